@@ -1,0 +1,167 @@
+"""Convolutional baselines from timm, under the interface of `ViTConfig`.
+
+Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs. The RegNetY are the
+"fast scaling" variants of Dollar et al. 2021, not the ones of the model zoo.
+"""
+
+import functools
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from timm.models.regnet import RegNet, RegNetCfg
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.base import Frozen
+from trainables.vit import Cost
+
+
+def count_cost(model: nn.Module, image_size: int) -> Cost:
+    """The cost of a network on the meta device, by running one image through it and watching.
+
+    Convolutions, linear layers and the stem's pooling write activations, as the authors' code counts.
+    """
+    activations = 0
+
+    def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal activations
+        activations += output.numel()
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear | nn.MaxPool2d)]
+    handles = [layer.register_forward_hook(watch) for layer in layers]
+    was_training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+    model.train(was_training)
+    for handle in handles:
+        handle.remove()
+    # torch counts a multiply and an add; the paper counts the pair.
+    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations)
+
+
+class _Baseline(Frozen):
+    """A CNN that timm builds; its cost is counted on the meta device, where nothing is allocated."""
+
+    image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block.")
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, its initial weights drawn from torch's global generator."""
+        raise NotImplementedError
+
+    def cost(self, num_classes: int) -> Cost:
+        """Counted without allocating the network."""
+        return _counted(self, num_classes)
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(config: _Baseline, num_classes: int) -> Cost:
+    with torch.device("meta"):
+        model = config.build(num_classes)
+    return count_cost(model, config.image_size)
+
+
+#: depths, widths, group width, training resolution.
+_REGNETY: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
+    "nano": ((1, 1, 2, 1), (16, 32, 64, 128), 16, 32),
+    "1gf": ((1, 4, 10, 3), (40, 120, 328, 904), 4, 232),
+    # depth 26, w0 88, wa 30.3, wm 2.404, written out as those parameters give it.
+    "4gf": ((2, 6, 16, 2), (96, 192, 512, 1216), 32, 240),
+    "16gf": ((2, 7, 18, 2), (168, 336, 896, 2128), 56, 256),
+    "32gf": ((2, 7, 20, 2), (216, 432, 1152, 2808), 72, 268),
+}
+
+
+class RegNetYConfig(_Baseline):
+    """RegNetY: squeeze-and-excitation of 0.25, bottleneck ratio 1, stem of 32 channels."""
+
+    family: Literal["regnety"] = "regnety"
+    size: Literal["nano", "1gf", "4gf", "16gf", "32gf"] | None = Field(
+        None, description="Named sizes fill depths, widths, group_width and image_size."
+    )
+    depths: tuple[int, int, int, int] = Field(description="Blocks per stage.")
+    widths: tuple[int, int, int, int] = Field(description="Channels per stage.")
+    group_width: int = Field(gt=0, description="Channels per group of the 3x3 convolutions.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_size(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(size := data.get("size"), str) and size in _REGNETY:
+            names = ("depths", "widths", "group_width", "image_size")
+            data = dict(zip(names, _REGNETY[size], strict=True)) | data
+        return data
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if bad := [width for width in self.widths if width % min(self.group_width, width)]:
+            raise ValueError(f"group_width must divide widths, got {self.group_width} and {bad}")
+        return self
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, its initial weights drawn from torch's global generator."""
+        cfg = RegNetCfg(group_size=self.group_width, se_ratio=0.25, stem_width=32)
+        return _StagedRegNet(
+            cfg, self.depths, self.widths, num_classes=num_classes, drop_path_rate=self.drop_path
+        )
+
+
+class _StagedRegNet(RegNet):  # type: ignore[misc]
+    """timm's RegNet from stages written out, which its linear parameters cannot always give."""
+
+    def __init__(
+        self, cfg: RegNetCfg, depths: tuple[int, ...], widths: tuple[int, ...], **kwargs: Any
+    ) -> None:
+        self._stages = (depths, widths)
+        super().__init__(cfg, **kwargs)
+
+    def _get_stage_args(
+        self, cfg: RegNetCfg, default_stride: int = 2, output_stride: int = 32, drop_path_rate: float = 0.0
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        rates = torch.linspace(0, drop_path_rate, sum(self._stages[0]), device="cpu").tolist()
+        stages = []
+        for depth, width in zip(*self._stages, strict=True):
+            stages.append(
+                {
+                    "out_chs": width,
+                    "stride": default_stride,
+                    "dilation": 1,
+                    "depth": depth,
+                    "bottle_ratio": cfg.bottle_ratio,
+                    "group_size": min(cfg.group_size, width),
+                    "drop_path_rates": rates[:depth],
+                }
+            )
+            rates = rates[depth:]
+        common = {
+            "downsample": cfg.downsample,
+            "se_ratio": cfg.se_ratio,
+            "linear_out": cfg.linear_out,
+            "act_layer": cfg.act_layer,
+            "norm_layer": cfg.norm_layer,
+        }
+        return stages, common
+
+
+_RESNET_DEPTHS: dict[int, tuple[int, ...]] = {
+    18: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+
+
+class ResNetConfig(_Baseline):
+    """ResNet; bottleneck blocks from 50 layers on."""
+
+    family: Literal["resnet"] = "resnet"
+    layers: Literal[18, 50, 101, 152, 200] = Field(50, description="Which one, by its number of layers.")
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, its initial weights drawn from torch's global generator."""
+        block = Bottleneck if self.layers >= 50 else BasicBlock
+        return ResNet(
+            block, _RESNET_DEPTHS[self.layers], num_classes=num_classes, drop_path_rate=self.drop_path
+        )

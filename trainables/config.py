@@ -1,0 +1,254 @@
+"""The configuration of one training run: the unions that are the registry, and `TrainConfig`."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from trainables.augment import Light, Mixup, Paper
+from trainables.base import Frozen, derive_seed
+from trainables.baselines import RegNetYConfig, ResNetConfig
+from trainables.data import Digits, Parquet
+from trainables.optim import SGD, AdamW, Cosine, Duration, Share
+from trainables.vit import ViTConfig
+
+ModelConfig = ViTConfig | RegNetYConfig | ResNetConfig
+Model = Annotated[ModelConfig, Field(discriminator="family")]
+DataConfig = Digits | Parquet
+Data = Annotated[DataConfig, Field(discriminator="name")]
+Augment = Annotated[Light | Paper, Field(discriminator="name")]
+OptimConfig = AdamW | SGD
+Optim = Annotated[OptimConfig, Field(discriminator="name")]
+
+#: Every model that has a name of its own; `model: vit_c_4gf` stands for what is written here.
+NAMED_MODELS: dict[str, ModelConfig] = {
+    **{
+        f"vit_{letter}_{size}": ViTConfig(size=size, stem=stem)  # type: ignore[arg-type]
+        for size in ("1gf", "4gf", "18gf", "36gf")
+        for letter, stem in (("p", "patchify"), ("c", "conv"))
+    },
+    **{
+        f"regnety_{size}": RegNetYConfig(size=size)  # type: ignore[arg-type, call-arg]
+        for size in ("1gf", "4gf", "16gf", "32gf")
+    },
+    **{f"resnet_{layers}": ResNetConfig(layers=layers) for layers in (50, 101, 152, 200)},  # type: ignore[arg-type]
+}
+
+
+class Ema(Frozen):
+    """Averages the weights (and BN statistics) over training; the average is what gets evaluated."""
+
+    time_constant: float = Field(
+        0.078, gt=0, le=1, description="Share of the run that the average looks back on; the paper's value."
+    )
+    every_steps: int = Field(32, gt=0, description="Optimizer steps between two updates of the average.")
+
+    def decay(self, total_steps: int) -> float:
+        """What the average keeps of itself at each update.
+
+        The paper's alpha = 1e-5 x batch x 32 / epochs is every_steps / (time_constant x total_steps) with
+        a time constant of 7.8 % on ImageNet.
+        """
+        return max(0.0, 1 - self.every_steps / (self.time_constant * total_steps))
+
+
+class Divergence(Frozen):
+    """When a run counts as diverged. Fixed before the run, the same for every arm.
+
+    A non-finite loss ends it at once. A run that has learnt nothing (error within `margin_pct` of chance
+    and training loss no better than guessing) for `window` in a row ends early; one whose final error is
+    within `margin_pct` of chance counts as diverged at its end.
+    """
+
+    margin_pct: float = Field(1.0, ge=0, description="Percentage points below chance that still are chance.")
+    window: Duration = Field(Share(share=0.5), description="How long it may stay there: epochs, or as `50%`.")
+
+
+class Seeds(Frozen):
+    """One seed for each stream of randomness, so that each can be varied alone."""
+
+    init: int = Field(0, ge=0, description="Initial weights.")
+    order: int = Field(0, ge=0, description="Order of the training images.")
+    augment: int = Field(0, ge=0, description="Crops, mixing and stochastic depth.")
+
+    @classmethod
+    def derived(cls, *names: object) -> "Seeds":
+        """Streams that follow from names."""
+        return cls(**{stream: derive_seed(*names, stream) % 2**32 for stream in cls.model_fields})
+
+
+#: Settings that belong together; what a file sets itself comes on top.
+RECIPES: dict[str, dict[str, Any]] = {
+    "light": {
+        "augment": {"name": "light"},
+        "schedule": {"epochs": 20},
+        "batch_size": 64,
+        "label_smoothing": 0.1,
+    },
+    # paper.md 2.1: section 3 and appendix of the paper, and its code.
+    "paper": {
+        "augment": {"name": "paper"},
+        "mixup": {},
+        "schedule": {"epochs": 100, "warmup": 5, "per": "epoch"},
+        "batch_size": 2048,
+        "label_smoothing": 0.1,
+        "ema": {},
+        "precise_bn_images": 8192,
+    },
+}
+
+
+class TrainConfig(Frozen):
+    """One training run, whole. Equal configurations give equal results."""
+
+    recipe: Literal["light", "paper"] = Field(
+        "light", description="light: small images. paper: ImageNet. Both fill only what is not set."
+    )
+    model: Model
+    data: Data
+    augment: Augment = Field(default_factory=Light)
+    mixup: Mixup | None = Field(None, description="Mixup and CutMix; none if left out.")
+    optim: Optim
+    schedule: Cosine
+    batch_size: int = Field(gt=0, description="Images per optimizer step, over all workers of the trial.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability given to all classes alike.")
+    ema: Ema | None = Field(None, description="Averaging of weights; none if left out.")
+    precise_bn_images: int = Field(
+        0, ge=0, description="Training images from which BN statistics are taken anew before evaluation."
+    )
+    sync_batch_norm: bool = Field(False, description="BN statistics over all workers instead of each alone.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."
+    )
+    clip_grad_norm: float | None = Field(None, gt=0, description="Largest gradient norm; the paper: none.")
+    divergence: Divergence = Field(default_factory=Divergence)
+    seeds: Seeds = Field(default_factory=Seeds)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_shorthands(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        recipe = RECIPES.get(data.get("recipe", "light"), {})
+        tree: dict[str, Any] = {}
+        for source in (recipe, data):
+            for path, value in _leaves(source):
+                # A recipe's augmentation gives way whole to one of another name.
+                set_path(tree, path, value)
+        return tree
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def expand(path: str, value: Any) -> Any:
+    """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
+    if isinstance(value, str):
+        if path == "model" and value in NAMED_MODELS:
+            return {"family": NAMED_MODELS[value].family, **NAMED_MODELS[value].model_dump(exclude_unset=True)}
+        if path == "data":
+            return {"name": "digits"} if value == "digits" else {"name": "parquet", "path": value}
+        if path in ("augment", "optim"):
+            return {"name": value}
+    return value
+
+
+def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a dotted path in a tree of dicts, in place; short forms on the way and at the end expand.
+
+    Setting `name` or `family` to another one empties the rest: what belonged to it means nothing now.
+    """
+    *parents, last = path.split(".")
+    where = ""
+    for key in parents:
+        where = f"{where}.{key}".lstrip(".")
+        child = expand(where, tree.get(key))
+        tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
+        tree = child
+    if last in ("name", "family") and tree.get(last, value) != value:
+        tree.clear()
+    value = expand(path, value)
+    tree[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with an input: where, which rule, what was there."""
+
+    path: str
+    rule: str
+    found: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.rule}" + (f" (got {self.found})" if self.found else "")
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """A pydantic error as faults, without the tags pydantic puts into paths of unions."""
+    faults = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"] if part not in _TAGS or not isinstance(part, str))
+        message = item["msg"].removeprefix("Value error, ")
+        found = "" if item["type"] in ("missing", "value_error") else _shorten(item["input"])
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] == "union_tag_not_found":
+            key = item["ctx"]["discriminator"].strip("'")
+            path, message, found = f"{path}.{key}", "is missing", ""
+        elif item["type"] == "union_tag_invalid":
+            path = f"{path}.{item['ctx']['discriminator'].strip(chr(39))}"
+            message, found = f"must be one of {item['ctx']['expected_tags']}", repr(item["ctx"]["tag"])
+        faults.append(Fault(path or "file", message, found))
+    return faults
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _tags(*unions: Any) -> frozenset[str]:
+    """The tags of discriminated unions and the class names of plain ones."""
+    tags = {"Stem", "Share", "constrained-float", "function-before[_parse_percent()", "float"}
+    for members in unions:
+        for member in members.__args__:
+            for key in ("name", "family"):
+                if (field := member.model_fields.get(key)) is not None:
+                    tags.add(field.default)
+    return frozenset(tags)
+
+
+_TAGS = _tags(ModelConfig, DataConfig, Light | Paper, OptimConfig)
+
+
+def identity(config: TrainConfig, data_fingerprint: str) -> str:
+    """A digest of everything that decides a run's result, of 16 hexadecimal digits.
+
+    Defaults are left out, so that a field added to the code later does not rename finished runs. Data
+    count by their fingerprint, not by where they lie.
+    """
+    content = _content(config) | {"data": data_fingerprint}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _content(config: BaseModel) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        # What a name or size stands for is written out in the other fields.
+        if name in ("size", "recipe"):
+            continue
+        if name in ("name", "family") or value != field.get_default(call_default_factory=True):
+            content[name] = _content(value) if isinstance(value, BaseModel) else value
+    return content

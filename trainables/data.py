@@ -1,0 +1,578 @@
+"""Data sets, their splits, and batches whose every sample is a function of (seed, epoch, position).
+
+Shape suffixes: B batch, C channels, H W image side.
+"""
+
+import functools
+import hashlib
+import io
+import math
+import os
+import posixpath
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from trainables.base import Frozen, derive_seed
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+#: An image of more pixels is refused undecoded: a few kilobytes can ask for gigabytes.
+MAX_PIXELS = 2**26
+
+
+class DataError(ValueError):
+    """The data cannot be used as asked; the message names the file and, where there is one, the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """What a data set holds, told without decoding an image.
+
+    Attributes:
+      name: for people.
+      num_classes: labels run from 0 to one less.
+      class_names: one per class.
+      sizes: images per split.
+      splits: where each split comes from, in words; the report prints it.
+      fingerprint: changes when the images or labels do, not when the files move.
+      skipped: images left out because they do not decode (policy `skip`).
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    sizes: dict[Split, int]
+    splits: dict[Split, str]
+    fingerprint: str
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: labels at hand, images on demand.
+
+    Attributes:
+      labels: class of every image.
+      read: the image at a position, PIL, RGB.
+    """
+
+    labels: NDArray[np.int64]
+    read: Callable[[int], Image.Image] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB: grey, palette, transparency, CMYK, 16 bits a channel."""
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        # PIL clips these at 255; the eye, and a network, want them scaled.
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray((np.asarray(image).clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in an encoded image file, as RGB.
+
+    Raises:
+      DataError: the bytes are no image, are cut off, or ask for more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(f"has {image.width} x {image.height} pixels, over {MAX_PIXELS}")
+                image.load()
+                return to_rgb(image)
+    except DataError:
+        raise
+    # PIL raises whatever its format plug-ins do on hostile bytes: OSError, SyntaxError, struct.error...
+    except Exception as error:
+        raise DataError(f"does not decode: {error}") from error
+
+
+def held_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions that stay and positions held out, `share` of every class, at least one of each.
+
+    A class of a single image stays whole.
+    """
+    rng = np.random.default_rng(seed)
+    out = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        out.append(members[:count])
+    held = np.sort(np.concatenate(out))
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+class Digits(Frozen):
+    """scikit-learn's digits: 1,797 real 8x8 scans of ten handwritten digits, inside its wheel."""
+
+    name: Literal["digits"] = "digits"
+    val_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images used for selection.")
+    test_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images kept for the end.")
+    split_seed: int = Field(0, ge=0, description="Which images go to which split; no trial's seed changes it.")
+
+    def info(self) -> DataInfo:
+        """Sizes, classes and fingerprint."""
+        splits = _digits_splits(self)
+        shares = {"train": "the rest", "val": "held out by seed", "test": "held out by seed"}
+        return DataInfo(
+            name="digits",
+            num_classes=10,
+            class_names=tuple("0123456789"),
+            sizes={split: len(splits[split]) for split in SPLITS},
+            splits={split: f"scikit-learn digits, {shares[split]}" for split in SPLITS},
+            fingerprint=_digest(*(splits[split].labels.tobytes() for split in SPLITS), _digits()[0].tobytes()),
+        )
+
+    def open(self) -> dict[Split, Images]:
+        """The images of every split."""
+        return _digits_splits(self)
+
+
+@functools.cache
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # Grey levels 0 to 16.
+    return (bunch.images * 255 / 16).round().astype(np.uint8), bunch.target.astype(np.int64)
+
+
+@functools.cache
+def _digits_splits(config: Digits) -> dict[Split, Images]:
+    pixels, labels = _digits()
+    rest, test = held_out(labels, config.test_share, config.split_seed)
+    share = config.val_share / (1 - config.test_share)
+    train, val = (rest[part] for part in held_out(labels[rest], share, config.split_seed + 1))
+
+    def images(rows: NDArray[np.int64]) -> Images:
+        return Images(labels[rows], lambda i: Image.fromarray(pixels[rows[i]]).convert("RGB"))
+
+    return {"train": images(train), "val": images(val), "test": images(test)}
+
+
+class Parquet(Frozen):
+    """Parquet files in the Hugging Face image layout, on any storage pyarrow can open.
+
+    A column of structs {bytes, path} holds encoded images, an integer column their labels; class names
+    stand in the `huggingface` metadata. Files are told apart by name: train*, val* or validation*,
+    test*. A split that is missing is held out: selection from train, the final one too if need be.
+    """
+
+    name: Literal["parquet"] = "parquet"
+    path: str = Field(min_length=1, description="A file, or a folder of files; a local path or a URI.")
+    image_column: str = Field("image", description="Column of structs with `bytes`.")
+    label_column: str = Field("label", description="Column of class numbers.")
+    selection: Literal["held_out", "final"] = Field(
+        "held_out",
+        description="held_out: choose on images that the final number never sees. final: choose on the "
+        "final split itself, as the paper does; the report says so.",
+    )
+    val_share: float = Field(0.1, gt=0, lt=0.5, description="Share of train held out where val is missing.")
+    test_share: float = Field(0.1, gt=0, lt=0.5, description="Share of train held out where test is missing.")
+    train_limit: int | None = Field(
+        None, gt=0, description="Train on this many images only, the classes in proportion; all if left out."
+    )
+    split_seed: int = Field(0, ge=0, description="Which images are held out; no trial's seed changes it.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="error: an image that does not decode ends the trial. skip: leave out and count."
+    )
+
+    def info(self) -> DataInfo:
+        """Sizes, classes and fingerprint; reads labels and footers, no image unless bad ones are skipped.
+
+        Raises:
+          DataError: no files, not Parquet, columns missing or of another type, labels outside the classes.
+        """
+        return _parquet(self).info
+
+    def open(self) -> dict[Split, Images]:
+        """The images of every split."""
+        return _parquet(self).images
+
+
+@dataclass(frozen=True)
+class _ParquetData:
+    info: DataInfo
+    images: dict[Split, Images]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of one source split: labels in memory, images where they lie."""
+
+    files: tuple[str, ...]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    read: Callable[[int], Image.Image]
+    describe: str
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8) + part)
+    return digest.hexdigest()[:16]
+
+
+def open_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or URI, and the path inside it.
+
+    Raises:
+      DataError: a URI of a kind pyarrow does not know.
+    """
+    try:
+        if "://" in path:
+            filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
+            return filesystem, inner
+        return pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _find_files(path: str) -> dict[Split, tuple[pyarrow.fs.FileSystem, list[str]]]:
+    filesystem, inner = open_filesystem(path)
+    try:
+        found = filesystem.get_file_info(inner)
+        if found.type == pyarrow.fs.FileType.File:
+            return {"train": (filesystem, [inner])}
+        if found.type != pyarrow.fs.FileType.Directory:
+            raise DataError(f"{path}: there is no such file or folder")
+        listed = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from error
+    files: dict[Split, list[str]] = {}
+    for entry in sorted(listed, key=lambda entry: entry.path):
+        base = posixpath.basename(entry.path)
+        if entry.type == pyarrow.fs.FileType.File and base.endswith(".parquet"):
+            for split in SPLITS:
+                if base.startswith(split):
+                    files.setdefault(split, []).append(entry.path)
+    if "train" not in files:
+        raise DataError(f"{path}: holds no file named train*.parquet")
+    return {split: (filesystem, names) for split, names in files.items()}
+
+
+def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
+    import json
+
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    try:
+        names = json.loads(metadata)["info"]["features"][label_column]["names"] if metadata else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(str(name) for name in names) if names else None
+
+
+#: Encoded images up to this size are held in memory; above, a memory-mapped copy is made once.
+IN_MEMORY_BYTES = 2**30
+
+
+def cache_folder() -> Path:
+    """Where decoded copies of large data sets go; VITC_SWEEP_CACHE overrides."""
+    return Path(os.environ.get("VITC_SWEEP_CACHE", "~/.cache/vitc-sweep")).expanduser()
+
+
+def _read_images(
+    filesystem: pyarrow.fs.FileSystem, names: list[str], column: str, num_bytes: int, fingerprint: str
+) -> pa.ChunkedArray:
+    """The encoded images of some files, for random access."""
+
+    def batches() -> Any:
+        for name in names:
+            with pq.ParquetFile(name, filesystem=filesystem) as file:
+                for batch in file.iter_batches(batch_size=256, columns=[column]):
+                    yield pc.struct_field(batch.column(0), "bytes").cast(pa.large_binary())
+
+    if num_bytes <= IN_MEMORY_BYTES:
+        return pa.chunked_array(list(batches()), type=pa.large_binary())
+    # Parquet cannot be read row by row in a shuffled order; an Arrow file under the page cache can.
+    path = cache_folder() / f"{fingerprint}.arrow"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        schema = pa.schema([("bytes", pa.large_binary())])
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in batches():
+                writer.write_batch(pa.record_batch([batch], schema=schema))
+        os.replace(partial, path)
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
+
+
+def _read_table(filesystem: pyarrow.fs.FileSystem, names: list[str], config: Parquet) -> _Table:
+    labels, footers, bounds, num_bytes = [], [], [0], 0
+    class_names: tuple[str, ...] | None = None
+    for name in names:
+        try:
+            with pq.ParquetFile(name, filesystem=filesystem) as file:
+                schema, metadata = file.schema_arrow, file.metadata
+                _check_columns(name, schema, config)
+                column = file.read(columns=[config.label_column]).column(0)
+                class_names = class_names or _class_names(schema, config.label_column)
+                num_bytes += sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
+                footers.append(f"{metadata.num_rows} {metadata.serialized_size}".encode())
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{name}: is not a readable Parquet file: {error}") from error
+        if column.null_count:
+            raise DataError(f"{name}: column {config.label_column!r} has {column.null_count} empty labels")
+        labels.append(column.to_numpy().astype(np.int64))
+        bounds.append(bounds[-1] + len(column))
+    all_labels = np.concatenate(labels)
+    if not len(all_labels):
+        raise DataError(f"{names[0]}: holds no rows")
+    if class_names is None:
+        class_names = tuple(str(label) for label in range(int(all_labels.max()) + 1))
+    bad = np.flatnonzero((all_labels < 0) | (all_labels >= len(class_names)))
+    if len(bad):
+        place, row = _locate(names, bounds, int(bad[0]))
+        raise DataError(
+            f"{place}: row {row} has label {all_labels[bad[0]]}, outside the {len(class_names)} classes "
+            f"0 to {len(class_names) - 1} ({len(bad)} such row(s))"
+        )
+    fingerprint = _digest(all_labels.tobytes(), *footers, *_samples(filesystem, names, config))
+    load = functools.cache(
+        lambda: _read_images(filesystem, names, config.image_column, num_bytes, fingerprint)
+    )
+
+    def read(row: int) -> Image.Image:
+        try:
+            data = load()[row].as_py()
+            if data is None:
+                raise DataError("has no bytes; images stored as paths only are not supported")
+            return decode(data)
+        except (DataError, pa.ArrowException, OSError) as error:
+            place, local = _locate(names, bounds, row)
+            raise DataError(f"{place}: row {local} {error}") from error
+
+    shown = posixpath.basename(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return _Table(tuple(names), all_labels, class_names, fingerprint, read, shown)
+
+
+def _locate(names: Sequence[str], bounds: Sequence[int], row: int) -> tuple[str, int]:
+    index = int(np.searchsorted(bounds, row, side="right")) - 1
+    return names[index], row - bounds[index]
+
+
+def _samples(filesystem: pyarrow.fs.FileSystem, names: list[str], config: Parquet) -> list[bytes]:
+    """The first image of every file: footers alone would not notice pixels changed in place."""
+    samples = []
+    for name in names:
+        with pq.ParquetFile(name, filesystem=filesystem) as file:
+            batch = next(file.iter_batches(batch_size=1, columns=[config.image_column]), None)
+            if batch is not None:
+                samples.append(pc.struct_field(batch.column(0), "bytes")[0].as_py() or b"")
+    return samples
+
+
+def _check_columns(name: str, schema: pa.Schema, config: Parquet) -> None:
+    for column in (config.image_column, config.label_column):
+        if column not in schema.names:
+            raise DataError(f"{name}: has no column {column!r}, only {schema.names}")
+    image = schema.field(config.image_column).type
+    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+        raise DataError(f"{name}: column {config.image_column!r} must be a struct with `bytes`, is {image}")
+    if not pa.types.is_integer(label := schema.field(config.label_column).type):
+        raise DataError(f"{name}: column {config.label_column!r} must hold integers, holds {label}")
+
+
+@functools.lru_cache(maxsize=8)
+def _parquet(config: Parquet) -> _ParquetData:
+    tables = {split: _read_table(*files, config) for split, files in _find_files(config.path).items()}
+    classes = {split: table.class_names for split, table in tables.items()}
+    if any(names != classes["train"] for names in classes.values()):
+        counts = ", ".join(f"{split} {len(names)}" for split, names in classes.items())
+        # Without names in the metadata a small split may just miss the last classes.
+        if any(not all(n.isdigit() for n in names) for names in classes.values()):
+            raise DataError(f"{config.path}: the splits have different classes ({counts})")
+    class_names = max(classes.values(), key=len)
+
+    rows = {split: np.arange(len(table.labels)) for split, table in tables.items()}
+    skipped = 0
+    if config.on_bad_image == "skip":
+        for split, table in tables.items():
+            good = np.array([_decodes(table, row) for row in rows[split]], dtype=bool)
+            skipped += int((~good).sum())
+            rows[split] = rows[split][good]
+    parts = {split: (tables[split], rows[split], tables[split].describe) for split in tables}
+
+    def hold_out(target: Split, share: float, seed: int) -> None:
+        table, kept, described = parts["train"]
+        stay, out = held_out(table.labels[kept], share, seed)
+        parts["train"] = (table, kept[stay], described)
+        parts[target] = (table, kept[out], f"{share:.0%} of {table.describe}, held out by seed")
+
+    if "test" not in parts and "val" in parts:
+        # One evaluation split, as ImageNet has: the final number is taken there.
+        parts["test"] = parts.pop("val")
+    if "test" not in parts:
+        hold_out("test", config.test_share, config.split_seed)
+    if config.selection == "final":
+        parts["val"] = parts["test"]
+    elif "val" not in parts:
+        hold_out("val", config.val_share, config.split_seed + 1)
+
+    table, kept, described = parts["train"]
+    if config.train_limit is not None and config.train_limit < len(kept):
+        _, few = held_out(table.labels[kept], config.train_limit / len(kept), config.split_seed + 2)
+        parts["train"] = (table, kept[few], f"{len(few)} images of {described}, drawn by seed")
+
+    def images(split: Split) -> Images:
+        table, kept, _ = parts[split]
+        return Images(table.labels[kept], lambda i: table.read(int(kept[i])))
+
+    return _ParquetData(
+        DataInfo(
+            name=posixpath.basename(config.path.rstrip("/")).removesuffix(".parquet") or config.path,
+            num_classes=len(class_names),
+            class_names=class_names,
+            sizes={split: len(parts[split][1]) for split in SPLITS},
+            splits={split: parts[split][2] for split in SPLITS},
+            fingerprint=_digest(
+                *(tables[split].fingerprint.encode() for split in SPLITS if split in tables),
+                *(parts[split][1].tobytes() for split in SPLITS),
+            ),
+            skipped=skipped,
+        ),
+        {split: images(split) for split in SPLITS},
+    )
+
+
+def _decodes(table: _Table, row: int) -> bool:
+    try:
+        table.read(row)
+    except DataError:
+        return False
+    return True
+
+
+def import_folder(source: Path, target: Path) -> tuple[int, tuple[str, ...]]:
+    """Writes an ImageFolder tree (one folder of images per class) as one Parquet file.
+
+    Bytes are copied as they are; each image is decoded once to see that it can be.
+
+    Returns:
+      How many images, and the class names in label order.
+
+    Raises:
+      DataError: no class folders, no images, or one that does not decode; nothing is written then.
+    """
+    import json
+
+    if not source.is_dir():
+        raise DataError(f"{source}: there is no such folder")
+    class_names = tuple(sorted(entry.name for entry in source.iterdir() if entry.is_dir()))
+    extensions = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    files = [
+        (path, label)
+        for label, name in enumerate(class_names)
+        for path in sorted((source / name).rglob("*"))
+        if path.is_file() and path.suffix.lower() in extensions
+    ]
+    if not files:
+        raise DataError(f"{source}: holds no images in folders, one folder per class")
+    features = {"image": {"_type": "Image"}, "label": {"names": class_names, "_type": "ClassLabel"}}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    partial = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            for start in range(0, len(files), 1024):
+                images, labels = [], []
+                for path, label in files[start : start + 1024]:
+                    data = path.read_bytes()
+                    try:
+                        decode(data)
+                    except DataError as error:
+                        raise DataError(f"{path} {error}") from error
+                    images.append({"bytes": data, "path": path.relative_to(source).as_posix()})
+                    labels.append(label)
+                writer.write_batch(
+                    pa.record_batch([pa.array(images, schema.field(0).type), pa.array(labels)], schema=schema)
+                )
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(files), class_names
+
+
+def num_steps(num_samples: int, batch_size: int) -> int:
+    """Optimizer steps in one epoch."""
+    return math.ceil(num_samples / batch_size)
+
+
+def share_of(values: NDArray[np.int64], index: int, count: int) -> NDArray[np.int64]:
+    """Part `index` of `count` nearly equal parts: sizes differ by at most one, nothing is lost."""
+    return values[len(values) * index // count : len(values) * (index + 1) // count]
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which epoch `epoch` visits the samples: a function of its arguments alone."""
+    return np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(num_samples)
+
+
+def step_samples(
+    order: NDArray[np.int64], batch_size: int, step: int, rank: int, world_size: int
+) -> NDArray[np.int64]:
+    """What one rank sees in one step.
+
+    An epoch is cut into equal steps of at most `batch_size` rather than full ones and a rest, so every
+    sample is seen exactly once and no step is too small for batch normalisation.
+    """
+    batch = share_of(order, step, num_steps(len(order), batch_size))
+    return share_of(batch, rank, world_size)
+
+
+class Collected:
+    """Images of one size as bytes in memory, on the device where they are used."""
+
+    def __init__(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
+        self.pixels_NCHW = pixels_NCHW
+        self.labels_N = labels_N
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def collect(images: Images, prepare: Callable[[Image.Image], Tensor], device: torch.device) -> Collected:
+    """Decodes and prepares a whole split once.
+
+    Args:
+      images: the split.
+      prepare: a picture to uint8 of shape (3, side, side).
+      device: where the bytes are to lie.
+    """
+    first = prepare(images.read(0))
+    pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)
+    pixels[0] = first
+    for row in range(1, len(images)):
+        pixels[row] = prepare(images.read(row))
+    return Collected(pixels.to(device), torch.from_numpy(images.labels).to(device))

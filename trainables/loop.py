@@ -1,0 +1,299 @@
+"""The training loop: a generator of (Epoch, State), driven by whoever wants the next epoch.
+
+Shape suffixes: B batch, C channels, H W image side, K classes.
+"""
+
+import contextlib
+import copy
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
+
+from trainables.augment import Batch, LightPipeline, PaperPipeline
+from trainables.base import Context, Diverged, Epoch, derive_seed
+from trainables.config import Seeds, TrainConfig
+from trainables.data import Images, Split, num_steps
+from trainables.optim import in_epochs
+
+#: Steps between two looks at the loss; a look waits for the device, so not every step.
+CHECK_STEPS = 20
+
+
+@dataclass
+class State:
+    """All that a run needs to go on from the end of an epoch, by reference; `save` copies it out.
+
+    No generator states: every random number is a function of seeds, epoch and step.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    epoch: int = 0
+    dead_epochs: int = 0
+
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that it loads without unpickling code."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "dead_epochs": self.dead_epochs,
+        }
+
+    def save(self, file: BinaryIO) -> None:
+        """Writes a checkpoint that `load` reads."""
+        torch.save(self.content(), file)
+
+    def load(self, file: BinaryIO) -> None:
+        """Takes up what `save` wrote."""
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(content["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.epoch, self.dead_epochs = content["epoch"], content["dead_epochs"]
+
+
+def train(
+    config: TrainConfig, context: Context, checkpoint: BinaryIO | None = None
+) -> Iterator[tuple[Epoch, State]]:
+    """Trains one model; every rank runs this and gets the same rows.
+
+    Args:
+      config: the run.
+      context: this process's place in it.
+      checkpoint: what `State.save` wrote at the end of an epoch, to go on from there.
+
+    Yields:
+      After each epoch its row and the state, which is live: it moves on with the next `next`.
+
+    Raises:
+      Diverged: see `Divergence`; all ranks raise it together.
+      DataError: an image that does not decode.
+    """
+    info, splits = config.data.info(), config.data.open()
+    run = _Run(config, context, info.num_classes, splits["train"])
+    if checkpoint is not None:
+        run.state.load(checkpoint)
+    chance_pct = 100 * (1 - 1 / info.num_classes)
+    dead_above_pct = chance_pct - config.divergence.margin_pct
+    window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
+
+    while run.state.epoch < config.schedule.epochs:
+        started = time.perf_counter()
+        train_loss, lr = run.train_epoch(splits["train"])
+        trained = time.perf_counter()
+        raw, averaged = run.evaluate(splits["val"])
+        if not math.isfinite(averaged.loss):
+            raise Diverged(f"the validation loss is {averaged.loss} after epoch {run.state.epoch + 1}")
+        run.state.epoch += 1
+        is_last = run.state.epoch == config.schedule.epochs
+        test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
+        # A loss of ln(classes) is that of guessing, with or without smoothing and mixing.
+        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * math.log(info.num_classes)
+        run.state.dead_epochs = run.state.dead_epochs + 1 if learnt_nothing else 0
+        yield (
+            Epoch(
+                epoch=run.state.epoch,
+                step=run.state.epoch * run.steps_per_epoch,
+                lr=lr,
+                train_loss=train_loss,
+                val_loss=averaged.loss,
+                val_top1_error_pct=averaged.error_pct,
+                val_raw_top1_error_pct=raw.error_pct,
+                train_seconds=trained - started,
+                val_seconds=time.perf_counter() - trained,
+                test_top1_error_pct=test_error_pct,
+            ),
+            run.state,
+        )
+        if is_last and averaged.error_pct > dead_above_pct:
+            raise Diverged(f"ended at {averaged.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
+        if run.state.dead_epochs >= window:
+            raise Diverged(f"learnt nothing for {run.state.dead_epochs} epochs, until epoch {run.state.epoch}")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of one evaluation: mean cross-entropy, and share of wrong top-1 answers in per cent."""
+
+    loss: float
+    error_pct: float
+
+
+class _Run:
+    """What one call of `train` builds once and uses every epoch."""
+
+    def __init__(self, config: TrainConfig, context: Context, num_classes: int, images: Images) -> None:
+        self.config, self.context, self.num_classes = config, context, num_classes
+        self.steps_per_epoch = num_steps(len(images), config.batch_size)
+        smallest = len(images) // self.steps_per_epoch // context.world_size
+        if smallest < 2:
+            raise ValueError(
+                f"{len(images)} training images in batches of {config.batch_size} on {context.world_size} "
+                "workers leave fewer than 2 images to a worker and step"
+            )
+        self.pipeline: LightPipeline | PaperPipeline = config.augment.pipeline(
+            config.model.image_size, config.seeds.augment, context
+        )
+        model = _build_model(config, num_classes).to(context.device)
+        if config.sync_batch_norm and context.world_size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.trained: nn.Module = model
+        if context.world_size > 1:
+            ids = [context.device.index] if context.device.type == "cuda" else None
+            self.trained = DistributedDataParallel(model, device_ids=ids)
+        self.autocast_dtype = _autocast_dtype(config, context.device)
+        total_steps = config.schedule.epochs * self.steps_per_epoch
+        ema = None
+        if config.ema:
+            warmup_steps = round(
+                in_epochs(config.schedule.warmup, config.schedule.epochs) * self.steps_per_epoch
+            )
+            # Until the end of the warm-up the average is the weights themselves.
+            ema = ModelEmaV3(model, config.ema.decay(total_steps), update_after_step=warmup_steps)
+        self.state = State(
+            model=model,
+            optimizer=config.optim.build(model, config.batch_size),
+            scaler=torch.amp.GradScaler(context.device.type, enabled=self.autocast_dtype == torch.float16),
+            ema=ema,
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision where the configuration and the device want it."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.context.device.type, self.autocast_dtype)
+
+    def train_epoch(self, images: Images) -> tuple[float, float]:
+        """Mean training loss over all ranks, and the learning rate of the last step."""
+        config, state, context = self.config, self.state, self.context
+        self.trained.train()
+        loss_sum = torch.zeros((), device=context.device, dtype=torch.float64)
+        seen = 0
+        lr = 0.0
+        batches = self.pipeline.train_batches(images, config.seeds.order, config.batch_size, state.epoch)
+        for step, batch in enumerate(batches):
+            global_step = state.epoch * self.steps_per_epoch + step
+            lr = config.optim.peak_lr(config.batch_size) * config.schedule.factor(
+                global_step / self.steps_per_epoch
+            )
+            loss_sum += self.train_step(batch, lr, global_step, self._batch_images(len(images), step))
+            seen += len(batch[0])
+            if (step + 1) % CHECK_STEPS == 0 or step + 1 == self.steps_per_epoch:
+                # Summed over ranks: a collective decision, or the others would wait for ever.
+                total = float(context.sum(loss_sum.clone()))
+                if not math.isfinite(total):
+                    raise Diverged(f"the training loss is {total} in epoch {state.epoch + 1}, by step {step + 1}")
+        return total / len(images), lr
+
+    def _batch_images(self, num_images: int, step: int) -> int:
+        steps = self.steps_per_epoch
+        return num_images * (step + 1) // steps - num_images * step // steps
+
+    def train_step(self, batch: Batch, lr: float, global_step: int, batch_images: int) -> Tensor:
+        """One optimizer step; the sum (not mean) of this rank's losses."""
+        config, state, context = self.config, self.state, self.context
+        images_BCHW, targets = batch
+        seed = derive_seed(config.seeds.augment, "step", global_step, context.rank)
+        # Stochastic depth draws from torch's global generator.
+        torch.manual_seed(seed)
+        if config.mixup:
+            images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.num_classes, seed)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        with self.autocast():
+            logits_BK = self.trained(images_BCHW)
+            loss_sum = cross_entropy(
+                logits_BK.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
+            )
+        # DDP averages over ranks, whose shares of the batch may differ by one image.
+        loss = loss_sum * (context.world_size / batch_images)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.scale(loss).backward()
+        if config.clip_grad_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None and config.ema is not None and (global_step + 1) % config.ema.every_steps == 0:
+            state.ema.update(state.model, global_step + 1)
+        return loss_sum.detach()
+
+    def evaluate(self, images: Images) -> tuple[Score, Score]:
+        """Scores of the weights themselves and of their average; the same where nothing is averaged."""
+        raw = self._score(self.state.model, images)
+        if self.state.ema is None:
+            return raw, raw
+        return raw, self._score(self.state.ema.module, images)
+
+    @torch.no_grad()
+    def _score(self, model: nn.Module, images: Images) -> Score:
+        model = self._with_precise_bn(model)
+        model.eval()
+        totals = torch.zeros(2, device=self.context.device, dtype=torch.float64)
+        # As large a batch as training has: it fits, and without gradients twice over.
+        for images_BCHW, labels_B in self.pipeline.eval_batches(images, self.config.batch_size):
+            with self.autocast():
+                logits_BK = model(images_BCHW).float()
+            totals[0] += cross_entropy(logits_BK, labels_B, reduction="sum").double()
+            totals[1] += (logits_BK.argmax(1) != labels_B).sum()
+        loss, errors = (self.context.sum(totals) / len(images)).tolist()
+        return Score(loss, 100 * errors)
+
+    def _with_precise_bn(self, model: nn.Module) -> nn.Module:
+        """A copy whose BN statistics are averages over training images, taken with its own weights."""
+        count = self.config.precise_bn_images
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not count or not norms:
+            return model
+        model = copy.deepcopy(model)
+        images = self.config.data.open()["train"]
+        seeds = Seeds.derived(self.config.seeds.order, "precise_bn")
+        batches = self.pipeline.train_batches(images, seeds.order, self.config.batch_size, self.state.epoch)
+        steps = max(1, round(min(count, len(images)) / self.config.batch_size))
+        with self.autocast():
+            update_bn((images_BCHW for images_BCHW, _ in itertools.islice(batches, steps)), model)
+        for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            for statistic in (norm.running_mean, norm.running_var):
+                assert statistic is not None
+                statistic.copy_(self.context.sum(statistic) / self.context.world_size)
+        return model
+
+
+def _build_model(config: TrainConfig, num_classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seeds.init)
+        return config.model.build(num_classes)
+
+
+def _autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    match config.precision:
+        case "bf16":
+            return torch.bfloat16
+        case "fp16":
+            return torch.float16
+        case "auto" if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return None
+
+
+def final_split(config: TrainConfig) -> Split:
+    """The split the last epoch's extra number is taken on."""
+    return "test"
