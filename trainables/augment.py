@@ -201,7 +201,9 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
             if self.config.pca_std:
                 shift_C = _PCA_VECTORS @ (_PCA_VALUES * torch.randn(3) * self.config.pca_std)
                 # Kept as floats: bytes would round the jitter away.
-                pixels_CHW = _normalise(pixels_CHW[None] + 255 * shift_C[:, None, None], _IMAGENET_MEAN, _IMAGENET_STD)[0]
+                pixels_CHW = _normalise(
+                    pixels_CHW[None] + 255 * shift_C[:, None, None], _IMAGENET_MEAN, _IMAGENET_STD
+                )[0]
         return pixels_CHW, int(self.images.labels[row])
 
 
@@ -227,7 +229,9 @@ class Mixup(Frozen):
     mixup_alpha: float = Field(0.8, ge=0, description="Beta parameter of mixup; 0 switches it off.")
     cutmix_alpha: float = Field(1.0, ge=0, description="Beta parameter of CutMix; 0 switches it off.")
 
-    def apply(self, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    def apply(
+        self, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
         """Mixed images and their labels as class probabilities, shape (B, K); `seed` decides everything."""
         choices = [
             kind(alpha=alpha, num_classes=num_classes)

@@ -135,16 +135,16 @@ class TrainConfig(Frozen):
         recipe = RECIPES.get(data.get("recipe", "light"), {})
         tree: dict[str, Any] = {}
         for source in (recipe, data):
-            for path, value in _leaves(source):
-                # A recipe's augmentation gives way whole to one of another name.
-                set_path(tree, path, value)
+            # A recipe's augmentation gives way whole to one of another name.
+            set_paths(tree, dict(leaves(source)))
         return tree
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping with its dotted path; an empty mapping is a value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -153,7 +153,10 @@ def expand(path: str, value: Any) -> Any:
     """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
     if isinstance(value, str):
         if path == "model" and value in NAMED_MODELS:
-            return {"family": NAMED_MODELS[value].family, **NAMED_MODELS[value].model_dump(exclude_unset=True)}
+            return {
+                "family": NAMED_MODELS[value].family,
+                **NAMED_MODELS[value].model_dump(exclude_unset=True),
+            }
         if path == "data":
             return {"name": "digits"} if value == "digits" else {"name": "parquet", "path": value}
         if path in ("augment", "optim"):
@@ -177,6 +180,14 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
         tree.clear()
     value = expand(path, value)
     tree[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Sets many dotted paths, names first: they decide which other keys exist."""
+    for path in sorted(
+        settings, key=lambda path: path.rpartition(".")[2] not in ("name", "family", "recipe")
+    ):
+        set_path(tree, path, settings[path])
 
 
 @dataclass(frozen=True, slots=True)

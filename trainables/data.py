@@ -83,7 +83,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as 8-bit RGB: grey, palette, transparency, CMYK, 16 bits a channel."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         # PIL clips these at 255; the eye, and a network, want them scaled.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.mode == "F":
         return Image.fromarray((np.asarray(image).clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
@@ -113,7 +115,9 @@ def decode(data: bytes) -> Image.Image:
         raise DataError(f"does not decode: {error}") from error
 
 
-def held_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def held_out(
+    labels: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions that stay and positions held out, `share` of every class, at least one of each.
 
     A class of a single image stays whole.
@@ -134,7 +138,9 @@ class Digits(Frozen):
     name: Literal["digits"] = "digits"
     val_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images used for selection.")
     test_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images kept for the end.")
-    split_seed: int = Field(0, ge=0, description="Which images go to which split; no trial's seed changes it.")
+    split_seed: int = Field(
+        0, ge=0, description="Which images go to which split; no trial's seed changes it."
+    )
 
     def info(self) -> DataInfo:
         """Sizes, classes and fingerprint."""
@@ -146,7 +152,9 @@ class Digits(Frozen):
             class_names=tuple("0123456789"),
             sizes={split: len(splits[split]) for split in SPLITS},
             splits={split: f"scikit-learn digits, {shares[split]}" for split in SPLITS},
-            fingerprint=_digest(*(splits[split].labels.tobytes() for split in SPLITS), _digits()[0].tobytes()),
+            fingerprint=_digest(
+                *(splits[split].labels.tobytes() for split in SPLITS), _digits()[0].tobytes()
+            ),
         )
 
     def open(self) -> dict[Split, Images]:
@@ -335,7 +343,9 @@ def _read_table(filesystem: pyarrow.fs.FileSystem, names: list[str], config: Par
                 _check_columns(name, schema, config)
                 column = file.read(columns=[config.label_column]).column(0)
                 class_names = class_names or _class_names(schema, config.label_column)
-                num_bytes += sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
+                num_bytes += sum(
+                    metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups)
+                )
                 footers.append(f"{metadata.num_rows} {metadata.serialized_size}".encode())
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{name}: is not a readable Parquet file: {error}") from error

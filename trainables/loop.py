@@ -106,7 +106,9 @@ def train(
         is_last = run.state.epoch == config.schedule.epochs
         test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
         # A loss of ln(classes) is that of guessing, with or without smoothing and mixing.
-        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * math.log(info.num_classes)
+        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * math.log(
+            info.num_classes
+        )
         run.state.dead_epochs = run.state.dead_epochs + 1 if learnt_nothing else 0
         yield (
             Epoch(
@@ -126,7 +128,9 @@ def train(
         if is_last and averaged.error_pct > dead_above_pct:
             raise Diverged(f"ended at {averaged.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
         if run.state.dead_epochs >= window:
-            raise Diverged(f"learnt nothing for {run.state.dead_epochs} epochs, until epoch {run.state.epoch}")
+            raise Diverged(
+                f"learnt nothing for {run.state.dead_epochs} epochs, until epoch {run.state.epoch}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,9 @@ class _Run:
                 # Summed over ranks: a collective decision, or the others would wait for ever.
                 total = float(context.sum(loss_sum.clone()))
                 if not math.isfinite(total):
-                    raise Diverged(f"the training loss is {total} in epoch {state.epoch + 1}, by step {step + 1}")
+                    raise Diverged(
+                        f"the training loss is {total} in epoch {state.epoch + 1}, by step {step + 1}"
+                    )
         return total / len(images), lr
 
     def _batch_images(self, num_images: int, step: int) -> int:
@@ -232,7 +238,11 @@ class _Run:
             nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.ema is not None and config.ema is not None and (global_step + 1) % config.ema.every_steps == 0:
+        if (
+            state.ema is not None
+            and config.ema is not None
+            and (global_step + 1) % config.ema.every_steps == 0
+        ):
             state.ema.update(state.model, global_step + 1)
         return loss_sum.detach()
 

@@ -33,7 +33,9 @@ class _Base(Frozen):
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = param_groups_weight_decay(model, self.weight_decay)
-        assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+        assert sum(len(group["params"]) for group in groups) == sum(
+            p.requires_grad for p in model.parameters()
+        )
         return groups
 
 

@@ -167,7 +167,9 @@ class ViTConfig(Frozen):
     depth: int = Field(gt=0, description="Blocks of the patchify model; a conv stem takes one of them away.")
     heads: int = Field(gt=0, description="Attention heads.")
     mlp_ratio: float = Field(gt=0, description="Hidden width of the MLP over width.")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth.")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth."
+    )
     init: Init = Field("pycls_2021", description="Whose initial weights; the paper's are pycls_2021.")
 
     @model_validator(mode="before")

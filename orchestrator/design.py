@@ -1,0 +1,99 @@
+"""Designs of experiments: which points of the unit cube are tried.
+
+Every design is a pure function: quantile i of a parameter depends on the seed, the parameter's name and
+i, and on nothing else. So a longer sweep begins with the shorter one, adding a parameter keeps the values
+of the others, and two arms that share the parameters share the points.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.stats import qmc
+
+from trainables.base import Frozen, derive_seed
+
+#: Per parameter the number of its values, or None where they are too many to count.
+Levels = Mapping[str, int | None]
+Quantiles = dict[str, NDArray[np.float64]]
+
+
+class _Drawn(Frozen):
+    points: int = Field(gt=0, description="Points per arm and cell.")
+    seed: int = Field(0, ge=0, description="Another seed, other points.")
+
+    def num_points(self, levels: Levels) -> int:
+        """How many points the design has."""
+        return self.points
+
+
+class RandomDesign(_Drawn):
+    """Independent uniform draws: the paper's design."""
+
+    kind: Literal["random"] = "random"
+
+    def quantiles(self, levels: Levels) -> Quantiles:
+        """Per parameter a quantile in [0, 1) for each point."""
+        return {
+            name: np.random.default_rng(derive_seed(self.seed, "random", name)).random(self.points)
+            for name in levels
+        }
+
+
+# Two parameters that most questions vary get the two coordinates that fill a plane best.
+_FIRST_DIMENSIONS = {"optim.lr": 0, "optim.weight_decay": 1}
+_NUM_DIMENSIONS = 512
+
+
+class SobolDesign(_Drawn):
+    """A scrambled Sobol sequence: as unbiased as random draws, but evenly spread; best with 2^k points.
+
+    Which coordinate of the sequence a parameter gets follows from its name. Should two names meet on one
+    coordinate, the one that stands later in the file moves to the next.
+    """
+
+    kind: Literal["sobol"] = "sobol"
+
+    def quantiles(self, levels: Levels) -> Quantiles:
+        """Per parameter a quantile in [0, 1) for each point."""
+        taken: dict[int, str] = {}
+        for name in levels:
+            free = _NUM_DIMENSIONS - len(_FIRST_DIMENSIONS)
+            at = _FIRST_DIMENSIONS.get(name, len(_FIRST_DIMENSIONS) + derive_seed("sobol", name) % free)
+            while at in taken:
+                at = (at + 1) % _NUM_DIMENSIONS
+            taken[at] = name
+        # Always all coordinates: the scrambling of one must not depend on how many are used.
+        engine = qmc.Sobol(
+            _NUM_DIMENSIONS, scramble=True, rng=np.random.default_rng(derive_seed(self.seed, "sobol"))
+        )
+        points = engine.random_base2((self.points - 1).bit_length())[: self.points]
+        return {name: points[:, at] for at, name in taken.items()}
+
+
+class GridDesign(Frozen):
+    """Every combination: all values of a choice, `levels` values of an interval, ends included."""
+
+    kind: Literal["grid"] = "grid"
+    levels: int = Field(4, gt=0, description="Values per interval, evenly spaced in quantile.")
+    seed: int = Field(0, ge=0, description="Seeds of the trials follow from it; the points do not.")
+
+    def _values(self, levels: int | None) -> NDArray[np.float64]:
+        if levels is not None:
+            return (np.arange(levels) + 0.5) / levels
+        return np.linspace(0, 1, self.levels) if self.levels > 1 else np.array([0.5])
+
+    def num_points(self, levels: Levels) -> int:
+        """How many points the design has."""
+        return int(np.prod([len(self._values(count)) for count in levels.values()], dtype=int))
+
+    def quantiles(self, levels: Levels) -> Quantiles:
+        """Per parameter a quantile in [0, 1] for each point."""
+        rows = np.array(list(itertools.product(*(self._values(count) for count in levels.values()))))
+        return {name: rows[:, column] for column, name in enumerate(levels)}
+
+
+Design = Annotated[RandomDesign | SobolDesign | GridDesign, Field(discriminator="kind")]

@@ -1,0 +1,186 @@
+"""How trials ended: outcomes and their rules, and the record of each trial folded from the journal."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator.plan import Plan, Trial
+from trainables.base import Epoch
+
+Outcome = Literal["finished", "diverged", "stopped", "invalid", "out_of_memory", "failed", "cancelled"]
+AttemptEnd = Literal[
+    "finished", "diverged", "stopped", "invalid", "out_of_memory", "failed", "cancelled", "preempted", "lost"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What follows from an outcome; every statistic reads it here.
+
+    Attributes:
+      means: for people.
+      again: who runs the trial again: nobody, this run up to `retries`, this run always, the next run.
+      ranked: whether its error may be the arm's best.
+      error_pct: the error it counts as in an EDF: its own (None with `in_edf`), or a fixed one.
+      in_edf: whether it counts there at all. What does not is shown as missing, never dropped silently.
+    """
+
+    means: str
+    again: Literal["never", "retries", "always", "next run"]
+    ranked: bool
+    in_edf: bool
+    error_pct: float | None = None
+
+
+RULES: dict[AttemptEnd, Rule] = {
+    "finished": Rule("ran to its last epoch", "never", ranked=True, in_edf=True),
+    "diverged": Rule(
+        "non-finite loss, or no better than chance", "never", ranked=False, in_edf=True, error_pct=100.0
+    ),
+    "stopped": Rule("ended early by a stopping rule", "never", ranked=False, in_edf=False),
+    "invalid": Rule("its settings cannot be built", "never", ranked=False, in_edf=False),
+    "out_of_memory": Rule("did not fit in memory", "never", ranked=False, in_edf=False),
+    "failed": Rule("an error in code, data or machine", "retries", ranked=False, in_edf=False),
+    "cancelled": Rule("interrupted by a person", "next run", ranked=False, in_edf=False),
+    "preempted": Rule("its machine was taken away", "always", ranked=False, in_edf=False),
+    "lost": Rule("its process or machine died", "retries", ranked=False, in_edf=False),
+}
+
+#: Outcomes after which `run` leaves a trial alone.
+SETTLED: frozenset[str] = frozenset(
+    name for name, rule in RULES.items() if rule.again in ("never", "retries") and name != "lost"
+)
+
+
+@dataclass(slots=True)
+class Record:
+    """What the journal says of one trial.
+
+    Attributes:
+      outcome: how it ended; None while it has not.
+      detail: one line of cause where it did not finish.
+      attempts: how often it was started.
+      rows: its epochs, by number; a repeated epoch counts once, the later attempt's.
+      busy_seconds: worker group time spent on it, all attempts.
+      running: an attempt has begun and not ended.
+      started, ended: seconds since 1970 of the first start and the last end.
+    """
+
+    outcome: Outcome | None = None
+    detail: str = ""
+    attempts: int = 0
+    rows: dict[int, Epoch] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    running: bool = False
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether `run` leaves it alone."""
+        return self.outcome in SETTLED
+
+    @property
+    def last(self) -> Epoch | None:
+        """The row of the last epoch."""
+        return self.rows[max(self.rows)] if self.rows else None
+
+
+Event = dict[str, Any]
+_ROW_FIELDS = frozenset(f.name for f in dataclasses.fields(Epoch))
+
+
+def attempt_event(trial_id: str, attempt: int, lane: str, time: float) -> Event:
+    """A lane has taken a trial up."""
+    return {"kind": "attempt", "trial": trial_id, "attempt": attempt, "lane": lane, "time": time}
+
+
+def epoch_event(trial_id: str, attempt: int, row: Mapping[str, Any]) -> Event:
+    """A trial has finished an epoch."""
+    return {"kind": "epoch", "trial": trial_id, "attempt": attempt, "row": dict(row)}
+
+
+def end_event(
+    trial_id: str, attempt: int, end: AttemptEnd, detail: str, seconds: float, time: float, final: bool
+) -> Event:
+    """An attempt is over; `final` says that the trial is, too."""
+    return {
+        "kind": "end",
+        "trial": trial_id,
+        "attempt": attempt,
+        "end": end,
+        "detail": detail,
+        "seconds": seconds,
+        "time": time,
+        "final": final,
+    }
+
+
+def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict[str, Record]:
+    """Records by trial id; constant work per event. Kinds it does not know are passed over."""
+    records = {} if into is None else into
+    for event in events:
+        if event["kind"] not in ("attempt", "epoch", "end"):
+            continue
+        record = records.setdefault(event["trial"], Record())
+        match event["kind"]:
+            case "attempt":
+                record.attempts = max(record.attempts, event["attempt"])
+                record.running, record.outcome = True, None
+                record.started = record.started or event["time"]
+            case "epoch":
+                row = Epoch(**{name: value for name, value in event["row"].items() if name in _ROW_FIELDS})
+                record.rows[row.epoch] = row
+            case "end":
+                record.running = False
+                record.busy_seconds += event["seconds"]
+                record.ended = event["time"]
+                record.detail = event["detail"]
+                record.outcome = event["end"] if event["final"] else None
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One trial with its record: a row of the results table."""
+
+    trial: Trial
+    record: Record
+    error_rule: Literal["last_epoch", "best_epoch"] = "last_epoch"
+
+    @property
+    def state(self) -> str:
+        """Its outcome, or `running` or `missing`."""
+        return self.record.outcome or ("running" if self.record.running else "missing")
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule of its outcome, None while it has none."""
+        return RULES[self.record.outcome] if self.record.outcome else None
+
+    @property
+    def error_pct(self) -> float | None:
+        """Top-1 error on the selection split as the EDF counts it; None where the trial is missing there."""
+        if self.rule is None or not self.rule.in_edf:
+            return None
+        return self.rule.error_pct if self.rule.error_pct is not None else self.own_error_pct
+
+    @property
+    def own_error_pct(self) -> float | None:
+        """Top-1 error on the selection split as measured, whatever the outcome."""
+        if not self.record.rows:
+            return None
+        if self.error_rule == "best_epoch":
+            return min(row.val_top1_error_pct for row in self.record.rows.values())
+        return self.record.rows[max(self.record.rows)].val_top1_error_pct
+
+    @property
+    def test_error_pct(self) -> float | None:
+        """Top-1 error on the final split, after the last epoch."""
+        return self.record.last.test_top1_error_pct if self.record.last else None
+
+
+def results_of(plan: Plan, records: Mapping[str, Record]) -> list[Result]:
+    """Every planned trial with what is known of it, in the order of the plan."""
+    return [Result(trial, records.get(trial.id, Record()), plan.sweep.error) for trial in plan.trials]
