@@ -1,46 +1,14 @@
 """From a sweep to its trials: identities, order, gangs, and how many run at a time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.gang import Gang
 from orchestrator.sweep import Cell, Resources, Sweep, cell_name, iterate
 from trainables.config import DataConfig, Seeds, TrainConfig, identity
 from trainables.data import DataInfo, num_steps
 from trainables.vit import Cost
-
-
-@dataclass(frozen=True, slots=True)
-class Gang:
-    """What a trial needs all at once, or not at all: equal workers, each with CPUs and perhaps GPUs.
-
-    Attributes:
-      workers: processes that train one model.
-      cpus: CPU cores of each; also its number of CPU threads.
-      gpus: GPUs of each; None means one where there are any.
-    """
-
-    workers: int
-    cpus: int
-    gpus: float | None
-
-    def on(self, nodes: Sequence["Node"]) -> "Gang":
-        """With the number of GPUs settled for a cluster."""
-        if self.gpus is not None:
-            return self
-        return Gang(self.workers, self.cpus, 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0)
-
-    def __str__(self) -> str:
-        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.workers} worker(s) with {self.cpus} CPU{gpus} each"
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One machine of a cluster, by what it has in all."""
-
-    cpus: float
-    gpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +141,3 @@ def by_gang(trials: Iterable[Trial]) -> dict[Gang, list[Trial]]:
     for trial in trials:
         groups.setdefault(trial.gang, []).append(trial)
     return dict(sorted(groups.items(), key=lambda item: -item[0].workers * max(item[0].gpus or 0, 1)))
-
-
-def num_lanes(gang: Gang, nodes: Sequence[Node], num_trials: int) -> int:
-    """How many whole gangs fit on a cluster at once, at most one per trial; 0 if none does.
-
-    Workers of one gang may sit on different nodes; no worker is split.
-    """
-    slots = 0
-    for node in nodes:
-        fits = int(node.cpus // gang.cpus)
-        if gang.gpus:
-            per_gpu = int(1 / gang.gpus) * int(node.gpus) if gang.gpus < 1 else int(node.gpus // gang.gpus)
-            fits = min(fits, per_gpu)
-        slots += fits
-    return min(slots // gang.workers, num_trials)

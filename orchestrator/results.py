@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.plan import Plan, Trial
 from trainables.base import Epoch
+
+if TYPE_CHECKING:  # the clerk writes events without knowing plans, and starts in no time for it
+    from orchestrator.plan import Plan, Trial
 
 Outcome = Literal["finished", "diverged", "stopped", "invalid", "out_of_memory", "failed", "cancelled"]
 AttemptEnd = Literal[
@@ -64,6 +66,7 @@ class Record:
       rows: its epochs, by number; a repeated epoch counts once, the later attempt's.
       busy_seconds: worker group time spent on it, all attempts.
       running: an attempt has begun and not ended.
+      weights: digest of the final weights; equal runs have equal ones.
       started, ended: seconds since 1970 of the first start and the last end.
     """
 
@@ -75,6 +78,7 @@ class Record:
     running: bool = False
     started: float | None = None
     ended: float | None = None
+    weights: str = ""
 
     @property
     def settled(self) -> bool:
@@ -91,9 +95,16 @@ Event = dict[str, Any]
 _ROW_FIELDS = frozenset(f.name for f in dataclasses.fields(Epoch))
 
 
-def attempt_event(trial_id: str, attempt: int, lane: str, time: float) -> Event:
-    """A lane has taken a trial up."""
-    return {"kind": "attempt", "trial": trial_id, "attempt": attempt, "lane": lane, "time": time}
+def attempt_event(trial_id: str, attempt: int, lane: str, time: float, node: str = "") -> Event:
+    """A lane has taken a trial up; `node` is the id of the machine of its rank 0."""
+    return {
+        "kind": "attempt",
+        "trial": trial_id,
+        "attempt": attempt,
+        "lane": lane,
+        "node": node,
+        "time": time,
+    }
 
 
 def epoch_event(trial_id: str, attempt: int, row: Mapping[str, Any]) -> Event:
@@ -102,7 +113,14 @@ def epoch_event(trial_id: str, attempt: int, row: Mapping[str, Any]) -> Event:
 
 
 def end_event(
-    trial_id: str, attempt: int, end: AttemptEnd, detail: str, seconds: float, time: float, final: bool
+    trial_id: str,
+    attempt: int,
+    end: AttemptEnd,
+    detail: str,
+    seconds: float,
+    time: float,
+    final: bool,
+    weights: str = "",
 ) -> Event:
     """An attempt is over; `final` says that the trial is, too."""
     return {
@@ -114,6 +132,7 @@ def end_event(
         "seconds": seconds,
         "time": time,
         "final": final,
+        "weights": weights,
     }
 
 
@@ -138,6 +157,7 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 record.ended = event["time"]
                 record.detail = event["detail"]
                 record.outcome = event["end"] if event["final"] else None
+                record.weights = event["weights"]
     return records
 
 
@@ -145,7 +165,7 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
 class Result:
     """One trial with its record: a row of the results table."""
 
-    trial: Trial
+    trial: "Trial"
     record: Record
     error_rule: Literal["last_epoch", "best_epoch"] = "last_epoch"
 
@@ -181,6 +201,6 @@ class Result:
         return self.record.last.test_top1_error_pct if self.record.last else None
 
 
-def results_of(plan: Plan, records: Mapping[str, Record]) -> list[Result]:
+def results_of(plan: "Plan", records: Mapping[str, Record]) -> list[Result]:
     """Every planned trial with what is known of it, in the order of the plan."""
     return [Result(trial, records.get(trial.id, Record()), plan.sweep.error) for trial in plan.trials]

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from orchestrator.design import Design, GridDesign
 from orchestrator.space import DOMAIN_WORDS, Domain
 from trainables.base import Frozen
-from trainables.config import Fault, TrainConfig, faults_of, leaves, set_paths
+from trainables.config import Fault, Location, TrainConfig, faults_of, leaves, set_paths
 from trainables.yaml import YamlError, load_yaml, parse_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
@@ -58,9 +58,9 @@ class Window(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _from_file(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or set(data) <= {"everywhere", "by_name"}:
+        if not isinstance(data, Mapping) or (data and set(data) <= {"everywhere", "by_name"}):
             return data
-        if any(word in DOMAIN_WORDS for word in data):
+        if not data or any(word in DOMAIN_WORDS for word in data):
             return {"everywhere": data}
         return {"by_name": data}
 
@@ -291,7 +291,7 @@ def build_sweep(
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
-        raise SweepError(source, [_plain(fault) for fault in faults_of(error)]) from error
+        raise SweepError(source, faults_of(error, _place)) from error
     if faults := sweep.check():
         raise SweepError(source, faults)
     return sweep
@@ -309,15 +309,19 @@ def _replace(tree: dict[str, Any], path: str, value: Any) -> None:
         tree[path] = value
 
 
-def _plain(fault: Fault) -> Fault:
-    """Without the words by which pydantic tells domains and designs apart inside a path."""
-    words = {"by_name", "everywhere", "random", "sobol", "grid"}
-    parts = fault.path.split(".")
-    if parts[0] in ("vary", "design"):
-        kept = [part for part in parts if part not in words]
-        # A domain's word comes twice: as a tag and as a field.
-        parts = [part for index, part in enumerate(kept) if index == 0 or part != kept[index - 1]]
-    return Fault(".".join(parts), fault.rule, fault.found)
+def _place(location: Location) -> Sequence[int | str]:
+    """Where it stands in the file: without the words by which pydantic tells domains and designs apart."""
+    match location:
+        case ("design", _, *rest):
+            return ["design", *rest]
+        case ("vary", path, "everywhere", *rest):
+            start: list[int | str] = ["vary", path]
+        case ("vary", path, "by_name", name, *rest):
+            start = ["vary", path, name]
+        case _:
+            return location
+    # A domain's word comes twice: as a tag and as a field.
+    return [*start, *(rest[1:] if rest[:1] == rest[1:2] else rest)]
 
 
 def iterate(sweep: Sweep) -> Iterator[tuple[str, Cell]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainables.base import Diverged, this_process
+from trainables.base import Diverged, Invalid
 from trainables.config import TrainConfig, faults_of
+from trainables.context import this_process
 from trainables.data import DataError
 from trainables.loop import train
 from trainables.yaml import YamlError, load_yaml
@@ -37,14 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.config}: data: {error}", file=sys.stderr)
         return 2
     try:
-        for row, state in train(config, this_process(threads=options.threads)):
+        # The state is wanted once the last row is out.
+        for row, state in train(config, this_process(threads=options.threads)):  # noqa: B007
             print(json.dumps(dataclasses.asdict(row)), flush=True)
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr)
         return 1
-    except DataError as error:
-        print(error, file=sys.stderr)
+    except (DataError, Invalid) as error:
+        print(f"{options.config}: {error}", file=sys.stderr)
         return 2
+    print(json.dumps({"weights": state.weights_digest()}))
     if options.save:
         with options.save.open("wb") as file:
             state.save(file)

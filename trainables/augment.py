@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from trainables.base import Context, Frozen, derive_seed
+from trainables.base import Frozen, derive_seed
+from trainables.context import Context
 from trainables.data import Collected, Images, collect, epoch_order, num_steps, step_samples
 
 Batch = tuple[Tensor, Tensor]
@@ -141,7 +142,8 @@ def _collected_light(images: Images, image_size: int, device: torch.device) -> C
 
 
 def _light_bytes(image: Image.Image, image_size: int) -> Tensor:
-    return F.pil_to_tensor(_resize_and_crop(image, image_size, image_size))
+    pixels_CHW: Tensor = F.pil_to_tensor(_resize_and_crop(image, image_size, image_size))
+    return pixels_CHW
 
 
 class PaperPipeline:

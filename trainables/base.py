@@ -1,14 +1,14 @@
-"""What every part of the training library shares: the config base, the result row, the place of work."""
+"""What every part of the training library shares: the config base, the result row, seeds.
+
+Nothing heavy is imported here: processes that only pass rows on import it, too.
+"""
 
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.distributed
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 
 class Frozen(BaseModel):
@@ -19,6 +19,10 @@ class Frozen(BaseModel):
 
 class Diverged(Exception):
     """Training is over because nothing can come of it: a non-finite loss, or no learning at all."""
+
+
+class Invalid(Exception):
+    """A configuration that passes its checks but cannot be built on the data or workers it got."""
 
 
 def derive_seed(*names: object) -> int:
@@ -52,38 +56,3 @@ class Epoch:
 TIMING_FIELDS = ("train_seconds", "val_seconds")
 
 EPOCH_LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in dataclasses.fields(Epoch)}
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Where one process of a run works.
-
-    Attributes:
-      device: where the model lives.
-      rank: this process among `world_size`; 0 reports.
-      world_size: processes that train this model together; above 1 a default process group exists.
-      loader_workers: processes that decode images for this one; 0 decodes in line.
-    """
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rank: int = 0
-    world_size: int = 1
-    loader_workers: int = 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks; every rank gets it, so decisions made on it agree."""
-        if self.world_size > 1:
-            torch.distributed.all_reduce(values)
-        return values
-
-
-def this_process(rank: int = 0, world_size: int = 1, threads: int = 1) -> Context:
-    """The context of this process, on a GPU if it sees one; fixes the number of CPU threads.
-
-    The number of threads is part of a result: a different one may round differently.
-    """
-    torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-        return Context(device, rank, world_size, loader_workers=max(threads - 1, 0))
-    return Context(torch.device("cpu"), rank, world_size)

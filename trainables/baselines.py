@@ -88,9 +88,10 @@ class RegNetYConfig(_Baseline):
     @model_validator(mode="before")
     @classmethod
     def _fill_size(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(size := data.get("size"), str) and size in _REGNETY:
+        if isinstance(data, dict) and isinstance(size := data.get("size"), str):
             names = ("depths", "widths", "group_width", "image_size")
-            data = dict(zip(names, _REGNETY[size], strict=True)) | data
+            # An unknown size is one fault; what it would have filled is not three more.
+            data = dict(zip(names, _REGNETY.get(size, _REGNETY["nano"]), strict=True)) | data
         return data
 
     @model_validator(mode="after")
@@ -107,7 +108,7 @@ class RegNetYConfig(_Baseline):
         )
 
 
-class _StagedRegNet(RegNet):  # type: ignore[misc]
+class _StagedRegNet(RegNet):
     """timm's RegNet from stages written out, which its linear parameters cannot always give."""
 
     def __init__(
@@ -161,7 +162,8 @@ class ResNetConfig(_Baseline):
 
     def build(self, num_classes: int) -> nn.Module:
         """The network, its initial weights drawn from torch's global generator."""
-        block = Bottleneck if self.layers >= 50 else BasicBlock
+        # timm wants the class, and its annotation says an instance.
+        block: Any = Bottleneck if self.layers >= 50 else BasicBlock
         return ResNet(
             block, _RESNET_DEPTHS[self.layers], num_classes=num_classes, drop_path_rate=self.drop_path
         )

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
@@ -16,25 +16,36 @@ from trainables.optim import SGD, AdamW, Cosine, Duration, Share
 from trainables.vit import ViTConfig
 
 ModelConfig = ViTConfig | RegNetYConfig | ResNetConfig
-Model = Annotated[ModelConfig, Field(discriminator="family")]
 DataConfig = Digits | Parquet
 Data = Annotated[DataConfig, Field(discriminator="name")]
 Augment = Annotated[Light | Paper, Field(discriminator="name")]
 OptimConfig = AdamW | SGD
 Optim = Annotated[OptimConfig, Field(discriminator="name")]
 
-#: Every model that has a name of its own; `model: vit_c_4gf` stands for what is written here.
-NAMED_MODELS: dict[str, ModelConfig] = {
+#: What a model's own name stands for: `model: vit_c_4gf`. Only what tells it apart, so that a size or a
+#: stem set on top of a name still counts.
+_SHORT_MODELS: dict[str, dict[str, Any]] = {
     **{
-        f"vit_{letter}_{size}": ViTConfig(size=size, stem=stem)  # type: ignore[arg-type]
+        f"vit_{letter}_{size}": {"family": "vit", "size": size, "stem": stem}
         for size in ("1gf", "4gf", "18gf", "36gf")
         for letter, stem in (("p", "patchify"), ("c", "conv"))
     },
-    **{
-        f"regnety_{size}": RegNetYConfig(size=size)  # type: ignore[arg-type, call-arg]
-        for size in ("1gf", "4gf", "16gf", "32gf")
-    },
-    **{f"resnet_{layers}": ResNetConfig(layers=layers) for layers in (50, 101, 152, 200)},  # type: ignore[arg-type]
+    **{f"regnety_{size}": {"family": "regnety", "size": size} for size in ("1gf", "4gf", "16gf", "32gf")},
+    **{f"resnet_{layers}": {"family": "resnet", "layers": layers} for layers in (50, 101, 152, 200)},
+}
+
+
+def _known(model: Any) -> Any:
+    if isinstance(model, str):
+        raise ValueError(f"no model is called {model!r}; these are: {', '.join(_SHORT_MODELS)}")
+    return model
+
+
+Model = Annotated[ModelConfig, Field(discriminator="family"), BeforeValidator(_known)]
+
+#: Every model that has a name of its own, whole.
+NAMED_MODELS: dict[str, ModelConfig] = {
+    name: TypeAdapter[ModelConfig](Model).validate_python(short) for name, short in _SHORT_MODELS.items()
 }
 
 
@@ -44,7 +55,16 @@ class Ema(Frozen):
     time_constant: float = Field(
         0.078, gt=0, le=1, description="Share of the run that the average looks back on; the paper's value."
     )
-    every_steps: int = Field(32, gt=0, description="Optimizer steps between two updates of the average.")
+    every_steps: int = Field(
+        32, gt=0, description="Optimizer steps between two updates; short runs update more often."
+    )
+
+    def interval(self, total_steps: int) -> int:
+        """Steps between two updates: `every_steps`, but at least ten updates to a time constant.
+
+        Otherwise a run of a few hundred steps would be judged by weights it left an epoch ago.
+        """
+        return max(1, min(self.every_steps, int(self.time_constant * total_steps / 10)))
 
     def decay(self, total_steps: int) -> float:
         """What the average keeps of itself at each update.
@@ -52,7 +72,7 @@ class Ema(Frozen):
         The paper's alpha = 1e-5 x batch x 32 / epochs is every_steps / (time_constant x total_steps) with
         a time constant of 7.8 % on ImageNet.
         """
-        return max(0.0, 1 - self.every_steps / (self.time_constant * total_steps))
+        return max(0.0, 1 - self.interval(total_steps) / (self.time_constant * total_steps))
 
 
 class Divergence(Frozen):
@@ -132,7 +152,8 @@ class TrainConfig(Frozen):
     def _from_shorthands(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        recipe = RECIPES.get(data.get("recipe", "light"), {})
+        name = data.get("recipe", "light")
+        recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
         tree: dict[str, Any] = {}
         for source in (recipe, data):
             # A recipe's augmentation gives way whole to one of another name.
@@ -152,11 +173,8 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def expand(path: str, value: Any) -> Any:
     """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
     if isinstance(value, str):
-        if path == "model" and value in NAMED_MODELS:
-            return {
-                "family": NAMED_MODELS[value].family,
-                **NAMED_MODELS[value].model_dump(exclude_unset=True),
-            }
+        if path == "model" and value in _SHORT_MODELS:
+            return dict(_SHORT_MODELS[value])
         if path == "data":
             return {"name": "digits"} if value == "digits" else {"name": "parquet", "path": value}
         if path in ("augment", "optim"):
@@ -183,10 +201,12 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Sets many dotted paths, names first: they decide which other keys exist."""
-    for path in sorted(
-        settings, key=lambda path: path.rpartition(".")[2] not in ("name", "family", "recipe")
-    ):
+    """Sets many dotted paths: wholes before parts, and names first, as they decide what parts there are."""
+
+    def rank(path: str) -> tuple[int, bool]:
+        return path.count("."), path.rpartition(".")[2] not in ("name", "family")
+
+    for path in sorted(settings, key=rank):
         set_path(tree, path, settings[path])
 
 
@@ -202,11 +222,20 @@ class Fault:
         return f"{self.path}: {self.rule}" + (f" (got {self.found})" if self.found else "")
 
 
-def faults_of(error: ValidationError) -> list[Fault]:
-    """A pydantic error as faults, without the tags pydantic puts into paths of unions."""
+Location = tuple[int | str, ...]
+
+
+def _without_tags(location: Location) -> Iterable[int | str]:
+    return (part for part in location if part not in _TAGS)
+
+
+def faults_of(
+    error: ValidationError, place: Callable[[Location], Iterable[int | str]] = _without_tags
+) -> list[Fault]:
+    """A pydantic error as faults; `place` takes out of its paths what pydantic puts in at unions."""
     faults = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"] if part not in _TAGS or not isinstance(part, str))
+        path = ".".join(str(part) for part in place(item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         found = "" if item["type"] in ("missing", "value_error") else _shorten(item["input"])
         if item["type"] == "extra_forbidden":
@@ -230,7 +259,8 @@ def _shorten(value: Any) -> str:
 
 def _tags(*unions: Any) -> frozenset[str]:
     """The tags of discriminated unions and the class names of plain ones."""
-    tags = {"Stem", "Share", "constrained-float", "function-before[_parse_percent()", "float"}
+    # Spaces, so that no field can be called the same.
+    tags = {"stem word", "stem layers", "part of the run", "number of epochs"}
     for members in unions:
         for member in members.__args__:
             for key in ("name", "family"):

@@ -132,6 +132,17 @@ def held_out(
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
+def drawn_from(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """`count` positions, every class in proportion to within one image."""
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        # Each class evenly spaced from a random start; whoever comes first is taken.
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.sort(np.argsort(place, kind="stable")[:count])
+
+
 class Digits(Frozen):
     """scikit-learn's digits: 1,797 real 8x8 scans of ten handwritten digits, inside its wheel."""
 
@@ -426,9 +437,11 @@ def _parquet(config: Parquet) -> _ParquetData:
     skipped = 0
     if config.on_bad_image == "skip":
         for split, table in tables.items():
-            good = np.array([_decodes(table, row) for row in rows[split]], dtype=bool)
+            good = np.array([_decodes(table, int(row)) for row in rows[split]], dtype=np.bool_)
             skipped += int((~good).sum())
             rows[split] = rows[split][good]
+            if not good.any():
+                raise DataError(f"{config.path}: not one of {len(good)} {split} images decodes")
     parts = {split: (tables[split], rows[split], tables[split].describe) for split in tables}
 
     def hold_out(target: Split, share: float, seed: int) -> None:
@@ -447,9 +460,12 @@ def _parquet(config: Parquet) -> _ParquetData:
     elif "val" not in parts:
         hold_out("val", config.val_share, config.split_seed + 1)
 
+    for split in SPLITS:
+        if not len(parts[split][1]):
+            raise DataError(f"{config.path}: there are too few images to hold any out for {split}")
     table, kept, described = parts["train"]
     if config.train_limit is not None and config.train_limit < len(kept):
-        _, few = held_out(table.labels[kept], config.train_limit / len(kept), config.split_seed + 2)
+        few = drawn_from(table.labels[kept], config.train_limit, config.split_seed + 2)
         parts["train"] = (table, kept[few], f"{len(few)} images of {described}, drawn by seed")
 
     def images(split: Split) -> Images:

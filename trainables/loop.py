@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H W image side, K classes.
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import math
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -21,9 +22,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from trainables.augment import Batch, LightPipeline, PaperPipeline
-from trainables.base import Context, Diverged, Epoch, derive_seed
+from trainables.base import Diverged, Epoch, Invalid, derive_seed
 from trainables.config import Seeds, TrainConfig
-from trainables.data import Images, Split, num_steps
+from trainables.context import Context
+from trainables.data import Images, num_steps
 from trainables.optim import in_epochs
 
 #: Steps between two looks at the loss; a look waits for the device, so not every step.
@@ -43,6 +45,7 @@ class State:
     ema: ModelEmaV3 | None
     epoch: int = 0
     dead_epochs: int = 0
+    error_pct: float = 0.0
 
     def content(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads without unpickling code."""
@@ -53,7 +56,21 @@ class State:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "dead_epochs": self.dead_epochs,
+            "error_pct": self.error_pct,
         }
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose error counts: the average where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def weights_digest(self) -> str:
+        """16 hexadecimal digits that change with any bit of the evaluated weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self.evaluated.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, file: BinaryIO) -> None:
         """Writes a checkpoint that `load` reads."""
@@ -68,6 +85,7 @@ class State:
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.dead_epochs = content["epoch"], content["dead_epochs"]
+        self.error_pct = content["error_pct"]
 
 
 def train(
@@ -84,6 +102,7 @@ def train(
       After each epoch its row and the state, which is live: it moves on with the next `next`.
 
     Raises:
+      Invalid: the batch is too small for the data and the workers.
       Diverged: see `Divergence`; all ranks raise it together.
       DataError: an image that does not decode.
     """
@@ -95,7 +114,14 @@ def train(
     dead_above_pct = chance_pct - config.divergence.margin_pct
     window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
 
-    while run.state.epoch < config.schedule.epochs:
+    while True:
+        # Before an epoch and not after it: a checkpoint may be the last thing a dead run left behind.
+        if run.state.dead_epochs >= window:
+            raise Diverged(
+                f"learnt nothing for {run.state.dead_epochs} epochs, until epoch {run.state.epoch}"
+            )
+        if run.state.epoch == config.schedule.epochs:
+            break
         started = time.perf_counter()
         train_loss, lr = run.train_epoch(splits["train"])
         trained = time.perf_counter()
@@ -110,6 +136,7 @@ def train(
             info.num_classes
         )
         run.state.dead_epochs = run.state.dead_epochs + 1 if learnt_nothing else 0
+        run.state.error_pct = averaged.error_pct
         yield (
             Epoch(
                 epoch=run.state.epoch,
@@ -125,12 +152,8 @@ def train(
             ),
             run.state,
         )
-        if is_last and averaged.error_pct > dead_above_pct:
-            raise Diverged(f"ended at {averaged.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
-        if run.state.dead_epochs >= window:
-            raise Diverged(
-                f"learnt nothing for {run.state.dead_epochs} epochs, until epoch {run.state.epoch}"
-            )
+    if run.state.error_pct > dead_above_pct:
+        raise Diverged(f"ended at {run.state.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +172,7 @@ class _Run:
         self.steps_per_epoch = num_steps(len(images), config.batch_size)
         smallest = len(images) // self.steps_per_epoch // context.world_size
         if smallest < 2:
-            raise ValueError(
+            raise Invalid(
                 f"{len(images)} training images in batches of {config.batch_size} on {context.world_size} "
                 "workers leave fewer than 2 images to a worker and step"
             )
@@ -158,20 +181,20 @@ class _Run:
         )
         model = _build_model(config, num_classes).to(context.device)
         if config.sync_batch_norm and context.world_size > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.trained: nn.Module = model
         if context.world_size > 1:
             ids = [context.device.index] if context.device.type == "cuda" else None
             self.trained = DistributedDataParallel(model, device_ids=ids)
         self.autocast_dtype = _autocast_dtype(config, context.device)
-        total_steps = config.schedule.epochs * self.steps_per_epoch
+        self.total_steps = config.schedule.epochs * self.steps_per_epoch
         ema = None
         if config.ema:
             warmup_steps = round(
                 in_epochs(config.schedule.warmup, config.schedule.epochs) * self.steps_per_epoch
             )
             # Until the end of the warm-up the average is the weights themselves.
-            ema = ModelEmaV3(model, config.ema.decay(total_steps), update_after_step=warmup_steps)
+            ema = ModelEmaV3(model, config.ema.decay(self.total_steps), update_after_step=warmup_steps)
         self.state = State(
             model=model,
             optimizer=config.optim.build(model, config.batch_size),
@@ -207,7 +230,15 @@ class _Run:
                     raise Diverged(
                         f"the training loss is {total} in epoch {state.epoch + 1}, by step {step + 1}"
                     )
+        self._agree_on_buffers()
         return total / len(images), lr
+
+    def _agree_on_buffers(self) -> None:
+        """Gives every rank the BN statistics of rank 0, so that what is evaluated is what is saved."""
+        if self.context.world_size > 1:
+            models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
+            for buffer in (buffer for model in models for buffer in model.buffers()):
+                torch.distributed.broadcast(buffer, src=0)
 
     def _batch_images(self, num_images: int, step: int) -> int:
         steps = self.steps_per_epoch
@@ -232,7 +263,7 @@ class _Run:
         # DDP averages over ranks, whose shares of the batch may differ by one image.
         loss = loss_sum * (context.world_size / batch_images)
         state.optimizer.zero_grad(set_to_none=True)
-        state.scaler.scale(loss).backward()
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if config.clip_grad_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
@@ -241,7 +272,7 @@ class _Run:
         if (
             state.ema is not None
             and config.ema is not None
-            and (global_step + 1) % config.ema.every_steps == 0
+            and (global_step + 1) % config.ema.interval(self.total_steps) == 0
         ):
             state.ema.update(state.model, global_step + 1)
         return loss_sum.detach()
@@ -302,8 +333,3 @@ def _autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | 
         case "auto" if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return None
-
-
-def final_split(config: TrainConfig) -> Split:
-    """The split the last epoch's extra number is taken on."""
-    return "test"

@@ -4,8 +4,8 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
-from timm.optim import param_groups_weight_decay
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 
@@ -66,24 +66,31 @@ class SGD(_Base):
         )
 
 
-def _parse_percent(value: Any) -> Any:
-    """`10%` of the run, or a number of epochs; a share comes out negative-free as a string is given."""
-    if isinstance(value, str) and value.endswith("%"):
-        try:
-            return Share(share=float(value[:-1]) / 100)
-        except ValueError:
-            return value
-    return value
-
-
 class Share(Frozen):
     """A part of the whole run, written as `10%`."""
 
     share: float = Field(ge=0, le=1)
 
 
+def _parse_percent(value: Any) -> Any:
+    if isinstance(value, str) and value.endswith("%"):
+        try:
+            return {"share": float(value[:-1]) / 100}
+        except ValueError:
+            return value
+    return value
+
+
 #: A duration in epochs, or as a percentage of the run.
-Duration = Annotated[Annotated[float, Field(ge=0)] | Share, BeforeValidator(_parse_percent)]
+Duration = Annotated[
+    Annotated[
+        Annotated[float, Field(ge=0), Tag("number of epochs")] | Annotated[Share, Tag("part of the run")],
+        Discriminator(
+            lambda value: "part of the run" if isinstance(value, dict | Share) else "number of epochs"
+        ),
+    ],
+    BeforeValidator(_parse_percent),
+]
 
 
 def in_epochs(duration: float | Share, epochs: int) -> float:

@@ -9,11 +9,11 @@ D width, K classes.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
-from timm.layers import LayerNorm2d
+from pydantic import Discriminator, Field, Tag, model_validator
+from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -117,6 +117,13 @@ class Stem(Frozen):
         return total + Cost(weights + width, weights * patches, width * patches)
 
 
+#: By a word, or written out; told apart by form, so that a fault is reported of the one that was meant.
+AnyStem = Annotated[
+    Annotated[Literal["patchify", "conv"], Tag("stem word")] | Annotated[Stem, Tag("stem layers")],
+    Discriminator(lambda stem: "stem layers" if isinstance(stem, dict | Stem) else "stem word"),
+]
+
+
 def conv_stem(width: int, patch_size: int) -> Stem:
     """The paper's C stem for a width and patch size: strides of 2, channels double up to the width.
 
@@ -158,7 +165,7 @@ class ViTConfig(Frozen):
     size: Literal["nano", "1gf", "4gf", "18gf", "36gf"] | None = Field(
         None, description="Named sizes fill width, depth, heads and mlp_ratio where these are not given."
     )
-    stem: Literal["patchify", "conv"] | Stem = Field(
+    stem: AnyStem = Field(
         "patchify", description="patchify, conv (derived from width and patch_size), or one written out."
     )
     image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
@@ -175,8 +182,9 @@ class ViTConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _fill_size(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(size := data.get("size"), str) and size in SIZES:
-            data = SIZES[size] | data
+        if isinstance(data, dict) and isinstance(size := data.get("size"), str):
+            # An unknown size is one fault; what it would have filled is not four more.
+            data = SIZES.get(size, SIZES["nano"]) | data
         return data
 
     @model_validator(mode="after")
@@ -279,7 +287,7 @@ class VisionTransformer(nn.Module):
                     config.mlp_ratio,
                     qkv_bias=True,
                     drop_path=config.drop_path * index / max(config.num_blocks - 1, 1),
-                    norm_layer=_layer_norm,
+                    norm_layer=_layer_norm,  # type: ignore[arg-type]
                 )
                 for index in range(config.num_blocks)
             )
@@ -338,10 +346,12 @@ def init_weights(model: VisionTransformer, init: Init) -> None:
     assert projection.bias is not None
     nn.init.zeros_(projection.bias)
     for block in model.blocks:
-        nn.init.xavier_uniform_(block.attn.qkv.weight)
-        nn.init.zeros_(block.attn.qkv.bias)
-        nn.init.zeros_(block.attn.proj.bias)
-        for linear in (block.mlp.fc1, block.mlp.fc2):
+        attention: Any = block.attn
+        nn.init.xavier_uniform_(attention.qkv.weight)
+        nn.init.zeros_(attention.qkv.bias)
+        nn.init.zeros_(attention.proj.bias)
+        mlp: Any = block.mlp
+        for linear in (mlp.fc1, mlp.fc2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.normal_(linear.bias, std=1e-6)
     nn.init.normal_(model.position, std=0.02)

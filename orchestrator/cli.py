@@ -1,0 +1,521 @@
+"""The command line. Heavy imports stand inside the commands, so that --help is immediate."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from orchestrator.folder import Folder
+    from orchestrator.plan import Plan, Trial
+    from orchestrator.sweep import Override, Sweep
+
+app = typer.Typer(
+    name="vitc-sweep",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Asks which of two architectures has the better peak and which is more forgiving of its settings.",
+    epilog="Start with: [bold]vitc-sweep run search_spaces/lr_wd.yaml[/bold]",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Bring images into the form sweeps read.")
+app.add_typer(data_app, name="data")
+
+SweepFile = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
+SweepFolder = Annotated[
+    Path, typer.Argument(help="The sweep's folder, as `run` names it.", show_default=False)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the file: data=PATH, model.size=1gf, design.seed=1."
+    ),
+]
+Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+#: Exit codes: everything done; something is missing or failed; the input is at fault.
+OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+#: Outcomes that a person should look at.
+FAILURES = ("failed", "out_of_memory", "invalid")
+
+
+def main() -> None:
+    """Runs the command line; input at fault ends with its message and exit code 2, without a traceback."""
+    try:
+        app()
+    except Exception as error:
+        # By name: importing the classes would import torch before there is need.
+        if type(error).__name__ in ("SweepError", "DataError", "FolderError", "ClusterError"):
+            print(error, file=sys.stderr)
+            raise SystemExit(BAD_INPUT) from None
+        raise
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # Wide enough for tables where nobody knows the width.
+    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+
+
+def _overrides(sets: list[str] | None) -> "list[Override]":
+    from orchestrator.sweep import Override
+
+    return [Override.parse(text) for text in sets or ()]
+
+
+def _plan(sweep: "Sweep", source: Path) -> "Plan":
+    """Looks at the data and draws the trials; all faults at once."""
+    from pydantic import ValidationError
+
+    from orchestrator.plan import data_configs, make_plan
+    from orchestrator.sweep import SweepError
+    from trainables.config import Fault, faults_of
+    from trainables.data import DataError
+
+    infos, faults = {}, []
+    for config, key in data_configs(sweep).items():
+        try:
+            infos[config] = config.info()
+        except DataError as error:
+            faults.append(Fault(key, str(error)))
+    if faults:
+        raise SweepError(str(source), faults)
+    try:
+        return make_plan(sweep, infos)
+    except ValidationError as error:
+        raise SweepError(
+            str(source), [Fault(f"vary: {f.path}", f.rule, f.found) for f in faults_of(error)]
+        ) from error
+
+
+@app.command(
+    epilog="Example: vitc-sweep run search_spaces/lr_wd.yaml --set data=/data/fashion-mnist --points 16"
+)
+def run(
+    file: SweepFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    sets: Sets = None,
+    points: Points = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Also run trials again that failed before.")] = False,
+    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")] = True,
+) -> None:
+    """Runs a sweep to its end, and reports.
+
+    The file states the target: run again after an interruption, or with more points, and only what is
+    missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
+    missing, 2 when the input is at fault.
+    """
+    from orchestrator.folder import merge_points, open_folder, save_question
+    from orchestrator.journal import locked
+    from orchestrator.plan import unique_trials
+    from orchestrator.sweep import load_sweep
+
+    console = _console()
+    sweep = load_sweep(file, _overrides(sets), points)
+    folder = out or Path("runs") / sweep.name
+    if (folder / "sweep.yaml").is_file():
+        before, sweep = sweep, merge_points(folder, sweep)
+        if sweep != before:
+            console.print(f"{folder} was extended before; it keeps its larger number of points")
+    plan = _plan(sweep, file)
+    with locked(folder):
+        known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
+        records = known.records if known else {}
+        for notice in known.notices if known else ():
+            console.print(f"note: {notice}", style="yellow")
+        done = [
+            key
+            for key, record in records.items()
+            if record.settled and not (retry_failed and record.outcome in FAILURES)
+        ]
+        todo = unique_trials(plan.remaining(done))
+        if todo:
+            start = _execute(console, plan, folder, todo, known, address, track, _command(file, out))
+        else:
+            save_question(folder, plan)
+            console.print(f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
+            start = OK
+        raise typer.Exit(start or _conclude(console, folder))
+
+
+def _command(file: Path, out: Path | None) -> str:
+    return f"vitc-sweep run {file}" + (f" --out {out}" if out else "")
+
+
+def _execute(
+    console: "Console",
+    plan: "Plan",
+    folder: Path,
+    todo: "Sequence[Trial]",
+    known: "Folder | None",
+    address: str | None,
+    track: bool,
+    command: str,
+) -> int:
+    """Runs the trials that are left; returns INTERRUPTED or OK."""
+    from orchestrator import lanes, tracking
+    from orchestrator.folder import save_question
+    from orchestrator.terminal import Display, Progress, duration
+
+    began = time.monotonic()
+    records = known.records if known else {}
+    already = len(plan.trials) - len(todo)
+    console.print(
+        f"[bold]{plan.sweep.name}[/bold]: {len(todo)} trials to run"
+        + (f", {already} have ended before" if already else "")
+        + f"; results go to {folder}"
+    )
+    for line in _lr_notes(plan):
+        console.print(line, style="dim")
+    lanes.connect(address)
+    # From here on a polite kill means the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted = False
+    try:
+        attempts = {key: record.attempts for key, record in records.items()}
+        run = lanes.Run(folder, todo, attempts, plan.sweep.resources.retries, plan.sweep.resources.lanes)
+        save_question(folder, plan)
+        tracker = tracking.Tracker(plan, folder, tracking.tracking_uri(folder)) if track else None
+        if tracker:
+            tracker.observe(known.events if known else [])
+            tracker.start()
+        run.start()
+        progress = Progress(plan, records, lanes=max(count for *_, count in run.phases))
+        with Display(console, progress) as display:
+            try:
+                while True:
+                    # Asked before the events are: what came in between is in them.
+                    done = run.done
+                    events = run.events()
+                    display.update(events)
+                    if tracker:
+                        tracker.observe(events)
+                    if done:
+                        break
+                    time.sleep(0.25)
+            except KeyboardInterrupt:
+                interrupted = True
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                run.stop()
+                events = run.events()
+                display.update(events)
+                if tracker:
+                    tracker.observe(events)
+        if run.error and not interrupted:
+            console.print(f"Ray stopped the run: {run.error}", style="red", markup=False)
+    finally:
+        lanes.shutdown()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    report = _write_report(folder)
+    if tracker:
+        tracker.add_artifact(report)
+        if warning := tracker.close(timeout_seconds=5 if interrupted else 30):
+            console.print(warning, style="yellow", markup=False)
+    if interrupted:
+        ended = sum(record.settled for record in records.values())
+        console.print(f"\nstopped; {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}")
+        return INTERRUPTED
+    console.print(f"{len(todo)} trials in {duration(time.monotonic() - began)}\n")
+    return OK
+
+
+def _lr_notes(plan: "Plan") -> list[str]:
+    """What is done to learning rates quoted for another batch size."""
+    notes: dict[str, None] = {}
+    for trial in plan.trials:
+        optim, batch = trial.config.optim, trial.config.batch_size
+        if optim.lr_batch_size is not None and optim.lr_batch_size != batch:
+            factor = optim.peak_lr(batch) / optim.lr
+            notes[
+                f"{optim.name}: lr is quoted for a batch of {optim.lr_batch_size} and scaled "
+                f"{'linearly' if optim.lr_scaling == 'linear' else 'by the square root'} to {batch} "
+                f"(x {factor:.4g})"
+            ] = None
+    return list(notes)
+
+
+def _write_report(folder: Path) -> Path:
+    from orchestrator.folder import open_folder
+    from orchestrator.report import write_report
+
+    opened = open_folder(folder)
+    details = {name: opened.record[name] for name in ("created", "code", "python", "versions", "machine")}
+    return write_report(opened.plan, opened.records, folder / "report", details)
+
+
+def _conclude(console: "Console", folder: Path) -> int:
+    """Prints the table and the report's path; the exit code says whether every trial has a result."""
+    from orchestrator.folder import open_folder
+    from orchestrator.report import summary_table
+    from orchestrator.results import results_of
+    from orchestrator.terminal import failure_lines, rows_table
+
+    opened = open_folder(folder)
+    results = results_of(opened.plan, opened.records)
+    console.print(rows_table(summary_table(opened.plan, opened.records)))
+    bad = [result for result in results if result.rule is None or not result.rule.in_edf]
+    if bad:
+        console.print(failure_lines([result for result in bad if result.record.outcome]))
+        console.print(
+            f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", style="red"
+        )
+    console.print(f"\nreport: {_write_report(folder)}", soft_wrap=True)
+    return INCOMPLETE if bad else OK
+
+
+@app.command(epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json")
+def plan(file: SweepFile, sets: Sets = None, points: Points = None, as_json: AsJson = False) -> None:
+    """Lists the trials of a sweep and what they amount to; starts nothing, writes nothing."""
+    from orchestrator.sweep import load_sweep
+    from orchestrator.terminal import large, rows_table
+
+    made = _plan(load_sweep(file, _overrides(sets), points), file)
+    if as_json:
+        print(
+            json.dumps(
+                {"name": made.sweep.name, "trials": [_trial_row(made, t) for t in made.trials]}, indent=2
+            )
+        )
+        return
+    console = _console()
+    console.print(f"[bold]{made.sweep.name}[/bold]  {made.sweep.question}\n")
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in made.trials:
+        groups.setdefault((trial.cell_name, trial.arm), []).append(trial)
+    rows = []
+    for (cell, arm), members in groups.items():
+        costs = [made.cost(trial) for trial in members]
+        info = made.infos[members[0].config.data]
+        rows.append(
+            {
+                "cell": cell,
+                "arm": arm,
+                "data": f"{info.name} {info.sizes['train']}/{info.sizes['val']}/{info.sizes['test']}",
+                "trials": len(members),
+                "epochs": _span([cost.epochs for cost in costs]),
+                "params M": _span([round(cost.model.params_m, 3) for cost in costs]),
+                "flops G": _span([round(cost.model.flops_g, 4) for cost in costs]),
+                "activations M": _span([round(cost.model.activations_m, 3) for cost in costs]),
+                "multiply-adds to train": large(sum(cost.train_flops for cost in costs)),
+                "runs on": str(members[0].gang),
+            }
+        )
+    console.print(rows_table(rows))
+    for line in _lr_notes(made):
+        console.print(line, style="dim")
+    console.print()
+    console.print(rows_table([_short_row(made, trial) for trial in made.trials]))
+
+
+def _span(values: "list[Any]") -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
+
+def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
+    cost = made.cost(trial)
+    return {
+        "id": trial.id,
+        "arm": trial.arm,
+        "cell": trial.cell_name,
+        "point": trial.point,
+        "replicate": trial.replicate,
+        "values": trial.values,
+        "params_m": cost.model.params_m,
+        "flops_g": cost.model.flops_g,
+        "activations_m": cost.model.activations_m,
+        "epochs": cost.epochs,
+        "steps": cost.steps,
+        "train_flops": cost.train_flops,
+        "workers": trial.gang.workers,
+        "config": trial.config.model_dump(mode="json"),
+    }
+
+
+def _short_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
+    row = _trial_row(made, trial)
+    values = row.pop("values")
+    for key in ("config", "train_flops", "workers", "activations_m"):
+        del row[key]
+    if not any(trial.replicate for trial in made.trials):
+        del row["replicate"]
+    return row | {path: values.get(path) for path in made.sweep.vary}
+
+
+@app.command(epilog="Example: vitc-sweep status runs/lr_wd --json")
+def status(folder: SweepFolder, as_json: AsJson = False) -> None:
+    """Says how far a sweep is, from its folder alone; it may be running."""
+    from orchestrator.folder import open_folder
+    from orchestrator.results import results_of
+    from orchestrator.terminal import failure_lines, progress_table, tallies
+
+    opened = open_folder(folder)
+    results = results_of(opened.plan, opened.records)
+    if as_json:
+        cells = [
+            {
+                "cell": t.cell,
+                "arm": t.arm,
+                "planned": t.planned,
+                "states": t.states,
+                "best_error_pct": t.best_pct,
+            }
+            for t in tallies(results)
+        ]
+        ended = sum(result.record.settled for result in results)
+        print(
+            json.dumps(
+                {"name": opened.plan.sweep.name, "trials": len(results), "ended": ended, "cells": cells}
+            )
+        )
+        return
+    console = _console()
+    for notice in opened.notices:
+        console.print(f"note: {notice}", style="yellow")
+    console.print(progress_table(results))
+    if failures := [result for result in results if result.record.outcome in FAILURES]:
+        console.print(failure_lines(failures))
+
+
+@app.command(epilog="Example: vitc-sweep report runs/lr_wd")
+def report(folder: SweepFolder) -> None:
+    """Writes the report of a sweep anew; what is missing is shown as missing."""
+    from orchestrator.folder import open_folder
+
+    open_folder(folder)
+    raise typer.Exit(_conclude(_console(), folder))
+
+
+@app.command(epilog="Example: vitc-sweep export runs/lr_wd --format csv --out results.csv")
+def export(
+    folder: SweepFolder,
+    format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write [default: FOLDER/results.<format>].")
+    ] = None,
+) -> None:
+    """Writes one row per trial: ids, every resolved setting, outcome, errors, epochs, seconds, cost."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from orchestrator.folder import open_folder
+    from orchestrator.journal import write_atomically
+    from orchestrator.report import results_rows
+
+    if format not in ("parquet", "csv"):
+        raise typer.BadParameter(f"must be parquet or csv, is {format!r}", param_hint="--format")
+    opened = open_folder(folder)
+    table = pa.Table.from_pylist(_one_type_per_column(results_rows(opened.plan, opened.records)))
+    sink = pa.BufferOutputStream()
+    if format == "csv":
+        pyarrow.csv.write_csv(table, sink)
+    else:
+        pyarrow.parquet.write_table(table, sink)
+    target = out or folder / f"results.{format}"
+    write_atomically(target, sink.getvalue().to_pybytes())
+    print(f"{target}: {table.num_rows} trials, {table.num_columns} columns")
+
+
+def _one_type_per_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns that mix types (a stem by name in one arm, written out in the other) as text."""
+    mixed = set()
+    for name in rows[0] if rows else ():
+        kinds = {type(row[name]) for row in rows} - {type(None)}
+        if kinds - {int, float} and (len(kinds) > 1 or kinds & {list, tuple, dict}):
+            mixed.add(name)
+    return [
+        {
+            name: json.dumps(value) if name in mixed and not isinstance(value, str | None) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+@app.command(epilog="Example: vitc-sweep models --json")
+def models(
+    as_json: AsJson = False,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
+) -> None:
+    """Lists the named models with parameters, multiply-adds and activations of one image."""
+    from orchestrator.terminal import rows_table
+    from trainables.config import NAMED_MODELS
+
+    rows = []
+    for name, config in NAMED_MODELS.items():
+        cost = config.cost(classes)
+        rows.append(
+            {
+                "name": name,
+                "params_m": round(cost.params_m, 4),
+                "flops_g": round(cost.flops_g, 4),
+                "activations_m": round(cost.activations_m, 3),
+                "image_size": config.image_size,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    _console().print(rows_table(rows))
+
+
+@app.command(epilog="Example: vitc-sweep ui runs --port 5000")
+def ui(
+    folder: Annotated[Path, typer.Argument(help="The folder of the sweeps.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port to serve on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; the default is this machine only.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serves the MLflow UI over the runs of all sweeps."""
+    from orchestrator import tracking
+
+    uri = tracking.tracking_uri(folder / "any")
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise typer.BadParameter(f"{folder} holds no mlflow.db; has a sweep run there?", param_hint="FOLDER")
+    print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    command = tracking.ui_command(uri, host, port)
+    os.execv(command[0], command)
+
+
+@data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")
+def data_import(
+    source: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
+    target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+) -> None:
+    """Packs a tree of images into one Parquet file in the Hugging Face image layout."""
+    from trainables.data import import_folder
+
+    count, names = import_folder(source, target)
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    print(f"{target}: {count} images of {len(names)} classes ({shown})")
+
+
+@data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
+def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
+    """Says what a data set holds and how a sweep would split it."""
+    from pydantic import TypeAdapter
+
+    from trainables.config import Data, DataConfig, expand
+
+    adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
+    info = adapter.validate_python(expand("data", path)).info()
+    print(f"{info.name}: {info.num_classes} classes, fingerprint {info.fingerprint}")
+    for split, where in info.splits.items():
+        print(f"  {split:6}{info.sizes[split]:>9} images  {where}")

@@ -1,0 +1,538 @@
+"""Figures of a sweep: Delta-EDFs, error over the parameters, training curves, differences.
+
+Arms are told apart by colour (Okabe and Ito's, which the colour-blind can tell apart), by line and by
+marker, so that a print in black and white can be read too. A cross always is a diverged trial.
+"""
+
+import functools
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from orchestrator.results import Result
+from orchestrator.space import Choice, Domain, LogUniform
+from orchestrator.stats import (
+    AREA_LIMIT_PP,
+    MEASURES,
+    Contrast,
+    Measure,
+    Summary,
+    edf,
+    landmarks,
+    wilson,
+)
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "<", "h")
+_LINES: tuple[Any, ...] = (
+    "solid",
+    (0, (5, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, (8, 2)),
+    (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    (0, (2.5, 1)),
+    (0, (1, 2.5)),
+)
+_GREY = "#6b6b6b"
+
+# Any: the keys of matplotlib's type are one long Literal.
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.borderaxespad": 0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.linewidth": 0.7,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    # Text stays text: small files, searchable, in the font of the page around.
+    "svg.fonttype": "none",
+    # A dollar sign in a value is a dollar sign.
+    "text.parse_math": False,
+}
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _line(index: int) -> Any:
+    return _LINES[index % len(_LINES)]
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], width: float) -> None:
+    """Above the axes, in as many columns as fit a figure of `width` inches."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    # A character of 8.5 points is about 0.075 inches wide, the handle and its gaps 0.65 inches.
+    columns = max(int(width / (0.65 + 0.075 * longest)), 1)
+    figure.legend(
+        handles=list(handles), loc="outside upper left", ncols=min(columns, len(handles)), handlelength=2.4
+    )
+
+
+def _empty(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no results yet", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+
+
+@_styled
+def delta_edf(summaries: Sequence[Summary]) -> Figure:
+    """Share of points within Delta of the arm's reference, Delta from 0 to 10 pp; one line per arm.
+
+    The band is the pointwise 95 % Wilson interval.
+
+    Args:
+      summaries: the arms of one cell.
+    """
+    figure = Figure(figsize=(4.5, 3.3), layout="constrained")
+    axes = figure.subplots()
+    handles = []
+    for index, summary in enumerate(summaries):
+        count = len(summary.errors_pct)
+        handles.append(
+            Line2D([], [], color=_colour(index), ls=_line(index), label=f"{summary.arm} (n = {count})")
+        )
+        if not count:
+            continue
+        steps, shares = edf(summary.deltas_pp)
+        # The function is 0 left of its first step and keeps its value beyond the last one drawn.
+        inside = steps <= AREA_LIMIT_PP
+        x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
+        y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
+        low, high = np.array([wilson(round(share * count), count) for share in y]).T
+        axes.fill_between(x, low, high, step="post", color=_colour(index), alpha=0.12, lw=0)
+        axes.step(x, y, where="post", color=_colour(index), ls=_line(index))
+    if not any(summary.errors_pct for summary in summaries):
+        _empty(axes)
+    axes.set(
+        xlim=(0, AREA_LIMIT_PP),
+        ylim=(0, 1.02),
+        xlabel="Delta: error over the arm's reference (pp)",
+        ylabel="share of points",
+    )
+    axes.set_xticks([0, 1, 2, 4, 6, 8, 10])
+    _legend(figure, handles, 4.5)
+    return figure
+
+
+class _Scale:
+    """One axis of a varied parameter: logarithmic, linear, or one place per value."""
+
+    def __init__(self, domains: Sequence[Domain]) -> None:
+        self.values: list[str] = []
+        self.log = False
+        self.low = self.high = 0.0
+        if any(isinstance(domain, Choice) for domain in domains):
+            # Also the values of a number that another arm draws from an interval would need a place of
+            # their own; `place` adds them.
+            listed = (value for domain in domains if isinstance(domain, Choice) for value in domain.choice)
+            self.values = list(dict.fromkeys(str(value) for value in listed))
+        else:
+            ends = [float(end) for domain in domains for end in domain.extremes()]
+            self.low, self.high = min(ends), max(ends)
+            self.log = self.low > 0 and any(isinstance(domain, LogUniform) for domain in domains)
+
+    def place(self, value: Any) -> float:
+        """Where a value stands on the axis."""
+        if not self.values:
+            return float(value)
+        if str(value) not in self.values:
+            self.values.append(str(value))
+        return float(self.values.index(str(value)))
+
+    def apply(self, axes: Axes, which: str, label: str, max_ticks: int) -> None:
+        """Scale, limits, ticks and label of the `x` or `y` axis."""
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        set_limits = axes.set_xlim if which == "x" else axes.set_ylim
+        axis.set_label_text(label)
+        if self.values:
+            set_limits(-0.5, len(self.values) - 0.5)
+            axis.set_major_locator(FixedLocator(list(range(len(self.values)))))
+            axis.set_major_formatter(FuncFormatter(lambda place, _: self.values[int(place)]))
+        elif self.log:
+            (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+            margin = max(self.high / self.low, 1.5) ** 0.05
+            set_limits(self.low / margin, self.high * margin)
+            axis.set_major_locator(FixedLocator(_log_ticks(self.low / margin, self.high * margin, max_ticks)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        else:
+            margin = 0.04 * (self.high - self.low) or 0.5
+            set_limits(self.low - margin, self.high + margin)
+            axes.locator_params(axis="x" if which == "x" else "y", nbins=max_ticks)
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
+    """At most `max_ticks` round numbers between two ends, evenly spread; at least the two ends' best."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices: list[list[float]] = [
+        [factor * 10.0**decade for decade in decades for factor in factors]
+        for factors in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,))
+    ]
+    choices += [choices[-1][::step] for step in range(2, len(decades) + 1)]
+    fitting = [[tick for tick in ticks if low <= tick <= high] for ticks in choices]
+    return next((ticks for ticks in fitting if len(ticks) <= max_ticks), [])
+
+
+def short(value: float) -> str:
+    """A number in few characters: 0.02, 1.5e-4, 2048."""
+    if value != 0 and not 1e-2 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def _diverged(result: Result) -> bool:
+    return result.state == "diverged"
+
+
+def _errors(results: Sequence[Result]) -> list[float]:
+    """Of the trials that count in the EDF and did not diverge."""
+    return [error for result in results if (error := result.error_pct) is not None and not _diverged(result)]
+
+
+def _top(errors_pct: Sequence[float], num_rows: int) -> tuple[float, float]:
+    """Upper end of an error axis, and the height of one row for crosses above the highest error."""
+    highest = max(errors_pct, default=1.0) or 1.0
+    row = 0.055 * highest if num_rows else 0.0
+    return 1.05 * highest + (num_rows + 0.6) * row, row
+
+
+def _cross(axes: Axes, x: Sequence[float], y: float | Sequence[float], colour: str) -> None:
+    axes.plot(
+        x,
+        y if isinstance(y, Sequence) else [y] * len(x),
+        ls="none",
+        marker="x",
+        ms=5.5,
+        mew=1.4,
+        color=colour,
+        clip_on=False,
+    )
+
+
+@_styled
+def error_over_parameter(
+    arms: Mapping[str, Sequence[Result]], path: str, domains: Mapping[str, Domain]
+) -> Figure:
+    """Error of every trial against one varied parameter; diverged ones as crosses at the top, a row per arm.
+
+    A thin vertical line marks the best trial of each arm.
+
+    Args:
+      arms: results of one cell by arm.
+      path: the parameter.
+      domains: of the parameter, by arm; arms in which it does not vary are absent.
+    """
+    figure = Figure(figsize=(4.5, 3.3), layout="constrained")
+    axes = figure.subplots()
+    scale = _Scale(list(domains.values()))
+    counted = {
+        arm: [result for result in results if result.error_pct is not None]
+        for arm, results in arms.items()
+        if arm in domains
+    }
+    lost = [arm for arm, results in counted.items() if any(map(_diverged, results))]
+    top, row = _top([error for results in counted.values() for error in _errors(results)], len(lost))
+    handles: list[Artist] = []
+    for index, arm in enumerate(arms):
+        if arm not in counted:
+            continue
+        colour = _colour(index)
+        good = [result for result in counted[arm] if not _diverged(result)]
+        x = [scale.place(result.trial.values[path]) for result in good]
+        axes.plot(
+            x,
+            _errors(good),
+            ls="none",
+            marker=_marker(index),
+            ms=6,
+            mew=0.6,
+            mec="white",
+            color=colour,
+            alpha=0.9,
+        )
+        if good:
+            best = landmarks(good)["best"]
+            axes.axvline(
+                scale.place(best.trial.values[path]),
+                color=colour,
+                ls=_line(index),
+                lw=0.9,
+                alpha=0.7,
+                zorder=1,
+            )
+        if arm in lost:
+            crosses = [result for result in counted[arm] if _diverged(result)]
+            y = top - (lost.index(arm) + 0.6) * row
+            _cross(axes, [scale.place(result.trial.values[path]) for result in crosses], y, colour)
+        handles.append(
+            Line2D([], [], color=colour, ls=_line(index), lw=0.9, marker=_marker(index), label=arm)
+        )
+    if lost:
+        label = f"diverged (from the top: {', '.join(lost)})" if len(lost) > 1 else "diverged"
+        handles.append(Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label=label))
+        axes.axhline(top - (len(lost) + 0.35) * row, color=_GREY, lw=0.6)
+    if not any(counted.values()):
+        _empty(axes)
+    axes.set(ylim=(0, top), ylabel="error (%)")
+    scale.apply(axes, "x", path, 7)
+    if handles:
+        _legend(figure, handles, 4.5)
+    return figure
+
+
+@_styled
+def error_over_plane(
+    arms: Mapping[str, Sequence[Result]],
+    paths: tuple[str, str],
+    domains: tuple[Mapping[str, Domain], Mapping[str, Domain]],
+) -> Figure:
+    """Error of every trial as a colour over two varied parameters; one panel per arm, one colour scale.
+
+    Args:
+      arms: results of one cell by arm.
+      paths: the parameters along x and y.
+      domains: of each parameter, by arm.
+    """
+    names = [arm for arm in arms if arm in domains[0] and arm in domains[1]]
+    columns = min(len(names), 4)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(0.9 + 2.55 * columns, 0.55 + 2.55 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    across, up = (_Scale([domain[arm] for arm in names]) for domain in domains)
+    ran = [error for arm in names for error in _errors(arms[arm])]
+    colours = ScalarMappable(Normalize(min(ran, default=0.0), max(ran, default=100.0)), "cividis")
+    any_diverged = False
+    for place, axes in enumerate(grid.flat):
+        if place >= len(names):
+            axes.remove()
+            continue
+        results = [result for result in arms[names[place]] if result.error_pct is not None]
+        good = [result for result in results if not _diverged(result)]
+        lost = [result for result in results if _diverged(result)]
+
+        def where(results: Sequence[Result]) -> tuple[list[float], list[float]]:
+            return (
+                [across.place(result.trial.values[paths[0]]) for result in results],
+                [up.place(result.trial.values[paths[1]]) for result in results],
+            )
+
+        # Empty artists must not be added: outside the clip, the layout would make room for them at (0, 0).
+        if good:
+            x, y = where(good)
+            axes.scatter(
+                x,
+                y,
+                c=_errors(good),
+                norm=colours.norm,
+                cmap=colours.cmap,
+                s=44,
+                edgecolors="#333333",
+                linewidths=0.6,
+                clip_on=False,
+            )
+            x, y = where([landmarks(good)["best"]])
+            axes.plot(x, y, ls="none", marker="o", ms=12, mfc="none", mec="black", mew=1.2, clip_on=False)
+        if lost:
+            any_diverged = True
+            x, y = where(lost)
+            _cross(axes, x, y, "black")
+        if not results:
+            _empty(axes)
+        axes.set_title(names[place], loc="left", fontweight="bold")
+    for place, axes in enumerate(grid.flat[: len(names)]):
+        across.apply(axes, "x", paths[0], 4)
+        up.apply(axes, "y", paths[1] if place % columns == 0 else "", 6)
+    if ran:
+        bar = figure.colorbar(colours, ax=grid, label="error (%)", aspect=28, fraction=0.05, pad=0.02)
+        bar.outline.set_visible(False)
+    handles: list[Artist] = [
+        Line2D(
+            [], [], ls="none", marker="o", ms=10, mfc="none", mec="black", mew=1.2, label="best of the arm"
+        )
+    ]
+    if any_diverged:
+        handles.append(Line2D([], [], ls="none", marker="x", mew=1.4, color="black", label="diverged"))
+    _legend(figure, handles, 0.9 + 2.55 * columns)
+    return figure
+
+
+@_styled
+def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
+    """Error on the selection split after every epoch: each arm's best, median and worst trial.
+
+    Args:
+      arms: results of one cell by arm.
+    """
+    panels = ("best", "median", "worst")
+    figure = Figure(figsize=(8.4, 3.1), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    highest, num_epochs, ends = 1.0, 1, False
+    found = {arm: landmarks(results) for arm, results in arms.items()}
+    for panel, axes in zip(panels, grid, strict=True):
+        unseen = []
+        for index, arm in enumerate(arms):
+            result = found[arm].get(panel)
+            if result is None:
+                continue
+            epochs = sorted(result.record.rows)
+            errors = [result.record.rows[epoch].val_top1_error_pct for epoch in epochs]
+            num_epochs = max(num_epochs, result.trial.config.schedule.epochs)
+            if not epochs:
+                unseen.append(f"{arm}: diverged in its first epoch")
+                continue
+            highest = max(highest, *errors)
+            axes.plot(
+                epochs,
+                errors,
+                color=_colour(index),
+                ls=_line(index),
+                marker=_marker(index),
+                ms=4,
+                mec="white",
+                mew=0.5,
+                # Staggered, so that the markers of arms that coincide stay apart.
+                markevery=(index % 4, max(len(epochs) // 5, 1)) if len(epochs) > 1 else None,
+                lw=1.4,
+            )
+            if _diverged(result):
+                _cross(axes, epochs[-1:], errors[-1:], _colour(index))
+                ends = True
+        if unseen:
+            axes.text(0.97, 0.04, "\n".join(unseen), transform=axes.transAxes, ha="right", fontsize=8)
+        axes.set_title(f"{panel} of each arm", loc="left")
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True, nbins=6)
+    if not any(found.values()):
+        _empty(grid[1])
+    grid[0].set(ylabel="error (%)", ylim=(0, 1.05 * highest), xlim=(0, 1.03 * num_epochs))
+    handles: list[Artist] = [
+        Line2D([], [], color=_colour(index), ls=_line(index), marker=_marker(index), ms=4, label=arm)
+        for index, arm in enumerate(arms)
+    ]
+    if ends:
+        handles.append(Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label="diverged"))
+    _legend(figure, handles, 8.4)
+    return figure
+
+
+@_styled
+def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
+    """The difference of every arm to the reference arm with its interval, one row per cell and arm.
+
+    Filled markers are settled, hollow ones are not. To the right of 0 the arm is better than the
+    reference arm, whatever the measure.
+
+    Args:
+      contrasts: of any measures; those of `measure` are drawn. At least one must be of it.
+    """
+    rows = [contrast for contrast in contrasts if contrast.measure == measure]
+    sign = 1 if MEASURES[measure].higher_is_better else -1
+    figure = Figure(figsize=(7.2, 1.0 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(contrast.arm for contrast in rows))
+    reach = 0.0
+    for y, contrast in enumerate(rows):
+        if (difference := contrast.difference) is None:
+            axes.text(0, y, "no pairs yet", ha="center", va="center", color=_GREY, fontsize=8)
+            continue
+        # The reference arm takes the first colour, as everywhere else.
+        index = arms.index(contrast.arm) + 1
+        ends = [end * sign for end in (difference.low, difference.high) if end is not None]
+        axes.plot(ends, [y] * len(ends), color=_colour(index), lw=2, solid_capstyle="butt")
+        axes.plot(
+            [difference.value * sign],
+            [y],
+            marker=_marker(index),
+            ms=6.5,
+            mec=_colour(index),
+            mfc=_colour(index) if contrast.better else "white",
+            mew=1.4,
+        )
+        reach = max(reach, abs(difference.value), *map(abs, ends))
+    reach = 1.12 * reach or 1.0
+    base = rows[0].base_arm
+    axes.axvline(0, color="black", lw=0.9)
+    axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.4, -0.6))
+    several = len(arms) > 1
+    axes.set_yticks(
+        range(len(rows)),
+        [
+            " ".join(
+                part
+                for part in (row.cell, f"· {row.arm}" if several else "", "(primary)" if row.primary else "")
+                if part
+            )
+            for row in rows
+        ],
+    )
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    other = "the other arm" if several else arms[0]
+    # Em spaces: a browser would run plain ones together.
+    axes.set_xlabel(
+        f"← {base} better\u2003\u2003difference in {MEASURES[measure].symbol}\u2003\u2003{other} better →"
+    )
+    handles: list[Artist] = [
+        Line2D([], [], color="black", marker="o", mfc="black", lw=2, label="settled, with 95 % interval"),
+        Line2D([], [], color="black", marker="o", mfc="white", mew=1.4, lw=2, label="not settled"),
+    ]
+    _legend(figure, handles, 7.2)
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as one <svg> element: the same bytes for the same figure, nothing loaded from elsewhere."""
+    buffer = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "vitc-sweep"}):
+        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
+    text = buffer.getvalue()
+    # Without the XML head, which may not stand inside HTML, and without the running numbers of artists,
+    # which would repeat from figure to figure on one page. What is referred to has a hash for a name.
+    return re.sub(r'<g id="[\w.]+_\d+">', "<g>", text[text.index("<svg") :])

@@ -1,0 +1,184 @@
+"""The folder of a sweep, and what was asked there.
+
+runs/<sweep>/
+  sweep.yaml     the question, as it stands after --set and --points
+  record.json    data sets by fingerprint, code, versions
+  journal/       000001.jsonl, one file per `run`
+  trials/<id>/   tracebacks, and the checkpoint of a trial that has not ended
+  report/        written anew from the above
+"""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from orchestrator.journal import FolderError, read_journal, write_atomically
+from orchestrator.plan import Plan, make_plan
+from orchestrator.results import Event, Record, fold
+from orchestrator.sweep import Sweep, SweepError, build_sweep
+from trainables.config import Data, DataConfig
+from trainables.data import SPLITS, DataInfo
+from trainables.yaml import YamlError, load_yaml
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A sweep folder as read: plan, what happened, and what was noticed on the way."""
+
+    path: Path
+    plan: Plan
+    events: list[Event]
+    records: dict[str, Record]
+    notices: list[str]
+    record: dict[str, Any]
+
+
+def open_folder(path: Path) -> Folder:
+    """Reads a sweep folder; the data themselves are not needed.
+
+    Raises:
+      FolderError: it is not one, or its files are damaged beyond use.
+    """
+    if not (path / "sweep.yaml").is_file():
+        raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
+    try:
+        sweep = build_sweep(load_yaml(path / "sweep.yaml"), str(path / "sweep.yaml"))
+        record = json.loads((path / "record.json").read_text())
+        infos = {
+            _DATA.validate_python(entry["config"]): _load_info(entry["info"]) for entry in record["data"]
+        }
+        plan = make_plan(sweep, infos)
+    except (SweepError, YamlError) as error:
+        raise FolderError(str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path}: record.json is missing or damaged: {error}") from error
+    reading = read_journal(path)
+    return Folder(path, plan, reading.events, fold(reading.events), reading.notices, record)
+
+
+_DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)
+
+
+def _load_info(info: dict[str, Any]) -> DataInfo:
+    return DataInfo(**info | {"class_names": tuple(info["class_names"])})
+
+
+def save_question(path: Path, plan: Plan) -> None:
+    """Writes what was asked and with what, before anything runs.
+
+    Raises:
+      FolderError: the folder holds results of another question; nothing is written then.
+    """
+    if (path / "sweep.yaml").is_file():
+        _check_same_question(path, plan)
+    sweep = plan.sweep.model_dump(mode="json", exclude_unset=True)
+    sweep["vary"] = {
+        name: window.everywhere.model_dump()
+        if window.everywhere
+        else {key: domain.model_dump() for key, domain in window.by_name.items()}
+        for name, window in plan.sweep.vary.items()
+    }
+    data = [
+        {"config": config.model_dump(mode="json"), "info": _plain_info(info)}
+        for config, info in plan.infos.items()
+    ]
+    write_atomically(path / "sweep.yaml", yaml.safe_dump(_plain(sweep), sort_keys=False, allow_unicode=True))
+    write_atomically(path / "record.json", json.dumps({"data": data, **provenance()}, indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML has a word for."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _plain_info(info: DataInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "num_classes": info.num_classes,
+        "class_names": list(info.class_names),
+        "sizes": {split: info.sizes[split] for split in SPLITS},
+        "splits": {split: info.splits[split] for split in SPLITS},
+        "fingerprint": info.fingerprint,
+        "skipped": info.skipped,
+    }
+
+
+def _check_same_question(path: Path, plan: Plan) -> None:
+    old = fold(read_journal(path).events)
+    planned = {trial.id for trial in plan.trials}
+    if strays := [trial_id for trial_id, record in old.items() if record.outcome and trial_id not in planned]:
+        raise FolderError(
+            f"{path}: holds {len(strays)} trial(s) that this sweep file does not ask for, so it belongs to "
+            f"another question (or to other data). Choose another folder with --out, or put back what was "
+            f"changed: compare with {path / 'sweep.yaml'}"
+        )
+
+
+def merge_points(path: Path, sweep: Sweep) -> Sweep:
+    """The sweep with as many points as the folder already asks for, if that is more.
+
+    A sweep that was extended once stays extended.
+    """
+    try:
+        old = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
+    except (SweepError, YamlError):
+        return sweep
+    before, now = getattr(old.design, "points", None), getattr(sweep.design, "points", None)
+    if before is None or now is None or before <= now or old.design.kind != sweep.design.kind:
+        return sweep
+    return sweep.model_copy(update={"design": sweep.design.model_copy(update={"points": before})})
+
+
+def provenance() -> dict[str, Any]:
+    """Code, versions and machine, for the record."""
+    packages = ("vitc-sweep", "torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy", "scipy")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "code": _code(),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "processor": _processor()},
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _code() -> dict[str, str]:
+    """The commit of the source tree, and a digest of what differs from it."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if commit := git("rev-parse", "HEAD"):
+            changed = git("diff", "HEAD")
+            return {"commit": commit, "changed": f"{zlib.crc32(changed.encode()):08x}" if changed else ""}
+    return {"commit": "", "changed": ""}

@@ -1,0 +1,52 @@
+"""What a trial needs all at once, what machines have, and how many trials that makes at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """What a trial needs all at once, or not at all: equal workers, each with CPUs and perhaps GPUs.
+
+    Attributes:
+      workers: processes that train one model.
+      cpus: CPU cores of each; also its number of CPU threads.
+      gpus: GPUs of each; None means one where there are any.
+    """
+
+    workers: int
+    cpus: int
+    gpus: float | None
+
+    def on(self, nodes: Sequence["Node"]) -> "Gang":
+        """With the number of GPUs settled for a cluster."""
+        if self.gpus is not None:
+            return self
+        return Gang(self.workers, self.cpus, 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0)
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.workers} worker(s) with {self.cpus} CPU{gpus} each"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of a cluster, by what it has in all."""
+
+    cpus: float
+    gpus: float
+
+
+def num_lanes(gang: Gang, nodes: Sequence[Node], num_trials: int) -> int:
+    """How many whole gangs fit on a cluster at once, at most one per trial; 0 if none does.
+
+    Workers of one gang may sit on different nodes; no worker is split.
+    """
+    slots = 0
+    for node in nodes:
+        fits = int(node.cpus // gang.cpus)
+        if gang.gpus:
+            per_gpu = int(1 / gang.gpus) * int(node.gpus) if gang.gpus < 1 else int(node.gpus // gang.gpus)
+            fits = min(fits, per_gpu)
+        slots += fits
+    return min(slots // gang.workers, num_trials)

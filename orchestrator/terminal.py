@@ -1,0 +1,265 @@
+"""What people see in a terminal: tables, and the live view of a run (rich)."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plan import Plan, Trial
+from orchestrator.results import Event, Record, Result, fold, results_of
+
+
+def pct(value: float | None) -> str:
+    """A percentage for a table, or a dash."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def large(number: float) -> str:
+    """A large number in three digits and a power of a thousand."""
+    for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How far one arm is in one cell."""
+
+    cell: str
+    arm: str
+    planned: int
+    states: dict[str, int]
+    best_pct: float | None
+
+    @property
+    def ended(self) -> int:
+        """Trials that `run` will leave alone."""
+        return sum(
+            count for state, count in self.states.items() if state not in ("running", "missing", "cancelled")
+        )
+
+
+def tallies(results: Sequence[Result]) -> list[Tally]:
+    """Per cell and arm, in the order of the plan."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    found = []
+    for (cell, arm), members in sorted(groups.items(), key=lambda item: _first_seen(results, item[0])):
+        states: dict[str, int] = {}
+        for result in members:
+            states[result.state] = states.get(result.state, 0) + 1
+        errors = [
+            r.error_pct for r in members if r.rule is not None and r.rule.ranked and r.error_pct is not None
+        ]
+        found.append(Tally(cell, arm, len(members), states, min(errors, default=None)))
+    return found
+
+
+def _first_seen(results: Sequence[Result], key: tuple[str, str]) -> int:
+    # Cells come first in the plan; arms within them.
+    cells = list(dict.fromkeys(result.trial.cell_name for result in results))
+    arms = list(dict.fromkeys(result.trial.arm for result in results))
+    return cells.index(key[0]) * len(arms) + arms.index(key[1])
+
+
+def progress_table(results: Sequence[Result]) -> Table:
+    """Trials by state and best error so far, per cell and arm."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (
+        ("cell", "left"),
+        ("arm", "left"),
+        ("done", "right"),
+        ("running", "right"),
+        ("diverged", "right"),
+        ("failed", "right"),
+        ("best error %", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for tally in tallies(results):
+        failed = sum(tally.states.get(state, 0) for state in ("failed", "out_of_memory", "invalid"))
+        table.add_row(
+            tally.cell,
+            tally.arm,
+            f"{tally.ended}/{tally.planned}",
+            str(tally.states.get("running", 0) or "·"),
+            str(tally.states.get("diverged", 0) or "·"),
+            Text(str(failed or "·"), style="bold red" if failed else ""),
+            pct(tally.best_pct),
+        )
+    return table
+
+
+@dataclass
+class Progress:
+    """Where a run stands: folded events, and how fast it goes."""
+
+    plan: Plan
+    records: dict[str, Record]
+    lanes: int = 0
+    began: float = field(default_factory=time.monotonic)
+    _costs: dict[str, float] = field(default_factory=dict)
+    _first_row: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        self._costs = {trial.id: float(self.plan.cost(trial).train_flops) for trial in self.plan.trials}
+
+    @property
+    def results(self) -> list[Result]:
+        """Every trial with what is known of it."""
+        return results_of(self.plan, self.records)
+
+    @property
+    def share(self) -> float:
+        """How much of all training has been done, by multiply-adds."""
+        total = sum(self._costs.values()) or 1.0
+        done = 0.0
+        for trial in self.plan.trials:
+            record = self.records.get(trial.id)
+            if record is None:
+                continue
+            epochs = len(record.rows) / trial.config.schedule.epochs
+            done += self._costs[trial.id] * (1.0 if record.settled else min(epochs, 1.0))
+        return done / total
+
+    def observe(self, events: Iterable[Event]) -> None:
+        """Takes in what has happened."""
+        events = list(events)
+        fold(events, self.records)
+        if self._first_row is None and any(event["kind"] == "epoch" for event in events):
+            # Counted from the first row on: what came before was starting up.
+            self._first_row = (time.monotonic(), self.share)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed since the first row; None before that is known."""
+        if self._first_row is None:
+            return None
+        since, share_then = self._first_row
+        elapsed, gained = time.monotonic() - since, self.share - share_then
+        if gained <= 0 or elapsed < 3:
+            return None
+        return elapsed / gained * (1 - self.share)
+
+
+def live_view(progress: Progress) -> RenderableType:
+    """The whole live display."""
+    results = progress.results
+    ended = sum(result.record.settled for result in results)
+    elapsed = duration(time.monotonic() - progress.began)
+    left = progress.seconds_left
+    running = sum(result.state == "running" for result in results)
+    if not running and not ended:
+        state = f"starting {progress.lanes} lane(s)"
+    else:
+        state = f"about {duration(left)} left" if left is not None else "measuring speed"
+    line = Table.grid(padding=(0, 2))
+    line.add_row(
+        f"[bold]{progress.plan.sweep.name}[/bold]",
+        ProgressBar(total=1.0, completed=progress.share, width=30),
+        f"{ended}/{len(results)} trials",
+        f"{elapsed} · {state}",
+    )
+    parts: list[RenderableType] = [line, Text(), progress_table(results)]
+    failures = [result for result in results if result.state in ("failed", "out_of_memory", "invalid")]
+    if failures:
+        parts.append(failure_lines(failures))
+    return Group(*parts)
+
+
+def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
+    """Failed trials with their causes, equal causes once."""
+    causes: dict[str, list[Result]] = {}
+    for result in failures:
+        causes.setdefault(f"{result.state}: {result.record.detail}", []).append(result)
+    text = Text()
+    for cause, members in list(causes.items())[:most]:
+        first = members[0].trial
+        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        text.append(f"\n{trial_name(first)}{more}", style="red")
+        text.append(f"  {cause}")
+    if len(causes) > most:
+        text.append(f"\n… and {len(causes) - most} other causes")
+    return text
+
+
+def trial_name(trial: Trial) -> str:
+    """A trial as people call it: arm, cell, point."""
+    replicate = f"r{trial.replicate}" if trial.replicate else ""
+    return f"{trial.arm} {trial.cell_name} p{trial.point}{replicate}"
+
+
+class Display:
+    """Shows a run: live where there is a terminal, one line per ended trial where there is none."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self.console, self.progress = console, progress
+        self._trials = {trial.id: trial for trial in progress.plan.trials}
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, events: Sequence[Event]) -> None:
+        """Takes in what has happened and shows it."""
+        self.progress.observe(events)
+        if self._live:
+            self._live.update(live_view(self.progress), refresh=True)
+            return
+        for event in events:
+            if event["kind"] == "end" and event["trial"] in self._trials:
+                self.console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _line(self, event: Event) -> str:
+        ended = sum(record.settled for record in self.progress.records.values())
+        record = self.progress.records[event["trial"]]
+        error = f"{pct(record.last.val_top1_error_pct)} %" if record.last else "no epoch"
+        again = "" if event["final"] else ", will be tried again"
+        detail = f"  ({event['detail']})" if event["detail"] else ""
+        name = trial_name(self._trials[event["trial"]])
+        count = f"[{ended}/{len(self._trials)}]".replace("[", r"\[")
+        return f"{count} {name}  {event['end']}{again}  {error}  {event['seconds']:.1f} s{detail}"
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """A table of plain rows; numbers to the right."""
+    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
+    for name in rows[0] if rows else ():
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)

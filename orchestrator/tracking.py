@@ -1,0 +1,466 @@
+"""MLflow as a view of the journal: a parent run per sweep, a nested run per trial.
+
+This is the only file that knows MLflow, and it imports it in a thread of its own, when there is something to
+tell. The journal is the truth: whatever MLflow lacks it is told when the sweep is run again.
+
+What has been sent is asked of the store, once per connection. The file `mlflow.json` in the sweep's folder
+holds nothing but the name under which stores know this sweep. So a reply that was lost, a process that died
+between two calls, a store that was wiped and another `MLFLOW_TRACKING_URI` are all one case: ask what is
+there, send the rest. A folder that lost its `mlflow.json` gets a new parent run with everything; the old
+one stays. (To do so is also the way out where a store was wiped while a sweep was running: it gets what came
+after.)
+
+An epoch is sent once, as it was first seen: a trial that is tried again keeps its run, and the epochs that
+it repeats are not sent again (the journal has the later ones).
+"""
+
+import itertools
+import json
+import logging
+import math
+import os
+import queue
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from orchestrator.plan import Plan, Trial
+from orchestrator.results import SETTLED, Event
+from trainables.base import EPOCH_LABELS
+from trainables.config import leaves
+
+STATE_FILE = "mlflow.json"
+
+_INTERVAL_SECONDS = 2.0
+_MAX_BACKOFF_SECONDS = 30.0
+
+# MLflow's own limits; a server refuses what goes beyond them. Metrics leave room for 100 parameters and some
+# tags among the 1000 entries of a call.
+_METRICS_PER_CALL = 880
+_PARAMS_PER_CALL = 100
+_PARAM_CHARS = 6000
+_TAG_CHARS = 8000
+
+_ENVIRONMENT = {
+    # One layer of retries, ours; and a server that does not answer must not hold the end of a sweep up.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+_Item = TypeVar("_Item")
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+#: How MLflow shows an outcome. FINISHED is a result, and to have diverged is one: it counts as an error of
+#: 100 %. KILLED was ended from outside before its last epoch. The tag `outcome` says it exactly.
+_STATUS: dict[str, Status] = {
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "diverged": "FINISHED",
+    "stopped": "KILLED",
+    "cancelled": "KILLED",
+    "unfinished": "KILLED",
+    "invalid": "FAILED",
+    "out_of_memory": "FAILED",
+    "failed": "FAILED",
+    "preempted": "FAILED",
+    "lost": "FAILED",
+}
+
+#: Within one attempt; what is not here comes last. `unfinished` is what the end of a process leaves behind.
+_OUTCOME_ORDER = {"running": 0, "unfinished": 1}
+
+
+def tracking_uri(sweep_dir: Path) -> str:
+    """The store in use: `MLFLOW_TRACKING_URI`, or else an SQLite file beside the sweeps."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    return f"sqlite:///{sweep_dir.resolve().parent / 'mlflow.db'}"
+
+
+def artifact_root(uri: str) -> Path | None:
+    """Where artifacts lie for a store in an SQLite file: beside it. Other stores choose for themselves.
+
+    MLflow's own choice would be the directory in which the command was given.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve().parent / "mlartifacts"
+
+
+def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
+    """The command that serves the pages of a store; on the loopback unless told otherwise: it has no login.
+
+    Raises:
+      ValueError: the store is a server, which serves its pages itself.
+    """
+    if urlsplit(uri).scheme in ("http", "https"):
+        raise ValueError(f"{_without_password(uri)} is an MLflow server: open it in a browser")
+    return [
+        *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
+        *("--host", host, "--port", str(port), "--workers", "1"),
+    ]
+
+
+@dataclass(slots=True)
+class _View:
+    """What the journal says of a trial, as far as the store may not know it yet."""
+
+    attempt: int = 0
+    started: float = 0.0
+    clock: float = 0.0
+    rows: dict[int, tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    outcome: str = "running"
+    detail: str = ""
+    ended: float = 0.0
+
+    def fold(self, event: Event) -> None:
+        """Takes one event in."""
+        match event["kind"]:
+            case "attempt":
+                self.attempt, self.outcome, self.detail = event["attempt"], "running", ""
+                self.started = self.started or event["time"]
+                self.clock = event["time"]
+            case "epoch":
+                row = event["row"]
+                # Rows carry durations, not times. A time that follows from events alone is the same when
+                # they are told again, and the store drops a point that it has.
+                self.clock += row["train_seconds"] + row["val_seconds"]
+                self.rows[row["epoch"]] = (self.clock, row)
+            case "end":
+                self.detail, self.ended = event["detail"], event["time"]
+                if event["final"]:
+                    self.outcome = event["end"]
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Grows with the journal; a store that has less is out of date."""
+        return self.attempt, _OUTCOME_ORDER.get(self.outcome, 2)
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What the store has of a trial, and which parameters it has not."""
+
+    run_id: str
+    missing_params: dict[str, str]
+    epoch: int = -1
+    progress: tuple[int, int] = (0, 0)
+
+
+class Tracker:
+    """Tells MLflow of a sweep, in a thread; a store that is slow, down or broken is the thread's trouble.
+
+    Usage: `start`, then `observe` with every event of the journal in its order, those of earlier runs
+    first, then `close`.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, uri: str) -> None:
+        self._plan, self._folder, self._uri = plan, folder.resolve(), uri
+        self._trials: dict[str, Trial] = {}
+        for trial in plan.trials:
+            # Arms that coincide in a cell share a trial: it goes by the first of them.
+            self._trials.setdefault(trial.id, trial)
+        self._inbox: queue.SimpleQueue[Sequence[Event] | Path] = queue.SimpleQueue()
+        self._views: dict[str, _View] = {}
+        self._dirty: dict[str, None] = {}
+        self._artifacts: dict[Path, None] = {}
+        self._store: _Store | None = None
+        self._fault: str | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread. MLflow is imported only when there is something to tell."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.add_artifact(self._folder / "sweep.yaml")
+        self._thread.start()
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Notes events of the journal, in its order; returns at once and never raises.
+
+        Events that the store knows already, and those of trials outside the plan, are passed over.
+        """
+        if events:
+            self._inbox.put(tuple(events))
+
+    def add_artifact(self, path: Path) -> None:
+        """Attaches a file or folder to the sweep's run, in place of one of its name."""
+        self._inbox.put(path)
+
+    def close(self, timeout_seconds: float) -> str | None:
+        """Sends what is left and ends the sweep's run.
+
+        Returns:
+          A line for people if the store does not have everything by then, else None.
+        """
+        if self._thread.ident is None:
+            return None
+        self._closing.set()
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            reason = self._fault or f"not done after {timeout_seconds:g} s"
+        elif self._fault:
+            reason = self._fault
+        else:
+            return None
+        return (
+            f"MLflow at {_without_password(self._uri)} is not up to date ({reason}). "
+            "The journal has everything; MLflow catches up when the sweep is run again."
+        )
+
+    def _work(self) -> None:
+        wait = _INTERVAL_SECONDS
+        while True:
+            closing = self._closing.wait(wait)
+            try:
+                self._read_inbox()
+                # Importing MLflow takes seconds of a core: not while a sweep starts, nor for nothing.
+                if self._views and (self._dirty or self._artifacts or closing):
+                    self._flush(closing)
+                self._fault, wait = None, _INTERVAL_SECONDS
+            # Whatever a store, a driver or a file system may raise: a sweep does not stop for it.
+            except Exception as error:
+                self._store = None
+                self._fault = _one_line(error, self._uri)
+                wait = min(2 * wait, _MAX_BACKOFF_SECONDS)
+            if closing:
+                return
+
+    def _read_inbox(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, Path):
+                self._artifacts[item] = None
+                continue
+            for event in item:
+                trial_id = event.get("trial")
+                if trial_id in self._trials and event["kind"] in ("attempt", "epoch", "end"):
+                    self._views.setdefault(trial_id, _View()).fold(event)
+                    self._dirty[trial_id] = None
+
+    def _flush(self, closing: bool) -> None:
+        if self._store is None:
+            started = min(view.started or time.time() for view in self._views.values())
+            self._store = _Store(self._plan, self._folder, self._uri, started)
+            # It may have forgotten, or missed, what was sent before. Those in doubt come last.
+            self._dirty = {
+                trial_id: None for trial_id in self._views if trial_id not in self._dirty
+            } | self._dirty
+        if closing:
+            for trial_id, view in self._views.items():
+                if view.outcome == "running":
+                    view.outcome, view.ended = "unfinished", view.ended or view.clock
+                    self._dirty[trial_id] = None
+        for trial_id in list(self._dirty):
+            # Out and in again: should the store refuse this one, it stands last and holds nobody up.
+            del self._dirty[trial_id]
+            self._dirty[trial_id] = None
+            self._store.send(self._trials[trial_id], self._views[trial_id])
+            del self._dirty[trial_id]
+        for path in list(self._artifacts):
+            self._store.attach(path)
+            del self._artifacts[path]
+        if closing:
+            self._store.end(max(view.ended for view in self._views.values()))
+
+
+class _Store:
+    """One connection: knows what the store has of the sweep, and sends what it has not.
+
+    It raises whatever MLflow raises and is thrown away then: what arrived is asked by the next one.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, uri: str, started: float) -> None:
+        from mlflow import MlflowClient, entities
+        from mlflow.utils import logging_utils
+
+        # Its progress lines, and Alembic's, would go across the sweep's own display.
+        logging_utils.disable_logging()  # type: ignore[no-untyped-call]
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        self._entities = entities
+        self._client = MlflowClient(uri)
+        self._plan = plan
+        self._experiment_id = self._find_experiment(uri)
+        self._parent_id = self._find_parent(folder, started)
+        self._sent: dict[str, _Sent] = {}
+        self._outcomes: dict[str, str] = {}
+        trials = {trial.id: trial for trial in plan.trials}
+        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id}'"):
+            tags, status = run.data.tags, run.info.status
+            if (trial := trials.get(tags.get("trial_id"))) is None:
+                continue
+            outcome = "running" if status == "RUNNING" else tags.get("outcome", "running")
+            self._sent[trial.id] = _Sent(
+                run.info.run_id,
+                missing_params={k: v for k, v in _params(trial).items() if k not in run.data.params},
+                epoch=int(run.data.metrics.get("epoch", -1)),
+                progress=(int(tags.get("attempts", 0)), _OUTCOME_ORDER.get(outcome, 2)),
+            )
+            self._outcomes[trial.id] = outcome
+
+    def _find_experiment(self, uri: str) -> str:
+        name = self._plan.sweep.name
+        if (found := self._client.get_experiment_by_name(name)) is not None:
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        root = artifact_root(uri)
+        location = (root / name).as_uri() if root else None
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def _find_parent(self, folder: Path, started: float) -> str:
+        sweep, sweep_id = self._plan.sweep, _sweep_id(folder)
+        tags = {"sweep_id": sweep_id, "sweep_folder": str(folder), "question": sweep.question}
+        if found := self._search(f"tags.sweep_id = '{sweep_id}'"):
+            run_id = str(found[0].info.run_id)
+            self._client.update_run(run_id, status="RUNNING")
+            self._client.log_batch(run_id, tags=self._tags(tags), synchronous=True)
+            return run_id
+        # The description is the user's to change afterwards.
+        tags |= {"mlflow.note.content": sweep.question, "mlflow.source.name": "vitc-sweep"}
+        return self._create_run(sweep.name, started, tags)
+
+    def _create_run(self, name: str, started: float, tags: dict[str, str]) -> str:
+        run = self._client.create_run(
+            self._experiment_id,
+            start_time=_milliseconds(started),
+            tags={key: value[:_TAG_CHARS] for key, value in tags.items()},
+            run_name=name,
+        )
+        return str(run.info.run_id)
+
+    def _search(self, condition: str) -> list[Any]:
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id], condition, max_results=1000, page_token=token
+            )
+            runs.extend(page)
+            if not (token := page.token):
+                return runs
+
+    def send(self, trial: Trial, view: _View) -> None:
+        """Brings the run of one trial up to date and forgets the rows that have arrived."""
+        if (sent := self._sent.get(trial.id)) is None:
+            run_id = self._create_trial_run(trial, view)
+            sent = self._sent[trial.id] = _Sent(run_id, missing_params=_params(trial))
+        # Told again from its beginning, the journal passes through states that the store has behind it.
+        news = view.progress > sent.progress
+        status = _STATUS[view.outcome]
+        if news and status == "RUNNING" and sent.progress > (0, 0):
+            self._client.update_run(sent.run_id, status=status)
+
+        # Rows go whole, and in order: the last epoch the store has tells where to go on.
+        epochs = sorted(epoch for epoch in view.rows if epoch > sent.epoch)
+        epoch_chunks = _chunks(epochs, _METRICS_PER_CALL // len(EPOCH_LABELS))
+        param_chunks = _chunks(list(sent.missing_params.items()), _PARAMS_PER_CALL)
+        for some_epochs, some_params in itertools.zip_longest(epoch_chunks, param_chunks, fillvalue=()):
+            self._client.log_batch(
+                sent.run_id,
+                metrics=[m for epoch in some_epochs for m in self._metrics(epoch, *view.rows[epoch])],
+                params=[self._entities.Param(path, value) for path, value in some_params],
+                synchronous=True,
+            )
+        if epochs:
+            sent.epoch = epochs[-1]
+        sent.missing_params = {}
+        view.rows.clear()
+
+        if news:
+            tags = {"outcome": view.outcome, "attempts": str(view.attempt)}
+            if view.detail or view.attempt > 1:
+                tags["detail"] = view.detail
+            self._client.log_batch(sent.run_id, tags=self._tags(tags), synchronous=True)
+            # Last: a run that has ended is one of which the store has everything.
+            if status != "RUNNING":
+                self._client.set_terminated(sent.run_id, status, _milliseconds(view.ended))
+            sent.progress = view.progress
+            self._outcomes[trial.id] = view.outcome
+
+    def _create_trial_run(self, trial: Trial, view: _View) -> str:
+        name = f"{trial.arm} {trial.cell_name} p{trial.point}"
+        if self._plan.sweep.replicates > 1:
+            name += f" r{trial.replicate}"
+        tags = {
+            "mlflow.parentRunId": self._parent_id,
+            "mlflow.source.name": "vitc-sweep",
+            "arm": trial.arm,
+            "cell": trial.cell_name,
+            "point": str(trial.point),
+            "replicate": str(trial.replicate),
+            "trial_id": trial.id,
+        }
+        return self._create_run(name, view.started, tags)
+
+    def _metrics(self, epoch: int, time: float, row: dict[str, Any]) -> list[Any]:
+        return [
+            self._entities.Metric(name, float(row[name]), _milliseconds(time), epoch)
+            for name in EPOCH_LABELS
+            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+        ]
+
+    def attach(self, path: Path) -> None:
+        """Copies a file or folder to the sweep's run."""
+        if path.exists():
+            self._client.log_artifact(self._parent_id, str(path))
+
+    def end(self, ended: float) -> None:
+        """Ends the sweep's run: finished if every trial of the plan has an outcome that stands."""
+        done = all(self._outcomes.get(trial.id) in SETTLED for trial in self._plan.trials)
+        self._client.set_terminated(self._parent_id, "FINISHED" if done else "KILLED", _milliseconds(ended))
+
+    def _tags(self, tags: dict[str, str]) -> list[Any]:
+        return [self._entities.RunTag(key, value[:_TAG_CHARS]) for key, value in tags.items()]
+
+
+def _params(trial: Trial) -> dict[str, str]:
+    """The whole configuration by dotted path; what was drawn is among it, under the path that varies."""
+    values = dict(leaves(trial.config.model_dump(mode="json")))
+    values = {path: value for path, value in trial.values.items() if path not in values} | values
+    return {path: str(value)[:_PARAM_CHARS] for path, value in values.items()}
+
+
+def _sweep_id(folder: Path) -> str:
+    """The name under which stores know the sweep in this folder; made up the first time."""
+    path = folder / STATE_FILE
+    try:
+        return str(json.loads(path.read_text())["sweep_id"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        sweep_id = uuid.uuid4().hex
+    temporary = path.with_name(f".{STATE_FILE}.{sweep_id}")
+    temporary.write_text(json.dumps({"sweep_id": sweep_id}) + "\n")
+    temporary.replace(path)
+    return sweep_id
+
+
+def _chunks(items: list[_Item], size: int) -> list[list[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _milliseconds(seconds: float) -> int:
+    return int((seconds or time.time()) * 1000)
+
+
+def _without_password(uri: str) -> str:
+    """An address that may be shown: without the user and password that it may carry."""
+    userinfo, at, _ = urlsplit(uri).netloc.rpartition("@")
+    return uri.replace(f"{userinfo}{at}", "", 1) if at else uri
+
+
+def _one_line(error: Exception, uri: str) -> str:
+    text = " ".join(str(error).replace(uri, _without_password(uri)).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,122 @@
+"""The folder of a sweep: what was asked is kept, and another question is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.folder import merge_points, open_folder, save_question
+from orchestrator.journal import FolderError, Writer
+from orchestrator.plan import Plan, data_configs, make_plan
+from orchestrator.results import attempt_event, end_event
+from orchestrator.sweep import build_sweep
+
+TREE = {
+    "name": "small",
+    "question": "A or B?",
+    "base": {
+        "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
+        "data": "digits",
+        "schedule": {"epochs": 2, "warmup": "10%"},
+    },
+    "arms": {
+        "vit_p": {"model.stem": "patchify"},
+        "vit_c": {"model.stem": {"channels": [16, 64], "strides": [4, 2]}},
+    },
+    "cells": {"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}},
+    "vary": {
+        "optim.lr": {"adamw": {"log_uniform": [1e-4, 1e-2]}, "sgd": {"log_uniform": [0.01, 0.1]}},
+        "optim.weight_decay": {"uniform": [0, 0.1]},
+        "batch_size": {"choice": [32, 64]},
+    },
+    "design": {"kind": "sobol", "points": 4},
+    "primary": {"measure": "f2"},
+}
+
+
+def plan_of(**changes: object) -> Plan:
+    sweep = build_sweep(json.loads(json.dumps(TREE | changes)), "test")
+    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+
+
+def test_a_folder_gives_back_the_same_trials_as_were_planned(tmp_path):
+    plan = plan_of()
+    save_question(tmp_path, plan)
+    opened = open_folder(tmp_path)
+    assert opened.plan.trials == plan.trials
+    assert opened.plan.infos == plan.infos
+    assert opened.plan.sweep == plan.sweep
+
+
+def test_a_folder_is_read_without_its_data(tmp_path, monkeypatch):
+    save_question(tmp_path, plan_of())
+
+    def refuse(self: object) -> None:
+        raise AssertionError("the data were looked at")
+
+    monkeypatch.setattr("trainables.data.Digits.info", refuse)
+    assert len(open_folder(tmp_path).plan.trials) == 16
+
+
+def run_all(folder: Path, plan: Plan) -> None:
+    writer = Writer(folder)
+    for trial in plan.trials:
+        writer.append([attempt_event(trial.id, 1, "lane", 0.0)])
+        writer.append([end_event(trial.id, 1, "finished", "", 1.0, 1.0, final=True)])
+    writer.close()
+
+
+def test_more_points_are_taken_up_and_the_old_trials_kept(tmp_path):
+    save_question(tmp_path, plan_of())
+    run_all(tmp_path, plan_of())
+    longer = plan_of(design={"kind": "sobol", "points": 8})
+    save_question(tmp_path, longer)
+    done = [key for key, record in open_folder(tmp_path).records.items() if record.settled]
+    assert {trial.point for trial in longer.remaining(done)} == {4, 5, 6, 7}
+
+
+def test_a_sweep_that_was_extended_stays_extended(tmp_path):
+    save_question(tmp_path, plan_of(design={"kind": "sobol", "points": 8}))
+    assert merge_points(tmp_path, plan_of().sweep).design.points == 8
+
+
+def test_another_question_in_the_same_folder_is_refused_and_nothing_is_written(tmp_path):
+    save_question(tmp_path, plan_of())
+    run_all(tmp_path, plan_of())
+    before = (tmp_path / "sweep.yaml").read_bytes()
+    other = json.loads(json.dumps(TREE))
+    other["base"]["schedule"]["epochs"] = 3
+    with pytest.raises(FolderError, match=r"16 trial\(s\) that this sweep file does not ask for"):
+        save_question(tmp_path, plan_of(**other))
+    assert (tmp_path / "sweep.yaml").read_bytes() == before
+
+
+def test_changed_data_are_another_question(tmp_path):
+    plan = plan_of()
+    save_question(tmp_path, plan)
+    run_all(tmp_path, plan)
+    infos = {config: dataclasses.replace(info, fingerprint="other") for config, info in plan.infos.items()}
+    with pytest.raises(FolderError, match="other data"):
+        save_question(tmp_path, make_plan(plan.sweep, infos))
+
+
+def test_a_folder_that_is_no_sweep_is_named(tmp_path):
+    with pytest.raises(FolderError, match="holds no sweep"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"data": 3}', '{"data": [{"config": {"name": "x"}}]}'])
+def test_a_damaged_record_is_an_error_with_its_name_and_no_traceback(tmp_path, content):
+    save_question(tmp_path, plan_of())
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(FolderError, match="record.json"):
+        open_folder(tmp_path)
+
+
+def test_the_record_names_code_versions_and_machine(tmp_path):
+    save_question(tmp_path, plan_of())
+    record = open_folder(tmp_path).record
+    assert record["versions"].keys() >= {"torch", "ray", "timm"}
+    assert record["machine"]["cpus"] >= 1
+    assert record["created"].endswith("Z")

@@ -1,0 +1,397 @@
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import tracking
+from orchestrator.plan import Plan, data_configs, make_plan
+from orchestrator.results import RULES, Event, attempt_event, end_event, epoch_event
+from orchestrator.sweep import build_sweep
+from orchestrator.tracking import STATE_FILE, Tracker, artifact_root, tracking_uri, ui_command
+from trainables.base import EPOCH_LABELS
+
+BEGAN = 1_700_000_000.0
+QUESTION = "Is a convolutional stem more forgiving of lr?"
+
+
+def a_plan(points: int = 2) -> Plan:
+    """Two arms in one cell."""
+    sweep = build_sweep(
+        {
+            "name": "small",
+            "question": QUESTION,
+            "base": {
+                "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
+                "data": "digits",
+                "schedule": {"epochs": 3},
+                "batch_size": 64,
+                "optim.weight_decay": 0.1,
+            },
+            "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
+            "cells": {"optimizer": {"adamw": {"optim.name": "adamw"}}},
+            "vary": {"optim.lr": {"log_uniform": [2.5e-4, 8e-3]}},
+            "design": {"kind": "sobol", "points": points, "seed": 0},
+        },
+        "test",
+    )
+    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return a_plan()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text("name: small\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _default_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def row(epoch: int, **changes: Any) -> dict[str, Any]:
+    """One row of results, every number told apart from the others."""
+    numbers = {name: index + epoch / 100 for index, name in enumerate(EPOCH_LABELS)}
+    return numbers | {"epoch": epoch, "step": 20 * epoch, "test_top1_error_pct": None} | changes
+
+
+def story(
+    trial_id: str, epochs: range, end: str | None, attempt: int = 1, began: float = BEGAN
+) -> list[Event]:
+    """What the journal says of one attempt at a trial."""
+    events = [attempt_event(trial_id, attempt, "lane-0", began)]
+    events += [epoch_event(trial_id, attempt, row(epoch)) for epoch in epochs]
+    if end is not None:
+        events.append(end_event(trial_id, attempt, end, f"why {end}", 9.0, began + 99, final=end != "lost"))  # type: ignore[arg-type]
+    return events
+
+
+def tell(
+    plan: Plan, folder: Path, events: list[Event], *artifacts: Path, uri: str | None = None
+) -> str | None:
+    """One process that runs a sweep, as far as its tracker sees it."""
+    tracker = Tracker(plan, folder, uri or tracking_uri(folder))
+    tracker.start()
+    tracker.observe(events)
+    for artifact in artifacts:
+        tracker.add_artifact(artifact)
+    return tracker.close(30)
+
+
+class Seen:
+    """What MLflow's own client reads in a store."""
+
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(uri or tracking_uri(folder))
+        experiment = self.client.get_experiment_by_name("small")
+        assert experiment is not None
+        runs = self.client.search_runs([experiment.experiment_id])
+        self.parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        sweep_id = json.loads((folder / STATE_FILE).read_text())["sweep_id"]
+        (self.parent,) = [run for run in self.parents if run.data.tags["sweep_id"] == sweep_id]
+        nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == self.parent.info.run_id]
+        self.trials = {run.data.tags["trial_id"]: run for run in nested}
+        assert len(self.trials) == len(nested)
+
+    def curve(self, trial_id: str, metric: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.trials[trial_id].info.run_id, metric)
+        return [(point.step, point.value) for point in history]
+
+
+def test_a_sweep_is_a_run_with_one_nested_run_per_trial(
+    plan: Plan, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = folder / "report.html"
+    report.write_text("<p>result</p>")
+    events = [event for trial in plan.trials for event in story(trial.id, range(1, 4), "finished")]
+
+    assert tell(plan, folder, events, report) is None
+    # The terminal belongs to the sweep: nothing of tables created, runs to view, migrations.
+    assert capfd.readouterr() == ("", "")
+
+    seen = Seen(folder)
+    parent = seen.parent
+    assert (parent.info.run_name, parent.info.status) == ("small", "FINISHED")
+    assert parent.data.tags["question"] == QUESTION
+    assert parent.data.tags["sweep_folder"] == str(folder)
+    artifacts = seen.client.list_artifacts(parent.info.run_id)
+    assert [artifact.path for artifact in artifacts] == ["report.html", "sweep.yaml"]
+    # Beside the store, not in the directory where the command was given.
+    assert len(list((folder.parent / "mlartifacts").rglob("report.html"))) == 1
+
+    assert seen.trials.keys() == {trial.id for trial in plan.trials}
+    for trial in plan.trials:
+        run = seen.trials[trial.id]
+        assert run.info.run_name == f"{trial.arm} adamw p{trial.point}"
+        expected = {"arm": trial.arm, "cell": "adamw", "point": str(trial.point), "replicate": "0"}
+        assert expected.items() <= run.data.tags.items()
+        assert run.data.tags["outcome"] == "finished"
+        assert run.info.status == "FINISHED"
+        assert (run.info.start_time, run.info.end_time) == (BEGAN * 1000, (BEGAN + 99) * 1000)
+        assert run.data.params["optim.lr"] == str(trial.values["optim.lr"])
+        assert run.data.params["model.stem"] == ("conv" if trial.arm == "vit_c" else "patchify")
+        assert run.data.params["schedule.epochs"] == "3"
+        for name in EPOCH_LABELS:
+            # What a row does not have is no point of a curve.
+            points = [] if name == "test_top1_error_pct" else [(n, row(n)[name]) for n in (1, 2, 3)]
+            assert seen.curve(trial.id, name) == points
+
+
+def test_a_sweep_that_goes_on_says_nothing_twice(plan: Plan, folder: Path) -> None:
+    first, second, third, fourth = (trial.id for trial in plan.trials)
+    before = [
+        *story(first, range(1, 4), "finished"),
+        *story(second, range(1, 3), "lost"),
+        *story(third, range(1, 2), None),
+    ]
+    assert tell(plan, folder, before) is None
+    seen = Seen(folder)
+    assert seen.parent.info.status == "KILLED"
+    assert seen.trials[second].data.tags["outcome"] == "unfinished"
+    runs = {trial_id: run.info.run_id for trial_id, run in seen.trials.items()}
+
+    after = [
+        # Tried again from a checkpoint after epoch 1: epoch 2 comes again.
+        *story(second, range(2, 4), "finished", attempt=2, began=BEGAN + 500),
+        # Found dead by the next run, and then started over.
+        *story(third, range(1, 4), "finished", attempt=2, began=BEGAN + 600),
+        *story(fourth, range(1, 4), "diverged", began=BEGAN + 700),
+    ]
+    assert tell(plan, folder, before + after) is None
+    # And once more, with nothing new, as `run` on a sweep that is done.
+    assert tell(plan, folder, before + after) is None
+
+    seen = Seen(folder)
+    assert len(seen.parents) == 1
+    assert seen.parent.info.status == "FINISHED"
+    assert {trial_id: seen.trials[trial_id].info.run_id for trial_id in runs} == runs
+    for trial_id in (first, second, third, fourth):
+        assert seen.curve(trial_id, "val_loss") == [(n, row(n)["val_loss"]) for n in (1, 2, 3)]
+        assert seen.trials[trial_id].info.status == "FINISHED"
+    assert seen.trials[second].data.tags["attempts"] == "2"
+    assert seen.trials[fourth].data.tags["outcome"] == "diverged"
+
+
+def test_metrics_go_on_where_they_were_when_a_sweep_is_told_piece_by_piece(plan: Plan, folder: Path) -> None:
+    trial_id = plan.trials[0].id
+    events = story(trial_id, range(1, 302), "finished")
+    tracker = Tracker(plan, folder, tracking_uri(folder))
+    # Without the waiting between batches, every few events are a batch of their own.
+    for start in range(0, len(events), 40):
+        tracker.observe(events[start : start + 40])
+        tracker._read_inbox()
+        tracker._flush(closing=False)
+    # 301 epochs are more than fit into one call.
+    tracker = Tracker(plan, folder, tracking_uri(folder))
+    other = plan.trials[1].id
+    tracker.observe(events + story(other, range(1, 302), "finished"))
+    tracker._read_inbox()
+    tracker._flush(closing=True)
+
+    seen = Seen(folder)
+    for name in (trial_id, other):
+        assert seen.curve(name, "lr") == [(n, row(n)["lr"]) for n in range(1, 302)]
+
+
+def test_a_store_that_has_more_than_we_were_told_is_asked_and_not_told_again(
+    plan: Plan, folder: Path
+) -> None:
+    """As after a reply that was lost: the call arrived, and we do not know."""
+    trial_id = plan.trials[0].id
+    events = story(trial_id, range(1, 4), "finished")
+    tracker = Tracker(plan, folder, tracking_uri(folder))
+    tracker.observe(events)
+    tracker._read_inbox()
+    tracker._flush(closing=False)
+
+    forgetful = Tracker(plan, folder, tracking_uri(folder))
+    forgetful.observe(events)
+    forgetful._read_inbox()
+    forgetful._flush(closing=False)
+
+    seen = Seen(folder)
+    assert len(seen.trials) == len(seen.parents) == 1
+    assert seen.curve(trial_id, "val_loss") == [(n, row(n)["val_loss"]) for n in (1, 2, 3)]
+
+
+def test_numbers_that_are_none_are_left_out(plan: Plan, folder: Path) -> None:
+    trial_id = plan.trials[0].id
+    events = [
+        attempt_event(trial_id, 1, "lane-0", BEGAN),
+        epoch_event(trial_id, 1, row(1)),
+        epoch_event(trial_id, 1, row(2, train_loss=math.nan, val_loss=math.inf, test_top1_error_pct=7.5)),
+        end_event(trial_id, 1, "diverged", "loss is nan", 3.0, BEGAN + 9, final=True),
+    ]
+    assert tell(plan, folder, events) is None
+    seen = Seen(folder)
+    assert [step for step, _ in seen.curve(trial_id, "train_loss")] == [1]
+    assert [step for step, _ in seen.curve(trial_id, "val_loss")] == [1]
+    assert seen.curve(trial_id, "test_top1_error_pct") == [(2, 7.5)]
+    assert seen.trials[trial_id].data.tags["detail"] == "loss is nan"
+
+
+@pytest.fixture(scope="module")
+def long_plan() -> Plan:
+    return a_plan(points=len(RULES))
+
+
+def test_every_outcome_is_shown(long_plan: Plan, folder: Path) -> None:
+    ids = {end: trial.id for end, trial in zip(RULES, long_plan.trials, strict=False)}
+    events = [
+        event
+        for end, trial_id in ids.items()
+        for event in [
+            attempt_event(trial_id, 1, "lane-0", BEGAN),
+            end_event(trial_id, 1, end, "", 1.0, BEGAN + 1, final=True),
+        ]
+    ]
+    assert tell(long_plan, folder, events) is None
+    shown = defaultdict(set)
+    for end, trial_id in ids.items():
+        run = Seen(folder).trials[trial_id]
+        assert run.data.tags["outcome"] == end
+        shown[run.info.status].add(end)
+    assert shown == {
+        "FINISHED": {"finished", "diverged"},
+        "KILLED": {"stopped", "cancelled"},
+        "FAILED": {"invalid", "out_of_memory", "failed", "preempted", "lost"},
+    }
+
+
+def test_an_empty_store_and_a_lost_name_get_a_new_run_with_everything(plan: Plan, folder: Path) -> None:
+    trial_id = plan.trials[0].id
+    events = story(trial_id, range(1, 4), "finished")
+    curve = [(n, row(n)["val_loss"]) for n in (1, 2, 3)]
+    assert tell(plan, folder, events) is None
+    # Not the same file wiped: within one process MLflow holds on to a file that it has open.
+    empty = f"sqlite:///{folder.parent}/empty.db"
+    assert tell(plan, folder, events, uri=empty) is None
+    assert len(Seen(folder, empty).parents) == 1
+    assert Seen(folder, empty).curve(trial_id, "val_loss") == curve
+
+    (folder / STATE_FILE).unlink()
+    assert tell(plan, folder, events) is None
+    seen = Seen(folder)
+    assert len(seen.parents) == 2
+    assert seen.curve(trial_id, "val_loss") == curve
+
+
+def test_a_run_that_was_deleted_is_made_again(plan: Plan, folder: Path) -> None:
+    trial_id = plan.trials[0].id
+    events = story(trial_id, range(1, 4), "finished")
+    assert tell(plan, folder, events) is None
+    seen = Seen(folder)
+    seen.client.delete_experiment(seen.parent.info.experiment_id)
+    assert tell(plan, folder, events) is None
+    assert len(Seen(folder).parents) == 1
+    seen.client.delete_run(seen.trials[trial_id].info.run_id)
+    assert tell(plan, folder, events) is None
+    assert Seen(folder).curve(trial_id, "val_loss") == [(n, row(n)["val_loss"]) for n in (1, 2, 3)]
+
+
+def test_a_server_that_is_down_costs_nothing_but_a_line(
+    plan: Plan, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    events = [event for trial in plan.trials for event in story(trial.id, range(1, 300), "finished")]
+    # Nothing listens on the discard port.
+    tracker = Tracker(plan, folder, "http://someone:secret@127.0.0.1:9")
+    tracker.start()
+    began = time.perf_counter()
+    tracker.observe(events)
+    assert time.perf_counter() - began < 0.05
+    time.sleep(2.5)
+    tracker.observe(events)
+    began = time.perf_counter()
+    warning = tracker.close(15)
+    assert time.perf_counter() - began < 15.5
+    assert warning is not None
+    assert "http://127.0.0.1:9 is not up to date" in warning
+    assert "\n" not in warning
+    assert "secret" not in warning
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(plan: Plan, folder: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = Tracker(plan, folder, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        tracker.start()
+        tracker.observe(story(plan.trials[0].id, range(1, 4), "finished"))
+        began = time.perf_counter()
+        warning = tracker.close(1.0)
+        assert time.perf_counter() - began < 2
+        assert warning is not None
+        assert "not done after 1 s" in warning
+
+
+def test_one_trial_that_the_store_refuses_does_not_hold_up_the_others(
+    plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    bad, *good = (trial.id for trial in plan.trials)
+    create_run = MlflowClient.create_run
+
+    def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["tags"].get("trial_id") == bad:
+            raise RuntimeError("refused")
+        return create_run(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", refusing)
+    monkeypatch.setattr(tracking, "_INTERVAL_SECONDS", 0.1)
+    tracker = Tracker(plan, folder, tracking_uri(folder))
+    tracker.start()
+    tracker.observe(
+        [event for trial_id in (bad, *good) for event in story(trial_id, range(1, 3), "finished")]
+    )
+    time.sleep(1.5)
+    warning = tracker.close(30)
+    assert warning is not None
+    assert "RuntimeError: refused" in warning
+    assert Seen(folder).trials.keys() == set(good)
+
+
+def test_a_tracker_with_nothing_to_tell_leaves_no_trace(plan: Plan, folder: Path) -> None:
+    assert tell(plan, folder, []) is None
+    assert [path.name for path in folder.parent.iterdir()] == ["small"]
+    assert Tracker(plan, folder, tracking_uri(folder)).close(1) is None
+
+
+def test_importing_the_module_does_not_import_mlflow() -> None:
+    code = "import sys, orchestrator.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_store_is_a_file_beside_the_sweeps_unless_the_environment_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tracking_uri(tmp_path / "runs" / "small")
+    assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert artifact_root(uri) == tmp_path / "runs" / "mlartifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.org")
+    assert tracking_uri(tmp_path) == "https://tracking.example.org"
+    assert artifact_root("https://tracking.example.org") is None
+
+
+def test_the_pages_are_served_on_the_loopback_and_a_server_serves_its_own() -> None:
+    command = ui_command("sqlite:////runs/mlflow.db", port=5001)
+    assert command[:4] == [sys.executable, "-m", "mlflow", "ui"]
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "5001"
+    with pytest.raises(ValueError, match=r"https://tracking.example.org is an MLflow server"):
+        ui_command("https://me:secret@tracking.example.org")
