@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.folder import Folder
     from orchestrator.plan import Plan, Trial
     from orchestrator.sweep import Override, Sweep
+    from orchestrator.tracking import Tracker
 
 app = typer.Typer(
     name="vitc-sweep",
@@ -67,6 +68,11 @@ def _console() -> "Console":
 
     # Wide enough for tables where nobody knows the width.
     return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+
+
+def _say(console: "Console", text: str, style: str | None = None) -> None:
+    """Prints a line as it is: paths keep their brackets, and are not broken to be copied in halves."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _overrides(sets: list[str] | None) -> "list[Override]":
@@ -131,13 +137,13 @@ def run(
     if (folder / "sweep.yaml").is_file():
         before, sweep = sweep, merge_points(folder, sweep)
         if sweep != before:
-            console.print(f"{folder} was extended before; it keeps its larger number of points")
+            _say(console, f"{folder} was extended before; it keeps its larger number of points")
     plan = _plan(sweep, file)
     with locked(folder):
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         records = known.records if known else {}
         for notice in known.notices if known else ():
-            console.print(f"note: {notice}", style="yellow")
+            _say(console, f"note: {notice}", "yellow")
         done = [
             key
             for key, record in records.items()
@@ -145,12 +151,32 @@ def run(
         ]
         todo = unique_trials(plan.remaining(done))
         if todo:
-            start = _execute(console, plan, folder, todo, known, address, track, _command(file, out))
+            interrupted = _execute(console, plan, folder, todo, known, address, track, _command(file, out))
         else:
             save_question(folder, plan)
-            console.print(f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
-            start = OK
-        raise typer.Exit(start or _conclude(console, folder))
+            _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
+            interrupted = False
+            if track:
+                # A tracker that was down when the trials ran catches up here.
+                _close(console, _tracker(plan, folder, known), folder, timeout_seconds=30)
+        raise typer.Exit(INTERRUPTED if interrupted else _conclude(console, folder))
+
+
+def _tracker(plan: "Plan", folder: Path, known: "Folder | None") -> "Tracker":
+    """A running mirror of the sweep that knows what happened before."""
+    from orchestrator.tracking import Tracker, tracking_uri
+
+    tracker = Tracker(plan, folder, tracking_uri(folder))
+    tracker.observe(known.events if known else [])
+    tracker.start()
+    return tracker
+
+
+def _close(console: "Console", tracker: "Tracker", folder: Path, timeout_seconds: float) -> None:
+    """Sends what is left, with the report; says so if that could not be done."""
+    tracker.add_artifact(_write_report(folder))
+    if warning := tracker.close(timeout_seconds):
+        _say(console, warning, "yellow")
 
 
 def _command(file: Path, out: Path | None) -> str:
@@ -166,22 +192,23 @@ def _execute(
     address: str | None,
     track: bool,
     command: str,
-) -> int:
-    """Runs the trials that are left; returns INTERRUPTED or OK."""
-    from orchestrator import lanes, tracking
+) -> bool:
+    """Runs the trials that are left; returns whether a person cut it short."""
+    from orchestrator import lanes
     from orchestrator.folder import save_question
     from orchestrator.terminal import Display, Progress, duration
 
     began = time.monotonic()
     records = known.records if known else {}
     already = len(plan.trials) - len(todo)
-    console.print(
-        f"[bold]{plan.sweep.name}[/bold]: {len(todo)} trials to run"
+    _say(
+        console,
+        f"{plan.sweep.name}: {len(todo)} trials to run"
         + (f", {already} have ended before" if already else "")
-        + f"; results go to {folder}"
+        + f"; results go to {folder}",
     )
     for line in _lr_notes(plan):
-        console.print(line, style="dim")
+        _say(console, line, "dim")
     lanes.connect(address)
     # From here on a polite kill means the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -190,10 +217,7 @@ def _execute(
         attempts = {key: record.attempts for key, record in records.items()}
         run = lanes.Run(folder, todo, attempts, plan.sweep.resources.retries, plan.sweep.resources.lanes)
         save_question(folder, plan)
-        tracker = tracking.Tracker(plan, folder, tracking.tracking_uri(folder)) if track else None
-        if tracker:
-            tracker.observe(known.events if known else [])
-            tracker.start()
+        tracker = _tracker(plan, folder, known) if track else None
         run.start()
         progress = Progress(plan, records, lanes=max(count for *_, count in run.phases))
         with Display(console, progress) as display:
@@ -217,21 +241,18 @@ def _execute(
                 if tracker:
                     tracker.observe(events)
         if run.error and not interrupted:
-            console.print(f"Ray stopped the run: {run.error}", style="red", markup=False)
+            _say(console, f"Ray stopped the run: {run.error}", "red")
     finally:
         lanes.shutdown()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    report = _write_report(folder)
     if tracker:
-        tracker.add_artifact(report)
-        if warning := tracker.close(timeout_seconds=5 if interrupted else 30):
-            console.print(warning, style="yellow", markup=False)
+        _close(console, tracker, folder, timeout_seconds=5 if interrupted else 30)
     if interrupted:
         ended = sum(record.settled for record in records.values())
-        console.print(f"\nstopped; {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}")
-        return INTERRUPTED
-    console.print(f"{len(todo)} trials in {duration(time.monotonic() - began)}\n")
-    return OK
+        _say(console, f"\nstopped; {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}")
+        return True
+    _say(console, f"{len(todo)} trials in {duration(time.monotonic() - began)}\n")
+    return False
 
 
 def _lr_notes(plan: "Plan") -> list[str]:
@@ -259,22 +280,23 @@ def _write_report(folder: Path) -> Path:
 
 
 def _conclude(console: "Console", folder: Path) -> int:
-    """Prints the table and the report's path; the exit code says whether every trial has a result."""
+    """Prints the answer and the report's path; the exit code says whether every trial has a result."""
     from orchestrator.folder import open_folder
     from orchestrator.report import summary_table
     from orchestrator.results import results_of
-    from orchestrator.terminal import failure_lines, rows_table
+    from orchestrator.terminal import answer_table, failure_lines
 
+    report = _write_report(folder)
     opened = open_folder(folder)
     results = results_of(opened.plan, opened.records)
-    console.print(rows_table(summary_table(opened.plan, opened.records)))
+    console.print(answer_table(summary_table(opened.plan, opened.records)))
+    for sentence in json.loads((report.parent / "summary.json").read_text())["answer"]:
+        console.print(f"\n{sentence}", markup=False, highlight=False)
     bad = [result for result in results if result.rule is None or not result.rule.in_edf]
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
-        console.print(
-            f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", style="red"
-        )
-    console.print(f"\nreport: {_write_report(folder)}", soft_wrap=True)
+        _say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
+    _say(console, f"\nreport: {report}")
     return INCOMPLETE if bad else OK
 
 
@@ -293,7 +315,7 @@ def plan(file: SweepFile, sets: Sets = None, points: Points = None, as_json: AsJ
         )
         return
     console = _console()
-    console.print(f"[bold]{made.sweep.name}[/bold]  {made.sweep.question}\n")
+    _say(console, f"{made.sweep.name}  {made.sweep.question}\n", "bold")
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in made.trials:
         groups.setdefault((trial.cell_name, trial.arm), []).append(trial)
@@ -317,7 +339,7 @@ def plan(file: SweepFile, sets: Sets = None, points: Points = None, as_json: AsJ
         )
     console.print(rows_table(rows))
     for line in _lr_notes(made):
-        console.print(line, style="dim")
+        _say(console, line, "dim")
     console.print()
     console.print(rows_table([_short_row(made, trial) for trial in made.trials]))
 
@@ -386,7 +408,7 @@ def status(folder: SweepFolder, as_json: AsJson = False) -> None:
         return
     console = _console()
     for notice in opened.notices:
-        console.print(f"note: {notice}", style="yellow")
+        _say(console, f"note: {notice}", "yellow")
     console.print(progress_table(results))
     if failures := [result for result in results if result.record.outcome in FAILURES]:
         console.print(failure_lines(failures))
@@ -487,9 +509,11 @@ def ui(
     from orchestrator import tracking
 
     uri = tracking.tracking_uri(folder / "any")
+    if uri.startswith("http"):
+        raise typer.BadParameter(f"MLFLOW_TRACKING_URI names a server, which shows its own pages: {uri}")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise typer.BadParameter(f"{folder} holds no mlflow.db; has a sweep run there?", param_hint="FOLDER")
-    print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"{tracking.ui_address(host, port)}   (Ctrl-C ends it)", flush=True)
     command = tracking.ui_command(uri, host, port)
     os.execv(command[0], command)
 

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -96,11 +96,12 @@ def _colour(index: int) -> str:
 
 
 def _marker(index: int) -> str:
-    return _MARKERS[index % len(_MARKERS)]
+    # From the ninth arm on colours repeat, so markers and lines move on by one.
+    return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
 
 
 def _line(index: int) -> Any:
-    return _LINES[index % len(_LINES)]
+    return _LINES[(index + index // len(_COLOURS)) % len(_LINES)]
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], width: float) -> None:
@@ -111,6 +112,11 @@ def _legend(figure: Figure, handles: Sequence[Artist], width: float) -> None:
     figure.legend(
         handles=list(handles), loc="outside upper left", ncols=min(columns, len(handles)), handlelength=2.4
     )
+
+
+def _height(num_arms: int) -> float:
+    """Of a figure in inches: its legend, and rows of diverged trials, grow with the arms."""
+    return 3.3 + 0.2 * max(num_arms - 3, 0)
 
 
 def _empty(axes: Axes) -> None:
@@ -126,7 +132,7 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
     Args:
       summaries: the arms of one cell.
     """
-    figure = Figure(figsize=(4.5, 3.3), layout="constrained")
+    figure = Figure(figsize=(4.5, _height(len(summaries))), layout="constrained")
     axes = figure.subplots()
     handles = []
     for index, summary in enumerate(summaries):
@@ -181,6 +187,10 @@ class _Scale:
         if str(value) not in self.values:
             self.values.append(str(value))
         return float(self.values.index(str(value)))
+
+    def shift(self, index: int, count: int) -> float:
+        """What keeps `count` arms apart that stand at the same place; nothing on an axis of numbers."""
+        return 0.6 * ((index + 0.5) / count - 0.5) if self.values else 0.0
 
     def apply(self, axes: Axes, which: str, label: str, max_ticks: int) -> None:
         """Scale, limits, ticks and label of the `x` or `y` axis."""
@@ -237,7 +247,7 @@ def _errors(results: Sequence[Result]) -> list[float]:
 def _top(errors_pct: Sequence[float], num_rows: int) -> tuple[float, float]:
     """Upper end of an error axis, and the height of one row for crosses above the highest error."""
     highest = max(errors_pct, default=1.0) or 1.0
-    row = 0.055 * highest if num_rows else 0.0
+    row = 0.08 * highest if num_rows else 0.0
     return 1.05 * highest + (num_rows + 0.6) * row, row
 
 
@@ -267,7 +277,7 @@ def error_over_parameter(
       path: the parameter.
       domains: of the parameter, by arm; arms in which it does not vary are absent.
     """
-    figure = Figure(figsize=(4.5, 3.3), layout="constrained")
+    figure = Figure(figsize=(4.5, _height(len(arms))), layout="constrained")
     axes = figure.subplots()
     scale = _Scale(list(domains.values()))
     counted = {
@@ -282,8 +292,13 @@ def error_over_parameter(
         if arm not in counted:
             continue
         colour = _colour(index)
+        shift = scale.shift(index, len(arms))
+
+        def where(result: Result, shift: float = shift) -> float:
+            return scale.place(result.trial.values[path]) + shift
+
         good = [result for result in counted[arm] if not _diverged(result)]
-        x = [scale.place(result.trial.values[path]) for result in good]
+        x = [where(result) for result in good]
         axes.plot(
             x,
             _errors(good),
@@ -298,7 +313,7 @@ def error_over_parameter(
         if good:
             best = landmarks(good)["best"]
             axes.axvline(
-                scale.place(best.trial.values[path]),
+                where(best),
                 color=colour,
                 ls=_line(index),
                 lw=0.9,
@@ -308,13 +323,23 @@ def error_over_parameter(
         if arm in lost:
             crosses = [result for result in counted[arm] if _diverged(result)]
             y = top - (lost.index(arm) + 0.6) * row
-            _cross(axes, [scale.place(result.trial.values[path]) for result in crosses], y, colour)
+            _cross(axes, [where(result) for result in crosses], y, colour)
+            # The cross has no shape of its own per arm: the row has a name.
+            axes.annotate(
+                arm,
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
         handles.append(
             Line2D([], [], color=colour, ls=_line(index), lw=0.9, marker=_marker(index), label=arm)
         )
     if lost:
-        label = f"diverged (from the top: {', '.join(lost)})" if len(lost) > 1 else "diverged"
-        handles.append(Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label=label))
+        handles.append(Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label="diverged"))
         axes.axhline(top - (len(lost) + 0.35) * row, color=_GREY, lw=0.6)
     if not any(counted.values()):
         _empty(axes)
@@ -345,11 +370,12 @@ def error_over_plane(
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     across, up = (_Scale([domain[arm] for arm in names]) for domain in domains)
     ran = [error for arm in names for error in _errors(arms[arm])]
-    colours = ScalarMappable(Normalize(min(ran, default=0.0), max(ran, default=100.0)), "cividis")
+    # By the root of the error: linear, one arm that trains badly would leave the others one shade.
+    colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=100.0)), "cividis")
     any_diverged = False
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
-            axes.remove()
+            axes.set_axis_off()
             continue
         results = [result for result in arms[names[place]] if result.error_pct is not None]
         good = [result for result in results if not _diverged(result)]
@@ -385,7 +411,10 @@ def error_over_plane(
             _empty(axes)
         axes.set_title(names[place], loc="left", fontweight="bold")
     for place, axes in enumerate(grid.flat[: len(names)]):
-        across.apply(axes, "x", paths[0], 4)
+        lowest = place + columns >= len(names)
+        across.apply(axes, "x", paths[0] if lowest else "", 4)
+        # Also above an empty place of the last row, where a shared axis would leave them out.
+        axes.tick_params(labelbottom=lowest)
         up.apply(axes, "y", paths[1] if place % columns == 0 else "", 6)
     if ran:
         bar = figure.colorbar(colours, ax=grid, label="error (%)", aspect=28, fraction=0.05, pad=0.02)
@@ -472,7 +501,7 @@ def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
     """
     rows = [contrast for contrast in contrasts if contrast.measure == measure]
     sign = 1 if MEASURES[measure].higher_is_better else -1
-    figure = Figure(figsize=(7.2, 1.0 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.5, 1.15 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     arms = list(dict.fromkeys(contrast.arm for contrast in rows))
     reach = 0.0
@@ -497,32 +526,32 @@ def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
     reach = 1.12 * reach or 1.0
     base = rows[0].base_arm
     axes.axvline(0, color="black", lw=0.9)
-    axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.4, -0.6))
+    axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.6, -0.85), yticks=[])
     several = len(arms) > 1
-    axes.set_yticks(
-        range(len(rows)),
-        [
-            " ".join(
-                part
-                for part in (row.cell, f"· {row.arm}" if several else "", "(primary)" if row.primary else "")
-                if part
-            )
-            for row in rows
-        ],
-    )
-    axes.tick_params(axis="y", length=0)
+    for y, row in enumerate(rows):
+        label = f"{row.cell} · {row.arm}" if several else row.cell
+        # Above its interval, not beside it: long names leave the intervals their width.
+        axes.annotate(
+            f"{label} (primary)" if row.primary else label,
+            (0, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=8.5,
+        )
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    other = "the other arm" if several else arms[0]
     # Em spaces: a browser would run plain ones together.
+    other = "the other arm" if several else arms[0]
+    turned = "" if sign == 1 else ", sign turned"
     axes.set_xlabel(
-        f"← {base} better\u2003\u2003difference in {MEASURES[measure].symbol}\u2003\u2003{other} better →"
+        f"← {base} better\u2003\u2003{other} better →\ndifference in {MEASURES[measure].symbol}{turned}"
     )
     handles: list[Artist] = [
-        Line2D([], [], color="black", marker="o", mfc="black", lw=2, label="settled, with 95 % interval"),
-        Line2D([], [], color="black", marker="o", mfc="white", mew=1.4, lw=2, label="not settled"),
+        Line2D([], [], color="black", marker="o", mfc=fill, mew=1.4, lw=2, label=label)
+        for fill, label in (("black", "settled"), ("white", "not settled"))
     ]
-    _legend(figure, handles, 7.2)
+    _legend(figure, handles, 4.5)
     return figure
 
 

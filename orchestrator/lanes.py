@@ -251,10 +251,16 @@ def checkpoint_path(folder: Path, trial_id: str) -> Path:
 
 def lane_loop(settings: dict[str, Any]) -> None:
     """What every worker of a lane runs: one trial after the other, until told to leave."""
+    import torch
     import torch.distributed as dist
+    from ray.train.torch import get_device
 
     from trainables.context import this_process
 
+    device = get_device()
+    if device.type == "cuda":
+        # Workers of one node all see its GPUs; which one is whose, Ray knows.
+        torch.cuda.set_device(device)
     train_context = ray.train.get_context()
     rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
     context = this_process(rank, world_size, settings["threads"])

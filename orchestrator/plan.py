@@ -132,7 +132,10 @@ def _trial_id(config: TrainConfig, info: DataInfo, resources: Resources) -> str:
 
 def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
     """One trial per id: arms that coincide in a cell need training once."""
-    return list({trial.id: trial for trial in trials}.values())
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.id, trial)
+    return list(first.values())
 
 
 def by_gang(trials: Iterable[Trial]) -> dict[Gang, list[Trial]]:

@@ -416,6 +416,12 @@ def _second_sentence(summaries: Sequence[Summary]) -> str:
     for found in by_cell.values():
         lowest = min(val for _, val, _ in found)
         counts["/".join(summary.arm for summary, val, _ in found if val == lowest)] += 1
+    if len(counts) == 1:
+        (arms,) = counts
+        return (
+            f"In all {len(by_cell)} cells the lowest error on the selection split is seen with {arms}; each "
+            "is one run, unconfirmed."
+        )
     texts = [f"{arms} in {count}" for arms, count in counts.most_common()]
     return (
         f"Of {len(by_cell)} cells, the lowest error on the selection split is seen with {', '.join(texts)}; "

@@ -157,7 +157,7 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 record.ended = event["time"]
                 record.detail = event["detail"]
                 record.outcome = event["end"] if event["final"] else None
-                record.weights = event["weights"]
+                record.weights = event.get("weights", "")
     return records
 
 

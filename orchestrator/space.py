@@ -65,7 +65,8 @@ class Uniform(_Interval):
     def at(self, quantile: float) -> float:
         """The value at a quantile of [0, 1]."""
         low, high = self.uniform
-        return low + quantile * (high - low)
+        # Rounding may lead a little past the end.
+        return min(low + quantile * (high - low), high)
 
 
 class LogUniform(_Interval):

@@ -1,5 +1,6 @@
 """A sweep: the question, as one typed value, and how it is read from a file."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from trainables.yaml import YamlError, load_yaml, parse_yaml
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 Overrides = dict[str, Any]
 Cell = tuple[tuple[str, str], ...]
+
+#: Settings by the key of the file that holds them; later ones win.
+Layers = dict[str, Mapping[str, Any]]
 
 
 class SweepError(ValueError):
@@ -149,12 +153,20 @@ class Sweep(Frozen):
         Raises:
           ValidationError: the settings do not make a run.
         """
-        tree: dict[str, Any] = {}
-        layers = (self.base, *(self.cells[factor][level] for factor, level in cell), self.arms[arm], values)
-        for layer in layers:
-            set_paths(tree, layer)
-        resources = self.resources.model_dump() | tree.pop("resources", {})
+        tree, resources = self._merged(self._layers(arm, cell, values))
         return TrainConfig.model_validate(tree), Resources.model_validate(resources)
+
+    def _layers(self, arm: str, cell: Cell, values: Mapping[str, Any]) -> Layers:
+        """What decides one run."""
+        levels = {f"cells.{factor}.{level}": self.cells[factor][level] for factor, level in cell}
+        return {"base": self.base, **levels, f"arms.{arm}": self.arms[arm], "vary": values}
+
+    def _merged(self, layers: Layers) -> tuple[dict[str, Any], Any]:
+        tree: dict[str, Any] = {}
+        for layer in layers.values():
+            set_paths(tree, layer)
+        own = tree.pop("resources", {})
+        return tree, {**self.resources.model_dump(), **own} if isinstance(own, Mapping) else own
 
     def levels(self) -> dict[str, int | None]:
         """Per varied parameter how many values it has, None if too many to count."""
@@ -171,23 +183,25 @@ class Sweep(Frozen):
 
     def source_of(self, path: str, arm: str, cell: Cell) -> str:
         """The key of the file that set a path, for messages."""
-        layers: dict[str, Mapping[str, Any]] = {
-            "vary": self.domains(arm, cell),
-            f"arms.{arm}": self.arms[arm],
-        }
-        for factor, level in reversed(cell):
-            layers[f"cells.{factor}.{level}"] = self.cells[factor][level]
-        layers["base"] = self.base
-        for prefix, layer in layers.items():
-            # The longest key first: `data` set as a whole answers for `data.path`.
-            parts = path.split(".")
-            for length in range(len(parts), 0, -1):
-                if ".".join(parts[:length]) in layer:
-                    return f"{prefix}.{path}"
-        for prefix, layer in layers.items():
-            if any(key.startswith(f"{path}.") for key in layer):
-                return f"{prefix}.{path}"
-        return f"base.{path}"
+        return _source_of(path, self._layers(arm, cell, self.domains(arm, cell)))
+
+    def _faults(self, layers: Layers) -> list[Fault]:
+        tree, resources = self._merged(layers)
+        found = []
+        for kind, part, prefix in ((TrainConfig, tree, ""), (Resources, resources, "resources.")):
+            try:
+                kind.model_validate(part)
+            except ValidationError as error:
+                found += [dataclasses.replace(f, path=f"{prefix}{f.path}") for f in faults_of(error)]
+        return found
+
+    def _blamed(self, fault: Fault, layers: Layers) -> Fault:
+        """The fault with the key of the layer that brought it in: those it is there without are innocent."""
+        for name in reversed(layers):
+            fewer = {key: layer for key, layer in layers.items() if key != name}
+            if fault in self._faults(fewer):
+                layers = fewer
+        return dataclasses.replace(fault, path=_source_of(fault.path, layers))
 
     def check(self) -> list[Fault]:
         """What is wrong with the settings, found by trying the ends of every domain in every arm and cell."""
@@ -205,17 +219,23 @@ class Sweep(Frozen):
                 first | {path: value} for path, domain in domains.items() for value in domain.extremes()[1:]
             ]
             for values in tries:
-                try:
-                    self.settings(arm, cell, values)
-                except ValidationError as error:
-                    for fault in faults_of(error):
-                        source = self.source_of(fault.path, arm, cell)
-                        found = Fault(source, fault.rule, fault.found)
-                        faults.setdefault(str(found), found)
-                except TypeError as error:
-                    fault = Fault(f"arms.{arm}", f"is no setting: {error}")
-                    faults.setdefault(str(fault), fault)
+                layers = self._layers(arm, cell, values)
+                for fault in self._faults(layers):
+                    found = self._blamed(fault, layers)
+                    faults.setdefault(str(found), found)
         return list(faults.values())
+
+
+def _source_of(path: str, layers: Layers) -> str:
+    """The key of the file that set a path: the last layer that names it or a whole it is part of."""
+    for prefix, layer in reversed(layers.items()):
+        parts = path.split(".")
+        if any(".".join(parts[:length]) in layer for length in range(1, len(parts) + 1)):
+            return f"{prefix}.{path}"
+    for prefix, layer in reversed(layers.items()):
+        if any(key.startswith(f"{path}.") for key in layer):
+            return f"{prefix}.{path}"
+    return f"base.{path}"
 
 
 def cell_name(cell: Cell) -> str:

@@ -246,11 +246,34 @@ class Display:
         return f"{count} {name}  {event['end']}{again}  {error}  {event['seconds']:.1f} s{detail}"
 
 
+def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Peak error and robustness per cell and arm, from the rows of `report.summary_table`."""
+    return rows_table(
+        [
+            {
+                "cell": row["cell"],
+                "arm": row["arm"],
+                "trials": f"{row['ended']}/{row['planned']}",
+                "diverged": row["diverged"],
+                "peak error %": pct(row["best_val_error_pct"]),
+                "same, final split": pct(row["best_test_error_pct"]),
+                "median error %": pct(row["median_error_pct"]),
+                "within 2 points": "–" if row["f2"] is None else f"{row['f2']:.0%}",
+                "robustness": "–" if row["area"] is None else f"{row['area']:.2f}",
+                "95 % interval": "–"
+                if row["area_low"] is None
+                else f"{row['area_low']:.2f} to {row['area_high']:.2f}",
+            }
+            for row in rows
+        ]
+    )
+
+
 def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """A table of plain rows; numbers to the right."""
     table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
     for name in rows[0] if rows else ():
-        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        numeric = all(isinstance(row[name], int | float | None) or row[name][:1].isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))

@@ -110,6 +110,12 @@ def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]
     ]
 
 
+def ui_address(host: str = "127.0.0.1", port: int = 5000) -> str:
+    """What to open in a browser once `ui_command` serves."""
+    # Without the last part a fresh browser is shown the pages about language models, where runs are hidden.
+    return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+
+
 @dataclass(slots=True)
 class _View:
     """What the journal says of a trial, as far as the store may not know it yet."""
@@ -288,7 +294,7 @@ class _Store:
         from mlflow.utils import logging_utils
 
         # Its progress lines, and Alembic's, would go across the sweep's own display.
-        logging_utils.disable_logging()  # type: ignore[no-untyped-call]
+        logging_utils.disable_logging()
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self._entities = entities
         self._client = MlflowClient(uri)

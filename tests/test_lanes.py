@@ -253,12 +253,13 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        if member.is_running():
-            member.send_signal(signal.SIGKILL)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
-    survivors = [member for member in family if member.is_running() and member.status() != "zombie"]
+    # Nobody told Ray; its processes notice by themselves. Its agents, which hold nothing, take a minute.
+    holding = [member for member in family if member.is_running() and "Agent" not in member.name()]
+    _, survivors = psutil.wait_procs(holding, timeout=30)
+    assert not survivors
     before = ends_in(folder)
     assert 3 <= len(before) < 8
 
@@ -273,8 +274,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     undisturbed = start_cli("run", file, "--out", calm, "--no-mlflow")
     assert undisturbed.communicate(timeout=300) is not None
     assert results(folder) == results(calm)
-    assert all(row["outcome"] == "finished" for row in results(folder))
-    assert not survivors
+    assert {row["state"] for row in results(folder)} == {"finished"}
 
     finished = start_cli("run", file, "--out", folder, "--no-mlflow")
     assert "nothing to do, all 8 trials have ended" in finished.communicate(timeout=120)[0]

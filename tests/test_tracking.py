@@ -13,7 +13,7 @@ from orchestrator import tracking
 from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.results import RULES, Event, attempt_event, end_event, epoch_event
 from orchestrator.sweep import build_sweep
-from orchestrator.tracking import STATE_FILE, Tracker, artifact_root, tracking_uri, ui_command
+from orchestrator.tracking import STATE_FILE, Tracker, artifact_root, tracking_uri, ui_address, ui_command
 from trainables.base import EPOCH_LABELS
 
 BEGAN = 1_700_000_000.0
@@ -393,5 +393,6 @@ def test_the_pages_are_served_on_the_loopback_and_a_server_serves_its_own() -> N
     assert command[:4] == [sys.executable, "-m", "mlflow", "ui"]
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
+    assert ui_address("127.0.0.1", 5001).startswith("http://127.0.0.1:5001/#/experiments")
     with pytest.raises(ValueError, match=r"https://tracking.example.org is an MLflow server"):
         ui_command("https://me:secret@tracking.example.org")

@@ -192,6 +192,9 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     for key in parents:
         where = f"{where}.{key}".lstrip(".")
         child = expand(where, tree.get(key))
+        if where == "model" and isinstance(child, str):
+            # No model has this name: it stays to be refused by it.
+            return
         tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
         tree = child
     if last in ("name", "family") and tree.get(last, value) != value:

@@ -133,14 +133,16 @@ def held_out(
 
 
 def drawn_from(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """`count` positions, every class in proportion to within one image."""
+    """`count` positions, every class in proportion to within one image (largest remainders)."""
     rng = np.random.default_rng(seed)
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        # Each class evenly spaced from a random start; whoever comes first is taken.
-        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    return np.sort(np.argsort(place, kind="stable")[:count])
+    classes, sizes = np.unique(labels, return_counts=True)
+    whole, rest = np.divmod(sizes * count, len(labels))
+    whole[np.argsort(-rest, kind="stable")[: count - whole.sum()]] += 1
+    drawn = [
+        rng.permutation(np.flatnonzero(labels == label))[:size]
+        for label, size in zip(classes, whole, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 class Digits(Frozen):

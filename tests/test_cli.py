@@ -1,0 +1,304 @@
+"""The command line as a user meets it; what needs Ray is in test_lanes."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from orchestrator.cli import main
+from orchestrator.folder import open_folder, save_question
+from orchestrator.journal import Writer
+from orchestrator.plan import data_configs, make_plan
+from orchestrator.results import attempt_event, end_event, epoch_event
+from orchestrator.sweep import load_sweep
+
+LR_WD = Path(__file__).parent.parent / "search_spaces" / "lr_wd.yaml"
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process; gives exit code, standard output, standard error."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    """lr_wd.yaml with some top-level keys replaced."""
+    tree = yaml.safe_load(LR_WD.read_text())
+    path = folder / "edited.yaml"
+    path.write_text(yaml.safe_dump(tree | changes))
+    return path
+
+
+def test_models_lists_the_eight_of_the_paper_with_their_costs(cli):
+    code, out, _ = cli("models", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    # paper.md 1.1: exact parameters and computed multiply-adds; activations as printed.
+    paper = {
+        "vit_p_1gf": (4.83, 1.08, 5.5),
+        "vit_c_1gf": (4.57, 1.08, 5.7),
+        "vit_p_4gf": (18.51, 3.91, 11.1),
+        "vit_c_4gf": (17.75, 3.97, 11.3),
+        "vit_p_18gf": (86.57, 17.58, 24.0),
+        "vit_c_18gf": (81.57, 17.73, 24.1),
+        "vit_p_36gf": (178.36, 36.00, 37.3),
+        "vit_c_36gf": (167.80, 35.03, 36.7),
+    }
+    for name, (params_m, flops_g, activations_m) in paper.items():
+        assert rows[name]["params_m"] == pytest.approx(params_m, abs=0.01)
+        assert rows[name]["flops_g"] == pytest.approx(flops_g, abs=0.03)
+        assert rows[name]["activations_m"] == pytest.approx(activations_m, abs=0.2)
+    assert {"regnety_4gf", "resnet_50"} <= rows.keys()
+
+
+def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli("plan", LR_WD, "--json", "--points", "3")
+    assert code == 0
+    trials = json.loads(out)["trials"]
+    assert len(trials) == 3 * 2 * 2
+    assert {trial["epochs"] for trial in trials} == {20}
+    assert all(trial["params_m"] > 0 and trial["flops_g"] > 0 for trial in trials)
+    code, out, _ = cli("plan", LR_WD)
+    assert "lr is quoted for a batch of 2048 and scaled linearly to 64 (x 0.03125)" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_file_runs_on_other_data_and_sizes(cli, write_parquet, png_bytes):
+    file = write_parquet(
+        "own.parquet", [png_bytes([[i] * 8] * 8) for i in range(40)], [0, 1] * 20, ["a", "b"]
+    )
+    code, out, _ = cli(
+        "plan", LR_WD, "--json", "--set", f"data={file}", "--set", "model.size=1gf", "--set", "batch_size=8"
+    )
+    assert code == 0
+    for trial in json.loads(out)["trials"]:
+        assert trial["config"]["data"]["path"] == str(file)
+        assert trial["config"]["model"]["width"] == 192
+        assert trial["config"]["batch_size"] == 8
+
+
+BAD = {
+    "an unknown key": ({"bass": {}}, ["bass: unknown key"]),
+    "an unknown setting": ({"base": {"modl": 1, "data": "digits"}}, ["base.modl: unknown key (got 1)"]),
+    "low above high": (
+        {"vary": {"optim.lr": {"log_uniform": [1, 0.1]}, "optim.weight_decay": {"uniform": [0, 1]}}},
+        ["vary.optim.lr.log_uniform: low <= high must hold, got 1.0 and 0.1"],
+    ),
+    "an lr domain with 0": (
+        {"vary": {"optim.lr": {"log_uniform": [0, 0.1]}, "optim.weight_decay": {"uniform": [0, 1]}}},
+        ["vary.optim.lr.log_uniform: a log_uniform domain must lie above 0, got [0.0, 0.1]"],
+    ),
+    "a wrong type": (
+        {"design": {"kind": "sobol", "points": "many"}},
+        ["design.points: Input should be a valid integer", "'many'"],
+    ),
+    "an unknown design": (
+        {"design": {"kind": "magic", "points": 8}},
+        ["design.kind: must be one of", "'magic'"],
+    ),
+    "no arms": ({"arms": {}}, ["arms: "]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_bad_input_ends_with_one_message_exit_code_2_and_nothing_written(
+    cli, tmp_path, monkeypatch, name, verb
+):
+    changes, messages = BAD[name]
+    file = edited(tmp_path, **changes)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, out, err = cli(verb, file)
+    assert code == 2
+    assert out == ""
+    assert err.startswith(f"{file}: ")
+    for message in messages:
+        assert message in err
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_all_faults_of_a_file_are_told_at_once_with_the_keys_that_caused_them(cli, tmp_path):
+    tree = yaml.safe_load(LR_WD.read_text())
+    tree["base"]["schedule"]["epochs"] = 0
+    tree["base"]["batch_size"] = "big"
+    tree["arms"]["vit_c"]["model.heads"] = 7
+    tree["arms"]["odd"] = {"model.image_size": 30}
+    tree["arms"]["short"] = {"model.stem": {"channels": [8, 16], "strides": [2, 2]}}
+    code, _, err = cli("plan", edited(tmp_path, **tree))
+    assert code == 2
+    for message in (
+        "base.schedule.epochs: Input should be greater than 0 (got 0)",
+        "base.batch_size: Input should be a valid integer",
+        "heads must divide width, got heads=7, width=64",
+        "patch_size must divide image_size, got patch_size=8, image_size=30",
+        "the stem's strides must multiply to patch_size, got [2, 2]",
+    ):
+        assert message in err
+    assert "Traceback" not in err
+
+
+def test_data_at_fault_is_named_with_its_key(cli, tmp_path, write_parquet, png_bytes):
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(
+        write_parquet("whole.parquet", [png_bytes([[0]])] * 4, [0, 1, 0, 1], ["a", "b"]).read_bytes()[:90]
+    )
+    outside = write_parquet("outside.parquet", [png_bytes([[0]])] * 4, [0, 1, 0, 7], ["a", "b"])
+    for path, message in (
+        ("no/such/place", "there is no such file or folder"),
+        (cut, "is not a readable Parquet file"),
+        (outside, "row 3 has label 7, outside the 2 classes 0 to 1"),
+    ):
+        code, _, err = cli("plan", LR_WD, "--set", f"data={path}")
+        assert code == 2
+        assert "base.data: " in err
+        assert message in err
+
+
+def test_a_file_that_is_not_there_or_no_yaml_is_named(cli, tmp_path):
+    code, _, err = cli("plan", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml: No such file" in err
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    code, _, err = cli("plan", tmp_path / "bad.yaml")
+    assert code == 2
+    assert "bad.yaml:2" in err
+
+
+def test_a_set_that_is_no_assignment_is_refused(cli):
+    code, _, err = cli("plan", LR_WD, "--set", "points")
+    assert code == 2
+    assert "points: must be key=value" in err
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Path:
+    """The folder of a sweep with one trial finished, one failed, one running, the rest missing."""
+    sweep = load_sweep(LR_WD, points=2)
+    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    folder = tmp_path / "runs" / "lr_wd"
+    save_question(folder, plan)
+    finished, failed, running, *_ = (trial.id for trial in plan.trials)
+    row = {
+        "epoch": 20,
+        "step": 380,
+        "lr": 1e-5,
+        "train_loss": 0.5,
+        "val_loss": 0.4,
+        "val_top1_error_pct": 12.5,
+        "val_raw_top1_error_pct": 12.5,
+        "train_seconds": 0.5,
+        "val_seconds": 0.1,
+        "test_top1_error_pct": 13.5,
+    }
+    writer = Writer(folder)
+    writer.append(
+        [
+            attempt_event(finished, 1, "lane", 0.0),
+            epoch_event(finished, 1, row),
+            end_event(finished, 1, "finished", "", 12.0, 12.0, True, "abc"),
+            attempt_event(failed, 1, "lane", 12.0),
+            end_event(failed, 1, "failed", "OSError: the disk is on fire", 1.0, 13.0, True),
+            attempt_event(running, 1, "lane", 13.0),
+        ]
+    )
+    writer.close()
+    return folder
+
+
+def test_status_says_how_far_a_sweep_is_from_its_folder_alone(cli, partial):
+    code, out, _ = cli("status", partial, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["trials"], told["ended"]) == (8, 2)
+    states = {(cell["cell"], cell["arm"]): cell["states"] for cell in told["cells"]}
+    assert states["adamw", "vit_p"] == {"finished": 1, "missing": 1}
+    assert states["adamw", "vit_c"] == {"failed": 1, "missing": 1}
+    assert states["sgd", "vit_p"] == {"running": 1, "missing": 1}
+    code, out, _ = cli("status", partial)
+    assert "OSError: the disk is on fire" in out
+
+
+def test_a_report_of_a_partial_sweep_shows_what_is_missing_and_does_not_exit_with_0(cli, partial):
+    code, out, _ = cli("report", partial)
+    assert code == 1
+    assert "7 of 8 trials have no result" in out
+    assert "the disk is on fire" in (partial / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_export_has_one_row_per_trial_with_every_setting(cli, partial, tmp_path, format):
+    target = tmp_path / f"out.{format}"
+    code, _, _ = cli("export", partial, "--format", format, "--out", target)
+    assert code == 0
+    if format == "csv":
+        rows = list(csv.DictReader(target.open()))
+        assert float(rows[0]["test_error_pct"]) == 13.5
+    else:
+        rows = pq.read_table(target).to_pylist()
+        assert rows[0]["test_error_pct"] == 13.5
+    assert len(rows) == 8
+    trials = open_folder(partial).plan.trials
+    assert [row["trial"] for row in rows] == [trial.id for trial in trials]
+    assert [float(row["optim.lr"]) for row in rows] == pytest.approx(
+        [trial.values["optim.lr"] for trial in trials]
+    )
+    assert rows[1]["state"] == "failed"
+
+
+def test_a_folder_that_is_no_sweep_is_an_error_not_a_traceback(cli, tmp_path):
+    for verb in ("status", "report", "export"):
+        code, _, err = cli(verb, tmp_path)
+        assert code == 2
+        assert "holds no sweep" in err
+
+
+def test_a_tree_of_images_becomes_a_data_set(cli, tmp_path, png_bytes):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(12):
+            (tmp_path / "photos" / name / f"{index}.png").write_bytes(png_bytes([[index * 20] * 4] * 4))
+    code, out, _ = cli("data", "import", tmp_path / "photos", tmp_path / "photos.parquet")
+    assert code == 0
+    assert "24 images of 2 classes (cat, dog)" in out
+    code, out, _ = cli("data", "info", tmp_path / "photos.parquet")
+    assert code == 0
+    assert "2 classes" in out
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "run", "plan", "status", "report", "export", "models", "ui", "data import", "data info"]
+)
+def test_every_verb_has_help_with_an_example(cli, verb):
+    code, out, _ = cli(*verb.split(), "--help")
+    assert code == 0
+    assert "vitc-sweep" in out
+    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nsys.argv = ['vitc-sweep', 'run', '--help']\n"
+        "from orchestrator.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'ray', 'mlflow', 'scipy', 'pyarrow'} & set(sys.modules), sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

@@ -1,0 +1,122 @@
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from scipy.stats import qmc
+
+from orchestrator.design import Design, GridDesign, RandomDesign, SobolDesign
+
+DRAWN = [RandomDesign, SobolDesign]
+LEVELS = {"optim.lr": None, "optim.weight_decay": None, "model.depth": 4}
+
+IN_ANOTHER_PROCESS = """
+import json, sys
+from pydantic import TypeAdapter
+from orchestrator.design import Design
+kind, levels = json.loads(sys.argv[1])
+design = TypeAdapter(Design).validate_python({"kind": kind, "points": 16, "seed": 3})
+print(json.dumps({name: list(values) for name, values in design.quantiles(levels).items()}))
+"""
+
+
+@pytest.mark.parametrize("design", DRAWN)
+def test_points_are_the_same_in_another_process(design):
+    here = design(points=16, seed=3).quantiles(LEVELS)
+    kind = design.model_fields["kind"].default
+    for hash_seed in ("1", "2"):
+        ran = subprocess.run(
+            [sys.executable, "-c", IN_ANOTHER_PROCESS, json.dumps([kind, LEVELS])],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert {name: list(values) for name, values in here.items()} == json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("design", DRAWN)
+@pytest.mark.parametrize(("few", "many"), [(16, 32), (5, 6), (1, 100), (33, 64)])
+def test_a_longer_design_begins_with_the_shorter_one(design, few, many):
+    short, long = design(points=few).quantiles(LEVELS), design(points=many).quantiles(LEVELS)
+    for name in LEVELS:
+        assert len(long[name]) == many
+        assert np.array_equal(short[name], long[name][:few])
+
+
+@pytest.mark.parametrize("design", DRAWN)
+def test_another_parameter_anywhere_keeps_the_values_of_the_others(design):
+    before = design(points=16).quantiles(LEVELS)
+    for levels in ({"a.new": None, **LEVELS}, {**LEVELS, "z.new": 3}, dict(reversed(LEVELS.items()))):
+        after = design(points=16).quantiles(levels)
+        assert list(after) == list(levels)
+        for name in LEVELS:
+            assert np.array_equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("design", DRAWN)
+def test_points_lie_in_the_unit_cube_and_follow_the_seed(design):
+    one, two = design(points=64, seed=1).quantiles(LEVELS), design(points=64, seed=2).quantiles(LEVELS)
+    for name in LEVELS:
+        assert one[name].min() >= 0
+        assert one[name].max() < 1
+        assert not np.array_equal(one[name], two[name])
+    assert not np.array_equal(one["optim.lr"], one["model.depth"])
+    assert design(points=64).num_points(LEVELS) == 64
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sobol_points_are_spread_more_evenly_than_random_ones(seed):
+    def discrepancy(design):
+        return qmc.discrepancy(np.column_stack(list(design(points=64, seed=seed).quantiles(LEVELS).values())))
+
+    assert discrepancy(SobolDesign) < 0.6 * discrepancy(RandomDesign)
+
+
+def test_each_half_of_a_sobol_coordinate_gets_half_of_the_points():
+    # A scrambled Sobol sequence of 2^k points puts one of them into each of 2^k equal intervals.
+    for values in SobolDesign(points=32).quantiles(LEVELS).values():
+        assert sorted((values * 32).astype(int)) == list(range(32))
+
+
+def test_random_draws_are_uniform_and_independent():
+    quantiles = RandomDesign(points=4000).quantiles(LEVELS)
+    for values in quantiles.values():
+        # The mean of n uniforms has standard error 1 / sqrt(12 n): 0.0046; five of them.
+        assert abs(values.mean() - 0.5) < 0.023
+    # A correlation of independent draws has standard error 1 / sqrt(n): 0.016; five of them.
+    assert abs(np.corrcoef(quantiles["optim.lr"], quantiles["optim.weight_decay"])[0, 1]) < 0.08
+
+
+def test_a_sobol_design_can_vary_many_parameters_each_on_its_own_coordinate():
+    # 80 of 510 coordinates by their names: some two surely meet, and the later one moves.
+    quantiles = SobolDesign(points=8).quantiles({f"p.{i}": None for i in range(80)})
+    assert len({tuple(values) for values in quantiles.values()}) == 80
+
+
+def test_a_grid_is_every_combination_once():
+    design = GridDesign(levels=3)
+    levels = {"a": 2, "b": None, "c": 1}
+    quantiles = design.quantiles(levels)
+    rows = list(zip(*quantiles.values(), strict=True))
+    assert sorted(rows) == sorted(itertools.product([0.25, 0.75], [0, 0.5, 1], [0.5]))
+    assert design.num_points(levels) == len(rows) == 6
+
+
+def test_a_grid_of_one_level_takes_the_middle_and_of_nothing_has_one_point():
+    assert GridDesign(levels=1).quantiles({"a": None})["a"].tolist() == [0.5]
+    assert GridDesign().num_points({}) == 1
+    assert GridDesign().quantiles({}) == {}
+
+
+@pytest.mark.parametrize(
+    "design",
+    [{"kind": "random", "points": 0}, {"kind": "sobol"}, {"kind": "grid", "points": 3}, {"kind": "halton"}],
+)
+def test_a_bad_design_is_refused(design):
+    with pytest.raises(ValidationError):
+        TypeAdapter(Design).validate_python(design)

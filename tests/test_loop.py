@@ -1,0 +1,395 @@
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from trainables import loop
+from trainables.__main__ import main
+from trainables.base import TIMING_FIELDS, Diverged, Invalid
+from trainables.config import TrainConfig
+from trainables.context import Context
+from trainables.loop import train
+
+FULL = {
+    "model.stem": "conv",
+    "model.drop_path": 0.2,
+    "model.depth": 3,
+    "mixup": {},
+    "ema": {"every_steps": 2},
+    "precise_bn_images": 256,
+    "clip_grad_norm": 1.0,
+    "augment.flip": 0.5,
+    "schedule.epochs": 3,
+}
+#: So small that a step vanishes in single precision and the head stays zero. At 1e-12 it would not: the
+#: largest of ten tiny logits is as good an answer as the largest of ten others.
+NO_STEP = 1e-46
+
+SGD = {
+    "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4},
+    "model.stem": "conv",
+    "schedule": {"epochs": 3, "per": "epoch", "warmup": 1},
+}
+
+
+@pytest.fixture
+def config_of(run_tree):
+    return lambda settings: TrainConfig.model_validate(run_tree(**settings))
+
+
+def measured(row) -> dict:
+    return {name: value for name, value in dataclasses.asdict(row).items() if name not in TIMING_FIELDS}
+
+
+def run(config, checkpoint=None):
+    """Rows without what the clock decides, and a copy of everything the state holds."""
+    rows, content = [], None
+    for row, state in train(config, Context(), checkpoint):
+        rows.append(measured(row))
+        content = state.content()
+    return rows, content
+
+
+def assert_equal(one, two):
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_equal(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == two
+
+
+@pytest.mark.parametrize("settings", [FULL, SGD], ids=["adamw-ema-mixup-precise-bn", "sgd"])
+def test_a_run_taken_up_from_a_checkpoint_ends_exactly_like_one_left_alone(settings, config_of):
+    config = config_of(settings)
+    files = []
+    rows = []
+    for row, state in train(config, Context()):
+        rows.append(measured(row))
+        files.append(io.BytesIO())
+        state.save(files[-1])
+        final = state.content()
+    for epoch, file in enumerate(files[:-1], start=1):
+        file.seek(0)
+        # What else happened in this process must not matter.
+        torch.manual_seed(12345)
+        torch.rand(7)
+        later, content = run(config, file)
+        assert later == rows[epoch:]
+        assert_equal(content, final)
+
+
+def test_two_runs_of_one_process_are_identical_and_seeds_make_them_differ(config_of):
+    first, second = run(config_of(FULL)), run(config_of(FULL))
+    assert first[0] == second[0]
+    assert_equal(first[1], second[1])
+    for stream in ("init", "order", "augment"):
+        other = run(config_of(FULL | {f"seeds.{stream}": 1}))
+        assert other[0] != first[0]
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values_only(config_of):
+    file = io.BytesIO()
+    for _, state in train(config_of(FULL), Context()):
+        state.save(file)
+        break
+    file.seek(0)
+    content = torch.load(file, weights_only=True)
+    assert content["epoch"] == 1
+
+
+def test_rows_say_what_happened(config_of):
+    config = config_of({"schedule.epochs": 3, "batch_size": 300})
+    rows, _ = run(config)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    # 1199 images in batches of at most 300 are 4 steps.
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    # The last of 12 steps begins after 2.75 of 3 epochs.
+    assert rows[-1]["lr"] == pytest.approx(2e-3 * config.schedule.factor(2.75))
+    assert [row["test_top1_error_pct"] is None for row in rows] == [True, True, False]
+    for row in rows:
+        # 299 images for selection: errors come in steps of 1 / 299.
+        assert row["val_top1_error_pct"] * 2.99 == pytest.approx(round(row["val_top1_error_pct"] * 2.99))
+        assert row["val_raw_top1_error_pct"] == row["val_top1_error_pct"]
+
+
+def test_the_scores_are_those_of_the_model_on_the_split(config_of):
+    config = config_of({})
+    *_, (row, state) = train(config, Context())
+    for split, error in (("val", row.val_top1_error_pct), ("test", row.test_top1_error_pct)):
+        images = config.data.open()[split]
+        pipeline = config.augment.pipeline(config.model.image_size, 0, Context())
+        [(pixels, labels)] = pipeline.eval_batches(images, 1000)
+        with torch.no_grad():
+            logits = state.model.eval()(pixels)
+        assert error == pytest.approx(100 * (logits.argmax(1) != labels).double().mean().item())
+        if split == "val":
+            loss = nn.functional.cross_entropy(logits.double(), labels).item()
+            assert row.val_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_model_learns(config_of):
+    settings = {"model.stem": "conv", "schedule.epochs": 3, "model.width": 32, "model.depth": 3}
+    rows, _ = run(config_of(settings | {"optim.lr": 8e-3}))
+    assert rows[-1]["val_top1_error_pct"] < 45
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_the_first_step_is_that_of_a_loop_written_out(config_of):
+    config = config_of({"schedule.epochs": 1, "batch_size": 1199, "augment.shift": 0})
+    [(row, state)] = list(train(config, Context()))
+    torch.manual_seed(config.seeds.init)
+    model = config.model.build(10)
+    pipeline = config.augment.pipeline(16, config.seeds.augment, Context())
+    [(pixels, labels)] = pipeline.train_batches(config.data.open()["train"], 0, 1199, 0)
+    optimizer = config.optim.build(model, 1199)
+    for group in optimizer.param_groups:
+        # A tenth of the peak, where the warm-up starts.
+        group["lr"] = 2e-4
+    loss = nn.functional.cross_entropy(model(pixels), labels, label_smoothing=0.1)
+    loss.backward()
+    optimizer.step()
+    assert row.train_loss == pytest.approx(loss.item(), rel=1e-5)
+    assert row.lr == pytest.approx(2e-4)
+    for expected, parameter in zip(model.parameters(), state.model.parameters(), strict=True):
+        assert torch.allclose(expected, parameter, atol=1e-5)
+
+
+def test_the_average_is_the_weights_themselves_until_the_warm_up_is_over(config_of):
+    ema = {"every_steps": 1, "time_constant": 1}
+    settings = {"ema": ema, "schedule": {"epochs": 3, "warmup": 1}, "batch_size": 300}
+    states = train(config_of(settings), Context())
+    _, state = next(states)
+    # The last update of the warm-up copied the weights.
+    assert_equal(state.ema.module.state_dict(), state.model.state_dict())
+    next(states)
+    last = dict(state.ema.module.named_parameters())
+    assert not all(torch.equal(p, last[name]) for name, p in state.model.named_parameters())
+
+
+def test_a_short_run_is_not_judged_by_averages_of_weights_it_left_long_ago(config_of):
+    # 10 steps in all: fewer than the 32 between two updates in the paper.
+    rows, _ = run(config_of({"ema": {}, "model.stem": "conv", "optim.lr": 5e-3}))
+    assert abs(rows[-1]["val_top1_error_pct"] - rows[-1]["val_raw_top1_error_pct"]) < 15
+
+
+def test_precise_bn_evaluates_with_statistics_of_training_images(config_of):
+    settings = {"model.stem": "conv", "augment.shift": 0, "batch_size": 1199, "schedule.epochs": 1}
+    # One step only: running statistics are still nine tenths of their start, precise ones are not.
+    [(_, state)] = list(train(config_of(settings), Context()))
+    config = config_of(settings | {"precise_bn_images": 1199})
+    runner = loop._Run(config, Context(), 10, config.data.open()["train"])
+    runner.state.model.load_state_dict(state.model.state_dict())
+    with torch.no_grad():
+        precise = runner._with_precise_bn(runner.state.model)
+    images, _ = next(runner.pipeline.train_batches(config.data.open()["train"], 0, 1199, 0))
+    first = precise.stem[0](images)
+    norm = precise.stem[1]
+    assert torch.allclose(norm.running_mean, first.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(norm.running_var, first.var((0, 2, 3)), rtol=1e-3)
+    # The model that trains keeps its own.
+    assert_equal(runner.state.model.state_dict(), state.model.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precisions_train_on_a_cpu(precision, config_of):
+    rows, content = run(config_of({"precision": precision, "schedule.epochs": 1}))
+    assert len(rows) == 1
+    assert all(p.dtype == torch.float32 for p in content["model"].values())
+
+
+# --- ends ---------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_explodes_ends_the_run(config_of):
+    config = config_of(SGD | {"optim.lr": 1e6, "schedule.warmup": 0})
+    with pytest.raises(Diverged, match=r"loss is (nan|inf)"):
+        run(config)
+
+
+def test_a_run_that_learns_nothing_ends_when_its_window_is_over(config_of):
+    config = config_of({"optim.lr": NO_STEP, "schedule.epochs": 8, "divergence.window": "25%"})
+    rows = []
+    with pytest.raises(Diverged, match="learnt nothing for 2 epochs, until epoch 2"):
+        rows.extend(row for row, _ in train(config, Context()))
+    config = config_of({"optim.lr": NO_STEP, "schedule.epochs": 8, "divergence.window": 3})
+    with pytest.raises(Diverged, match="until epoch 3"):
+        run(config)
+
+
+def test_a_run_at_chance_at_its_end_has_diverged_after_its_last_row(config_of):
+    config = config_of({"optim.lr": NO_STEP, "divergence.window": 100})
+    states = train(config, Context())
+    rows = [next(states)[0], next(states)[0]]
+    assert rows[-1].test_top1_error_pct is not None
+    with pytest.raises(Diverged, match=r"ended at \d+\.\d % error, where chance is 90\.0 %"):
+        next(states)
+
+
+@pytest.mark.parametrize("window", [100, 2])
+def test_a_dead_run_stays_dead_when_it_is_taken_up_from_its_last_checkpoint(window, config_of):
+    config = config_of({"optim.lr": NO_STEP, "divergence.window": window})
+    states = train(config, Context())
+    next(states)
+    _, state = next(states)
+    file = io.BytesIO()
+    state.save(file)
+    file.seek(0)
+    with pytest.raises(Diverged):
+        next(train(config, Context(), file))
+
+
+def test_batches_too_small_for_the_workers_are_refused(config_of):
+    with pytest.raises(Invalid, match="1199 training images in batches of 1 on 1 workers"):
+        next(train(config_of({"batch_size": 1}), Context()))
+
+
+# --- several workers ----------------------------------------------------------------------------------
+
+WORKER = """
+import dataclasses, io, json, sys
+import torch
+from trainables.base import TIMING_FIELDS
+from trainables.config import TrainConfig
+from trainables.context import Context
+from trainables.loop import train
+
+rank, meeting, text = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+
+
+def run(config, checkpoint=None):
+    rows, files = [], []
+    for row, state in train(config, Context(rank=rank, world_size=2), checkpoint):
+        rows.append({k: v for k, v in dataclasses.asdict(row).items() if k not in TIMING_FIELDS})
+        files.append(io.BytesIO())
+        state.save(files[-1])
+    return rows, files
+
+
+for tree in json.loads(text):
+    config = TrainConfig.model_validate(tree)
+    rows, files = run(config)
+    # Every rank goes on from what rank 0 saved.
+    content = [files[0].getvalue()]
+    torch.distributed.broadcast_object_list(content, src=0)
+    later, _ = run(config, io.BytesIO(content[0]))
+    print(json.dumps([rows, later]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_of, tmp_path):
+    plain = {"precision": "fp32", "schedule.epochs": 2, "batch_size": 300}
+    trees = [run_tree(**plain), run_tree(**(FULL | {"schedule.epochs": 2, "batch_size": 300}))]
+    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting"), json.dumps(trees)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert outputs[0] == outputs[1]
+    patchify, full = [json.loads(line) for line in outputs[0].splitlines()]
+    for rows, later in (patchify, full):
+        assert later == rows[1:]
+    alone, _ = run(config_of(plain))
+    # Without batch norm or mixing the two halves of a batch do not know of each other; only the order
+    # of summing differs, which Adam's division may blow up somewhat over 8 steps.
+    for together, single in zip(patchify[0], alone, strict=True):
+        assert together["train_loss"] == pytest.approx(single["train_loss"], rel=1e-3)
+        assert together["val_loss"] == pytest.approx(single["val_loss"], rel=1e-3)
+        assert (together["step"], together["lr"]) == (single["step"], single["lr"])
+
+
+# --- python -m trainables -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config_file(run_tree, tmp_path):
+    def write(content=None, **settings):
+        path = tmp_path / "run.yaml"
+        path.write_text(content if content is not None else yaml.safe_dump(run_tree(**settings)))
+        return str(path)
+
+    return write
+
+
+def test_a_run_from_a_file_prints_its_rows_and_saves_its_end(config_file, config_of, capsys, tmp_path):
+    saved = tmp_path / "end.pt"
+    assert main([config_file(), "--save", str(saved)]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row in printed:
+        for name in TIMING_FIELDS:
+            del row[name]
+    rows, content = run(config_of({}))
+    assert printed == rows
+    with saved.open("rb") as file:
+        assert_equal(torch.load(file, weights_only=True)["model"], dict(content["model"]))
+
+
+def test_a_run_in_a_process_of_its_own_is_the_same(config_file, config_of):
+    ran = subprocess.run(
+        [sys.executable, "-m", "trainables", config_file()], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0
+    printed = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [row["train_loss"] for row in printed] == [row["train_loss"] for row in run(config_of({}))[0]]
+
+
+def test_a_diverged_run_ends_with_1_and_says_why(config_file, capsys):
+    assert main([config_file(**{"optim.lr": NO_STEP, "divergence.window": 1})]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("diverged: learnt nothing for 1 epochs")
+    assert len(captured.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "words"),
+    [
+        ("a: 1\na: 2\n", {}, "run.yaml:2: the key 'a' stands here twice"),
+        ("- 1\n", {}, "file: Input should be a valid dictionary"),
+        (None, {"batch_size": 0, "nonsense": 1}, "2 fault(s)\n  batch_size: Input should be greater than 0"),
+        (None, {"data": "/nowhere"}, "data: /nowhere: there is no such file or folder"),
+        (None, {"batch_size": 1}, "leave fewer than 2 images"),
+    ],
+)
+def test_what_cannot_be_run_ends_with_2_and_one_message(content, settings, words, config_file, capsys):
+    assert main([config_file(content, **settings)]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "run.yaml" in captured.err
+    assert captured.out == ""
+
+
+def test_a_missing_file_ends_with_2(capsys, tmp_path):
+    assert main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: No such file" in capsys.readouterr().err
+
+
+def test_an_image_that_does_not_decode_ends_with_2_and_its_row(config_file, write_parquet, png_bytes, capsys):
+    images = [png_bytes([[[i, 0, 0]]]) for i in range(60)]
+    images[31] = b"nonsense"
+    path = write_parquet("set.parquet", images, [0, 1] * 30)
+    assert main([config_file(data=str(path))]) == 2
+    assert "set.parquet: row 31 does not decode" in capsys.readouterr().err

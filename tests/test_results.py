@@ -1,0 +1,154 @@
+import dataclasses
+import typing
+
+import pytest
+
+from orchestrator.results import (
+    RULES,
+    SETTLED,
+    AttemptEnd,
+    Outcome,
+    Record,
+    Result,
+    attempt_event,
+    end_event,
+    epoch_event,
+    fold,
+)
+from trainables.base import Epoch
+
+
+def row(epoch: int, error: float = 50.0, test: float | None = None) -> dict:
+    return dataclasses.asdict(Epoch(epoch, 10 * epoch, 0.1, 1.0, 1.0, error, error, 1.0, 0.1, test))
+
+
+def start(attempt: int = 1, trial: str = "t", time: float = 100.0) -> dict:
+    return attempt_event(trial, attempt, "lane", time)
+
+
+def end(how: str, attempt: int = 1, final: bool = True, time: float = 200.0) -> dict:
+    return end_event("t", attempt, how, f"because {how}", 60.0, time, final)
+
+
+def result(how: str | None, *errors: float, error_rule: str = "last_epoch") -> Result:
+    events = [start(), *(epoch_event("t", 1, row(i + 1, error)) for i, error in enumerate(errors))]
+    record = fold([*events, *([end(how)] if how else [])])["t"]
+    return Result(None, record, error_rule)
+
+
+def test_every_outcome_and_every_end_of_an_attempt_has_its_rule():
+    outcomes, ends = set(typing.get_args(Outcome)), set(typing.get_args(AttemptEnd))
+    assert set(RULES) == ends
+    assert ends - outcomes == {"preempted", "lost"}
+    assert all(rule.means for rule in RULES.values())
+
+
+def test_the_rules_are_those_that_were_decided():
+    # Who runs it again, whether it may be the best, and what it counts as in an EDF (None: not at all).
+    own = "its own error"
+    decided = {
+        "finished": ("never", True, own),
+        "diverged": ("never", False, 100.0),
+        "stopped": ("never", False, None),
+        "invalid": ("never", False, None),
+        "out_of_memory": ("never", False, None),
+        "failed": ("retries", False, None),
+        "cancelled": ("next run", False, None),
+        "preempted": ("always", False, None),
+        "lost": ("retries", False, None),
+    }
+    for name, (again, ranked, counts_as) in decided.items():
+        rule = RULES[name]
+        assert (rule.again, rule.ranked) == (again, ranked)
+        assert rule.in_edf == (counts_as is not None)
+        assert rule.error_pct == (counts_as if isinstance(counts_as, float) else None)
+    assert {"finished", "diverged", "stopped", "invalid", "out_of_memory", "failed"} == SETTLED
+
+
+def test_an_undisturbed_trial_is_folded_into_one_record():
+    events = [start(), epoch_event("t", 1, row(1)), epoch_event("t", 1, row(2, 40.0)), end("finished")]
+    record = fold(events)["t"]
+    assert (record.outcome, record.attempts, record.running, record.settled) == ("finished", 1, False, True)
+    assert (record.started, record.ended, record.busy_seconds) == (100.0, 200.0, 60.0)
+    assert record.detail == "because finished"
+    assert list(record.rows) == [1, 2]
+    assert record.last == Epoch(**row(2, 40.0))
+
+
+def test_a_trial_under_way_is_running_and_has_no_outcome():
+    record = fold([start(), epoch_event("t", 1, row(1))])["t"]
+    assert (record.running, record.outcome, record.settled) == (True, None, False)
+    assert Result(None, record).state == "running"
+
+
+def test_an_epoch_that_was_repeated_counts_once_by_the_later_attempt():
+    events = [
+        start(1),
+        epoch_event("t", 1, row(1, 60.0)),
+        epoch_event("t", 1, row(2, 50.0)),
+        end("lost", 1, final=False),
+        start(2, time=300.0),
+        epoch_event("t", 2, row(2, 49.0)),
+        epoch_event("t", 2, row(3, 40.0)),
+        end("finished", 2, time=400.0),
+    ]
+    record = fold(events)["t"]
+    assert [r.val_top1_error_pct for r in record.rows.values()] == [60.0, 49.0, 40.0]
+    assert (record.attempts, record.busy_seconds) == (2, 120.0)
+    assert (record.started, record.ended) == (100.0, 400.0)
+
+
+def test_an_attempt_that_is_tried_again_is_no_outcome():
+    record = fold([start(), end("failed", final=False)])["t"]
+    assert (record.outcome, record.settled, record.running) == (None, False, False)
+    record = fold([start(), end("failed", final=False), start(2), end("failed", 2)])["t"]
+    assert (record.outcome, record.settled, record.attempts) == ("failed", True, 2)
+
+
+def test_a_cancelled_trial_is_not_settled_and_a_new_attempt_clears_it():
+    record = fold([start(), end("cancelled")])["t"]
+    assert (record.outcome, record.settled) == ("cancelled", False)
+    assert fold([start(), end("cancelled"), start(2)])["t"].outcome is None
+
+
+def test_folding_goes_on_from_what_was_folded_and_passes_over_what_it_does_not_know():
+    events = [start(), epoch_event("t", 1, row(1)), {"kind": "moon"}, start(trial="u"), end("finished")]
+    at_once = fold(events)
+    in_parts = fold(events[2:], fold(events[:2]))
+    assert at_once == in_parts
+    assert set(at_once) == {"t", "u"}
+
+
+def test_fields_of_a_row_that_are_not_known_yet_are_passed_over():
+    record = fold([epoch_event("t", 1, row(1) | {"from_the_future": 1})])["t"]
+    assert record.last == Epoch(**row(1))
+
+
+def test_a_finished_trial_counts_with_its_own_error_by_the_rule_of_the_sweep():
+    assert result("finished", 50.0, 30.0, 40.0).error_pct == 40.0
+    assert result("finished", 50.0, 30.0, 40.0, error_rule="best_epoch").error_pct == 30.0
+
+
+def test_a_diverged_trial_counts_as_all_wrong_and_still_shows_what_was_measured():
+    diverged = result("diverged", 50.0, 89.5)
+    assert diverged.error_pct == 100.0
+    assert diverged.own_error_pct == 89.5
+    assert diverged.state == "diverged"
+
+
+@pytest.mark.parametrize("how", ["stopped", "invalid", "out_of_memory", "failed", "cancelled"])
+def test_what_did_not_end_by_itself_has_no_error(how):
+    assert result(how, 50.0).error_pct is None
+    assert result(how, 50.0).state == how
+
+
+def test_a_trial_never_started_is_missing():
+    missing = Result(None, Record())
+    assert (missing.state, missing.error_pct, missing.own_error_pct) == ("missing", None, None)
+    assert missing.test_error_pct is None
+    assert missing.rule is None
+
+
+def test_the_final_number_is_that_of_the_last_epoch():
+    events = [start(), epoch_event("t", 1, row(1)), epoch_event("t", 1, row(2, 40.0, 41.0)), end("finished")]
+    assert Result(None, fold(events)["t"]).test_error_pct == 41.0
