@@ -1,14 +1,19 @@
 """From a sweep to its trials: identities, order, gangs, and how many run at a time."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.gang import Gang
-from orchestrator.sweep import Cell, Resources, Sweep, cell_name, iterate
+from orchestrator.sweep import Cell, Sweep, cell_name, iterate
 from trainables.config import DataConfig, Seeds, TrainConfig, identity
 from trainables.data import DataInfo, num_steps
 from trainables.vit import Cost
+
+#: What a trial is for: the design itself; a best setting run again with fresh seeds; or a point of the design
+#: run again with one stream of randomness changed, to see how much that stream alone moves the error.
+Role = Literal["sweep", "confirm", "noise_init", "noise_order", "noise_augment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class Trial:
       values: what was drawn, by path.
       config: the run, whole.
       gang: what it runs on.
+      role: what it is for; only `sweep` trials are draws from the space, and only they enter an EDF.
     """
 
     id: str
@@ -33,6 +39,7 @@ class Trial:
     values: dict[str, Any]
     config: TrainConfig
     gang: Gang
+    role: Role = "sweep"
 
     @property
     def cell_name(self) -> str:
@@ -100,34 +107,81 @@ def make_plan(sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
     quantiles = sweep.design.quantiles(levels)
     trials = []
     for point in range(sweep.design.num_points(levels)):
-        for replicate in range(sweep.replicates):
-            seeds = Seeds.derived(sweep.design.seed, "point", point, "replicate", replicate)
-            for arm, cell in iterate(sweep):
-                values = {
-                    path: domain.at(float(quantiles[path][point]))
-                    for path, domain in sweep.domains(arm, cell).items()
-                }
-                config, resources = sweep.settings(arm, cell, values)
-                if "seeds" not in config.model_fields_set:
-                    config = config.model_copy(update={"seeds": seeds})
-                trials.append(
-                    Trial(
-                        id=_trial_id(config, infos[config.data], resources),
-                        arm=arm,
-                        cell=cell,
-                        point=point,
-                        replicate=replicate,
-                        values=values,
-                        config=config,
-                        gang=Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
-                    )
-                )
+        for arm, cell in iterate(sweep):
+            values = {
+                path: domain.at(float(quantiles[path][point]))
+                for path, domain in sweep.domains(arm, cell).items()
+            }
+            config, resources = sweep.settings(arm, cell, values)
+            first = Trial(
+                id="",
+                arm=arm,
+                cell=cell,
+                point=point,
+                replicate=0,
+                values=values,
+                config=config,
+                gang=Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
+            )
+            for role, replicate, seeds in _runs_of_point(sweep, point, config):
+                trials.append(_again(first, infos, role, replicate, seeds))
+    # A stable sort: replicates of a point stay together, cells and arms in the order of the file.
+    trials.sort(key=lambda trial: (trial.point, trial.role != "sweep", trial.replicate))
     return Plan(sweep, tuple(trials), infos)
 
 
-def _trial_id(config: TrainConfig, info: DataInfo, resources: Resources) -> str:
+def _runs_of_point(sweep: Sweep, point: int, config: TrainConfig) -> Iterator[tuple[Role, int, Seeds]]:
+    """The seeds of every run of a point; the same in every arm and cell."""
+    if "seeds" in config.model_fields_set:
+        first = config.seeds
+    else:
+        first = Seeds.derived(sweep.design.seed, "point", point, "replicate", 0)
+    yield "sweep", 0, first
+    for replicate in range(1, sweep.replicates):
+        yield "sweep", replicate, Seeds.derived(sweep.design.seed, "point", point, "replicate", replicate)
+    if sweep.noise is not None and point < sweep.noise.points:
+        for replicate in range(1, sweep.noise.seeds):
+            others = Seeds.derived(sweep.design.seed, "point", point, "noise", replicate)
+            yield "noise_init", replicate, first.model_copy(update={"init": others.init})
+            yield "noise_order", replicate, first.model_copy(update={"order": others.order})
+            yield "noise_augment", replicate, first.model_copy(update={"augment": others.augment})
+
+
+def _again(
+    trial: Trial, infos: Mapping[DataConfig, DataInfo], role: Role, replicate: int, seeds: Seeds
+) -> Trial:
+    """A trial's settings under other seeds."""
+    config = trial.config.model_copy(update={"seeds": seeds})
+    fingerprint = f"{infos[config.data].fingerprint} x{trial.gang.workers}"
     # How many workers share a batch decides which images meet in batch normalisation and mixup.
-    return identity(config, f"{info.fingerprint} x{resources.workers}")
+    new_id = identity(config, fingerprint)
+    return dataclasses.replace(trial, id=new_id, role=role, replicate=replicate, config=config)
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """Which points are run again with fresh seeds: chosen once, from the selection split.
+
+    Attributes:
+      points: per cell name and arm, best first.
+      seeds: runs of each.
+    """
+
+    points: Mapping[tuple[str, str], tuple[int, ...]]
+    seeds: int
+
+
+def with_confirmation(plan: Plan, confirmation: Confirmation) -> Plan:
+    """The plan with its chosen points run again, with seeds that no trial of the sweep had."""
+    trials = []
+    for trial in plan.trials:
+        chosen = confirmation.points.get((trial.cell_name, trial.arm), ())
+        if trial.role == "sweep" and trial.replicate == 0 and trial.point in chosen:
+            for replicate in range(confirmation.seeds):
+                seeds = Seeds.derived(plan.sweep.design.seed, "point", trial.point, "confirm", replicate)
+                trials.append(_again(trial, plan.infos, "confirm", replicate, seeds))
+    trials.sort(key=lambda trial: trial.replicate)
+    return dataclasses.replace(plan, trials=plan.trials + tuple(trials))
 
 
 def unique_trials(trials: Iterable[Trial]) -> list[Trial]:

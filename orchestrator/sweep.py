@@ -46,6 +46,17 @@ class Resources(Frozen):
     retries: int = Field(1, ge=0, description="How often a trial that failed is tried again.")
 
 
+class Noise(Frozen):
+    """Extra runs that tell how much chance alone moves the error."""
+
+    points: int = Field(1, gt=0, description="The first points of the design, in every arm and cell.")
+    seeds: int = Field(
+        3,
+        gt=1,
+        description="Runs per stream (init, order, augment), the others held; the first is the sweep's.",
+    )
+
+
 class Primary(Frozen):
     """The one contrast declared beforehand; it needs no correction for having looked at others."""
 
@@ -97,6 +108,7 @@ class Sweep(Frozen):
     vary: dict[str, Window] = Field(default_factory=dict, description="What is drawn, and from where.")
     design: Design = Field(description="How points are drawn.")
     replicates: int = Field(1, gt=0, description="Runs of every point that differ in their seeds only.")
+    noise: Noise | None = Field(None, description="Extra runs for the noise floor; none if left out.")
     resources: Resources = Field(default_factory=Resources)
     error: Literal["last_epoch", "best_epoch"] = Field(
         "last_epoch", description="Which epoch's error counts; the best one hides late divergence."

@@ -110,7 +110,7 @@ def test_a_folder_that_is_no_sweep_is_named(tmp_path):
 def test_a_damaged_record_is_an_error_with_its_name_and_no_traceback(tmp_path, content):
     save_question(tmp_path, plan_of())
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(FolderError, match="record.json"):
+    with pytest.raises(FolderError, match=r"record\.json"):
         open_folder(tmp_path)
 
 

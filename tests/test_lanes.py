@@ -204,9 +204,9 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
 # Last in the file: these start Ray instances of their own, in processes of their own.
 
 
-def sweep_file(folder: Path, points: int) -> Path:
+def sweep_file(folder: Path, points: int, epochs: int = 3) -> Path:
     tree = {
-        "base": BASE | {"schedule": {"epochs": 3, "warmup": "10%"}},
+        "base": BASE | {"schedule": {"epochs": epochs, "warmup": "10%"}},
         "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
         "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
         "design": {"kind": "sobol", "points": points},
@@ -283,7 +283,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
 
 
 def test_ctrl_c_stops_within_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
-    file, folder = sweep_file(tmp_path, 2), tmp_path / "runs" / "tiny"
+    file, folder = sweep_file(tmp_path, 2, epochs=100), tmp_path / "runs" / "tiny"
     process = start_cli("run", file, "--out", folder, "--no-mlflow")
     while not ends_in(folder):
         assert process.poll() is None, process.communicate()[0]

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainables import loop
 from trainables.__main__ import main
-from trainables.base import TIMING_FIELDS, Diverged, Invalid
+from trainables.base import TIMING_FIELDS, Diverged, Epoch, Invalid
 from trainables.config import TrainConfig
 from trainables.context import Context
 from trainables.loop import train
@@ -338,14 +338,15 @@ def config_file(run_tree, tmp_path):
 def test_a_run_from_a_file_prints_its_rows_and_saves_its_end(config_file, config_of, capsys, tmp_path):
     saved = tmp_path / "end.pt"
     assert main([config_file(), "--save", str(saved)]) == 0
-    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    *printed, end = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for row in printed:
         for name in TIMING_FIELDS:
             del row[name]
     rows, content = run(config_of({}))
     assert printed == rows
+    assert list(end) == ["weights"]
     with saved.open("rb") as file:
-        assert_equal(torch.load(file, weights_only=True)["model"], dict(content["model"]))
+        assert_equal(torch.load(file, weights_only=True)["model"], content["model"])
 
 
 def test_a_run_in_a_process_of_its_own_is_the_same(config_file, config_of):
@@ -353,8 +354,10 @@ def test_a_run_in_a_process_of_its_own_is_the_same(config_file, config_of):
         [sys.executable, "-m", "trainables", config_file()], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0
-    printed = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert [row["train_loss"] for row in printed] == [row["train_loss"] for row in run(config_of({}))[0]]
+    *printed, end = [json.loads(line) for line in ran.stdout.splitlines()]
+    *_, (row, state) = train(config_of({}), Context())
+    assert measured(Epoch(**printed[-1])) == measured(row)
+    assert end == {"weights": state.weights_digest()}
 
 
 def test_a_diverged_run_ends_with_1_and_says_why(config_file, capsys):
