@@ -24,9 +24,9 @@ app = typer.Typer(
     name="vitc-sweep",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     help="Asks which of two architectures has the better peak and which is more forgiving of its settings.",
-    epilog="Start with: [bold]vitc-sweep run search_spaces/lr_wd.yaml[/bold]",
+    epilog="Start with: `vitc-sweep run search_spaces/lr_wd.yaml`",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Bring images into the form sweeps read.")
 app.add_typer(data_app, name="data")
@@ -42,6 +42,10 @@ Sets = Annotated[
     ),
 ]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
+]
+Track = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 #: Exit codes: everything done; something is missing or failed; the input is at fault.
@@ -114,11 +118,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
     sets: Sets = None,
     points: Points = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
-    ] = None,
+    address: Address = None,
     retry_failed: Annotated[bool, typer.Option(help="Also run trials again that failed before.")] = False,
-    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")] = True,
+    track: Track = True,
 ) -> None:
     """Runs a sweep to its end, and reports.
 
@@ -126,7 +128,7 @@ def run(
     missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
     missing, 2 when the input is at fault.
     """
-    from orchestrator.folder import merge_points, open_folder, save_question
+    from orchestrator.folder import confirmed_plan, merge_points, open_folder, save_question
     from orchestrator.journal import locked
     from orchestrator.plan import unique_trials
     from orchestrator.sweep import load_sweep
@@ -138,7 +140,7 @@ def run(
         before, sweep = sweep, merge_points(folder, sweep)
         if sweep != before:
             _say(console, f"{folder} was extended before; it keeps its larger number of points")
-    plan = _plan(sweep, file)
+    plan = confirmed_plan(folder, _plan(sweep, file))
     with locked(folder):
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         records = known.records if known else {}
@@ -160,6 +162,65 @@ def run(
                 # A tracker that was down when the trials ran catches up here.
                 _close(console, _tracker(plan, folder, known), folder, timeout_seconds=30)
         raise typer.Exit(INTERRUPTED if interrupted else _conclude(console, folder))
+
+
+@app.command(epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
+def confirm(
+    folder: SweepFolder,
+    top: Annotated[int, typer.Option(min=1, help="Best settings of each arm and cell.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for each of them.")] = 5,
+    address: Address = None,
+    track: Track = True,
+) -> None:
+    """Runs the best settings of each arm again with fresh seeds.
+
+    A sweep's best error was picked for being low, so it flatters. The choice is made once, on the selection
+    split, and kept in confirm.json; the report's peak then comes from these runs alone, the choice among
+    them from the selection split, and the number from the final one.
+    """
+    from orchestrator.confirm import choose
+    from orchestrator.folder import load_confirmation, open_folder, save_confirmation
+    from orchestrator.journal import FolderError, locked
+    from orchestrator.plan import unique_trials, with_confirmation
+    from orchestrator.results import results_of
+
+    console = _console()
+    open_folder(folder)
+    with locked(folder):
+        known = open_folder(folder)
+        before = load_confirmation(folder)
+        draws = [r for r in results_of(known.plan, known.records) if r.trial.role == "sweep"]
+        if open_draws := sum(not result.record.settled for result in draws):
+            raise FolderError(
+                f"{folder}: {open_draws} trials of the sweep have not ended; run it to its end first"
+            )
+        wanted = choose(draws, top, seeds)
+        if before is None:
+            save_confirmation(folder, wanted)
+            plan = with_confirmation(known.plan, wanted)
+        elif before == wanted:
+            plan = known.plan
+        else:
+            raise FolderError(
+                f"{folder}: has been confirmed with another choice ({before.seeds} seeds); choosing again "
+                "after having seen the results would undo its purpose. Delete confirm.json to start over"
+            )
+        _check_data(plan, folder)
+        todo = unique_trials(plan.remaining(key for key, record in known.records.items() if record.settled))
+        interrupted = False
+        if todo:
+            command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
+            interrupted = _execute(console, plan, folder, todo, known, address, track, command)
+        raise typer.Exit(INTERRUPTED if interrupted else _conclude(console, folder))
+
+
+def _check_data(plan: "Plan", folder: Path) -> None:
+    """The data must still be those the sweep ran on."""
+    from orchestrator.journal import FolderError
+
+    for config, info in plan.infos.items():
+        if config.info().fingerprint != info.fingerprint:
+            raise FolderError(f"{folder}: the data {info.name} have changed since the sweep ran")
 
 
 def _tracker(plan: "Plan", folder: Path, known: "Folder | None") -> "Tracker":

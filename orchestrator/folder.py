@@ -25,7 +25,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from orchestrator.journal import FolderError, read_journal, write_atomically
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
 from orchestrator.results import Event, Record, fold
 from orchestrator.sweep import Sweep, SweepError, build_sweep
 from trainables.config import Data, DataConfig
@@ -59,13 +59,47 @@ def open_folder(path: Path) -> Folder:
         infos = {
             _DATA.validate_python(entry["config"]): _load_info(entry["info"]) for entry in record["data"]
         }
-        plan = make_plan(sweep, infos)
+        plan = confirmed_plan(path, make_plan(sweep, infos))
     except (SweepError, YamlError) as error:
         raise FolderError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path}: record.json is missing or damaged: {error}") from error
     reading = read_journal(path)
     return Folder(path, plan, reading.events, fold(reading.events), reading.notices, record)
+
+
+def save_confirmation(path: Path, confirmation: Confirmation) -> None:
+    """Writes down what is to be confirmed, before any of it runs."""
+    content = {
+        "seeds": confirmation.seeds,
+        "points": [
+            {"cell": cell, "arm": arm, "points": list(points)}
+            for (cell, arm), points in confirmation.points.items()
+        ],
+    }
+    write_atomically(path / "confirm.json", json.dumps(content, indent=2) + "\n")
+
+
+def load_confirmation(path: Path) -> Confirmation | None:
+    """What was chosen to be confirmed; None if nothing was.
+
+    Raises:
+      FolderError: confirm.json is damaged.
+    """
+    if not (path / "confirm.json").is_file():
+        return None
+    try:
+        content = json.loads((path / "confirm.json").read_text())
+        points = {(entry["cell"], entry["arm"]): tuple(entry["points"]) for entry in content["points"]}
+        return Confirmation(points, content["seeds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path}: confirm.json is damaged: {error}") from error
+
+
+def confirmed_plan(path: Path, plan: Plan) -> Plan:
+    """The plan with what the folder says is to be confirmed."""
+    confirmation = load_confirmation(path)
+    return with_confirmation(plan, confirmation) if confirmation else plan
 
 
 _DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)

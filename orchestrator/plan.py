@@ -158,7 +158,7 @@ def _again(
     return dataclasses.replace(trial, id=new_id, role=role, replicate=replicate, config=config)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Confirmation:
     """Which points are run again with fresh seeds: chosen once, from the selection split.
 

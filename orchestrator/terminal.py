@@ -67,7 +67,12 @@ def tallies(results: Sequence[Result]) -> list[Tally]:
         for result in members:
             states[result.state] = states.get(result.state, 0) + 1
         errors = [
-            r.error_pct for r in members if r.rule is not None and r.rule.ranked and r.error_pct is not None
+            result.error_pct
+            for result in members
+            if result.trial.role == "sweep"
+            and result.rule
+            and result.rule.ranked
+            and result.error_pct is not None
         ]
         found.append(Tally(cell, arm, len(members), states, min(errors, default=None)))
     return found
@@ -202,8 +207,9 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
 
 def trial_name(trial: Trial) -> str:
     """A trial as people call it: arm, cell, point."""
-    replicate = f"r{trial.replicate}" if trial.replicate else ""
-    return f"{trial.arm} {trial.cell_name} p{trial.point}{replicate}"
+    role = "" if trial.role == "sweep" else f" {trial.role.replace('_', ' ')}"
+    replicate = f" r{trial.replicate}" if trial.replicate or role else ""
+    return f"{trial.arm} {trial.cell_name} p{trial.point}{role}{replicate}"
 
 
 class Display:

@@ -1,0 +1,321 @@
+"""How good an arm is at its best, and how far the trials bear that out.
+
+Everything is in percent of error, lower is better, as `Result.error_pct` counts it: a diverged trial is
+100. `n` is the number of trials (points) there are, `k` a budget: what a sweep of k trials drawn from the
+same space would have found at its best.
+
+The band is for the median of the best of k, not for its mean. The mean depends on the lower end of the
+support, of which no finite sample says anything: a distribution-free lower bound on it must allow for a
+share of about ln(n) / n of the space at 0 % error, which costs whole points of error even at k = 1. The
+median is a quantile of the errors, its bounds are errors that were observed, and it can say where it ends:
+at the budget where the lower bound would have to be 0 %.
+
+All of it takes the trials for independent draws. Points of a scrambled Sobol sequence are spread more
+evenly than that, which leaves the coverage above nominal (`python -m benchmarks.coverage`).
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+#: Errors are shares of images in percent: there is nothing outside of it.
+SUPPORT_PCT = (0.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """The best of `budget` trials.
+
+    Attributes:
+      budget: k.
+      mean_pct: its expectation, by the unbiased estimator.
+      median_pct: its median.
+      low_pct, high_pct: the band at k, simultaneous over all k, for the median.
+    """
+
+    budget: int
+    mean_pct: float
+    median_pct: float
+    low_pct: float
+    high_pct: float
+
+
+@dataclass(frozen=True, slots=True)
+class TuningCurve:
+    """Best of k for k = 1..n; entry k - 1 of every array belongs to k.
+
+    Attributes:
+      num_trials: n.
+      confidence: that the band holds the true median curve at every k at once.
+      largest_budget: the last k the trials say something about; 0 if they are too few for any. What lies
+        beyond may be drawn in grey, and no number of it may be told.
+      mean_pct: the expectation, by the unbiased estimator.
+      median_pct: the median.
+      low_pct, high_pct: band for the median; 0 and 100 where the trials say nothing.
+    """
+
+    num_trials: int
+    confidence: float
+    largest_budget: int
+    mean_pct: Floats
+    median_pct: Floats
+    low_pct: Floats
+    high_pct: Floats
+
+    def at(self, budget: int) -> BestOf | None:
+        """The numbers at a budget; None beyond `largest_budget`.
+
+        Raises:
+          ValueError: a budget below 1.
+        """
+        if budget < 1:
+            raise ValueError(f"a budget is 1 or more, got {budget}")
+        if budget > self.largest_budget:
+            return None
+        index = budget - 1
+        return BestOf(
+            budget,
+            float(self.mean_pct[index]),
+            float(self.median_pct[index]),
+            float(self.low_pct[index]),
+            float(self.high_pct[index]),
+        )
+
+
+def _checked(errors_pct: Sequence[float] | Floats) -> Floats:
+    """Sorted, if they are percentages."""
+    ordered = np.sort(np.asarray(errors_pct, dtype=np.float64))
+    if ordered.size == 0:
+        raise ValueError("the best of no trials is not defined")
+    low, high = SUPPORT_PCT
+    if num_bad := int(np.count_nonzero(~((ordered >= low) & (ordered <= high)))):
+        raise ValueError(f"{num_bad} of {ordered.size} errors are not within {low:g}..{high:g} %")
+    return ordered
+
+
+def _checked_budgets(budgets: Sequence[int] | None, num_trials: int) -> NDArray[np.int64]:
+    found = np.arange(1, num_trials + 1) if budgets is None else np.asarray(budgets, dtype=np.int64)
+    if found.size and not 1 <= found.min() <= found.max() <= num_trials:
+        raise ValueError(f"budgets are 1..{num_trials}, got {found.min()}..{found.max()}")
+    return found
+
+
+def best_of(errors_pct: Sequence[float] | Floats, budgets: Sequence[int] | None = None) -> Floats:
+    """The mean lowest error over all subsets of k of the n trials: unbiased for E[best of k].
+
+        sum_i y_(i) C(n - i, k - 1) / C(n, k),  y_(1) <= ... <= y_(n)
+
+    The weights follow from w_1 = k / n and w_(i+1) = w_i (n - i - k + 1) / (n - i): no factorials.
+
+    Args:
+      errors_pct: one per trial, any order.
+      budgets: the k wanted, each 1..n; all of them if None.
+
+    Returns:
+      One number per budget: the mean of the errors at k = 1, falling to their minimum at k = n.
+
+    Raises:
+      ValueError: no errors, one outside 0..100, a budget outside 1..n.
+
+    Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", https://arxiv.org/abs/2004.13705
+    """
+    ordered = _checked(errors_pct)
+    ks, count = _checked_budgets(budgets, ordered.size), ordered.size
+    ranks = np.arange(1, count)
+    means = np.empty(ks.size)
+    # In chunks: all budgets of thousands of trials at once would be a matrix of gigabytes.
+    for start in range(0, ks.size, 256):
+        k = ks[start : start + 256, None]
+        weights = np.empty((k.size, count))
+        weights[:, :1] = k / count
+        weights[:, 1:] = np.maximum(count - ranks - k + 1, 0) / (count - ranks)
+        means[start : start + 256] = np.cumprod(weights, axis=1) @ ordered
+    return means
+
+
+def band_probability(low: Floats, high: Floats) -> float:
+    """P(low_i <= U_(i) <= high_i for all i) for the order statistics of n independent uniforms.
+
+    The number of uniforms below t is a Poisson process of rate n, given that n is reached at 1. Its
+    distribution is carried from bound to bound; counts that would break one are dropped. Only sums of
+    positive terms: exact but for rounding.
+
+    Args:
+      low, high: ascending, within 0..1.
+
+    Source: Moscovich and Nadler 2017, Stat. Probab. Lett. 123, 177-182, https://arxiv.org/abs/1503.04363
+    """
+    count = low.size
+    log_factorial = special.gammaln(np.arange(count + 1) + 1)
+    times = np.concatenate([low, high])
+    # mass[j] is the probability that nothing is broken up to `now` and that `first + j` lie below it.
+    mass, first, allowed, now = np.ones(1), 0, 0, 0.0
+
+    def carried(until: float) -> Floats:
+        width = allowed - first + 1
+        if until <= now or width <= 0:
+            return mass[: max(width, 0)]
+        rate, new = count * (until - now), np.arange(width)
+        steps = np.exp(new * math.log(rate) - rate - log_factorial[:width])
+        return np.convolve(mass, steps)[:width]
+
+    for event in np.argsort(times, kind="stable"):
+        mass, now = carried(float(times[event])), max(now, float(times[event]))
+        if event < count:  # from here on, one more may lie below
+            allowed += 1
+        else:  # from here on, one more must
+            first, mass = first + 1, mass[1:]
+        if mass.size == 0:
+            return 0.0
+    mass = carried(1.0)
+    at_end = count - first
+    if at_end >= mass.size:
+        return 0.0
+    return float(mass[at_end] / math.exp(count * math.log(count) - count - log_factorial[count]))
+
+
+def _highest_density(num_trials: int, miss: float) -> tuple[Floats, Floats]:
+    """Per order statistic i, the shortest interval that holds a Beta(i, n + 1 - i) but for `miss`."""
+    rank = np.arange(1, num_trials + 1, dtype=np.float64)
+    alpha, beta = rank, num_trials + 1 - rank
+    # How much of the miss lies below the interval, such that the densities at both ends are equal.
+    least, most = np.zeros(num_trials), np.full(num_trials, miss)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(32):
+            below = (least + most) / 2
+            low = special.betaincinv(alpha, beta, below)
+            high = 1 - special.betaincinv(beta, alpha, miss - below)
+            uphill = (alpha - 1) * (np.log(high) - np.log(low)) + (beta - 1) * (
+                np.log1p(-high) - np.log1p(-low)
+            ) > 0
+            least, most = np.where(uphill, below, least), np.where(uphill, most, below)
+    # The densities of the first and the last fall, or rise, all the way.
+    if num_trials > 1:
+        low[0], high[0] = 0.0, -math.expm1(math.log(miss) / num_trials)
+        low[-1], high[-1] = 1 - high[0], 1.0
+    return np.maximum.accumulate(low), np.maximum.accumulate(high)
+
+
+@functools.lru_cache(maxsize=256)
+def _calibrated(num_trials: int, confidence: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    alpha = 1 - confidence
+
+    def excess(log_miss: float) -> float:
+        return band_probability(*_highest_density(num_trials, math.exp(log_miss))) - confidence
+
+    # Bonferroni's is too wide, one interval's own level too narrow.
+    bounds = math.log(alpha / num_trials), math.log(alpha)
+    log_miss = bounds[1] if num_trials == 1 else optimize.brentq(excess, *bounds, xtol=1e-6)
+    low, high = _highest_density(num_trials, math.exp(log_miss))
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def order_statistic_band(num_trials: int, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
+    """Bounds on F(y_(i)), i = 1..n, that hold for all i at once with exactly this confidence.
+
+    F(y_(i)) is distributed as the i-th of n ordered uniforms, whatever the continuous F: Beta(i, n + 1 - i).
+    Each gets its shortest interval of one common level, and the level is such that the probability that
+    all n hold, `band_probability`, is the confidence. Where F has jumps (ties, diverged trials) the
+    bounds on quantiles that follow hold with at least that confidence.
+
+    Shortest and not equal-tailed intervals: they lay the whole miss of the lowest order statistic on the
+    side that bounds the peak. The constant-width band of Dvoretzky, Kiefer, Wolfowitz and Massart says
+    nothing below F = sqrt(ln(2 / alpha) / 2n), where all peaks are.
+
+    Raises:
+      ValueError: fewer than one trial, or a confidence outside (0, 1).
+
+    Source: Learned-Miller and DeStefano 2008, IEEE Trans. Inf. Theory 54, for bands from order statistics;
+      Lourie, Cho and He 2023, "Show Your Work with Confidence", https://arxiv.org/abs/2311.09480, for
+      shortest intervals and for tuning curves.
+    """
+    if num_trials < 1 or not 0 < confidence < 1:
+        raise ValueError(f"need a trial and a confidence within (0, 1), got {num_trials}, {confidence}")
+    low, high = _calibrated(num_trials, confidence)
+    return np.array(low), np.array(high)
+
+
+def largest_budget(num_trials: int, confidence: float = CONFIDENCE) -> int:
+    """The last k at which the band for the median of the best of k has a lower bound that was observed.
+
+    Beyond it, settings too rare to have been drawn could be the median best, and could have any error. It
+    follows from n alone, so it is known before a trial runs: about n / 8.
+
+    Raises:
+      ValueError: as `order_statistic_band`.
+    """
+    _, high = order_statistic_band(num_trials, confidence)
+    # The k with 1 - 0.5^(1/k) > high_1, from both sides of rounding.
+    budget = int(math.log(0.5) / math.log1p(-high[0])) if high[0] < 1 else 0
+    while budget > 0 and _median_level(np.array([budget]))[0] <= high[0]:
+        budget -= 1
+    return budget
+
+
+def _median_level(budgets: NDArray[np.int64]) -> Floats:
+    """The quantile of one trial that is the median of the best of k: 1 - 0.5^(1/k)."""
+    return np.asarray(-np.expm1(math.log(0.5) / budgets))
+
+
+def median_band(
+    errors_pct: Sequence[float] | Floats,
+    budgets: Sequence[int] | None = None,
+    confidence: float = CONFIDENCE,
+) -> tuple[Floats, Floats]:
+    """Bounds on the median of the best of k, F^-1(1 - 0.5^(1/k)), for all k at once.
+
+    Every bound is an observed error, or the end of the support: the largest one whose F is certain to lie
+    below the level, and the smallest one whose F is certain to reach it. So nothing is assumed of F, and
+    the bounds are invariant under monotone transformations of the error.
+
+    Returns:
+      Low and high, one per budget (1..n if None), in percent.
+
+    Raises:
+      ValueError: as `best_of` and `order_statistic_band`.
+    """
+    ordered = _checked(errors_pct)
+    levels = _median_level(_checked_budgets(budgets, ordered.size))
+    low, high = order_statistic_band(ordered.size, confidence)
+    bounded = np.concatenate([[SUPPORT_PCT[0]], ordered, [SUPPORT_PCT[1]]])
+    return (
+        bounded[np.searchsorted(high, levels, side="left")],
+        bounded[np.searchsorted(low, levels, side="left") + 1],
+    )
+
+
+def mean_band(
+    errors_pct: Sequence[float] | Floats,
+    budgets: Sequence[int] | None = None,
+    confidence: float = CONFIDENCE,
+) -> tuple[Floats, Floats]:
+    """Bounds on the mean of the best of k, the integral of (1 - F)^k over 0..100, for all k at once.
+
+    Wide, and the wider the further the errors are from the ends of the support: see the head of the file.
+
+    Returns:
+      Low and high, one per budget (1..n if None), in percent.
+
+    Raises:
+      ValueError: as `best_of` and `order_statistic_band`.
+    """
+    ordered = _checked(errors_pct)
+    ks = _checked_budgets(budgets, ordered.size)
+    low, high = order_statistic_band(ordered.size, confidence)
+    # Between y_(i) and y_(i+1), F is at least low_i and at most high_(i+1).
+    gaps = np.diff(np.concatenate([[SUPPORT_PCT[0]], ordered, [SUPPORT_PCT[1]]]))
+    above_least = 1 - np.concatenate([high, [1.0]])
+    above_most = 1 - np.concatenate([[0.0], low])
+    start = SUPPORT_PCT[0]
+    return (
+        np.array([start + gaps @ above_least**k for k in ks]),
+        np.array([start + gaps @ above_most**k for k in ks]),
+    )
