@@ -1,0 +1,159 @@
+"""How long a report takes on a large sweep, made up for the purpose.
+
+    python -m benchmarks.report_scale [--points 208] [--cells 24] [--epochs 20] [--keep FOLDER]
+
+Writes the journal of a sweep of 2 arms x cells x points with plausible learning curves, then times reading
+the folder, folding the journal and writing the report. The alternative it is measured against, in the same
+run, is MLflow: reading the same number of final errors back from its default store, without any statistics.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.folder import open_folder, save_question
+from orchestrator.journal import encode
+from orchestrator.plan import Plan, Trial, data_configs, make_plan
+from orchestrator.report import write_report
+from orchestrator.results import Event, attempt_event, end_event, epoch_event
+from orchestrator.sweep import build_sweep
+from trainables.base import derive_seed
+
+
+def large_plan(num_cells: int, points: int, epochs: int) -> Plan:
+    """Two arms, two optimizers, and as many schedule lengths as it takes to get so many cells."""
+    lengths = {
+        f"e{epochs + extra}": {"schedule.epochs": epochs + extra} for extra in range((num_cells + 1) // 2)
+    }
+    sweep = build_sweep(
+        {
+            "name": "large",
+            "question": "Does the report keep up?",
+            "base": {
+                "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
+                "data": "digits",
+                "schedule.warmup": "10%",
+            },
+            "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
+            "cells": {
+                "optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}},
+                "length": lengths,
+            },
+            "vary": {
+                "optim.lr": {"adamw": {"log_uniform": [2.5e-4, 8e-3]}, "sgd": {"log_uniform": [0.1, 3.2]}},
+                "optim.weight_decay": {
+                    "adamw": {"log_uniform": [0.02, 0.8]},
+                    "sgd": {"log_uniform": [4e-6, 1.2e-4]},
+                },
+            },
+            "design": {"kind": "sobol", "points": points},
+        },
+        "large",
+    )
+    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+
+
+def made_up_events(plan: Plan) -> Iterator[Event]:
+    """A bowl in log lr and log wd per arm, a cliff on its hot side, learning curves that decay to it."""
+    for trial in plan.trials:
+        rng = np.random.default_rng(derive_seed(trial.id))
+        error = made_up_error(plan, trial, rng)
+        yield attempt_event(trial.id, 1, "lane", 0.0)
+        if error is None:
+            yield end_event(trial.id, 1, "diverged", "the training loss is nan", 3.0, 3.0, True)
+            continue
+        epochs = trial.config.schedule.epochs
+        for epoch in range(1, epochs + 1):
+            now = error + (90 - error) * math.exp(-5 * epoch / epochs)
+            yield epoch_event(
+                trial.id,
+                1,
+                {
+                    "epoch": epoch,
+                    "step": epoch * 19,
+                    "lr": 1e-3,
+                    "train_loss": now / 40,
+                    "val_loss": now / 40,
+                    "val_top1_error_pct": now,
+                    "val_raw_top1_error_pct": now,
+                    "train_seconds": 0.5,
+                    "val_seconds": 0.1,
+                    "test_top1_error_pct": error + 0.3 if epoch == epochs else None,
+                },
+            )
+        yield end_event(trial.id, 1, "finished", "", epochs * 0.6, epochs * 0.6, True, trial.id)
+
+
+def made_up_error(plan: Plan, trial: Trial, rng: np.random.Generator) -> float | None:
+    """Percent; None where it diverged."""
+    domains = plan.sweep.domains(trial.arm, trial.cell)
+    octaves = []
+    for path, domain in domains.items():
+        low, high = domain.extremes()[0], domain.extremes()[-1]
+        octaves.append(math.log2(trial.values[path] / math.sqrt(low * high)))
+    conv = trial.arm == "vit_c"
+    lr, wd = octaves
+    if lr > (2.3 if conv else 1.9):
+        return None
+    bowl = (0.25 if conv else 0.8) * (lr + 0.3) ** 2 + 0.1 * wd**2
+    return float(np.clip((3 if conv else 5) + bowl + rng.normal(0, 0.3), 0, 90))
+
+
+def main() -> None:
+    """Prints seconds per stage, and the ratio last."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=208)
+    parser.add_argument("--cells", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--keep", type=Path, help="leave the sweep's folder here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch) / "large"
+        plan = large_plan(options.cells, options.points, options.epochs)
+        save_question(folder, plan)
+        (folder / "journal").mkdir(exist_ok=True)
+        with (folder / "journal" / "000001.jsonl").open("w") as file:
+            file.writelines(encode(event) for event in made_up_events(plan))
+        began = time.perf_counter()
+        opened = open_folder(folder)
+        read = time.perf_counter()
+        write_report(opened.plan, opened.records, folder / "report", {})
+        written = time.perf_counter()
+        print(f"{len(plan.trials)} trials, {sum(len(r.rows) for r in opened.records.values())} epochs")
+        print(f"open the folder   {read - began:7.1f} s")
+        print(f"write the report  {written - read:7.1f} s")
+        mlflow = time_mlflow(Path(scratch), plan)
+        print(f"MLflow, reading {len(plan.trials)} runs with their last metrics  {mlflow:7.1f} s")
+        print(f"ratio, MLflow to ours: {mlflow / (written - began):.2f}")
+
+
+def time_mlflow(folder: Path, plan: Plan) -> float:
+    """Seconds to read one metric and the parameters of every trial back from an SQLite store."""
+    import mlflow
+    from mlflow.entities import Metric, Param
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.create_experiment("large")
+    for trial in plan.trials:
+        run = client.create_run(experiment)
+        params = [Param(path, str(value)) for path, value in trial.values.items()]
+        client.log_batch(run.info.run_id, [Metric("error", 5.0, 0, 20)], params)
+    began = time.perf_counter()
+    token, count = None, 0
+    while True:
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        count += len(page)
+        token = page.token
+        if not token:
+            break
+    assert count == len(plan.trials)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
