@@ -160,7 +160,7 @@ def run(
             interrupted = False
             if track:
                 # A tracker that was down when the trials ran catches up here.
-                _close(console, _tracker(plan, folder, known), folder, timeout_seconds=30)
+                _close(console, _tracker(plan, folder, known), folder)
         raise typer.Exit(INTERRUPTED if interrupted else _conclude(console, folder))
 
 
@@ -233,10 +233,10 @@ def _tracker(plan: "Plan", folder: Path, known: "Folder | None") -> "Tracker":
     return tracker
 
 
-def _close(console: "Console", tracker: "Tracker", folder: Path, timeout_seconds: float) -> None:
+def _close(console: "Console", tracker: "Tracker", folder: Path) -> None:
     """Sends what is left, with the report; says so if that could not be done."""
     tracker.add_artifact(_write_report(folder))
-    if warning := tracker.close(timeout_seconds):
+    if warning := tracker.close(timeout_seconds=30):
         _say(console, warning, "yellow")
 
 
@@ -295,6 +295,7 @@ def _execute(
                     time.sleep(0.25)
             except KeyboardInterrupt:
                 interrupted = True
+                # Seconds from here; a second Ctrl-C would only lose the record of the first.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 run.stop()
                 events = run.events()
@@ -306,12 +307,14 @@ def _execute(
     finally:
         lanes.shutdown()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if tracker:
-        _close(console, tracker, folder, timeout_seconds=5 if interrupted else 30)
     if interrupted:
+        if tracker:
+            tracker.close(timeout_seconds=3)
         ended = sum(record.settled for record in records.values())
         _say(console, f"\nstopped; {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}")
         return True
+    if tracker:
+        _close(console, tracker, folder)
     _say(console, f"{len(todo)} trials in {duration(time.monotonic() - began)}\n")
     return False
 

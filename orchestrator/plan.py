@@ -46,6 +46,13 @@ class Trial:
         """The cell as people call it."""
         return cell_name(self.cell)
 
+    @property
+    def label(self) -> str:
+        """The trial as people call it: arm, cell, point, and what tells it from the first run there."""
+        role = "" if self.role == "sweep" else f" {self.role.replace('_', ' ')}"
+        replicate = f" r{self.replicate}" if self.replicate or role else ""
+        return f"{self.arm} {self.cell_name} p{self.point}{role}{replicate}"
+
 
 @dataclass(frozen=True, slots=True)
 class TrialCost:

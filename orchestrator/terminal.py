@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan import Plan, Trial
+from orchestrator.plan import Plan
 from orchestrator.results import Event, Record, Result, fold, results_of
 
 
@@ -198,18 +198,11 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
     for cause, members in list(causes.items())[:most]:
         first = members[0].trial
         more = f" and {len(members) - 1} more" if len(members) > 1 else ""
-        text.append(f"\n{trial_name(first)}{more}", style="red")
+        text.append(f"\n{first.label}{more}", style="red")
         text.append(f"  {cause}")
     if len(causes) > most:
         text.append(f"\n… and {len(causes) - most} other causes")
     return text
-
-
-def trial_name(trial: Trial) -> str:
-    """A trial as people call it: arm, cell, point."""
-    role = "" if trial.role == "sweep" else f" {trial.role.replace('_', ' ')}"
-    replicate = f" r{trial.replicate}" if trial.replicate or role else ""
-    return f"{trial.arm} {trial.cell_name} p{trial.point}{role}{replicate}"
 
 
 class Display:
@@ -247,7 +240,7 @@ class Display:
         error = f"{pct(record.last.val_top1_error_pct)} %" if record.last else "no epoch"
         again = "" if event["final"] else ", will be tried again"
         detail = f"  ({event['detail']})" if event["detail"] else ""
-        name = trial_name(self._trials[event["trial"]])
+        name = self._trials[event["trial"]].label
         count = f"[{ended}/{len(self._trials)}]".replace("[", r"\[")
         return f"{count} {name}  {event['end']}{again}  {error}  {event['seconds']:.1f} s{detail}"
 

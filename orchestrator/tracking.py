@@ -398,9 +398,6 @@ class _Store:
             self._outcomes[trial.id] = view.outcome
 
     def _create_trial_run(self, trial: Trial, view: _View) -> str:
-        name = f"{trial.arm} {trial.cell_name} p{trial.point}"
-        if self._plan.sweep.replicates > 1:
-            name += f" r{trial.replicate}"
         tags = {
             "mlflow.parentRunId": self._parent_id,
             "mlflow.source.name": "vitc-sweep",
@@ -408,9 +405,10 @@ class _Store:
             "cell": trial.cell_name,
             "point": str(trial.point),
             "replicate": str(trial.replicate),
+            "role": trial.role,
             "trial_id": trial.id,
         }
-        return self._create_run(name, view.started, tags)
+        return self._create_run(trial.label, view.started, tags)
 
     def _metrics(self, epoch: int, time: float, row: dict[str, Any]) -> list[Any]:
         return [

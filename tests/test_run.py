@@ -1,0 +1,148 @@
+"""`vitc-sweep run` from outside, on a real Ray: killed, interrupted, continued, on a cluster of two nodes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+BASE = {
+    "model": {"family": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
+    "model.mlp_ratio": 2,
+    "data": "digits",
+    "optim": {"name": "adamw", "weight_decay": 0.05},
+    "schedule": {"epochs": 2, "warmup": "10%"},
+    "batch_size": 128,
+}
+
+
+def sweep_file(folder: Path, points: int, epochs: int = 3) -> Path:
+    tree = {
+        "base": BASE | {"schedule": {"epochs": epochs, "warmup": "10%"}},
+        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
+        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        "design": {"kind": "sobol", "points": points},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def start_cli(*arguments: str | Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("vitc-sweep"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """The results table without what measures the machine."""
+    from orchestrator.folder import open_folder
+    from orchestrator.report import results_rows
+
+    opened = open_folder(folder)
+    timed = ("busy_seconds", "attempts")
+    rows = results_rows(opened.plan, opened.records)
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def ends_in(folder: Path) -> list[str]:
+    from orchestrator.journal import read_journal
+
+    return [
+        event["trial"] for event in read_journal(folder).events if event["kind"] == "end" and event["final"]
+    ]
+
+
+def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(tmp_path):
+    file, folder, calm = sweep_file(tmp_path, 4), tmp_path / "runs" / "tiny", tmp_path / "runs" / "calm"
+    process = start_cli("run", file, "--out", folder, "--no-mlflow")
+    deadline = time.monotonic() + 180
+    while len(ends_in(folder)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    # Nobody told Ray; its processes notice by themselves. Its agents, which hold nothing, take a minute.
+    holding = [member for member in family if member.is_running() and "Agent" not in member.name()]
+    _, survivors = psutil.wait_procs(holding, timeout=30)
+    assert not survivors
+    before = ends_in(folder)
+    assert 3 <= len(before) < 8
+
+    again = start_cli("run", file, "--out", folder, "--no-mlflow")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert f"{8 - len(before)} trials to run, {len(before)} have ended before" in output
+    after = ends_in(folder)
+    assert sorted(after) == sorted(set(after))
+    assert after[: len(before)] == before
+
+    undisturbed = start_cli("run", file, "--out", calm, "--no-mlflow")
+    assert undisturbed.communicate(timeout=300) is not None
+    assert results(folder) == results(calm)
+    assert {row["state"] for row in results(folder)} == {"finished"}
+
+    finished = start_cli("run", file, "--out", folder, "--no-mlflow")
+    assert "nothing to do, all 8 trials have ended" in finished.communicate(timeout=120)[0]
+    assert finished.returncode == 0
+    assert ends_in(folder) == after
+
+
+def test_ctrl_c_stops_within_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
+    file, folder = sweep_file(tmp_path, 2, epochs=40), tmp_path / "runs" / "tiny"
+    process = start_cli("run", file, "--out", folder, "--no-mlflow")
+    while not ends_in(folder):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert time.monotonic() - began < 20
+    assert process.returncode == 130
+    assert f"Go on with:  vitc-sweep run {file} --out {folder}" in output
+    assert "Traceback" not in output
+
+    again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert len(set(ends_in(folder))) == 6
+
+
+def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
+    )
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        file, folder = sweep_file(tmp_path, 2), tmp_path / "runs" / "tiny"
+        process = start_cli("run", file, "--out", folder, "--no-mlflow", "--address", cluster.address)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+    finally:
+        cluster.shutdown()
+    from orchestrator.journal import read_journal
+
+    events = read_journal(folder).events
+    assert [event["lanes"] for event in events if event["kind"] == "session"] == [[2]]
+    attempts = [event for event in events if event["kind"] == "attempt"]
+    assert len({event["lane"] for event in attempts}) == 2
+    # Two nodes of one CPU each: the lanes cannot have sat on one.
+    assert len({event["node"] for event in attempts}) == 2
+    assert (folder / "report" / "report.html").is_file()
