@@ -61,7 +61,7 @@ def main() -> None:
         app()
     except Exception as error:
         # By name: importing the classes would import torch before there is need.
-        if type(error).__name__ in ("SweepError", "DataError", "FolderError", "ClusterError"):
+        if type(error).__name__ in ("SweepError", "DataError", "FolderError", "ClusterError", "MergeError"):
             print(error, file=sys.stderr)
             raise SystemExit(BAD_INPUT) from None
         raise
@@ -335,12 +335,9 @@ def _lr_notes(plan: "Plan") -> list[str]:
 
 
 def _write_report(folder: Path) -> Path:
-    from orchestrator.folder import open_folder
-    from orchestrator.report import write_report
+    from orchestrator.evidence import write_sealed_report
 
-    opened = open_folder(folder)
-    details = {name: opened.record[name] for name in ("created", "code", "python", "versions", "machine")}
-    return write_report(opened.plan, opened.records, folder / "report", details)
+    return write_sealed_report(folder)
 
 
 def _conclude(console: "Console", folder: Path) -> int:
@@ -406,6 +403,36 @@ def plan(file: SweepFile, sets: Sets = None, points: Points = None, as_json: AsJ
         _say(console, line, "dim")
     console.print()
     console.print(rows_table([_short_row(made, trial) for trial in made.trials]))
+    if differences := _detectable(made):
+        _say(console, "\nSmallest difference that so many points tell from chance with 80 % power:", "bold")
+        console.print(rows_table(differences))
+        _say(
+            console,
+            "if errors above the best average 4 points in one arm and points correlate by 0.5 between arms; "
+            "none: more points are needed",
+            "dim",
+        )
+
+
+def _detectable(made: "Plan") -> list[dict[str, Any]]:
+    """Per cell and pair of arms what the deciding measures can detect; empty where nothing is compared."""
+    from orchestrator.power import detectable
+    from orchestrator.stats import MEASURES
+
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for found in detectable(made):
+        info = MEASURES[found.measure]
+        if info.decides:
+            row = rows.setdefault(
+                (found.cell, found.base_arm, found.arm),
+                {
+                    "cell": found.cell,
+                    "arms": f"{found.arm} against {found.base_arm}",
+                    "points": found.num_points,
+                },
+            )
+            row[info.symbol] = "none" if found.simulated is None else f"{found.simulated:.2g}"
+    return list(rows.values())
 
 
 def _span(values: "list[Any]") -> str:
@@ -485,6 +512,69 @@ def report(folder: SweepFolder) -> None:
 
     open_folder(folder)
     raise typer.Exit(_conclude(_console(), folder))
+
+
+@app.command(epilog="Example: vitc-sweep verify runs/lr_wd")
+def verify(
+    path: Annotated[
+        Path, typer.Argument(help="A sweep's folder, or a bundle (.tar.gz).", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Recomputes every number of the report from the journal, and checks that no file was changed.
+
+    Names file, row and column of each difference; writes nothing. Ends with exit code 0 if all holds and 1 if
+    not. Who may change everything may also seal it again: the fingerprint tells one seal from another.
+    """
+    from dataclasses import asdict
+
+    from orchestrator import evidence
+
+    found = evidence.verify(path)
+    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(OK if found.ok else INCOMPLETE)
+
+
+@app.command(epilog="Example: vitc-sweep bundle runs/lr_wd --out lr_wd.tar.gz")
+def bundle(
+    folder: SweepFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Archive to write, or folder to put it in [default: <name>.tar.gz].")
+    ] = None,
+) -> None:
+    """Packs question, record, journal and report into one archive that `verify` takes anywhere.
+
+    Checkpoints and tracebacks stay behind. Paths of data and the name of the machine's processor are in it.
+    """
+    from orchestrator import evidence
+
+    target = evidence.bundle(folder, out or Path())
+    found = evidence.verify(target)
+    print("\n".join([*found.lines(), f"bundle: {target}"]))
+    raise typer.Exit(OK if found.ok else INCOMPLETE)
+
+
+@app.command(epilog="Example: vitc-sweep compare runs/lr_wd runs/lr_wd_regnet")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two sweeps or more.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison [default: runs/<name>+<name>].")
+    ] = None,
+) -> None:
+    """Compares arms that live in different sweeps, as if one sweep had asked for them all.
+
+    Refuses what is not comparable, and says why: other data or splits, epochs, cells, points, or settings
+    that are no arm's own. All are compared to the first arm of the first folder.
+    """
+    from orchestrator import evidence
+    from orchestrator.folder import open_folder
+
+    target = out or Path("runs") / "+".join(folder.resolve().name for folder in folders)
+    _, notices = evidence.compare([open_folder(folder) for folder in folders], target)
+    console = _console()
+    for notice in notices:
+        _say(console, f"note: {notice}")
+    raise typer.Exit(_conclude(console, target))
 
 
 @app.command(epilog="Example: vitc-sweep export runs/lr_wd --format csv --out results.csv")

@@ -1,4 +1,4 @@
-"""Figures of a sweep: Delta-EDFs, error over the parameters, training curves, differences.
+"""Figures of a sweep: Delta-EDFs, tuning curves, error over the parameters, pairs, training curves, gaps.
 
 Arms are told apart by colour (Okabe and Ito's, which the colour-blind can tell apart), by line and by
 marker, so that a print in black and white can be read too. A cross always is a diverged trial.
@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -20,7 +21,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
+from orchestrator.gaps import Gap
+from orchestrator.peak import TuningCurve
 from orchestrator.results import Result
 from orchestrator.space import Choice, Domain, LogUniform
 from orchestrator.stats import (
@@ -350,19 +354,43 @@ def error_over_parameter(
     return figure
 
 
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A smooth surface of an arm's error over two parameters, through its optimum.
+
+    Attributes:
+      x, y: values of the parameters.
+      errors_pct: predicted, by x and y; capped some points above the lowest.
+      basin_pct: the error at which the basin ends.
+      optimum: where the prediction is lowest.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    errors_pct: NDArray[np.float64]
+    basin_pct: float
+    optimum: tuple[float, float]
+
+
 @_styled
 def error_over_plane(
     arms: Mapping[str, Sequence[Result]],
     paths: tuple[str, str],
     domains: tuple[Mapping[str, Domain], Mapping[str, Domain]],
+    surfaces: Mapping[str, Surface] | None = None,
 ) -> Figure:
     """Error of every trial as a colour over two varied parameters; one panel per arm, one colour scale.
+
+    Where there is a surface it is drawn below the trials, with the basin's edge as a line and its optimum
+    as a star.
 
     Args:
       arms: results of one cell by arm.
       paths: the parameters along x and y.
       domains: of each parameter, by arm.
+      surfaces: by arm; arms without one show their trials alone.
     """
+    surfaces = surfaces or {}
     names = [arm for arm in arms if arm in domains[0] and arm in domains[1]]
     columns = min(len(names), 4)
     rows = math.ceil(len(names) / columns)
@@ -387,6 +415,8 @@ def error_over_plane(
                 [up.place(result.trial.values[paths[1]]) for result in results],
             )
 
+        if (surface := surfaces.get(names[place])) is not None:
+            _draw_surface(axes, surface, colours)
         # Empty artists must not be added: outside the clip, the layout would make room for them at (0, 0).
         if good:
             x, y = where(good)
@@ -426,7 +456,169 @@ def error_over_plane(
     ]
     if any_diverged:
         handles.append(Line2D([], [], ls="none", marker="x", mew=1.4, color="black", label="diverged"))
+    if surfaces:
+        handles.append(Line2D([], [], color="black", lw=1.2, label="edge of the basin"))
+        handles.append(
+            Line2D([], [], ls="none", marker="*", ms=10, mfc="white", mec="black", label="surface's optimum")
+        )
     _legend(figure, handles, 0.9 + 2.55 * columns)
+    return figure
+
+
+def _draw_surface(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
+    low, high = float(surface.errors_pct.min()), float(surface.errors_pct.max())
+    if high - low < 1e-9:
+        return
+    errors_YX = surface.errors_pct.T
+    # Finer near the optimum, where it matters.
+    levels = low + (high - low) * np.linspace(0, 1, 9) ** 1.5
+    levels[-1] += 1e-9
+    axes.contourf(surface.x, surface.y, errors_YX, levels, norm=colours.norm, cmap=colours.cmap, alpha=0.75)
+    if low < surface.basin_pct < high:
+        axes.contour(surface.x, surface.y, errors_YX, [surface.basin_pct], colors="black", linewidths=1.2)
+    x, y = surface.optimum
+    axes.plot([x], [y], ls="none", marker="*", ms=11, mfc="white", mec="black", mew=1, clip_on=False)
+
+
+@_styled
+def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
+    """The median error of the best of k trials over k, with the band that holds at every k at once.
+
+    Beyond the largest k that the trials support the curve goes on in grey, without a band.
+
+    Args:
+      arms: of one cell.
+    """
+    figure = Figure(figsize=(4.5, _height(len(arms))), layout="constrained")
+    axes = figure.subplots()
+    handles: list[Artist] = []
+    tops, bottoms, longest = [1.0], [100.0], 2
+    for index, (arm, curve) in enumerate(arms.items()):
+        k, count = np.arange(1, curve.num_trials + 1), curve.largest_budget
+        longest = max(longest, curve.num_trials)
+        axes.plot(
+            k[max(count - 1, 0) :], curve.median_pct[max(count - 1, 0) :], color="#b5b5b5", lw=1, ls=":"
+        )
+        if count:
+            axes.fill_between(
+                k[:count],
+                curve.low_pct[:count],
+                curve.high_pct[:count],
+                color=_colour(index),
+                alpha=0.12,
+                lw=0,
+            )
+            axes.plot(
+                k[:count], curve.median_pct[:count], color=_colour(index), ls=_line(index),
+                marker=_marker(index), ms=4, mec="white", mew=0.5, markevery=[count - 1],
+            )  # fmt: skip
+            tops.append(float(min(curve.high_pct[0], 2 * curve.median_pct[0])))
+            bottoms.append(float(curve.low_pct[:count].min()))
+        tops.append(float(curve.median_pct[0]))
+        bottoms.append(float(curve.median_pct.min()))
+        handles.append(
+            Line2D(
+                [], [], color=_colour(index), ls=_line(index), marker=_marker(index), ms=4,
+                label=f"{arm} (to k = {count})" if count else f"{arm} (too few trials)",
+            )
+        )  # fmt: skip
+    if not arms:
+        _empty(axes)
+    top, bottom = max(tops), min(bottoms)
+    margin = 0.06 * (top - bottom) or 1.0
+    axes.set_xscale("log", base=2)
+    axes.set(ylim=(max(bottom - margin, 0), min(top + margin, 102)), xlim=(0.94, longest * 1.06))
+    axes.xaxis.set_major_locator(FixedLocator([2**i for i in range(longest.bit_length())]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.set(xlabel="k, trials tried", ylabel="error of the best of k (%)")
+    handles.append(Line2D([], [], color="#b5b5b5", lw=1, ls=":", label="not supported"))
+    _legend(figure, handles, 4.5)
+    return figure
+
+
+@_styled
+def paired(summaries: Sequence[Summary]) -> Figure:
+    """The error of every point in each arm over its error in the first arm, with the line of equality.
+
+    Points that count as 100 % in an arm stand as crosses at that arm's edge, beyond a thin line.
+
+    Args:
+      summaries: the arms of one cell; a point's error is the mean over its replicates.
+    """
+    base, *others = summaries
+    figure = Figure(figsize=(4.5, 4.2 + 0.2 * max(len(others) - 2, 0)), layout="constrained")
+    axes = figure.subplots()
+    pairs = {
+        s.arm: [(base.errors_pct[p], s.errors_pct[p]) for p in base.errors_pct if p in s.errors_pct]
+        for s in others
+    }
+    lost = 100 - 1e-9
+    ran = [error for found in pairs.values() for pair in found for error in pair if error < lost]
+    high, low = max(ran, default=1.0) or 1.0, min(ran, default=0.0)
+    room = 0.06 * (high - low) or 0.5
+    start, bar, edge = max(low - room, 0.0), high + room, high + 2 * room
+    handles: list[Artist] = [Line2D([], [], color=_GREY, lw=0.9, label="equal")]
+    any_lost = False
+    for index, (arm, found) in enumerate(pairs.items(), start=1):
+        good = [pair for pair in found if max(pair) < lost]
+        bad = [
+            tuple(edge if error >= lost else error for error in pair) for pair in found if max(pair) >= lost
+        ]
+        axes.plot(
+            [x for x, _ in good], [y for _, y in good], ls="none", marker=_marker(index), ms=6, mew=0.6,
+            mec="white", color=_colour(index), alpha=0.9,
+        )  # fmt: skip
+        if bad:
+            any_lost = True
+            _cross(axes, [x for x, _ in bad], [y for _, y in bad], _colour(index))
+        handles.append(Line2D([], [], color=_colour(index), ls="none", marker=_marker(index), label=arm))
+    if not any(pairs.values()):
+        _empty(axes)
+    axes.plot([start, bar], [start, bar], color=_GREY, lw=0.9, zorder=1)
+    end = bar
+    if any_lost:
+        end = edge + room
+        axes.axhline(bar, color=_GREY, lw=0.6)
+        axes.axvline(bar, color=_GREY, lw=0.6)
+        handles.append(
+            Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label="diverged, beyond the line")
+        )
+    name = others[0].arm if len(others) == 1 else "the other arm"
+    axes.set(xlim=(start, end), ylim=(start, end), aspect="equal")
+    axes.set(xlabel=f"error of {base.arm} (%)", ylabel=f"error of {name} (%)")
+    for which in ("x", "y"):
+        axes.locator_params(axis=which, nbins=6)
+    _legend(figure, handles, 4.5)
+    return figure
+
+
+@_styled
+def gap_sizes(gaps: Sequence[Gap]) -> Figure:
+    """Gaps with their intervals: a row per pair of cells and arm.
+
+    Args:
+      gaps: at least one.
+    """
+    figure = Figure(figsize=(4.5, 1.0 + 0.36 * len(gaps)), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(gap.arm for gap in gaps))
+    for y, gap in enumerate(gaps):
+        index = arms.index(gap.arm)
+        ends = [end for end in (gap.gap_pp.low, gap.gap_pp.high) if end is not None]
+        axes.plot(ends, [y] * len(ends), color=_colour(index), lw=2, solid_capstyle="butt")
+        axes.plot([gap.gap_pp.value], [y], ls="none", marker=_marker(index), ms=6.5, color=_colour(index))
+        axes.annotate(
+            f"{gap.pair.cell} against {gap.pair.base_cell} · {gap.arm}", (0, y),
+            xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points", fontsize=8.5,
+        )  # fmt: skip
+    axes.axvline(0, color="black", lw=0.9)
+    axes.set(ylim=(len(gaps) - 0.6, -0.85), yticks=[], xlabel="gap in error of the best of k (pp)")
+    axes.margins(x=0.08)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    handles = [Line2D([], [], color=_colour(i), marker=_marker(i), lw=2, label=a) for i, a in enumerate(arms)]
+    _legend(figure, handles, 4.5)
     return figure
 
 
@@ -565,3 +757,12 @@ def to_svg(figure: Figure) -> str:
     # Without the XML head, which may not stand inside HTML, and without the running numbers of artists,
     # which would repeat from figure to figure on one page. What is referred to has a hash for a name.
     return re.sub(r'<g id="[\w.]+_\d+">', "<g>", text[text.index("<svg") :])
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """The figure as a PDF of one page: the same bytes for the same figure, letters as letters."""
+    buffer = io.BytesIO()
+    metadata = {"CreationDate": None, "Creator": None, "Producer": None}
+    with matplotlib.rc_context(_STYLE | {"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=metadata)
+    return buffer.getvalue()

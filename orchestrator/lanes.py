@@ -255,8 +255,12 @@ def lane_loop(settings: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray.train.torch import get_device
 
+    import trainables.loop  # noqa: F401  (so that the first trial does not wait for it)
     from trainables.context import this_process
 
+    # What is here now stays: collecting after a trial need not walk through all of torch.
+    gc.collect()
+    gc.freeze()
     device = get_device()
     if device.type == "cuda":
         # Workers of one node all see its GPUs; which one is whose, Ray knows.

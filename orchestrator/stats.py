@@ -2,13 +2,20 @@
 
 Errors are percentages as `Result.error_pct` counts them: a diverged trial is 100, a trial that has no
 result is missing. The unit of every statistic is the point of the design: replicates of a point are
-averaged first, over those there are.
+averaged first, over those there are. Only trials of the role `sweep` are draws from the space, and only
+they enter a distribution; confirmations give the reference and the peak, other roles are counted apart.
 
-Delta is a point's error minus its arm's reference, in percentage points (pp). The reference is the best
-error the sweep itself has seen in that arm and cell: a sample minimum, hence biased low and the more so
-the more points there are. Every interval here holds it fixed.
+Delta is a point's error minus its arm's reference, in percentage points (pp). The reference is the error
+of the arm's confirmed best. Where a cell is not confirmed for every arm that trained, it is for all of
+them the lowest error the sweep itself has seen: a sample minimum, hence biased low and the more so the
+more points there are. Every interval here holds it fixed.
+
+Intervals of differences resample points as if they were drawn independently. Points of a Sobol design are
+spread more evenly than that, so there intervals are wider than they need be (on a planted pair of bowls,
+32 points, they cover 99.5 to 100 % of the time) and tests reject less often than they might.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +27,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from orchestrator.plan import Trial
-from orchestrator.results import Result
+from orchestrator.results import RULES, AttemptEnd, Result
 from orchestrator.sweep import Primary
 
-Measure = Literal["area_under_delta_edf", "f1", "f2", "f4", "error"]
+Measure = Literal["area_common", "within_common_bar", "error", "area_under_delta_edf", "f1", "f2", "f4"]
+ReferenceKind = Literal["confirmed", "sweep_minimum"]
+#: What a trial that a rule stopped early may be taken for; both are biased, in a known direction.
+Stopped = Literal["as_worst", "as_last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +45,67 @@ class MeasureInfo:
       means: for people.
       higher_is_better: else lower is.
       within_pp: the t of an F(t), None for the others.
+      common: from the lowest reference of all arms in the cell, not from the arm's own.
+      decides: a contrast of it can be settled. One that is measured from each arm's own reference cannot:
+        an error in a reference moves all pairs alike, which no test over pairs notices. Between arms that
+        do not differ such a contrast would be called settled in nearly half of all sweeps
+        (`python -m benchmarks.coverage`), so it describes, and has no verdict.
     """
 
     symbol: str
     means: str
     higher_is_better: bool = True
     within_pp: float | None = None
+    common: bool = False
+    decides: bool = False
+
+    @property
+    def test(self) -> Literal["mcnemar", "wilcoxon"]:
+        """The test of a paired difference: exact McNemar of shares, signed ranks of the others."""
+        return "wilcoxon" if self.within_pp is None else "mcnemar"
 
 
 #: Where the area under the Delta-EDF ends, in pp: the range the paper plots.
 AREA_LIMIT_PP = 10.0
 
 MEASURES: dict[Measure, MeasureInfo] = {
+    "area_common": MeasureInfo(
+        "common area",
+        "normalised area under the distribution function of error, from the better arm's reference to "
+        f"{AREA_LIMIT_PP:g} pp above it",
+        common=True,
+        decides=True,
+    ),
+    "within_common_bar": MeasureInfo(
+        "common bar",
+        "share of points within 4 pp of the better arm's reference, one bar for all arms",
+        within_pp=4.0,
+        common=True,
+        decides=True,
+    ),
+    "error": MeasureInfo(
+        "mean error",
+        "mean error over points (%), a diverged one counting 100",
+        higher_is_better=False,
+        decides=True,
+    ),
     "area_under_delta_edf": MeasureInfo(
         "area", f"normalised area under the Delta-EDF from 0 to {AREA_LIMIT_PP:g} pp"
     ),
     "f1": MeasureInfo("F(1)", "share of points within 1 pp of the reference", within_pp=1.0),
     "f2": MeasureInfo("F(2)", "share of points within 2 pp of the reference", within_pp=2.0),
     "f4": MeasureInfo("F(4)", "share of points within 4 pp of the reference", within_pp=4.0),
-    "error": MeasureInfo(
-        "mean error", "mean error over points (%), a diverged one counting 100", higher_is_better=False
-    ),
 }
+
+#: Outcomes that end a trial on a judgement of how it was doing, so that what is missing is not missing by
+#: chance. A distribution that leaves them out is wrong, and so none is given.
+CENSORING: frozenset[AttemptEnd] = frozenset({"stopped"})
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
+
+#: Scores further apart than this differ; what is closer differs by rounding.
+DIFFERS = 1e-9
 
 #: Five values that all lie on one side are no evidence at 5 %: a sign test gives 2 / 2^5 = 6 %. With
 #: fewer than this there is no bootstrap interval, and with fewer pairs that differ no verdict.
@@ -91,21 +137,59 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The best of an arm's chosen points, told by fresh seeds.
+
+    Choosing the lowest of several means and reporting that same mean would be optimistic once more. So each
+    seed's error is taken from the point that the other seeds put first: the seed has had no say in the
+    choice. Where the choice is clear, all seeds choose `point`, the value is its plain mean and the interval
+    Student's t; else what the value moved by for it is added to the variance. Of three equal points with
+    five seeds each the plain mean is 0.38 sd too low and the value 0.00; the interval covers 95 %.
+
+    Attributes:
+      point: of the lowest mean error on the selection split over all fresh seeds.
+      mean_val_error_pct: that mean, chosen for being low.
+      means_pct: the mean of every chosen point.
+      num_seeds: fresh runs of `point` that count.
+      num_diverged: those among them that diverged, each counted as 100.
+      val: on the selection split, with its interval and its standard error.
+      test: the same on the final split; None unless it was measured in every run.
+    """
+
+    point: int
+    mean_val_error_pct: float
+    means_pct: dict[int, float]
+    num_seeds: int
+    num_diverged: int
+    val: Estimate
+    val_standard_error_pct: float
+    test: Estimate | None
+    test_standard_error_pct: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """One arm in one cell.
+    """One arm in one cell; everything is of the role `sweep`, except where it says otherwise.
 
     Attributes:
       cell, arm: which.
       num_trials, num_points: as planned.
       states: trials per state: an outcome, `running` or `missing`.
-      errors_pct: by point, the mean over the replicates there are; points without a result are absent.
+      other_states: the same for every other role there is.
+      errors_pct: by point, the mean over the replicates there are; points without a result are absent, and
+        all are where the distribution is refused.
       num_incomplete: points that have some of their replicates only.
       diverged: share of trials that diverged, among those the EDF counts; Wilson interval over trials,
         which is too narrow where points have several replicates. None without a result.
       best: None while nothing ranked has ended.
-      reference_pct: the lowest error of a point that trained; what Delta is measured from.
+      confirmed: None until every run of the confirmation has ended.
+      reference_pct, reference_kind: what Delta is measured from, and what that is: the confirmed best, or
+        the lowest error of a point that trained. Of one kind for all arms of a cell. None if none trained.
+      common_reference_pct: the lowest reference of the cell.
       median_error_pct: over points.
       measures: every measure with its interval; empty without a result. Wilson for F(t), else bootstrap.
+      refused: what is not told though there are results, with the reason: measures, `delta_edf`,
+        `median_error_pct`, `diverged`, `confirmed`, `confirmed_reference`.
     """
 
     cell: str
@@ -113,17 +197,25 @@ class Summary:
     num_trials: int
     num_points: int
     states: dict[str, int]
+    other_states: dict[str, dict[str, int]]
     errors_pct: dict[int, float]
     num_incomplete: int
     diverged: Estimate | None
     best: Best | None
+    confirmed: Confirmed | None
     reference_pct: float | None
+    reference_kind: ReferenceKind | None
+    common_reference_pct: float | None
     median_error_pct: float | None
     measures: dict[Measure, Estimate]
+    refused: dict[str, str]
 
     @property
     def deltas_pp(self) -> NDArray[np.float64]:
-        """Delta of every point that has a result, in the order of the points."""
+        """Delta of every point in `errors_pct`, in the order of the points.
+
+        A few are below 0 where the reference is a confirmed one: single runs that had luck.
+        """
         return deltas(list(self.errors_pct.values()), self.reference_pct)
 
 
@@ -140,8 +232,14 @@ class Contrast:
       num_pairs: points that both arms have.
       num_unpaired: planned points that at least one arm lacks.
       num_differing: pairs on which the measure differs.
-      better: the arm that is better; None if that is not settled.
+      num_higher: those of them on which it is higher in `arm`.
+      better: the arm that is better, by the interval and the adjusted test; None if that is not settled.
       because: why it is not settled; empty if it is.
+      test: what the p-value is of: `wilcoxon` signed ranks, or exact `mcnemar` for shares.
+      p_value: two-sided; None without a pair.
+      p_adjusted: by Holm's method over the contrasts of the same measure. A primary contrast and the others
+        are families apart, so one that was declared alone is not adjusted.
+      num_in_family: over how many contrasts it is adjusted; 1 if it is not.
     """
 
     cell: str
@@ -155,8 +253,35 @@ class Contrast:
     num_pairs: int
     num_unpaired: int
     num_differing: int
+    num_higher: int
     better: str | None
     because: str
+    test: Literal["mcnemar", "wilcoxon"]
+    p_value: float | None
+    p_adjusted: float | None
+    num_in_family: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeakContrast:
+    """The confirmed best of one arm against that of the reference arm.
+
+    Attributes:
+      cell, base_arm, arm: which.
+      split: `val` the selection split, `test` the final one.
+      difference: error of `arm` minus that of `base_arm` in pp, with Welch's t interval over seeds. It tells
+        these two settings apart and knows nothing of the luck of having found them.
+      p_value: of Welch's test; None where all seeds agree.
+      p_adjusted: by Holm's method over all contrasts on the same split.
+    """
+
+    cell: str
+    base_arm: str
+    arm: str
+    split: Literal["val", "test"]
+    difference: Estimate
+    p_value: float | None
+    p_adjusted: float | None
 
 
 def edf(values: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -234,66 +359,234 @@ def bootstrap_mean(values: Sequence[float] | NDArray[np.float64], seed: int = 0)
     return Estimate(mean, float(low), float(high))
 
 
-def deltas(errors_pct: Sequence[float], reference_pct: float | None) -> NDArray[np.float64]:
+def deltas(
+    errors_pct: Sequence[float] | NDArray[np.float64], reference_pct: float | None
+) -> NDArray[np.float64]:
     """Errors over the reference, in pp; infinite where there is none, as nothing trained."""
     return np.asarray(errors_pct, dtype=np.float64) - (-math.inf if reference_pct is None else reference_pct)
 
 
 def point_scores(
-    measure: Measure, errors_pct: Sequence[float], reference_pct: float | None
+    measure: Measure, errors_pct: Sequence[float] | NDArray[np.float64], reference_pct: float | None
 ) -> NDArray[np.float64]:
-    """One number per point whose mean over points is the measure.
+    """One number per point whose mean over points is the measure; `reference_pct` is the cell's if `common`.
 
     The area under the Delta-EDF up to T, over T, is the mean of 1 - min(Delta, T) / T (integrate the step
-    function of each point alone).
+    function of each point alone; a Delta below 0 counts as 0).
     """
     if measure == "error":
         return np.asarray(errors_pct, dtype=np.float64)
     delta = deltas(errors_pct, reference_pct)
     if (within := MEASURES[measure].within_pp) is not None:
         # Errors are shares of images: a Delta of exactly t must not fall out by rounding.
-        return (delta <= within + 1e-9).astype(np.float64)
-    return np.asarray(1 - np.minimum(delta, AREA_LIMIT_PP) / AREA_LIMIT_PP)
+        return (delta <= within + DIFFERS).astype(np.float64)
+    return np.asarray(1 - np.clip(delta, 0, AREA_LIMIT_PP) / AREA_LIMIT_PP)
 
 
-def summarise(results: Iterable[Result]) -> list[Summary]:
-    """Every arm in every cell, cells first, in the order of the plan."""
+def summarise(results: Iterable[Result], stopped: Stopped | None = None) -> list[Summary]:
+    """Every arm in every cell, cells first, in the order of the plan.
+
+    Args:
+      results: of a plan, all roles.
+      stopped: an estimator for trials that a rule stopped early, at the caller's choice: `as_worst` counts
+        them as 100 % error and `as_last` at their last epoch's. Both err against the arm. Without one, an
+        arm that has such trials gets no distribution and no measure, and the reason is in `refused`.
+    """
     groups: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         groups.setdefault(result.trial.cell_name, {}).setdefault(result.trial.arm, []).append(result)
-    return [_summary(cell, arm, group) for cell, arms in groups.items() for arm, group in arms.items()]
+    found = []
+    for cell, arms in groups.items():
+        populations = {arm: _population(group, stopped) for arm, group in arms.items()}
+        trained = [population for population in populations.values() if population.trained]
+        confirmed = all(p.confirmed and not p.confirmed.num_diverged for p in trained)
+        references = [p.reference_pct(confirmed) for p in populations.values()]
+        common = min((reference for reference in references if reference is not None), default=None)
+        found += [_summary(cell, arm, p, confirmed, common) for arm, p in populations.items()]
+    return found
 
 
-def _summary(cell: str, arm: str, results: Sequence[Result]) -> Summary:
-    by_point: dict[int, list[Result]] = {}
+@dataclass(frozen=True, slots=True)
+class _Population:
+    """One arm in one cell before it is known what to measure it from.
+
+    Attributes:
+      sweep: trials of that role.
+      other_states: trials of other roles per state.
+      errors_pct: by point.
+      num_counted: trials whose errors those are made of.
+      trained: errors of the points of which a trial is ranked.
+      num_incomplete: points that have some of their replicates only.
+      confirmed, refused: as in a Summary.
+    """
+
+    sweep: list[Result]
+    other_states: dict[str, dict[str, int]]
+    errors_pct: dict[int, float]
+    num_counted: int
+    trained: list[float]
+    num_incomplete: int
+    confirmed: Confirmed | None
+    refused: dict[str, str]
+
+    def reference_pct(self, confirmed: bool) -> float | None:
+        if not self.trained:
+            return None
+        return self.confirmed.val.value if confirmed and self.confirmed else min(self.trained)
+
+
+def _population(results: Sequence[Result], stopped: Stopped | None) -> _Population:
+    by_role: dict[str, list[Result]] = {}
     for result in results:
+        by_role.setdefault(result.trial.role, []).append(result)
+    sweep = by_role.pop("sweep", [])
+    by_point: dict[int, list[Result]] = {}
+    for result in sweep:
         by_point.setdefault(result.trial.point, []).append(result)
-    errors, trained, num_incomplete = {}, [], 0
+    errors, num_counted, trained, num_incomplete = {}, 0, [], 0
     for point, replicates in by_point.items():
-        found = [result.error_pct for result in replicates if result.error_pct is not None]
+        found = [error for result in replicates if (error := _error_pct(result, stopped)) is not None]
         if not found:
             continue
+        num_counted += len(found)
         num_incomplete += len(found) < len(replicates)
         errors[point] = float(np.mean(found))
         if any(_ranked(result) for result in replicates):
             trained.append(errors[point])
-    reference = min(trained, default=None)
-    counted = [result for result in results if result.error_pct is not None]
-    num_diverged = sum(result.state == "diverged" for result in counted)
+    confirmed, because = _confirmed(by_role.get("confirm", []))
+    refused = {"confirmed": because} if because else {}
+    num_censored = sum(result.record.outcome in CENSORING for result in sweep)
+    if num_censored and stopped is None:
+        because = (
+            f"{num_censored} of {len(sweep)} trials {RULES['stopped'].means}, which leaves a distribution "
+            "that is not the space's; no estimator for them was named"
+        )
+        errors, num_counted = {}, 0
+        refused |= dict.fromkeys((*MEASURES, "delta_edf", "median_error_pct", "diverged"), because)
+    return _Population(
+        sweep=sweep,
+        other_states={
+            role: dict(Counter(result.state for result in group)) for role, group in by_role.items()
+        },
+        errors_pct=errors,
+        num_counted=num_counted,
+        trained=trained,
+        num_incomplete=num_incomplete,
+        confirmed=confirmed,
+        refused=refused,
+    )
+
+
+def _error_pct(result: Result, stopped: Stopped | None) -> float | None:
+    """A trial's error as it counts, with an estimator for those that were stopped."""
+    if stopped is None or result.record.outcome not in CENSORING:
+        return result.error_pct
+    own = result.own_error_pct if stopped == "as_last" else None
+    return 100.0 if own is None else own
+
+
+def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: float | None) -> Summary:
+    reference, errors, refused = found.reference_pct(confirmed), found.errors_pct, dict(found.refused)
+    if found.confirmed and reference is not None and not confirmed:
+        refused["confirmed_reference"] = (
+            "a run of the confirmed best diverged"
+            if found.confirmed.num_diverged
+            else "the cell is not confirmed for every arm, and its arms are measured alike"
+        )
+    num_diverged = sum(result.state == "diverged" for result in found.sweep)
+    kind: ReferenceKind = "confirmed" if confirmed else "sweep_minimum"
     return Summary(
         cell=cell,
         arm=arm,
-        num_trials=len(results),
-        num_points=len(by_point),
-        states=dict(Counter(result.state for result in results)),
+        num_trials=len(found.sweep),
+        num_points=len({result.trial.point for result in found.sweep}),
+        states=dict(Counter(result.state for result in found.sweep)),
+        other_states=found.other_states,
         errors_pct=errors,
-        num_incomplete=num_incomplete,
-        diverged=_share(num_diverged, len(counted)) if counted else None,
-        best=_best(results),
+        num_incomplete=found.num_incomplete,
+        diverged=_share(num_diverged, found.num_counted) if found.num_counted else None,
+        best=_best(found.sweep),
+        confirmed=found.confirmed,
         reference_pct=reference,
+        reference_kind=None if reference is None else kind,
+        common_reference_pct=common,
         median_error_pct=float(np.median(list(errors.values()))) if errors else None,
-        measures=_measures(list(errors.values()), reference) if errors else {},
+        measures=_measures(list(errors.values()), reference, common) if errors else {},
+        refused=refused,
     )
+
+
+def _confirmed(results: Sequence[Result]) -> tuple[Confirmed | None, str]:
+    """The confirmed best of one arm in one cell, or why there is none; neither if none was asked for."""
+    if not results:
+        return None, ""
+    num_ended = sum(result.record.settled for result in results)
+    if num_ended < len(results):
+        return None, f"{num_ended} of {len(results)} runs of the confirmation have ended"
+    seeds = sorted({result.trial.replicate for result in results})
+    by_point: dict[int, dict[int, Result]] = {}
+    for result in results:
+        if result.error_pct is not None:
+            by_point.setdefault(result.trial.point, {})[result.trial.replicate] = result
+    by_point = {point: found for point, found in by_point.items() if len(found) > 1}
+    if not any(_ranked(result) for found in by_point.values() for result in found.values()):
+        return None, "no chosen point has two runs that trained"
+    val_PS, test_PS = np.full((2, len(by_point), len(seeds)), np.nan)
+    for row, found in enumerate(by_point.values()):
+        for column, seed in enumerate(seeds):
+            if seed in found:
+                val_PS[row, column] = found[seed].error_pct
+                own = 100.0 if found[seed].state == "diverged" else found[seed].test_error_pct
+                test_PS[row, column] = math.nan if own is None else own
+    rows, columns = chosen_by_the_others(val_PS)
+    if not rows.size:
+        return None, "no seed has a result at the point that the others choose"
+    means = np.nanmean(val_PS, axis=1)
+    points, best = list(by_point), int(np.argmin(means))
+    val, val_error = _held_out(val_PS[best], val_PS[rows, columns])
+    test, test_error = None, None
+    if not np.isnan(test_PS[~np.isnan(val_PS)]).any():
+        test, test_error = _held_out(test_PS[best], test_PS[rows, columns])
+    return Confirmed(
+        point=points[best],
+        mean_val_error_pct=float(means[best]),
+        means_pct={point: float(mean) for point, mean in zip(points, means, strict=True)},
+        num_seeds=len(by_point[points[best]]),
+        num_diverged=sum(result.state == "diverged" for result in by_point[points[best]].values()),
+        val=val,
+        val_standard_error_pct=val_error,
+        test=test,
+        test_standard_error_pct=test_error,
+    ), ""
+
+
+def _held_out(best_S: NDArray[np.float64], held_out_S: NDArray[np.float64]) -> tuple[Estimate, float]:
+    """The mean of errors that had no say in the choice, with interval and standard error."""
+    best, value = best_S[~np.isnan(best_S)], float(held_out_S.mean())
+    error = math.hypot(float(best.std(ddof=1)) / math.sqrt(best.size), value - float(best.mean()))
+    if error == 0:
+        return Estimate(value), 0.0
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, best.size - 1)) * error
+    return Estimate(value, value - half, value + half), error
+
+
+def chosen_by_the_others(errors_PS: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """For each seed the point that all the other seeds together put first.
+
+    Args:
+      errors_PS: points by seeds, nan where a run has no error; at least two errors per point.
+
+    Returns:
+      Rows and columns of the errors that had no say in the choice of their row; a seed whose chosen point
+      has no error of that seed is left out.
+    """
+    rows = []
+    for seed in range(errors_PS.shape[1]):
+        others = np.delete(errors_PS, seed, axis=1)
+        rows.append(int(np.argmin(np.nanmean(others, axis=1))))
+    columns = np.arange(errors_PS.shape[1])
+    kept = ~np.isnan(errors_PS[rows, columns])
+    return np.array(rows)[kept], columns[kept]
 
 
 def _ranked(result: Result) -> bool:
@@ -316,10 +609,13 @@ def _best(results: Iterable[Result]) -> Best | None:
     return found
 
 
-def _measures(errors_pct: Sequence[float], reference_pct: float | None) -> dict[Measure, Estimate]:
+def _measures(
+    errors_pct: Sequence[float], reference_pct: float | None, common_reference_pct: float | None
+) -> dict[Measure, Estimate]:
     found: dict[Measure, Estimate] = {}
     for measure, info in MEASURES.items():
-        scores = point_scores(measure, errors_pct, reference_pct)
+        reference = common_reference_pct if info.common else reference_pct
+        scores = point_scores(measure, errors_pct, reference)
         found[measure] = (
             bootstrap_mean(scores) if info.within_pp is None else _share(int(scores.sum()), len(scores))
         )
@@ -331,35 +627,136 @@ def contrasts(summaries: Sequence[Summary], primary: Primary | None) -> list[Con
     by_cell: dict[str, list[Summary]] = {}
     for summary in summaries:
         by_cell.setdefault(summary.cell, []).append(summary)
-    return [
+    found = [
         _contrast(base, other, measure, primary)
         for base, *others in by_cell.values()
         for other in others
         for measure in MEASURES
     ]
+    families: dict[tuple[Measure, bool], list[int]] = {}
+    for index, contrast in enumerate(found):
+        if contrast.p_value is not None:
+            families.setdefault((contrast.measure, contrast.primary), []).append(index)
+    for family in families.values():
+        values = [value for index in family if (value := found[index].p_value) is not None]
+        for index, adjusted in zip(family, holm(values), strict=True):
+            found[index] = dataclasses.replace(found[index], p_adjusted=adjusted, num_in_family=len(family))
+    return [_judged(contrast) for contrast in found]
+
+
+def _judged(contrast: Contrast) -> Contrast:
+    """With its verdict, which needs the interval and the adjusted test to agree."""
+    if contrast.because or contrast.difference is None or contrast.p_adjusted is None:
+        return contrast
+    if contrast.p_adjusted >= 1 - CONFIDENCE:
+        return dataclasses.replace(contrast, because=f"p = {contrast.p_adjusted:.2f}")
+    arm_is_better = (contrast.difference.value > 0) == MEASURES[contrast.measure].higher_is_better
+    return dataclasses.replace(contrast, better=contrast.arm if arm_is_better else contrast.base_arm)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values such that rejecting all below alpha errs anywhere with probability alpha at most.
+
+    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Stat. 6, 65-70.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
+    return [float(value) for value in adjusted]
+
+
+def signed_rank_p(differences: NDArray[np.float64]) -> float:
+    """Wilcoxon's signed-rank test, two-sided; pairs that do not differ are left out, as he did.
+
+    Exact without ties up to 50 pairs and with ties up to 13, else by the normal approximation.
+    """
+    # Errors are shares of images: what is equal must not be told apart by rounding.
+    rounded = np.round(differences, 9)
+    differing = rounded[rounded != 0]
+    return float(stats.wilcoxon(differing).pvalue) if differing.size else 1.0
+
+
+def mcnemar_p(num_higher: int, num_lower: int) -> float:
+    """McNemar's exact test, two-sided: a fair coin for every pair of which one is in and the other out."""
+    num_differing = num_higher + num_lower
+    return float(stats.binomtest(num_higher, num_differing).pvalue) if num_differing else 1.0
+
+
+def peak_contrasts(summaries: Sequence[Summary]) -> list[PeakContrast]:
+    """The confirmed best of every arm against that of the first one of its cell, where both are confirmed."""
+    first: dict[str, Summary] = {}
+    found: list[PeakContrast] = []
+    splits: tuple[Literal["val", "test"], ...] = ("val", "test")
+    for summary in summaries:
+        base = first.setdefault(summary.cell, summary)
+        if base is summary or base.confirmed is None or summary.confirmed is None:
+            continue
+        for split in splits:
+            welch = _welch(base.confirmed, summary.confirmed, split)
+            if welch is not None:
+                found.append(PeakContrast(summary.cell, base.arm, summary.arm, split, *welch, None))
+    for split in splits:
+        family = [i for i, c in enumerate(found) if c.split == split and c.p_value is not None]
+        values = [value for index in family if (value := found[index].p_value) is not None]
+        for index, adjusted in zip(family, holm(values), strict=True):
+            found[index] = dataclasses.replace(found[index], p_adjusted=adjusted)
+    return found
+
+
+def _welch(
+    base: Confirmed, other: Confirmed, split: Literal["val", "test"]
+) -> tuple[Estimate, float | None] | None:
+    means, variances = [], []
+    for confirmed in (base, other):
+        estimate = confirmed.val if split == "val" else confirmed.test
+        error = confirmed.val_standard_error_pct if split == "val" else confirmed.test_standard_error_pct
+        if estimate is None or error is None:
+            return None
+        means.append(estimate.value)
+        variances.append(error**2)
+    difference, variance = means[1] - means[0], sum(variances)
+    if variance == 0:
+        return Estimate(difference), None
+    freedom = variance**2 / sum(
+        v**2 / (c.num_seeds - 1) for v, c in zip(variances, (base, other), strict=True)
+    )
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    p_value = 2 * float(stats.t.sf(abs(difference) / math.sqrt(variance), freedom))
+    return Estimate(difference, difference - half, difference + half), p_value
 
 
 def _contrast(base: Summary, other: Summary, measure: Measure, primary: Primary | None) -> Contrast:
+    info = MEASURES[measure]
+    refused = [f"{s.arm}: {s.refused[measure]}" for s in (base, other) if measure in s.refused]
     points = [point for point in base.errors_pct if point in other.errors_pct]
     # Each arm is measured from its own reference, the best of all its points, paired or not.
     base_scores, scores = (
-        point_scores(measure, [summary.errors_pct[point] for point in points], summary.reference_pct)
+        point_scores(
+            measure,
+            [summary.errors_pct[point] for point in points],
+            summary.common_reference_pct if info.common else summary.reference_pct,
+        )
         for summary in (base, other)
     )
     differences = scores - base_scores
-    num_differing = int(np.count_nonzero(np.abs(differences) > 1e-12))
+    num_higher, num_lower = (int(np.count_nonzero(sign * differences > DIFFERS)) for sign in (1, -1))
+    num_differing = num_higher + num_lower
     difference = bootstrap_mean(differences) if points else None
-    better, because = None, ""
-    if difference is None:
+    because = ""
+    if refused:
+        because = "; ".join(refused)
+    elif difference is None:
         because = "no point has a result in both arms"
+    elif not info.decides:
+        because = "measured from each arm's own reference: describes, does not decide"
     elif num_differing < MIN_SAMPLE:
         because = f"{num_differing} of {len(points)} pairs differ, {MIN_SAMPLE} are needed"
     elif (
         difference.low is not None and difference.high is not None and difference.low <= 0 <= difference.high
     ):
         because = "the interval contains 0"
-    else:
-        better = other.arm if (difference.value > 0) == MEASURES[measure].higher_is_better else base.arm
+    p_value = mcnemar_p(num_higher, num_lower) if info.test == "mcnemar" else signed_rank_p(differences)
     return Contrast(
         cell=base.cell,
         measure=measure,
@@ -374,17 +771,26 @@ def _contrast(base: Summary, other: Summary, measure: Measure, primary: Primary 
         num_pairs=len(points),
         num_unpaired=max(base.num_points, other.num_points) - len(points),
         num_differing=num_differing,
-        better=better,
+        num_higher=num_higher,
+        better=None,
         because=because,
+        test=info.test,
+        p_value=p_value if points else None,
+        p_adjusted=None,
+        num_in_family=1,
     )
 
 
 def landmarks(results: Iterable[Result]) -> dict[str, Result]:
-    """The best, median and worst trial among those the EDF counts; empty if there are none.
+    """The best, median and worst trial of the sweep among those the EDF counts; empty if there are none.
 
     Of an even number the median is the better of the two in the middle. Ties go to the earlier trial.
     """
-    counted = [(error, result) for result in results if (error := result.error_pct) is not None]
+    counted = [
+        (error, result)
+        for result in results
+        if result.trial.role == "sweep" and (error := result.error_pct) is not None
+    ]
     ordered = [result for _, result in sorted(counted, key=lambda pair: pair[0])]
     if not ordered:
         return {}
@@ -392,9 +798,9 @@ def landmarks(results: Iterable[Result]) -> dict[str, Result]:
 
 
 def by_arm(results: Iterable[Result], cell: str) -> Mapping[str, list[Result]]:
-    """The results of one cell, by arm, in the order of the plan."""
+    """The draws of one cell (role `sweep`), by arm, in the order of the plan."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        if result.trial.cell_name == cell:
+        if result.trial.cell_name == cell and result.trial.role == "sweep":
             groups.setdefault(result.trial.arm, []).append(result)
     return groups

@@ -60,7 +60,9 @@ class Noise(Frozen):
 class Primary(Frozen):
     """The one contrast declared beforehand; it needs no correction for having looked at others."""
 
-    measure: Literal["area_under_delta_edf", "f1", "f2", "f4", "error"] = "area_under_delta_edf"
+    measure: Literal["area_common", "within_common_bar", "error"] = Field(
+        "area_common", description="A measure that all arms of a cell take from one reference."
+    )
     cell: str | None = Field(None, description="In which cell, by its name in the plan; all if left out.")
 
 

@@ -285,7 +285,23 @@ def test_a_tree_of_images_becomes_a_data_set(cli, tmp_path, png_bytes):
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "run", "plan", "status", "report", "export", "models", "ui", "data import", "data info"]
+    "verb",
+    [
+        "",
+        "run",
+        "plan",
+        "status",
+        "report",
+        "export",
+        "models",
+        "ui",
+        "confirm",
+        "verify",
+        "bundle",
+        "compare",
+        "data import",
+        "data info",
+    ],
 )
 def test_every_verb_has_help_with_an_example(cli, verb):
     code, out, _ = cli(*verb.split(), "--help")

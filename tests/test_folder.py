@@ -31,7 +31,7 @@ TREE = {
         "batch_size": {"choice": [32, 64]},
     },
     "design": {"kind": "sobol", "points": 4},
-    "primary": {"measure": "f2"},
+    "primary": {"measure": "error"},
 }
 
 

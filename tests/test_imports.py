@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PURE = {"gang", "space", "design", "sweep", "cost", "plan", "results", "stats", "peak", "confirm", "merge"}
+STATISTICS = ("stats", "peak", "basin", "fairness", "gaps", "noise", "power")
+PURE = {"gang", "space", "design", "sweep", "cost", "plan", "results", "confirm", "merge", *STATISTICS}
 #: What touches the outside world.
 EDGES = ("journal", "folder", "lanes", "tracking", "figures", "report", "terminal", "evidence")
 #: Modules of a lower rank may not import those of a higher one.
@@ -17,7 +18,7 @@ RANKS = {
     "sweep": 2,
     "plan": 3,
     "results": 4,
-    **dict.fromkeys(("stats", "peak", "confirm", "merge"), 5),
+    **dict.fromkeys(("confirm", "merge", *STATISTICS), 5),
     # Edges, one outside library each.
     **dict.fromkeys(EDGES, 6),
     "cli": 7,

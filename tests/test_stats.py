@@ -8,17 +8,24 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from orchestrator.plan import data_configs, make_plan
-from orchestrator.results import Record, results_of
+from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.results import RULES, Record, results_of
 from orchestrator.stats import (
+    CENSORING,
     MEASURES,
     MIN_SAMPLE,
     bootstrap_mean,
+    by_arm,
+    chosen_by_the_others,
     contrasts,
     deltas,
     edf,
+    holm,
     landmarks,
+    mcnemar_p,
+    peak_contrasts,
     point_scores,
+    signed_rank_p,
     summarise,
     wilson,
 )
@@ -133,7 +140,8 @@ def test_an_arm_that_never_trained_scores_nothing():
     assert summary.median_error_pct == 100
     assert summary.diverged.value == 1
     assert {m: e.value for m, e in summary.measures.items()} == {
-        "area_under_delta_edf": 0, "f1": 0, "f2": 0, "f4": 0, "error": 100,
+        "area_common": 0, "within_common_bar": 0, "error": 100,
+        "area_under_delta_edf": 0, "f1": 0, "f2": 0, "f4": 0,
     }  # fmt: skip
     assert np.isinf(deltas([100.0], None)).all()
 
@@ -168,7 +176,7 @@ def test_a_diverged_trial_counts_100_whatever_it_measured_and_is_never_dropped()
     assert summary.best.val_error_pct == 20.0
 
 
-@pytest.mark.parametrize("state", ["stopped", "invalid", "out_of_memory", "failed", "cancelled", None])
+@pytest.mark.parametrize("state", ["invalid", "out_of_memory", "failed", "cancelled", None])
 def test_a_trial_without_a_result_is_missing_and_not_counted(state):
     plan = make(points=3, arms=("a",))
     (summary,) = summaries_of(plan, {"a": [10.0, 12.0, state]})
@@ -230,7 +238,9 @@ def test_a_clear_difference_is_settled_in_favour_of_the_better_arm():
     for first, second, better in ((wide, narrow, "b"), (narrow, wide, "a")):
         found = contrasts(summaries_of(plan, {"a": list(first), "b": list(second)}), None)
         settled = {c.measure: c.better for c in found}
-        assert settled["error"] == settled["area_under_delta_edf"] == settled["f4"] == better
+        assert settled["error"] == settled["area_common"] == settled["within_common_bar"] == better
+        # What is measured from each arm's own best has no verdict, however clear it looks.
+        assert settled["area_under_delta_edf"] is settled["f2"] is None
 
 
 def test_equal_arms_are_not_settled():
@@ -238,7 +248,23 @@ def test_equal_arms_are_not_settled():
     errors = [10.0, 12.0, 14.0, 11.0, 13.0, 15.0, 16.0, 17.0]
     for contrast in contrasts(summaries_of(plan, {"a": errors, "b": errors}), None):
         assert contrast.better is None
-        assert contrast.because == f"0 of 8 pairs differ, {MIN_SAMPLE} are needed"
+        if MEASURES[contrast.measure].decides:
+            assert contrast.because == f"0 of 8 pairs differ, {MIN_SAMPLE} are needed"
+
+
+def test_the_contrast_of_own_references_calls_equal_arms_different_and_the_common_one_does_not():
+    plan, num_sweeps = make(points=32), 120
+    rng, alarms = np.random.default_rng(0), {"own": 0, "common": 0}
+    for _ in range(num_sweeps):
+        surface = 5 + rng.uniform(0, 8, 32)
+        errors = {arm: list(surface + rng.normal(0, 0.5, 32)) for arm in ("a", "b")}
+        found = {c.measure: c for c in contrasts(summaries_of(plan, errors), None)}
+        own, common = found["area_under_delta_edf"].difference, found["area_common"]
+        alarms["own"] += not own.low <= 0 <= own.high
+        alarms["common"] += common.better is not None
+    # Under no difference, 5 % of 120 are 6, with a standard error of 2.4; the naive contrast must fail this.
+    assert alarms["common"] <= 6 + 3 * 2.4
+    assert alarms["own"] > 6 + 6 * 2.4
 
 
 def test_five_pairs_settle_nothing_however_they_look():
@@ -253,9 +279,9 @@ def test_only_the_declared_contrast_is_primary():
     cells = {"length": {"short": {"schedule.epochs": 2}, "long": {"schedule.epochs": 3}}}
     plan = make(points=1, cells=cells)
     summaries = summarise(results_of(plan, {}))
-    marked = [c for c in contrasts(summaries, Primary(measure="f2", cell="long")) if c.primary]
-    assert [(c.cell, c.measure) for c in marked] == [("long", "f2")]
-    assert len([c for c in contrasts(summaries, Primary(measure="f2")) if c.primary]) == 2
+    marked = [c for c in contrasts(summaries, Primary(measure="within_common_bar", cell="long")) if c.primary]
+    assert [(c.cell, c.measure) for c in marked] == [("long", "within_common_bar")]
+    assert len([c for c in contrasts(summaries, Primary(measure="error")) if c.primary]) == 2
 
 
 def test_the_bootstrap_of_few_values_agrees_with_all_possible_resamples():
@@ -307,3 +333,263 @@ def test_landmarks_are_best_median_and_worst():
         "best": 2, "median": 3, "worst": 1,
     }  # fmt: skip
     assert landmarks([]) == {}
+
+
+def test_only_draws_of_the_design_enter_a_distribution():
+    plan = make(points=8, arms=("a",), noise={"points": 2, "seeds": 3})
+    plan = with_confirmation(plan, Confirmation({("all", "a"): (1,)}, seeds=2))
+    # All that is not a draw is better than every draw: with it, the best, the median and F would move.
+    records = {t.id: ended(20.0 + t.point if t.role == "sweep" else 1.0) for t in plan.trials}
+    results = results_of(plan, records)
+    (summary,) = summarise(results)
+    assert (summary.num_trials, summary.num_points) == (8, 8)
+    assert summary.states == {"finished": 8}
+    assert summary.other_states == {
+        "noise_init": {"finished": 4}, "noise_order": {"finished": 4}, "noise_augment": {"finished": 4},
+        "confirm": {"finished": 2},
+    }  # fmt: skip
+    assert summary.errors_pct == {point: 20.0 + point for point in range(8)}
+    assert summary.best.val_error_pct == 20.0
+    assert summary.diverged.value == 0
+    assert {r.trial.role for group in by_arm(results, "all").values() for r in group} == {"sweep"}
+    assert landmarks(results)["best"].error_pct == 20.0
+
+
+def confirmed(val, points=8, sweep=lambda point: 20.0 + point, arms=("a",), outcome=None):
+    """Summaries of a sweep whose points `val[arm]` were run again: errors by point and seed; None is open."""
+    chosen = {("all", arm): tuple(val[arm]) for arm in val}
+    num_seeds = max(len(seeds) for found in val.values() for seeds in found.values())
+    plan = with_confirmation(make(points=points, arms=arms), Confirmation(chosen, num_seeds))
+    records = {}
+    for trial in plan.trials:
+        if trial.role == "sweep":
+            records[trial.id] = ended(sweep(trial.point))
+        elif (error := val[trial.arm][trial.point][trial.replicate]) is not None:
+            diverged = error == 100
+            records[trial.id] = ended(error, "diverged" if diverged else "finished", test=error + 1.0)
+    return summarise(results_of(plan, records))
+
+
+def test_a_clearly_best_point_is_confirmed_by_its_plain_mean_and_a_t_interval():
+    fresh = [21.0, 22.0, 21.5, 21.7, 20.8]
+    (summary,) = confirmed({"a": {0: [30.0, 31.0, 29.0, 30.5, 30.0], 3: fresh}})
+    found = summary.confirmed
+    assert (found.point, found.num_seeds, found.num_diverged) == (3, 5, 0)
+    assert found.means_pct == {0: pytest.approx(30.1), 3: pytest.approx(21.4)}
+    low, high = scipy_stats.t.interval(0.95, 4, np.mean(fresh), scipy_stats.sem(fresh))
+    assert (found.val.value, found.val.low, found.val.high) == pytest.approx((21.4, low, high))
+    assert (found.test.value, found.test.low, found.test.high) == pytest.approx((22.4, low + 1, high + 1))
+    assert (summary.reference_pct, summary.reference_kind) == (pytest.approx(21.4), "confirmed")
+    # The lowest draw, 20, is 1.4 below the confirmed best: it counts as within, and no more than wholly.
+    assert summary.deltas_pp.min() == pytest.approx(-1.4)
+    assert summary.measures["f1"].value == 3 / 8
+    area = np.mean([1 - min(max(20 + p - 21.4, 0), 10) / 10 for p in range(8)])
+    assert summary.measures["area_under_delta_edf"].value == pytest.approx(area)
+
+
+def test_the_confirmed_error_is_not_optimistic_where_the_mean_of_the_winner_is():
+    rng, num_sweeps = np.random.default_rng(0), 20_000
+    for truth in ([0.0, 0.0, 0.0], [0.0, 0.5, 1.0]):
+        naive, held_out = [], []
+        for errors in np.array(truth)[:, None] + rng.normal(size=(num_sweeps, 3, 5)):
+            best = errors.mean(axis=1).argmin()
+            rows, columns = chosen_by_the_others(errors)
+            naive.append(errors[best].mean() - truth[best])
+            held_out.append(errors[rows, columns].mean() - truth[best])
+        # In units of the sd over seeds. Standard error: 0.6 / sqrt(20,000) = 0.004.
+        assert np.mean(held_out) == pytest.approx(0, abs=0.02 + 2 * 0.004)
+        assert np.mean(naive) < -0.2
+
+
+def test_the_interval_of_the_confirmed_error_covers_the_truth_of_its_point():
+    rng, covered, num_sweeps = np.random.default_rng(1), 0, 150
+    plan = with_confirmation(make(points=3, arms=("a",)), Confirmation({("all", "a"): (0, 1, 2)}, 5))
+    truth = [20.0, 20.5, 20.5]
+    for _ in range(num_sweeps):
+        records = {t.id: ended(truth[t.point] + rng.normal()) for t in plan.trials}
+        (summary,) = summarise(results_of(plan, records))
+        found = summary.confirmed
+        covered += found.val.low <= truth[found.point] <= found.val.high
+    # Standard error of the share: 0.018.
+    assert covered / num_sweeps > 0.95 - 3 * 0.018
+
+
+def test_a_confirmation_counts_once_all_of_it_has_ended():
+    (summary,) = confirmed({"a": {0: [21.0, 22.0], 3: [20.0, None]}})
+    assert summary.confirmed is None
+    assert summary.refused == {"confirmed": "3 of 4 runs of the confirmation have ended"}
+    assert (summary.reference_pct, summary.reference_kind) == (20.0, "sweep_minimum")
+
+
+def test_all_arms_of_a_cell_are_measured_from_the_same_kind_of_reference():
+    a, b = confirmed({"a": {0: [21.0, 22.0]}}, arms=("a", "b"))
+    assert a.confirmed is not None
+    assert a.reference_kind == b.reference_kind == "sweep_minimum"
+    assert "measured alike" in a.refused["confirmed_reference"]
+    a, b = confirmed({"a": {0: [21.0, 22.0]}, "b": {1: [24.0, 25.0]}}, arms=("a", "b"))
+    assert (a.reference_kind, b.reference_kind) == ("confirmed", "confirmed")
+    assert (a.reference_pct, b.reference_pct) == (21.5, 24.5)
+    assert a.common_reference_pct == b.common_reference_pct == 21.5
+
+
+def test_a_confirmed_best_that_sometimes_diverges_is_no_reference():
+    # Its mean, 47 %, would put every draw within reach: instability must not pass for robustness.
+    (summary,) = confirmed({"a": {0: [21.0, 20.0, 100.0]}})
+    assert (summary.confirmed.mean_val_error_pct, summary.confirmed.num_diverged) == (47, 1)
+    assert summary.reference_kind == "sweep_minimum"
+    assert "diverged" in summary.refused["confirmed_reference"]
+
+
+def test_without_test_errors_there_is_no_confirmed_test_error():
+    plan = with_confirmation(make(points=2, arms=("a",)), Confirmation({("all", "a"): (0,)}, 2))
+    records = {t.id: ended(20.0 + t.replicate) for t in plan.trials}
+    (summary,) = summarise(results_of(plan, records))
+    assert (summary.confirmed.val.value, summary.confirmed.test) == (20.5, None)
+
+
+def test_confirmed_peaks_are_compared_as_welch_does():
+    first, second = [21.0, 22.5, 21.7], [18.0, 18.4, 19.9]
+    a, b = confirmed({"a": {0: first}, "b": {1: second}}, arms=("a", "b"))
+    val, test = peak_contrasts([a, b])
+    expected = scipy_stats.ttest_ind(second, first, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    for found in (val, test):
+        assert (found.base_arm, found.arm) == ("a", "b")
+        assert found.p_value == pytest.approx(expected.pvalue)
+        assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert (val.split, test.split) == ("val", "test")
+    (only,) = confirmed({"a": {0: first}})
+    assert peak_contrasts([only]) == []
+
+
+def test_the_common_bar_is_the_better_arms_for_all():
+    plan = make(points=4)
+    a, b = summaries_of(plan, {"a": [10.0, 11.0, 13.9, 14.1], "b": [13.0, 14.0, 15.0, 16.0]})
+    # Within 4 pp of 10: three of a, two of b. From its own best, 13, all of b.
+    assert (a.measures["within_common_bar"].value, b.measures["within_common_bar"].value) == (0.75, 0.5)
+    assert b.measures["f4"].value == 1
+    (found,) = [c for c in contrasts([a, b], None) if c.measure == "within_common_bar"]
+    assert (found.base_value, found.value, found.num_differing, found.num_higher) == (0.75, 0.5, 1, 0)
+
+
+def test_an_arm_that_never_trained_is_held_to_the_bar_of_one_that_did():
+    a, b = summaries_of(make(points=2), {"a": ["diverged"] * 2, "b": [10.0, 20.0]})
+    assert a.reference_pct is None
+    assert a.common_reference_pct == 10
+    assert (a.measures["within_common_bar"].value, b.measures["within_common_bar"].value) == (0, 0.5)
+
+
+def test_a_trial_stopped_early_refuses_every_distribution_of_its_arm():
+    plan = make(points=8)
+    errors = [10.0 + point for point in range(8)]
+    a, b = summaries_of(plan, {"a": errors, "b": [*errors[:6], "stopped", "stopped"]})
+    assert a.refused == {}
+    assert (b.measures, b.errors_pct, b.diverged, b.median_error_pct) == ({}, {}, None, None)
+    assert b.deltas_pp.size == 0
+    assert set(b.refused) == {*MEASURES, "delta_edf", "median_error_pct", "diverged"}
+    assert "2 of 8 trials ended early by a stopping rule" in b.refused["f2"]
+    # The best of those that ran to their end is still a trial.
+    assert b.best.val_error_pct == 10
+    for contrast in contrasts([a, b], None):
+        assert (contrast.better, contrast.p_value, contrast.difference) == (None, None, None)
+        assert contrast.because.startswith("b: 2 of 8 trials")
+
+
+def test_a_named_estimator_counts_stopped_trials_against_the_arm():
+    plan = make(points=4, arms=("a",))
+    # Stopped at 90 %.
+    results = results_of(plan, records_of(plan, {"a": [10.0, 11.0, "diverged", "stopped"]}))
+    for stopped, error in (("as_worst", 100.0), ("as_last", 90.0)):
+        (summary,) = summarise(results, stopped)
+        assert summary.errors_pct[3] == error
+        assert summary.measures["f2"].value == 0.5
+        assert summary.diverged.value == 0.25
+        assert summary.refused == {}
+
+
+def test_what_censors_is_in_the_table_of_outcomes_and_never_in_an_edf():
+    assert all(not RULES[outcome].in_edf for outcome in CENSORING)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_signed_ranks_agree_with_all_possible_signs(count):
+    differences = np.random.default_rng(count).normal(0.5, 1, count)
+    ranks = scipy_stats.rankdata(np.abs(differences))
+    seen = ranks[differences > 0].sum()
+    every = [np.dot(ranks, signs) for signs in itertools.product((0, 1), repeat=count)]
+    middle = ranks.sum() / 2
+    share = np.mean([abs(total - middle) >= abs(seen - middle) - 1e-9 for total in every])
+    assert signed_rank_p(differences) == pytest.approx(min(1, share))
+
+
+def test_pairs_that_do_not_differ_say_nothing_to_the_signed_ranks():
+    values = np.array([1.0, -2.0, 3.0, 4.0, 5.5])
+    # The last one differs from 0 by rounding only.
+    padded = np.array([0.0, *values, 0.0, 0.1 + 0.2 - 0.3])
+    assert signed_rank_p(padded) == signed_rank_p(values)
+    assert signed_rank_p(np.zeros(5)) == 1
+
+
+@pytest.mark.parametrize(("higher", "lower"), [(0, 0), (6, 0), (5, 1), (9, 4), (3, 3)])
+def test_mcnemar_is_a_coin_for_every_pair_that_differs(higher, lower):
+    count = higher + lower
+    tail = sum(math.comb(count, i) for i in range(max(higher, lower), count + 1)) / 2**count
+    assert mcnemar_p(higher, lower) == pytest.approx(min(1, 2 * tail))
+
+
+def test_holm_is_the_closure_of_bonferroni():
+    values = [0.01, 0.04, 0.03, 0.005, 0.5]
+    expected = []
+    for index in range(5):
+        # Rejected only if every intersection it is in is: the largest p of them all.
+        within = [
+            min(1, min(values[i] for i in chosen) * size)
+            for size in range(1, 6)
+            for chosen in itertools.combinations(range(5), size)
+            if index in chosen
+        ]
+        expected.append(max(within))
+    assert holm(values) == pytest.approx(expected)
+    assert holm([]) == []
+
+
+def test_p_values_come_with_every_contrast_and_are_adjusted_over_the_cells():
+    cells = {"length": {f"e{n}": {"schedule.epochs": n} for n in (2, 3, 4)}}
+    plan = make(points=12, cells=cells)
+    rng = np.random.default_rng(0)
+    errors = {t.id: 10 + rng.uniform(0, 8) - 2 * (t.arm == "b") for t in plan.trials}
+    summaries = summarise(results_of(plan, {key: ended(error) for key, error in errors.items()}))
+    found = contrasts(summaries, Primary(measure="within_common_bar", cell="e3"))
+    for contrast in found:
+        a, b = (
+            np.array([errors[t.id] for t in plan.trials if (t.arm, t.cell_name) == (arm, contrast.cell)])
+            for arm in ("a", "b")
+        )
+        if contrast.measure == "error":
+            assert contrast.p_value == pytest.approx(scipy_stats.wilcoxon(b - a).pvalue)
+        if contrast.measure == "f2":
+            inside = [x - x.min() <= 2 for x in (a, b)]
+            higher, lower = int(np.sum(inside[1] & ~inside[0])), int(np.sum(inside[0] & ~inside[1]))
+            assert (contrast.num_higher, contrast.num_differing) == (higher, higher + lower)
+            assert contrast.p_value == pytest.approx(scipy_stats.binomtest(higher, higher + lower).pvalue)
+    by_measure = {m: [c for c in found if c.measure == m] for m in MEASURES}
+    error, bar = by_measure["error"], by_measure["within_common_bar"]
+    assert [c.p_adjusted for c in error] == holm([c.p_value for c in error])
+    assert {c.num_in_family for c in error} == {3}
+    # The one that was declared stands alone, and the other two cells are a family of two.
+    assert [(c.cell, c.num_in_family) for c in bar] == [("e2", 2), ("e3", 1), ("e4", 2)]
+    assert bar[1].p_adjusted == bar[1].p_value
+    # Declared for all cells, it is declared three times, and adjusted.
+    every = [c for c in contrasts(summaries, Primary(measure="error")) if c.primary]
+    assert {c.num_in_family for c in every} == {3}
+
+
+def test_tests_keep_their_level_where_arms_differ_by_chance_only():
+    rng, num_sweeps = np.random.default_rng(0), 1000
+    rejected = 0
+    for _ in range(num_sweeps):
+        shared = rng.exponential(4, 24)
+        one, other = shared + rng.normal(0, 1, 24), shared + rng.normal(0, 1, 24)
+        rejected += signed_rank_p(other - one) < 0.05
+    # Standard error: 0.007.
+    assert rejected / num_sweeps == pytest.approx(0.05, abs=3 * 0.007)

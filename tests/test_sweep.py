@@ -294,7 +294,7 @@ def base_with(**changes) -> dict:
         ),
         (
             {"primary": {"measure": "f3"}},
-            "primary.measure: Input should be 'area_under_delta_edf', 'f1', 'f2', 'f4' or 'error' (got 'f3')",
+            "primary.measure: Input should be 'area_common', 'within_common_bar' or 'error' (got 'f3')",
         ),
         ({"resources": {"workers": 0}}, "resources.workers: Input should be greater than 0 (got 0)"),
         ({"cells": {"size": {}}}, "cells.size: has no levels"),

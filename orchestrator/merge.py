@@ -1,0 +1,401 @@
+"""Arms of several sweeps as the arms of one, where one sweep file could have asked for them all.
+
+What a sweep file gives an arm of its own may differ between sweeps, as it may between the arms of one: the
+model, what `arms` sets, and windows that `vary` gives by arm. All else must agree: data and splits, length
+of training, cells, points, seeds and the rule for errors. That the result is one sweep is not assumed but
+looked at: the joint file is planned anew, and every trial must come out with the id it ran under.
+
+Limits: a trial has one record. Two sweeps that ran the very same trials (the same arm twice, on two
+machines, say) share the arm, with the records of the first; they cannot be compared to each other.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.plan import Confirmation, Plan, Trial, make_plan, with_confirmation
+from orchestrator.results import Record
+from orchestrator.space import Domain
+from orchestrator.sweep import Cell, Settings, Sweep, Window, cell_name
+from trainables.config import leaves, set_paths
+
+#: Settings an arm may not have to itself when its sweep is joined with another: under them errors of two
+#: sweeps are not the same quantity. Arms of one sweep may differ in them, since there it is the question.
+_ALWAYS_SHARED = ("schedule.epochs",)
+
+#: Settings that say nothing of comparability: models are what is compared, seeds follow from the design,
+#: data count by their fingerprint, and a recipe by what it filled in.
+_NOT_COMPARED = ("model", "seeds", "data", "recipe")
+
+_MAX_NAME = 60
+
+
+class MergeError(ValueError):
+    """Sweeps that cannot be compared, and every reason why."""
+
+    def __init__(self, names: Iterable[str], reasons: Sequence[str]) -> None:
+        self.reasons = tuple(dict.fromkeys(reasons))
+        lines = [f"{', '.join(names)}: cannot be compared, for {len(self.reasons)} reason(s)"]
+        super().__init__("\n".join([*lines, *(f"  {reason}" for reason in self.reasons)]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the sweeps: its plan, and what the journal says of its trials."""
+
+    plan: Plan
+    records: Mapping[str, Record]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several sweeps as one, for statistics and report.
+
+    Attributes:
+      plan: one sweep with the arms of all, in the order given; the first arm of the first part is the one
+        that the others are compared to.
+      records: by trial id.
+      origin: per trial id the name of the part whose record it is.
+      notices: what was renamed or shared, a line each; for people.
+      confirmation: what has been run again with fresh seeds; it is part of `plan`.
+    """
+
+    plan: Plan
+    records: dict[str, Record]
+    origin: dict[str, str]
+    notices: list[str]
+    confirmation: Confirmation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """An arm of a part, and what it is called in the joint sweep."""
+
+    part: str
+    old: str
+    new: str
+
+
+def merge(parts: Mapping[str, Part]) -> Merged:
+    """Joins the arms of several sweeps into one sweep.
+
+    Args:
+      parts: by the name of the sweep, in the order in which arms are to appear; the names serve in
+        messages, and arms of different sweeps that share a name are renamed `arm.sweep`.
+
+    Raises:
+      MergeError: the sweeps are not comparable, with every reason at once; or fewer than two were given.
+    """
+    if len(parts) < 2:
+        raise MergeError(parts, ["it takes two sweeps or more"])
+    first, *others = parts
+    reasons = [reason for other in others for reason in _differences(parts, first, other)]
+    arms, notices = _arms(parts)
+    for level in {level for part in parts.values() for f in part.plan.sweep.cells.values() for level in f}:
+        reasons += [
+            f"arms.{arm.old}: an arm of {arm.part} is called like a level of another sweep"
+            for arm in arms
+            if arm.new == level
+        ]
+    if reasons:
+        raise MergeError(parts, reasons)
+    primaries = {part.plan.sweep.primary for part in parts.values()}
+    if len(primaries) > 1:
+        notices.append("the sweeps declare different primary contrasts, so the comparison has none")
+    sweep = _joint_sweep(parts, arms)
+    if faults := sweep.check():
+        raise MergeError(parts, [f"one sweep file cannot hold them all: {fault}" for fault in faults])
+    infos = {config: info for part in parts.values() for config, info in part.plan.infos.items()}
+    try:
+        plan = make_plan(sweep, infos)
+    except (ValueError, KeyError) as error:
+        raise MergeError(parts, [f"one sweep file cannot hold them all: {error}"]) from error
+    if confirmation := _confirmation(parts, arms, sweep):
+        plan = with_confirmation(plan, confirmation)
+    if reasons := _changed(plan, parts, arms):
+        raise MergeError(parts, reasons)
+    notices += _coinciding(parts, arms)
+    records, origin = _records(plan, parts)
+    return Merged(plan, records, origin, notices, confirmation)
+
+
+# ---------------------------------------------------------------------------------------------- comparable
+
+
+def _differences(parts: Mapping[str, Part], first: str, other: str) -> Iterator[str]:
+    """Why two sweeps are not comparable."""
+    a, b = parts[first].plan.sweep, parts[other].plan.sweep
+
+    def differ(what: str, of_a: object, of_b: object) -> str:
+        return f"{what}: {of_a} in {first}, {of_b} in {other}"
+
+    cells_a, cells_b = ({frozenset(cell): cell for cell in sweep.all_cells()} for sweep in (a, b))
+    if cells_a.keys() != cells_b.keys():
+        yield differ("cells", ", ".join(a.cell_names()), ", ".join(b.cell_names()))
+    for what in ("error", "replicates"):
+        if getattr(a, what) != getattr(b, what):
+            yield differ(what, getattr(a, what), getattr(b, what))
+    if a.noise != b.noise:
+        yield differ("noise", *(sweep.noise.model_dump() if sweep.noise else "none" for sweep in (a, b)))
+    if a.resources.workers != b.resources.workers:
+        yield differ("resources.workers", a.resources.workers, b.resources.workers)
+    seeds = [_num_confirm_seeds(parts[name].plan) for name in (first, other)]
+    if all(seeds) and seeds[0] != seeds[1]:
+        yield differ("seeds of confirm", *seeds)
+    yield from _design_differences(a, b, first, other)
+    yield from _window_differences(a, b, first, other)
+    sweeps = [part.plan.sweep for part in parts.values()]
+    own = [path for sweep in sweeps for arm in sweep.arms.values() for path in arm]
+    # Windows were compared above.
+    varied = [path for sweep in sweeps for path in sweep.vary]
+    found: dict[str, list[str]] = {}
+    shared = [key for key in cells_a if key in cells_b]
+    for key in shared:
+        facts_a, facts_b = (
+            _facts(parts[name].plan, cells[key], own, varied)
+            for name, cells in ((first, cells_a), (other, cells_b))
+        )
+        for what in dict.fromkeys([*facts_a, *facts_b]):
+            of_a, of_b = (facts.get(what, "unset") for facts in (facts_a, facts_b))
+            if of_a != of_b:
+                found.setdefault(differ(what, of_a, of_b), []).append(cell_name(cells_a[key]))
+    for text, names in found.items():
+        yield text if len(names) == len(cells_a) else f"{text} (in {', '.join(names)})"
+
+
+def _design_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[str]:
+    fields_a, fields_b = a.design.model_dump(), b.design.model_dump()
+    for key in dict.fromkeys([*fields_a, *fields_b]):
+        of_a, of_b = fields_a.get(key, "unset"), fields_b.get(key, "unset")
+        if of_a == of_b:
+            continue
+        text = f"design.{key}: {of_a} in {first}, {of_b} in {other}, so the points differ"
+        if key == "points" and fields_a["kind"] == fields_b["kind"]:
+            shorter = first if of_a < of_b else other
+            text = (
+                f"design.points: {of_a} in {first}, {of_b} in {other}; "
+                f"run {shorter} with --points {max(of_a, of_b)}, its points stay as they are"
+            )
+        yield text
+
+
+def _window_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[str]:
+    """Where the same point would not have the same values."""
+    for path in dict.fromkeys([*a.vary, *b.vary]):
+        windows = [sweep.vary.get(path) for sweep in (a, b)]
+        by_arm = [
+            window is None or (bool(window.by_name) and set(window.by_name) <= set(sweep.arms))
+            for window, sweep in zip(windows, (a, b), strict=True)
+        ]
+        if windows[0] != windows[1] and not all(by_arm):
+            of_a, of_b = (_window_text(window) for window in windows)
+            yield f"vary.{path}: {of_a} in {first}, {of_b} in {other}, so the points differ"
+
+
+def _window_text(window: Window | None) -> str:
+    def text(domain: Domain) -> str:
+        return ", ".join(f"{word} {list(value)}" for word, value in domain.model_dump().items())
+
+    if window is None:
+        return "not varied"
+    if window.everywhere is not None:
+        return text(window.everywhere)
+    return "; ".join(f"{name}: {text(domain)}" for name, domain in window.by_name.items())
+
+
+def _facts(plan: Plan, cell: Cell, own: Sequence[str], varied: Sequence[str]) -> dict[str, str]:
+    """What a cell's errors were measured under, all that is no arm's own, as text."""
+    found: dict[str, set[str]] = {}
+    for trial in plan.trials:
+        if set(trial.cell) != set(cell) or (trial.point, trial.replicate, trial.role) != (0, 0, "sweep"):
+            continue
+        info = plan.infos[trial.config.data]
+        found.setdefault("data: fingerprint", set()).add(info.fingerprint)
+        for split, size in info.sizes.items():
+            found.setdefault(f"data: {split} split", set()).add(f"{size} images, {info.splits[split]}")
+        for path, value in leaves(trial.config.model_dump(mode="json")):
+            is_varied = any(_touches(path, key) for key in varied)
+            is_own = any(_touches(path, key) for key in own) and path not in _ALWAYS_SHARED
+            if not is_varied and not is_own and path.split(".")[0] not in _NOT_COMPARED:
+                found.setdefault(path, set()).add(str(value))
+    return {what: " or ".join(sorted(values)) for what, values in found.items()}
+
+
+def _touches(path: str, setting: str) -> bool:
+    """Whether setting one path may change another: the same, a part, a whole, or by a change of kind."""
+    parent, _, last = setting.rpartition(".")
+    if parent and last in ("name", "family"):
+        setting = parent
+    return path == setting or path.startswith(f"{setting}.") or setting.startswith(f"{path}.")
+
+
+# ---------------------------------------------------------------------------------------------- joined
+
+
+def _arms(parts: Mapping[str, Part]) -> tuple[list[_Arm], list[str]]:
+    """Every arm under a name of its own, and what is to be said of it."""
+    holders: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        for arm in part.plan.sweep.arms:
+            holders.setdefault(arm, []).append(name)
+    notices, arms = [], []
+    taken = set(holders)
+    for name, part in parts.items():
+        for arm in part.plan.sweep.arms:
+            with_it = holders[arm]
+            ids = {holder: _ids(parts[holder].plan, arm) for holder in with_it}
+            if len(with_it) == 1:
+                arms.append(_Arm(name, arm, arm))
+            elif all(found == ids[with_it[0]] for found in ids.values()):
+                if name == with_it[0]:
+                    arms.append(_Arm(name, arm, arm))
+                else:
+                    notices.append(
+                        f"{arm} is the same in {with_it[0]} and {name}: one arm, with the records of "
+                        f"{with_it[0]} where it has them"
+                    )
+            else:
+                new = _new_name(arm, name, list(parts).index(name) + 1, taken)
+                taken.add(new)
+                arms.append(_Arm(name, arm, new))
+                notices.append(f"{arm} of {name} is called {new}: other sweeps have an arm of that name, too")
+    return arms, notices
+
+
+def _coinciding(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Iterator[str]:
+    """Arms of different sweeps that differ in their names only: no difference between them means a thing."""
+    first: dict[frozenset[str], _Arm] = {}
+    for arm in arms:
+        other = first.setdefault(frozenset(_ids(parts[arm.part].plan, arm.old).values()), arm)
+        if other.part != arm.part:
+            yield (
+                f"{arm.new} of {arm.part} is the same runs as {other.new} of {other.part}: both have the "
+                f"records of {other.part}"
+            )
+
+
+def _ids(plan: Plan, arm: str) -> dict[Any, str]:
+    return {_key(trial): trial.id for trial in plan.trials if trial.arm == arm}
+
+
+def _key(trial: Trial) -> tuple[frozenset[tuple[str, str]], int, str, int]:
+    return frozenset(trial.cell), trial.point, trial.role, trial.replicate
+
+
+def _new_name(arm: str, sweep: str, number: int, taken: set[str]) -> str:
+    """`arm.sweep`, in characters and at a length that a sweep file allows."""
+    for tail in (re.sub(r"[^A-Za-z0-9_.+-]", "-", sweep), str(number)):
+        name = f"{arm[: _MAX_NAME - len(tail) - 1]}.{tail}"
+        if len(tail) <= _MAX_NAME // 2 and name not in taken:
+            return name
+    return f"{arm[: _MAX_NAME - 12]}.sweep{number}"
+
+
+def _joint_sweep(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Sweep:
+    """One sweep with the settings of the first part and the arms of all."""
+    first = next(iter(parts.values())).plan.sweep
+    bases = {name: _flat(part.plan.sweep.base) for name, part in parts.items()}
+    models = [{p: v for p, v in base.items() if _touches(p, "model")} for base in bases.values()]
+    base = dict(first.base)
+    if any(model != models[0] for model in models):
+        # Models are the arms' own: none of them may stand in the settings that all arms share.
+        base = {path: value for path, value in base.items() if not _touches(path, "model")}
+    shared, joint_arms = _flat(base), {}
+    for arm in arms:
+        sweep = parts[arm.part].plan.sweep
+        in_cells = [path for factor in sweep.cells.values() for level in factor.values() for path in level]
+        extra: dict[str, Any] = {
+            path: value
+            for path, value in bases[arm.part].items()
+            # An arm's settings come after a cell's, its base's came before: where cells set it, leave it out.
+            if shared.get(path, ...) != value
+            and not path.startswith("data.")
+            and not any(path == setting or path.startswith(f"{setting}.") for setting in in_cells)
+        }
+        own = sweep.arms[arm.old]
+        joint_arms[arm.new] = {p: v for p, v in extra.items() if not any(_hides(q, p) for q in own)} | own
+    questions = dict.fromkeys(part.plan.sweep.question for part in parts.values())
+    primaries = {part.plan.sweep.primary for part in parts.values()}
+    changes: dict[str, Any] = {
+        "name": re.sub(r"[^A-Za-z0-9_.+-]", "-", "+".join(parts))[:_MAX_NAME],
+        "question": " / ".join(question for question in questions if question),
+        "base": base,
+        "arms": joint_arms,
+        "vary": _joint_windows(parts, arms),
+        "primary": first.primary if len(primaries) == 1 else None,
+    }
+    kept = {key: getattr(first, key) for key in first.model_fields_set}
+    # All was checked when the parts were read; names are checked once more by `Sweep.check`.
+    return Sweep.model_construct(**kept | changes)
+
+
+def _hides(setting: str, path: str) -> bool:
+    """Whether an arm's own setting replaces another, or changes the kind of what it belongs to."""
+    return path == setting or path.startswith(f"{setting}.")
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Settings with short forms written out, so that two ways of saying the same are the same."""
+    tree: dict[str, Any] = {}
+    set_paths(tree, settings)
+    return dict(leaves(tree))
+
+
+def _joint_windows(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> dict[str, Window]:
+    windows: dict[str, Window] = {}
+    for path in dict.fromkeys(path for part in parts.values() for path in part.plan.sweep.vary):
+        found = [part.plan.sweep.vary.get(path) for part in parts.values()]
+        by_arm = {
+            arm.new: window.by_name[arm.old]
+            for arm in arms
+            if (window := parts[arm.part].plan.sweep.vary.get(path)) and arm.old in window.by_name
+        }
+        # Windows by arm are joined; all others are known to be equal.
+        windows[path] = Window(by_name=by_arm) if by_arm else next(w for w in found if w is not None)
+    return windows
+
+
+def _confirmation(parts: Mapping[str, Part], arms: Sequence[_Arm], sweep: Sweep) -> Confirmation | None:
+    """What the parts have run again with fresh seeds, as one choice."""
+    cells = {frozenset(cell): cell_name(cell) for cell in sweep.all_cells()}
+    points: dict[tuple[str, str], set[int]] = {}
+    seeds = 0
+    for arm in arms:
+        for trial in parts[arm.part].plan.trials:
+            if trial.arm == arm.old and trial.role == "confirm":
+                points.setdefault((cells[frozenset(trial.cell)], arm.new), set()).add(trial.point)
+                seeds = max(seeds, trial.replicate + 1)
+    return (
+        Confirmation({key: tuple(sorted(found)) for key, found in points.items()}, seeds) if points else None
+    )
+
+
+def _num_confirm_seeds(plan: Plan) -> int:
+    return max((trial.replicate + 1 for trial in plan.trials if trial.role == "confirm"), default=0)
+
+
+def _changed(plan: Plan, parts: Mapping[str, Part], arms: Sequence[_Arm]) -> list[str]:
+    """Arms whose trials would not be the same runs in the joint sweep."""
+    reasons = []
+    for arm in arms:
+        before, after = _ids(parts[arm.part].plan, arm.old), _ids(plan, arm.new)
+        if different := [key for key in {**before, **after} if before.get(key) != after.get(key)]:
+            reasons.append(
+                f"arms.{arm.old} of {arm.part}: {len(different)} of its {len(before)} trials are other runs "
+                "when its settings stand in one file with those of the other sweeps; write that file to "
+                "compare them"
+            )
+    return reasons
+
+
+def _records(plan: Plan, parts: Mapping[str, Part]) -> tuple[dict[str, Record], dict[str, str]]:
+    """The record of each trial: the first that is settled, else the first there is."""
+    records: dict[str, Record] = {}
+    origin: dict[str, str] = {}
+    for trial in plan.trials:
+        found = [(name, part.records[trial.id]) for name, part in parts.items() if trial.id in part.records]
+        if found:
+            chosen = next((entry for entry in found if entry[1].settled), found[0])
+            origin[trial.id], records[trial.id] = chosen
+    return records, origin

@@ -1,0 +1,157 @@
+"""How much chance alone moves the error: variance components per stream of randomness, and the noise floor.
+
+A group is one setting run several times with other seeds. The runs of a stream's group differ in that
+stream's seed only; those of a `total` group in all seeds. The variance within groups is pooled over points,
+each group weighted by its runs less one, as if chance were equally large at all of them: a spread that
+depends on the setting is thereby averaged. Intervals are the chi-square ones and take errors for normal.
+
+A diverged run is another kind of outcome and no noise around a mean: a group that has one is left out and
+counted.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from orchestrator.plan import Role
+from orchestrator.results import Result
+from orchestrator.stats import CONFIDENCE, Estimate
+
+Stream = Literal["init", "order", "augment"]
+_ROLES: dict[Role, Stream] = {"noise_init": "init", "noise_order": "order", "noise_augment": "augment"}
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """The spread of single runs that one source of chance causes.
+
+    Attributes:
+      sd_pp: standard deviation of the error, in pp; no interval where all runs were alike.
+      freedom: degrees of freedom: runs less groups; a fraction where variances were added.
+      num_groups: settings that were run again.
+    """
+
+    sd_pp: Estimate
+    freedom: float
+    num_groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSummary:
+    """One arm in one cell.
+
+    Attributes:
+      cell, arm: which.
+      streams: of each stream alone, at settings whose other seeds were held; those measured only.
+      total: of all streams at once: from replicates of the design and from confirmations. None without.
+      num_diverged_groups: groups left out because a run diverged while another did not.
+    """
+
+    cell: str
+    arm: str
+    streams: dict[Stream, Component]
+    total: Component | None
+    num_diverged_groups: int
+
+    @property
+    def floor(self) -> Component | None:
+        """The spread of one run: `total` where measured, else the sum of all three streams, else None.
+
+        The sum leaves out what the streams do together (an initialisation that suits an order).
+        """
+        if self.total is not None:
+            return self.total
+        return _sum(list(self.streams.values())) if len(self.streams) == len(_ROLES) else None
+
+
+def component(groups: Iterable[Sequence[float]]) -> Component | None:
+    """The pooled standard deviation within groups with its 95 % chi-square interval.
+
+    Returns:
+      None if no group has two values.
+    """
+    samples = [np.asarray(group, dtype=np.float64) for group in groups if len(group) > 1]
+    freedom = sum(sample.size - 1 for sample in samples)
+    if not freedom:
+        return None
+    squares = sum(float(np.sum((sample - sample.mean()) ** 2)) for sample in samples)
+    return _component(squares / freedom, freedom, len(samples))
+
+
+def _component(variance: float, freedom: float, num_groups: int) -> Component:
+    if variance == 0:
+        return Component(Estimate(0.0), freedom, num_groups)
+    quantiles = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
+    low, high = (math.sqrt(freedom * variance / float(quantile)) for quantile in quantiles)
+    return Component(Estimate(math.sqrt(variance), low, high), freedom, num_groups)
+
+
+def _sum(parts: Sequence[Component]) -> Component:
+    """The spread of a sum of independent parts; its degrees of freedom as Satterthwaite has them.
+
+    Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components",
+      Biometrics Bulletin 2, 110-114.
+    """
+    variances = [part.sd_pp.value**2 for part in parts]
+    variance = sum(variances)
+    uncertainty = sum(v**2 / part.freedom for v, part in zip(variances, parts, strict=True))
+    freedom = variance**2 / uncertainty if uncertainty else sum(part.freedom for part in parts)
+    return _component(variance, freedom, min(part.num_groups for part in parts))
+
+
+def noise(results: Iterable[Result]) -> list[NoiseSummary]:
+    """Every arm in every cell that has a setting run twice, in the order of the plan."""
+    cells: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        cells.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    found = [_noise_summary(cell, arm, group) for (cell, arm), group in cells.items()]
+    return [summary for summary in found if summary.streams or summary.total]
+
+
+def _noise_summary(cell: str, arm: str, results: Sequence[Result]) -> NoiseSummary:
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for result in results:
+        trial = result.trial
+        # A confirmed point was chosen for the luck of its run in the sweep: that run is not among its group.
+        groups.setdefault((trial.role, trial.point), []).append(result)
+        if trial.role == "sweep" and trial.replicate == 0:
+            for role in _ROLES:
+                groups.setdefault((role, trial.point), []).append(result)
+    errors: dict[str, list[list[float]]] = {}
+    num_diverged = 0
+    for (kind, _), group in groups.items():
+        counted = [result for result in group if result.error_pct is not None]
+        diverged = {result.state == "diverged" for result in counted}
+        if len(counted) > 1 and diverged == {True, False}:
+            num_diverged += 1
+        if len(counted) > 1 and diverged == {False}:
+            errors.setdefault(kind, []).append([e for r in counted if (e := r.error_pct) is not None])
+    streams = {stream: found for role, stream in _ROLES.items() if (found := component(errors.get(role, [])))}
+    total = component([*errors.get("sweep", []), *errors.get("confirm", [])])
+    return NoiseSummary(cell, arm, streams, total, num_diverged)
+
+
+def noise_floor_pp(one: NoiseSummary, other: NoiseSummary | None = None) -> Estimate | None:
+    """The standard deviation of the difference of two single runs that differ by chance only, in pp.
+
+    As if their chance were independent. Arms share the seeds of a point, and what that takes off the
+    difference of a pair is not credited here.
+
+    Args:
+      one: of the arm of the first run.
+      other: of that of the second; left out, both are of the same arm.
+
+    Returns:
+      None where an arm has neither a total nor all three streams.
+    """
+    if one.floor is None or (other is not None and other.floor is None):
+        return None
+    if other is None or other.floor is None:
+        sd, root = one.floor.sd_pp, math.sqrt(2)
+        low, high = (None if end is None else root * end for end in (sd.low, sd.high))
+        return Estimate(root * sd.value, low, high)
+    return _sum([one.floor, other.floor]).sd_pp
