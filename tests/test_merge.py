@@ -33,7 +33,7 @@ TREE: dict[str, Any] = {
         "optim.weight_decay": {"uniform": [0.0, 0.1]},
     },
     "design": {"kind": "sobol", "points": 4, "seed": 0},
-    "primary": {"measure": "f2", "cell": "adamw"},
+    "primary": {"measure": "error", "cell": "adamw"},
 }
 
 
@@ -312,7 +312,7 @@ def test_one_sweep_is_no_comparison():
 
 def test_primary_contrasts_that_differ_are_dropped_and_said():
     a = plan_of(arms={"vit_p": VIT_P})
-    b = plan_of(arms={"vit_c": VIT_C}, primary={"measure": "f1"})
+    b = plan_of(arms={"vit_c": VIT_C}, primary={"measure": "error"})
     merged = merge({"a": part(a), "b": part(b)})
     assert merged.plan.sweep.primary is None
     assert merged.notices == ["the sweeps declare different primary contrasts, so the comparison has none"]
