@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test lint clean
 
 # One stamp for everything that is installed: touched last, so that a broken install is tried again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -23,9 +23,6 @@ lint: install
 
 test: install lint
 	$(BIN)/python -m pytest
-
-test-slow: install
-	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
