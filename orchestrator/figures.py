@@ -90,7 +90,12 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            # Laid out once: each file would do it twice, at a third of the time of a report.
+            if (engine := figure.get_layout_engine()) is not None:
+                engine.execute(figure)
+                figure.set_layout_engine("none")
+        return figure
 
     return wrapper
 
@@ -600,7 +605,7 @@ def gap_sizes(gaps: Sequence[Gap]) -> Figure:
     Args:
       gaps: at least one.
     """
-    figure = Figure(figsize=(4.5, 1.0 + 0.36 * len(gaps)), layout="constrained")
+    figure = Figure(figsize=(4.5, 1.0 + 0.46 * len(gaps)), layout="constrained")
     axes = figure.subplots()
     arms = list(dict.fromkeys(gap.arm for gap in gaps))
     for y, gap in enumerate(gaps):
@@ -610,7 +615,8 @@ def gap_sizes(gaps: Sequence[Gap]) -> Figure:
         axes.plot([gap.gap_pp.value], [y], ls="none", marker=_marker(index), ms=6.5, color=_colour(index))
         axes.annotate(
             f"{gap.pair.cell} against {gap.pair.base_cell} · {gap.arm}", (0, y),
-            xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points", fontsize=8.5,
+            xycoords=("axes fraction", "data"), xytext=(0, 6), textcoords="offset points", fontsize=8.5,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )  # fmt: skip
     axes.axvline(0, color="black", lw=0.9)
     axes.set(ylim=(len(gaps) - 0.6, -0.85), yticks=[], xlabel="gap in error of the best of k (pp)")

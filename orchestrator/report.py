@@ -6,9 +6,9 @@ Works on a sweep at any stage: what is missing is shown as missing, what is refu
 import concurrent.futures
 import csv
 import dataclasses
-import functools
 import importlib.resources
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -68,9 +68,10 @@ from trainables.data import SPLITS, Parquet
 #: Of summary.json; raised when a key changes its meaning or goes.
 FORMAT = 2
 
-#: Importance, transfer regret and the audit of windows cost a second per cell; of larger sweeps as many
-#: cells get them, those of the primary contrast first, and the page says which did not.
+#: Importance, transfer regret and the audit of windows cost a second per cell. Of a sweep of more cells than
+#: this only NUM_DEEP_CELLS get them, those of the primary contrast first, and the page names the others.
 MAX_DEEP_CELLS = 12
+NUM_DEEP_CELLS = 6
 #: With more figures there are no PDFs beside the SVGs.
 MAX_PDFS = 60
 #: With fewer figures, processes of their own would cost more than they save.
@@ -126,6 +127,7 @@ def write_report(plan: Plan, records: Mapping[str, Record], folder: Path, detail
     drawings += [drawing for part in parts for drawing in part.drawings]
     tables = _tables(found, evidence)
     sections = _sections(found, evidence)
+    document = _plain(_document(found, evidence, sections) | {"details": details})
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "tables").mkdir(exist_ok=True)
@@ -133,15 +135,14 @@ def write_report(plan: Plan, records: Mapping[str, Record], folder: Path, detail
         _write(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
         if drawing.pdf is not None:
             _write(folder / "figures" / f"{drawing.name}.pdf", drawing.pdf)
-    for name, rows in _flat_tables(found, evidence).items():
+    for name, rows in _flat_tables(found, evidence, document).items():
         if rows:
             _write(folder / "tables" / f"{name}.csv", _csv(rows))
     for table in tables.values():
         if table.rows:
             _write(folder / "tables" / f"{table.name}.md", to_markdown(table))
             _write(folder / "tables" / f"{table.name}.tex", to_latex(table))
-    document = _document(found, evidence, sections) | {"details": details}
-    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     _write(folder / "summary.json", text + "\n")
     html = _template().render(sections, drawings=_by_kind(drawings), tables=tables, details=details)
     _write(folder / "report.html", html)
@@ -189,7 +190,7 @@ def _gather(plan: Plan, records: Mapping[str, Record]) -> _Found:
         gaps=found_gaps,
         gap_contrasts=gap_contrasts,
         power=detectable(plan),
-        deep=frozenset(cells[:MAX_DEEP_CELLS]),
+        deep=frozenset(cells if len(cells) <= MAX_DEEP_CELLS else cells[:NUM_DEEP_CELLS]),
         pdf=len(cells) * (5 + len(plan.sweep.vary)) + 3 <= MAX_PDFS,
     )
 
@@ -376,17 +377,15 @@ def _document(found: _Found, evidence: Sequence[_Evidence], sections: Row) -> Ro
     }
 
 
-def _flat_tables(found: _Found, evidence: Sequence[_Evidence]) -> dict[str, list[Row]]:
-    """What goes into tables/*.csv, by name."""
-    document = _document(found, evidence, _sections(found, evidence))
+def _flat_tables(found: _Found, evidence: Sequence[_Evidence], document: Row) -> dict[str, list[Row]]:
+    """What goes into tables/*.csv, by name; what needs no more than flattening comes from the document."""
     rows = {
         "results": results_rows(found.plan, found.records),
         "summary": [_flat_summary(summary) for summary in found.summaries],
         "contrasts": [_flat_contrast(contrast) for contrast in found.contrasts],
         "cost": document["cost"]["per_arm"],
     }
-    plain = _plain({key: document[key] for key in _FLAT})
-    rows |= {key: [_flat(item) for item in plain[key]] for key in _FLAT}
+    rows |= {key: [_flat(item) for item in document[key]] for key in _FLAT}
     rows["tuning"] = [
         {"cell": part.cell, "arm": arm, **_flat(best)}
         for part in evidence
@@ -420,9 +419,10 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     """One flat row per trial in the order of the plan, all with the same columns; None where unknown.
 
     `val_error_pct` is as measured, `error_pct` as it counts (100 if diverged, None if missing), both on the
-    selection split; `test_error_pct` is on the final split. `cell.<factor>` is the level, a path of the
-    sweep file the value drawn, `config.<path>` the run as it was resolved. `train_flops_g` is the whole
-    run's, in 10^9 multiply-adds, `flops_g` one forward pass's of one image; `params_m` is in millions.
+    selection split; `test_error_pct` is on the final split. `role` says what the trial is for.
+    `cell.<factor>` is the level, a path of the sweep file the value drawn, `config.<path>` the run as it
+    was resolved. `train_flops_g` is the whole run's, in 10^9 multiply-adds, `flops_g` one forward pass's of
+    one image; `params_m` is in millions.
     """
     costs = _costs(plan)
     paths = list(plan.sweep.vary)
@@ -654,8 +654,8 @@ def to_markdown(table: Table) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "−": "$-$", "–": "--", "≥": r"$\geq$", "×": r"$\times$", "±": r"$\pm$",
-    "\u00a0": "~", "\n": " ", "…": r"\ldots{}",
+    ">": r"\textgreater{}", "−": "$-$", "²": "$^2$", "–": "--", "≥": r"$\geq$", "×": r"$\times$",
+    "±": r"$\pm$", "\u00a0": "~", "\n": " ", "…": r"\ldots{}",
 }  # fmt: skip
 
 
@@ -848,9 +848,9 @@ def _contrast_table(found: _Found) -> Table:
 
 
 _DESCRIBES = (
-    "they are measured from each arm's own reference, and an error in it moves all pairs alike, which no test "
-    "over pairs notices: between arms that do not differ they would be called settled in nearly half of all "
-    "sweeps. They have a difference and no verdict."
+    "they are measured from each arm's own reference, and an error in it moves all pairs alike, which no "
+    "test over pairs notices: between arms that do not differ they would be called settled in nearly half of "
+    "all sweeps. They have a difference and no verdict."
 )
 
 
@@ -921,7 +921,7 @@ def _extent_text(extent: Extent | None, squared: bool = False) -> Text:
     if extent is None:
         return Text("–")
     more = "≥ " if extent.touches else ""
-    unit = extent.unit.replace(" x ", " × ")
+    unit = extent.unit.replace("octaves x octaves", "octaves²").replace(" x ", " × ")
     ends = _interval_text(extent.size)
     of = f"of {extent.window:.3g} {unit}"
     digits = f"{extent.size.value:.1f}" if squared else f"{extent.size.value:.2f}"
@@ -934,8 +934,8 @@ def _basin_table(evidence: Sequence[_Evidence]) -> Table:
     )
     table = Table(
         "basins",
-        "The basin around each arm's optimum: where a smooth surface through the errors is within 2 pp of the "
-        "reference",
+        "The basin around each arm's optimum: where a smooth surface through the errors is within 2 pp of "
+        "the reference",
         ("Cell", "Arm", "#Optimum", "#Error there (%)", *(f"#Width in {name}" for name in names),
          "#Area, lr × weight decay", "#lr sensitivity (pp)", "#R2 left out"),
     )  # fmt: skip
@@ -1007,6 +1007,10 @@ def _transfer_table(found: _Found, evidence: Sequence[_Evidence]) -> Table:
                 table.note(f"{t.cell}, {t.arm} at the best of {t.donor}: refused, as {t.because}.")
                 continue
             table.add(t.cell, t.arm, t.donor, _shown(t.regret_pp), _shown(t.smooth_pp), str(t.num_pairs))
+            if t.smooth_pp is None:
+                table.note(
+                    "No smooth regret where an arm's surface up to chance predicts no better than its mean."
+                )
     _note_left_out(found, table)
     return table
 
@@ -1182,8 +1186,8 @@ def _cost_table(found: _Found) -> Table:
     table = Table(
         "cost",
         "What a result costs: of trials that ran, all attempts included",
-        ("Cell", "Arm", "#Trials run", "#Time", "#Time per trial", "#Multiply-adds per trial", "#Time of the best",
-         "#Multiply-adds of the best"),
+        ("Cell", "Arm", "#Trials run", "#Time", "#Time per trial", "#Multiply-adds per trial",
+         "#Time of the best", "#Multiply-adds of the best"),
     )  # fmt: skip
     for row in _cost_per_arm(found):
         best = row["best_seconds"] is not None
@@ -1306,7 +1310,7 @@ def _verb(info: MeasureInfo) -> tuple[str, str]:
 def answer(
     summaries: Sequence[Summary], compared: Sequence[Contrast], peaks: Sequence[PeakContrast] = ()
 ) -> tuple[str, str]:
-    """The question answered in two sentences: who does well over more of the settings, and whose best is best.
+    """The question answered in two sentences: who does well over more settings, and whose best is best.
 
     The first speaks of the contrast declared beforehand, or of the default one in every cell.
     """
@@ -1383,8 +1387,8 @@ def _one_contrast(contrast: Contrast, verb: str, asked: str, described: str) -> 
             f"{info.means} {_measure_text(contrast.value, measure)} for {contrast.arm} against "
             f"{_measure_text(contrast.base_value, measure)} for {contrast.base_arm}, difference "
             f"{_measure_text(contrast.difference.value, measure, sign=True)}"
-            f"{f' (95{_PERCENT} interval {interval})' if interval else ''}{tested}, {contrast.num_pairs} pairs"
-            f"{described}"
+            f"{f' (95{_PERCENT} interval {interval})' if interval else ''}{tested}, "
+            f"{contrast.num_pairs} pairs{described}"
         )
     if contrast.better:
         loser = contrast.base_arm if contrast.better == contrast.arm else contrast.arm
@@ -1478,9 +1482,11 @@ def _confirmed_cells(cells: Sequence[str], peaks: Sequence[PeakContrast]) -> str
         split = "test" if any(peak.split == "test" for peak in mine) else "val"
         for peak in mine:
             if peak.split == split:
-                counts[_told_apart(peak) or "neither, as they are not told apart,"] += 1
+                counts[_told_apart(peak) or "neither (not told apart)"] += 1
     texts = ", ".join(f"{arm} in {count}" for arm, count in counts.most_common())
-    return f"Of {len(cells)} confirmed cells, the confirmed error is lower with {texts or 'no arm, as there is one'}"
+    if not texts:
+        return f"In {len(cells)} cells the lowest error is confirmed"
+    return f"Of {len(cells)} confirmed cells, the confirmed error is lower with {texts}"
 
 
 def _unconfirmed_peak(cell: str, summaries: Sequence[Summary]) -> str:
@@ -1544,8 +1550,8 @@ def _edge_text(flag: EdgeFlag) -> str:
     return (
         f"The best of {flag.arm}{_in_cell(flag.cell)} lies at the {flag.side} end of {flag.parameter} "
         f"({figures.short(flag.value)}), and its error still falls there: the window may have cut it off. "
-        f"{strip.num_points} more points from {figures.short(strip.low)} to {figures.short(strip.high)} would "
-        "settle it."
+        f"{strip.num_points} more points from {figures.short(strip.low)} to {figures.short(strip.high)} "
+        "would settle it."
     )
 
 
@@ -1707,6 +1713,7 @@ def _sections(found: _Found, evidence: Sequence[_Evidence]) -> Row:
         "references": REFERENCES,
         "reference_kinds": sorted({s.reference_kind for s in found.summaries if s.reference_kind}),
         "planted": Planted(),
+        "describes": _DESCRIBES,
         "pdf": found.pdf,
         "rules": [{"name": name, "rule": rule, "count": states.get(name, 0)} for name, rule in RULES.items()],
         "troubled": [
@@ -1836,6 +1843,11 @@ def _where(cells: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
+def _by_cell(lines: Sequence[Line]) -> list[list[Line]]:
+    """Neighbours of one cell together."""
+    return [list(group) for _, group in itertools.groupby(lines, lambda line: line.texts[0].main)]
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -1847,6 +1859,7 @@ def _template() -> jinja2.Template:
         "interval": _interval_text,
         "duration": _duration,
         "where": _where,
+        "groups": _by_cell,
         "short": figures.short,
     }
     source = importlib.resources.files("orchestrator").joinpath("report.html.j2").read_text("utf-8")

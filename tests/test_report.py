@@ -1,21 +1,39 @@
 """The report: complete, self-contained, escaped, the same bytes for the same input, at every stage."""
 
 import csv
+import html
 import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator import figures
-from orchestrator.plan import data_configs, make_plan
-from orchestrator.report import answer, results_rows, summary_table, write_report
+from orchestrator import figures, report
+from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.report import (
+    Table,
+    Text,
+    answer,
+    results_rows,
+    summary_table,
+    to_latex,
+    to_markdown,
+    write_report,
+)
 from orchestrator.results import RULES, Record, results_of
-from orchestrator.stats import by_arm, contrasts, summarise
+from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summarise
 from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 from trainables.config import leaves
+
+
+@pytest.fixture(autouse=True)
+def few_pdfs(request, monkeypatch):
+    """None, but where a test is about them: their fonts cost more than all else of a small report."""
+    if request.node.name != "test_figures_are_files_of_their_own_and_in_the_page":
+        monkeypatch.setattr(report, "MAX_PDFS", 0)
 
 
 def fabricated(plan, error=lambda trial: 10.0 + trial.point + 20 * (trial.arm == "vit_p")):
@@ -57,7 +75,7 @@ def make(points=8, **keys):
             "optim.weight_decay": {"uniform": [0.0, 0.1]},
         },
         "design": {"kind": "sobol", "points": points, "seed": 0},
-        "primary": {"measure": "area_under_delta_edf", "cell": "adamw"},
+        "primary": {"measure": "area_common", "cell": "adamw"},
     }
     sweep = build_sweep(tree | keys, "test")
     return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
@@ -115,11 +133,15 @@ def test_the_page_is_well_formed_and_loads_nothing(tmp_path):
 def test_figures_are_files_of_their_own_and_in_the_page(tmp_path):
     plan = make(points=2)
     html = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
-    written = sorted(p.stem for p in (tmp_path / "figures").iterdir())
-    # Per cell an EDF, two parameters, a plane and curves; one figure of differences.
-    assert len(written) == 2 * 5 + 1
-    for path in (tmp_path / "figures").iterdir():
+    written = sorted(p.stem for p in (tmp_path / "figures").glob("*.svg"))
+    # Per cell an EDF, a tuning curve, pairs, two parameters, a plane and curves; two of differences (what
+    # decides, what describes) and one of the optimizer gap.
+    assert len(written) == 2 * 7 + 2 + 1
+    for path in (tmp_path / "figures").glob("*.svg"):
         ElementTree.fromstring(path.read_text())
+    pages = list((tmp_path / "figures").glob("*.pdf"))
+    assert sorted(path.stem for path in pages) == written
+    assert all(path.read_bytes().startswith(b"%PDF-") for path in pages)
     assert html.count("<svg") == len(written)
     assert len(re.findall(r'id="edf~adamw"', html)) == 1
 
@@ -272,7 +294,7 @@ def test_rows_are_flat_complete_and_in_the_order_of_the_plan(tmp_path):
 
 def answer_of(plan, records):
     summaries = summarise(results_of(plan, records))
-    return answer(summaries, contrasts(summaries, plan.sweep.primary))
+    return answer(summaries, contrasts(summaries, plan.sweep.primary), peak_contrasts(summaries))
 
 
 def test_the_answer_names_the_better_arm_where_it_is_settled():
@@ -280,7 +302,7 @@ def test_the_answer_names_the_better_arm_where_it_is_settled():
     # vit_p spreads over 32 pp, vit_c over 1.6.
     records = fabricated(plan, lambda t: 20 + 2 * t.point if t.arm == "vit_p" else 5 + 0.1 * t.point)
     robust, peak = answer_of(plan, records)
-    assert robust.startswith("vit_c is more forgiving of its settings than vit_p in adamw:")
+    assert robust.startswith("vit_c does well over more of the settings than vit_p in adamw:")
     assert "16 pairs" in robust
     assert "vit_c 5.00\u00a0% (5.50\u00a0% on the final split), vit_p 20.0" in peak
     assert "unconfirmed" in peak
@@ -289,7 +311,7 @@ def test_the_answer_names_the_better_arm_where_it_is_settled():
 def test_the_answer_can_be_that_it_is_not_settled():
     plan = make(points=8)
     robust, _ = answer_of(plan, fabricated(plan, lambda t: 10.0 + t.point))
-    assert robust.startswith("Whether vit_c or vit_p is more forgiving of its settings in adamw is not ")
+    assert robust.startswith("Whether vit_c or vit_p does well over more of the settings in adamw is not ")
     assert answer_of(plan, {})[0] == "There is no answer yet: no trial has a result."
 
 
@@ -301,8 +323,8 @@ def test_without_a_primary_contrast_the_answer_speaks_of_every_cell():
         return 10 + spread * trial.point
 
     robust, peak = answer_of(plan, fabricated(plan, error))
-    assert "vit_c is more forgiving of its settings than vit_p in 1 of 2 cells (adamw)" in robust
-    assert "vit_p is more forgiving of its settings than vit_c in 1 of 2 cells (sgd)" in robust
+    assert "vit_c does well over more of the settings than vit_p in 1 of 2 cells (adamw)" in robust
+    assert "vit_p does well over more of the settings than vit_c in 1 of 2 cells (sgd)" in robust
     assert peak.startswith("In all 2 cells")
 
 
@@ -335,3 +357,175 @@ def test_figures_take_more_arms_than_there_are_colours():
         svg = figures.to_svg(figure)
         ElementTree.fromstring(svg)
         assert "arm_10" in svg or "arm_9" in svg
+
+
+def confirmed(plan, points, seeds=3):
+    """The plan with the same points of every arm and cell run again."""
+    chosen = {(trial.cell_name, trial.arm): tuple(points) for trial in plan.trials}
+    return with_confirmation(plan, Confirmation(chosen, seeds))
+
+
+def bowl(trial):
+    """Of lr around the middle of its window, a little of weight decay, wider in vit_c; noise by the seeds."""
+    low, high = (2.5e-4, 8e-3) if trial.cell_name == "adamw" else (0.1, 3.2)
+    octaves = math.log2(trial.values["optim.lr"] / math.sqrt(low * high))
+    wide = trial.arm == "vit_c"
+    chance = (int(trial.id[:8], 16) / 2**32 - 0.5) * 0.2
+    return (
+        (4 if wide else 6) + (0.3 if wide else 1.5) * octaves**2 + trial.values["optim.weight_decay"] + chance
+    )
+
+
+def words(text):
+    """What the page says, without tags."""
+    text = re.sub(r"<(svg|style).*?</\1>", "", text, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+def test_the_second_sentence_is_told_by_fresh_seeds_where_all_have_ended():
+    plan = confirmed(make(points=8), points=[0])
+    # By the seed of the confirmation: 5, 6, 7 for vit_c and 15, 16, 17 for vit_p.
+    records = fabricated(
+        plan,
+        lambda t: (5 if t.arm == "vit_c" else 15) + t.replicate if t.role == "confirm" else 5 + 3 * t.point,
+    )
+    _, peak = answer_of(plan, records)
+    # Student's t on 2 degrees of freedom, 4.303, times 1 / sqrt(3): 2.48 to both sides of 6.
+    assert "confirmed: vit_c 6.00\u00a0% (3.52 to 8.48; 3 fresh seeds; 6.50\u00a0% on the final split" in peak
+    assert "vit_p 16.0\u00a0%" in peak
+    assert "unconfirmed" not in peak
+    assert "vit_c is −10.00 pp" in peak
+    assert "from vit_p." in peak
+
+
+def test_an_open_confirmation_leaves_the_peak_unconfirmed_and_says_how_far_it_is(tmp_path):
+    plan = confirmed(make(points=8), points=[0, 1], seeds=3)
+    records = fabricated(plan)
+    left = [t for t in plan.trials if (t.role, t.cell_name, t.arm) == ("confirm", "adamw", "vit_c")]
+    for trial in left[2:]:
+        del records[trial.id]
+    _, peak = answer_of(plan, records)
+    assert "unconfirmed" in peak
+    assert "vit_c: 2 of 6 runs of the confirmation have ended" in peak
+    page = words(write_report(plan, records, tmp_path, {}).read_text())
+    assert "adamw, vit_c: unconfirmed, as 2 of 6 runs of the confirmation have ended." in page
+    assert "the lowest error of the arm's sweep, unconfirmed" in page
+    document = json.loads((tmp_path / "summary.json").read_text())
+    arms = {(arm["cell"], arm["arm"]): arm for arm in document["arms"]}
+    assert arms["adamw", "vit_c"]["confirmed"] is None
+    assert arms["sgd", "vit_c"]["confirmed"]["num_seeds"] == 3
+    roles = [row["role"] for row in results_rows(plan, records)]
+    assert (roles.count("sweep"), roles.count("confirm")) == (32, 24)
+
+
+def test_every_section_has_its_numbers_where_the_data_allow_it(tmp_path):
+    plan = confirmed(make(points=16, noise={"points": 1, "seeds": 3}), points=[0, 1])
+    page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
+    document = json.loads((tmp_path / "summary.json").read_text(), parse_constant=constant)
+    assert document["format"] == report.FORMAT
+    pairs = [(cell, arm) for cell in ("adamw", "sgd") for arm in ("vit_p", "vit_c")]
+    for key in ("tuning", "basins", "importances", "transfers", "edges", "noise"):
+        assert sorted((item["cell"], item["arm"]) for item in document[key]) == sorted(pairs)
+    # Two splits in each of two cells; seven measures in each; one gap in each arm.
+    assert len(document["peak_contrasts"]) == 4
+    assert len(document["contrasts"]) == len(document["power"]) == 2 * len(MEASURES)
+    assert [gap["arm"] for gap in document["gaps"]] == ["vit_p", "vit_c"]
+    assert all(gap["noise_floor_pp"]["value"] > 0 for gap in document["gaps"])
+    # A bowl of 1.5 pp per octave squared is within 2 pp over 2 sqrt(2 / 1.5) = 2.3 octaves; one of 0.3 over
+    # 5.2, more than the window's 5.
+    widths = {
+        (basin["cell"], basin["arm"]): basin["widths"][0]["size"]["value"] for basin in document["basins"]
+    }
+    assert widths["adamw", "vit_p"] == pytest.approx(2.3, abs=0.6)
+    assert widths["adamw", "vit_c"] > 4
+    # Sixteen points support k = 2 (n / 8).
+    assert {tuning["largest_budget"] for tuning in document["tuning"]} == {2}
+    assert "k = 4" in page
+    assert "refused" in page
+    assert all(tuning["optimism"]["noise_sd_pct"] < 0.2 for tuning in document["tuning"])
+    for cost in document["cost"]["per_arm"]:
+        # 16 points, 2 more runs of 3 streams at one, 3 of 2 confirmed points: at 12.5 seconds.
+        assert (cost["trials_run"], cost["trial_seconds"]) == (28, 350)
+        assert cost["seconds_per_trial"] == cost["best_seconds"] == 12.5
+    for title in ("Noise floor", "Transfer regret", "Importance", "Tuning curves", "Other windows"):
+        assert title in page
+    for name in ("peak", "robustness", "differences", "tuning", "basins", "gaps", "noise", "power", "cost"):
+        for suffix in ("md", "tex"):
+            assert (tmp_path / "tables" / f"{name}.{suffix}").stat().st_size > 100
+
+
+def test_measures_from_an_own_reference_are_shown_as_description(tmp_path):
+    plan = make(points=16)
+    write_report(plan, fabricated(plan, bowl), tmp_path, {})
+    lines = (tmp_path / "tables" / "differences.md").read_text().splitlines()
+    for info in MEASURES.values():
+        rows = [line for line in lines if f"| {info.symbol} " in line]
+        assert len(rows) == 2
+        assert all(("describes" in row) != info.decides for row in rows)
+        assert all(("Wilcoxon" in row or "McNemar" in row) == info.decides for row in rows)
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert all(c["decides"] == MEASURES[c["measure"]].decides for c in document["contrasts"])
+
+
+def test_without_a_run_twice_optimism_and_noise_are_said_to_be_unknown(tmp_path):
+    plan = make(points=8)
+    page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
+    assert "the size of chance cannot be known" in page
+    assert "Not measured: no setting was run twice." in page
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert {tuning["optimism"] for tuning in document["tuning"]} == {None}
+
+
+def test_an_arm_whose_best_lies_at_the_edge_is_named_under_the_answer(tmp_path):
+    plan = make(points=16)
+    # The lower the lr the better, all the way down.
+    records = fabricated(plan, lambda t: 10 + 3 * math.log2(t.values["optim.lr"] / 1e-4))
+    page = words(write_report(plan, records, tmp_path, {}).read_text())
+    told = page.index("The best of vit_p in adamw lies at the low end of optim.lr")
+    assert page.index("Whether") < told < page.index("Errors are top-1")
+    # An octave below 2.5e-4, as densely as 16 points fill five: 16 / 5, rounded up.
+    assert "4 more points from 1.25e-4 to 2.5e-4" in page
+
+
+def test_stopped_trials_make_the_report_refuse_and_say_why(tmp_path):
+    plan = make(points=8)
+    records = fabricated(plan, bowl)
+    for trial in plan.trials:
+        records[trial.id].outcome = "stopped" if trial.point == 0 else "finished"
+    page = words(write_report(plan, records, tmp_path, {}).read_text())
+    assert "There is no answer: 1 of 8 trials ended early by a stopping rule" in page
+    assert "adamw, vit_c: refused, as 1 of 8 trials ended early by a stopping rule" in page
+    assert "adamw, vit_c: no basin, as 1 trials were stopped early." in page
+
+
+def test_a_large_sweep_says_in_which_cells_less_was_worked_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MAX_DEEP_CELLS", 1)
+    monkeypatch.setattr(report, "NUM_DEEP_CELLS", 1)
+    plan = make(points=8, primary={"cell": "sgd"})
+    page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert document["not_worked_out"] == ["adamw"]
+    assert {audit["cell"] for audit in document["audits"]} == {"sgd"}
+    assert "Worked out in 1 cells of 2, as the sweep is large; not in: adamw." in page
+
+
+def test_processes_of_their_own_change_no_byte(tmp_path, monkeypatch):
+    plan = make(points=8)
+    for name, cores in (("one", 1), ("two", 2)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        write_report(plan, fabricated(plan, bowl), tmp_path / name, {})
+    assert read(tmp_path / "one") == read(tmp_path / "two")
+
+
+def test_tables_are_escaped_in_markdown_and_latex():
+    table = Table("t", "50 % of a|b", ("Cell", "#x_1"))
+    table.add("a|b", Text("−1.5", "1 & 2 % < $3"))
+    assert to_markdown(table).splitlines() == [
+        "**50 % of a\\|b**",
+        "",
+        "| Cell | x\\_1 |",
+        "|---|---:|",
+        "| a\\|b | −1.5 (1 & 2 % \\< \\$3) |",
+    ]
+    assert r"Cell & x\_1 \\" in to_latex(table)
+    assert r"a|b & $-$1.5 (1 \& 2 \% \textless{} \$3) \\" in to_latex(table)
