@@ -24,6 +24,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from orchestrator import figures
 from orchestrator.basin import (
@@ -80,6 +81,12 @@ _MIN_POOLED = 9
 Row = dict[str, Any]
 
 
+# The matrices here are small: threads would cost more than they save, and how many there are would show in
+# the last digits, which `verify` compares.
+_one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+
+
+@_one_thread  # type: ignore[untyped-decorator]
 def write_report(plan: Plan, records: Mapping[str, Record], folder: Path, details: Mapping[str, Any]) -> Path:
     """Writes report.html, summary.json, tables/* and figures/* into a folder.
 
@@ -240,6 +247,7 @@ def _each_cell(found: _Found) -> list[_Part]:
 _shared: _Found | None = None
 
 
+@_one_thread  # type: ignore[untyped-decorator]
 def _part_of_shared(index: int) -> _Part:
     assert _shared is not None
     return _part(_shared, list(_shared.plan.sweep.all_cells())[index])
@@ -482,14 +490,15 @@ def _costs(plan: Plan) -> Callable[[Trial], TrialCost]:
 def summary_table(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     """One small row per cell and arm for the terminal; None where there is nothing yet.
 
-    Errors are in %, `f2` and `area` (with its interval `area_low` to `area_high`) are shares of 1. `ended`
-    counts trials with an outcome, of those `planned`; `diverged` is among them.
+    Errors are in %; `common_area`, with its interval, decides, and `own_area`, from the arm's own reference,
+    describes: both are shares of 1. `confirmed_test_error_pct` has its interval, too. `ended` counts trials
+    with an outcome, of those `planned`; `diverged` is among them.
     """
     return [_small(summary) for summary in summarise(results_of(plan, records))]
 
 
 def _small(summary: Summary) -> Row:
-    best, area, f2 = summary.best, summary.measures.get("area_under_delta_edf"), summary.measures.get("f2")
+    best, confirmed = summary.best, summary.confirmed
     return {
         "cell": summary.cell,
         "arm": summary.arm,
@@ -498,11 +507,10 @@ def _small(summary: Summary) -> Row:
         "diverged": summary.states.get("diverged", 0),
         "best_val_error_pct": best.val_error_pct if best else None,
         "best_test_error_pct": best.test_error_pct if best else None,
+        **_estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
         "median_error_pct": summary.median_error_pct,
-        "f2": f2.value if f2 else None,
-        "area": area.value if area else None,
-        "area_low": area.low if area else None,
-        "area_high": area.high if area else None,
+        **_estimate_columns("common_area", summary.measures.get("area_common")),
+        **_estimate_columns("own_area", summary.measures.get("area_under_delta_edf")),
     }
 
 

@@ -247,25 +247,30 @@ class Display:
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Peak error and robustness per cell and arm, from the rows of `report.summary_table`."""
-    return rows_table(
-        [
-            {
-                "cell": row["cell"],
-                "arm": row["arm"],
-                "trials": f"{row['ended']}/{row['planned']}",
-                "diverged": row["diverged"],
-                "peak error %": pct(row["best_val_error_pct"]),
-                "same, final split": pct(row["best_test_error_pct"]),
-                "median error %": pct(row["median_error_pct"]),
-                "within 2 points": "–" if row["f2"] is None else f"{row['f2']:.0%}",
-                "robustness": "–" if row["area"] is None else f"{row['area']:.2f}",
-                "95 % interval": "–"
-                if row["area_low"] is None
-                else f"{row['area_low']:.2f} to {row['area_high']:.2f}",
-            }
-            for row in rows
-        ]
-    )
+
+    def interval(row: Mapping[str, Any], name: str, digits: int) -> str:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        return "–" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
+
+    shown = []
+    for row in rows:
+        columns = {
+            "cell": row["cell"],
+            "arm": row["arm"],
+            "trials": f"{row['ended']}/{row['planned']}",
+            "diverged": row["diverged"],
+            "peak error %": pct(row["best_val_error_pct"]),
+            "final split %": pct(row["best_test_error_pct"]),
+        }
+        if any(other["confirmed_test_error_pct"] is not None for other in rows):
+            columns["confirmed %"] = pct(row["confirmed_test_error_pct"])
+            columns["its 95 %"] = interval(row, "confirmed_test_error_pct", 1)
+        columns["median error %"] = pct(row["median_error_pct"])
+        columns["robustness"] = "–" if row["common_area"] is None else f"{row['common_area']:.2f}"
+        columns["95 % interval"] = interval(row, "common_area", 2)
+        columns["from own best"] = "–" if row["own_area"] is None else f"{row['own_area']:.2f}"
+        shown.append(columns)
+    return rows_table(shown)
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
