@@ -153,15 +153,13 @@ def run(
         ]
         todo = unique_trials(plan.remaining(done))
         if todo:
-            interrupted = _execute(console, plan, folder, todo, known, address, track, _command(file, out))
+            tracker = _execute(console, plan, folder, todo, known, address, track, _command(file, out))
         else:
             save_question(folder, plan)
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
-            interrupted = False
-            if track:
-                # A tracker that was down when the trials ran catches up here.
-                _close(console, _tracker(plan, folder, known), folder)
-        raise typer.Exit(INTERRUPTED if interrupted else _conclude(console, folder))
+            # A tracker that was down when the trials ran catches up here.
+            tracker = _tracker(plan, folder, known) if track else None
+        raise typer.Exit(_conclude(console, folder, tracker))
 
 
 @app.command(epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
@@ -207,11 +205,11 @@ def confirm(
             )
         _check_data(plan, folder)
         todo = unique_trials(plan.remaining(key for key, record in known.records.items() if record.settled))
-        interrupted = False
+        tracker = None
         if todo:
             command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-            interrupted = _execute(console, plan, folder, todo, known, address, track, command)
-        raise typer.Exit(INTERRUPTED if interrupted else _conclude(console, folder))
+            tracker = _execute(console, plan, folder, todo, known, address, track, command)
+        raise typer.Exit(_conclude(console, folder, tracker))
 
 
 def _check_data(plan: "Plan", folder: Path) -> None:
@@ -233,13 +231,6 @@ def _tracker(plan: "Plan", folder: Path, known: "Folder | None") -> "Tracker":
     return tracker
 
 
-def _close(console: "Console", tracker: "Tracker", folder: Path) -> None:
-    """Sends what is left, with the report; says so if that could not be done."""
-    tracker.add_artifact(_write_report(folder))
-    if warning := tracker.close(timeout_seconds=30):
-        _say(console, warning, "yellow")
-
-
 def _command(file: Path, out: Path | None) -> str:
     return f"vitc-sweep run {file}" + (f" --out {out}" if out else "")
 
@@ -253,8 +244,12 @@ def _execute(
     address: str | None,
     track: bool,
     command: str,
-) -> bool:
-    """Runs the trials that are left; returns whether a person cut it short."""
+) -> "Tracker | None":
+    """Runs the trials that are left; returns the tracker, still open for the report.
+
+    Raises:
+      typer.Exit: a person cut it short.
+    """
     from orchestrator import lanes
     from orchestrator.folder import save_question
     from orchestrator.terminal import Display, Progress, duration
@@ -312,11 +307,9 @@ def _execute(
             tracker.close(timeout_seconds=3)
         ended = sum(record.settled for record in records.values())
         _say(console, f"\nstopped; {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}")
-        return True
-    if tracker:
-        _close(console, tracker, folder)
+        raise typer.Exit(INTERRUPTED)
     _say(console, f"{len(todo)} trials in {duration(time.monotonic() - began)}\n")
-    return False
+    return tracker
 
 
 def _lr_notes(plan: "Plan") -> list[str]:
@@ -340,8 +333,12 @@ def _write_report(folder: Path) -> Path:
     return write_sealed_report(folder)
 
 
-def _conclude(console: "Console", folder: Path) -> int:
-    """Prints the answer and the report's path; the exit code says whether every trial has a result."""
+def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None) -> int:
+    """Writes the report, prints its answer, hands it to the tracker and closes that.
+
+    Returns:
+      The exit code, which says whether every trial has a result.
+    """
     from orchestrator.folder import open_folder
     from orchestrator.report import summary_table
     from orchestrator.results import results_of
@@ -358,6 +355,10 @@ def _conclude(console: "Console", folder: Path) -> int:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
         _say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
     _say(console, f"\nreport: {report}")
+    if tracker:
+        tracker.add_artifact(report)
+        if warning := tracker.close(timeout_seconds=30):
+            _say(console, warning, "yellow")
     return INCOMPLETE if bad else OK
 
 
