@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.folder import Folder
+    from orchestrator.lease import Lease
     from orchestrator.plan import Plan, Trial
+    from orchestrator.results import Result
     from orchestrator.sweep import Override, Sweep
     from orchestrator.tracking import Tracker
 
@@ -119,7 +121,6 @@ def run(
     sets: Sets = None,
     points: Points = None,
     address: Address = None,
-    retry_failed: Annotated[bool, typer.Option(help="Also run trials again that failed before.")] = False,
     track: Track = True,
 ) -> None:
     """Runs a sweep to its end, and reports.
@@ -129,7 +130,7 @@ def run(
     missing, 2 when the input is at fault.
     """
     from orchestrator.folder import confirmed_plan, merge_points, open_folder, save_question
-    from orchestrator.journal import locked
+    from orchestrator.lease import held
     from orchestrator.plan import unique_trials
     from orchestrator.sweep import load_sweep
 
@@ -141,19 +142,14 @@ def run(
         if sweep != before:
             _say(console, f"{folder} was extended before; it keeps its larger number of points")
     plan = confirmed_plan(folder, _plan(sweep, file))
-    with locked(folder):
+    with held(folder) as lease:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         records = known.records if known else {}
         for notice in known.notices if known else ():
             _say(console, f"note: {notice}", "yellow")
-        done = [
-            key
-            for key, record in records.items()
-            if record.settled and not (retry_failed and record.outcome in FAILURES)
-        ]
-        todo = unique_trials(plan.remaining(done))
+        todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
         if todo:
-            tracker = _execute(console, plan, folder, todo, known, address, track, _command(file, out))
+            tracker = _execute(console, plan, lease, todo, known, address, track, _command(file, out))
         else:
             save_question(folder, plan)
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
@@ -178,13 +174,14 @@ def confirm(
     """
     from orchestrator.confirm import choose
     from orchestrator.folder import load_confirmation, open_folder, save_confirmation
-    from orchestrator.journal import FolderError, locked
+    from orchestrator.journal import FolderError
+    from orchestrator.lease import held
     from orchestrator.plan import unique_trials, with_confirmation
     from orchestrator.results import results_of
 
     console = _console()
     open_folder(folder)
-    with locked(folder):
+    with held(folder) as lease:
         known = open_folder(folder)
         before = load_confirmation(folder)
         draws = [r for r in results_of(known.plan, known.records) if r.trial.role == "sweep"]
@@ -208,7 +205,7 @@ def confirm(
         tracker = None
         if todo:
             command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-            tracker = _execute(console, plan, folder, todo, known, address, track, command)
+            tracker = _execute(console, plan, lease, todo, known, address, track, command)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 
@@ -238,7 +235,7 @@ def _command(file: Path, out: Path | None) -> str:
 def _execute(
     console: "Console",
     plan: "Plan",
-    folder: Path,
+    lease: "Lease",
     todo: "Sequence[Trial]",
     known: "Folder | None",
     address: str | None,
@@ -248,13 +245,13 @@ def _execute(
     """Runs the trials that are left; returns the tracker, still open for the report.
 
     Raises:
-      typer.Exit: a person cut it short.
+      typer.Exit: a person cut it short, or another run took over.
     """
     from orchestrator import lanes
     from orchestrator.folder import save_question
     from orchestrator.terminal import Display, Progress, duration
 
-    began = time.monotonic()
+    began, folder = time.time(), lease.folder
     records = known.records if known else {}
     already = len(plan.trials) - len(todo)
     _say(
@@ -268,47 +265,67 @@ def _execute(
     lanes.connect(address)
     # From here on a polite kill means the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    interrupted = False
+    stopped = ""
     try:
         attempts = {key: record.attempts for key, record in records.items()}
-        run = lanes.Run(folder, todo, attempts, plan.sweep.resources.retries, plan.sweep.resources.lanes)
+        run = lanes.Run(folder, todo, attempts, plan.sweep.resources, began)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()
         progress = Progress(plan, records, lanes=max(count for *_, count in run.phases))
         with Display(console, progress) as display:
-            try:
-                while True:
-                    # Asked before the events are: what came in between is in them.
-                    done = run.done
-                    events = run.events()
-                    display.update(events)
-                    if tracker:
-                        tracker.observe(events)
-                    if done:
-                        break
-                    time.sleep(0.25)
-            except KeyboardInterrupt:
-                interrupted = True
-                # Seconds from here; a second Ctrl-C would only lose the record of the first.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                run.stop()
+
+            def tell() -> None:
                 events = run.events()
                 display.update(events)
                 if tracker:
                     tracker.observe(events)
-        if run.error and not interrupted:
+
+            try:
+                draining = False
+                while True:
+                    # Asked before the events are: what came in between is in them.
+                    done = run.done
+                    tell()
+                    if done:
+                        break
+                    if lease.lost:
+                        stopped = "another run has taken the folder over"
+                    elif (wanted := lease.stop_wanted()) == "now":
+                        stopped = "as `vitc-sweep stop` asked"
+                    elif wanted == "drain" and not draining:
+                        draining = True
+                        _say(console, "stopping: trials in flight go on to their end, no more are started")
+                        run.drain()
+                    if stopped:
+                        break
+                    time.sleep(0.25)
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+            if stopped:
+                # Seconds from here; a second Ctrl-C would only lose the record of the first.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                run.stop()
+                tell()
+            run.close()
+        if run.error and not stopped:
             _say(console, f"Ray stopped the run: {run.error}", "red")
+        if progress.breaker:
+            _say(console, f"stopped early: {progress.breaker}", "red")
+            _say(console, f"Mend the cause, then:  vitc-sweep retry {folder} --failed")
     finally:
         lanes.shutdown()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if interrupted:
+    if stopped:
         if tracker:
             tracker.close(timeout_seconds=3)
         ended = sum(record.settled for record in records.values())
-        _say(console, f"\nstopped; {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}")
+        _say(
+            console,
+            f"\nstopped ({stopped}); {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}",
+        )
         raise typer.Exit(INTERRUPTED)
-    _say(console, f"{len(todo)} trials in {duration(time.monotonic() - began)}\n")
+    _say(console, f"{len(todo)} trials in {duration(time.time() - began)}\n")
     return tracker
 
 
@@ -475,11 +492,14 @@ def _short_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
 def status(folder: SweepFolder, as_json: AsJson = False) -> None:
     """Says how far a sweep is, from its folder alone; it may be running."""
     from orchestrator.folder import open_folder
+    from orchestrator.lease import holder
+    from orchestrator.ledger import ledger
     from orchestrator.results import results_of
-    from orchestrator.terminal import failure_lines, progress_table, tallies
+    from orchestrator.terminal import failure_lines, ledger_table, progress_table, tallies
 
     opened = open_folder(folder)
     results = results_of(opened.plan, opened.records)
+    spent = ledger(opened.events)
     if as_json:
         cells = [
             {
@@ -491,19 +511,140 @@ def status(folder: SweepFolder, as_json: AsJson = False) -> None:
             }
             for t in tallies(results)
         ]
-        ended = sum(result.record.settled for result in results)
         print(
             json.dumps(
-                {"name": opened.plan.sweep.name, "trials": len(results), "ended": ended, "cells": cells}
+                {
+                    "name": opened.plan.sweep.name,
+                    "trials": len(results),
+                    "ended": sum(result.record.settled for result in results),
+                    "at_work": holder(folder) is not None,
+                    "ledger": {"device": spent.device, **spent.rows()},
+                    "cells": cells,
+                }
             )
         )
         return
     console = _console()
     for notice in opened.notices:
         _say(console, f"note: {notice}", "yellow")
+    _say(console, "a run is at work" if holder(folder) is not None else "no run is at work")
     console.print(progress_table(results))
+    if spent.total:
+        console.print()
+        console.print(ledger_table(spent))
     if failures := [result for result in results if result.record.outcome in FAILURES]:
         console.print(failure_lines(failures))
+
+
+@app.command(epilog="Example: vitc-sweep retry runs/lr_wd --failed")
+def retry(
+    folder: SweepFolder,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Trials that failed, ran out of memory, or could not be built.")
+    ] = False,
+    outcome: Annotated[
+        list[str] | None, typer.Option(help="Trials that ended so: failed, diverged, ...; may be repeated.")
+    ] = None,
+    trial: Annotated[
+        list[str] | None, typer.Option(help="A trial by the beginning of its id; may be repeated.")
+    ] = None,
+    address: Address = None,
+    track: Track = True,
+) -> None:
+    """Runs trials that have ended anew, from their beginning, and with them whatever else is missing.
+
+    What they had on record stays in the journal, and counts no more.
+    """
+    from orchestrator.folder import open_folder, record_retries
+    from orchestrator.journal import FolderError
+    from orchestrator.lease import held
+    from orchestrator.plan import unique_trials
+    from orchestrator.results import results_of
+
+    console = _console()
+    open_folder(folder)
+    with held(folder) as lease:
+        known = open_folder(folder)
+        _check_data(known.plan, folder)
+        results = results_of(known.plan, known.records)
+        wanted = _chosen(results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
+        if not wanted:
+            raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
+        record_retries(folder, wanted)
+        known = open_folder(folder)
+        settled = [key for key, record in known.records.items() if record.settled]
+        todo = unique_trials(known.plan.remaining(settled))
+        command = f"vitc-sweep retry {folder}"
+        tracker = _execute(console, known.plan, lease, todo, known, address, track, command)
+        raise typer.Exit(_conclude(console, folder, tracker))
+
+
+def _chosen(results: "Sequence[Result]", outcomes: set[str], prefixes: list[str]) -> list[str]:
+    """Ids of ended trials by outcome or by the beginning of their id.
+
+    Raises:
+      BadParameter: an outcome that there is not, or an id that fits no trial, or several.
+    """
+    from orchestrator.results import RULES
+
+    if unknown := outcomes - set(RULES):
+        raise typer.BadParameter(
+            f"must be one of {', '.join(RULES)}, is {', '.join(sorted(unknown))}", param_hint="--outcome"
+        )
+    chosen = {r.trial.id: None for r in results if r.record.outcome in outcomes}
+    for prefix in prefixes:
+        fitting = {result.trial.id for result in results if result.trial.id.startswith(prefix)}
+        if len(fitting) != 1:
+            raise typer.BadParameter(f"{prefix!r} fits {len(fitting)} trials", param_hint="--trial")
+        chosen |= dict.fromkeys(fitting)
+    return list(chosen)
+
+
+@app.command(epilog="Example: vitc-sweep stop runs/lr_wd --drain")
+def stop(
+    folder: SweepFolder,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Let trials in flight go on to their end; start no more.")
+    ] = False,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="End the run's process at once; it must be on this machine.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Return when the run has stopped.")] = True,
+) -> None:
+    """Stops a run from another terminal, or another machine that sees the folder.
+
+    As it stands it does what Ctrl-C does: trials in flight are cancelled and go on from their checkpoints
+    when the sweep is run again.
+    """
+    from orchestrator.lease import holder, kill_holder, request_stop
+
+    if drain and kill:
+        raise typer.BadParameter("choose one of --drain and --kill")
+    if kill:
+        kill_holder(folder)
+    else:
+        request_stop(folder, "drain" if drain else "now")
+    while wait and holder(folder) is not None:
+        time.sleep(0.5)
+    print(f"{folder}: {'stopped' if wait else 'will stop'}")
+
+
+@app.command(epilog="Example: vitc-sweep sync runs/lr_wd")
+def sync(folder: SweepFolder) -> None:
+    """Brings MLflow up to date with the journal, whatever it has, misses or has lost.
+
+    Nothing is told twice: runs are found by their trial, points by their epoch.
+    """
+    from orchestrator.folder import open_folder
+
+    opened = open_folder(folder)
+    tracker = _tracker(opened.plan, folder, opened)
+    if (report := folder / "report" / "report.html").is_file():
+        tracker.add_artifact(report)
+    if warning := tracker.close(timeout_seconds=600):
+        print(warning, file=sys.stderr)
+        raise typer.Exit(INCOMPLETE)
+    print(f"{folder}: MLflow has all {len(opened.records)} trials that were started")
 
 
 @app.command(epilog="Example: vitc-sweep report runs/lr_wd")

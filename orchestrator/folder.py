@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +25,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from orchestrator.journal import FolderError, read_journal, write_atomically
+from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
 from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
-from orchestrator.results import Event, Record, fold
+from orchestrator.results import Event, Record, fold, retry_event
 from orchestrator.sweep import Sweep, SweepError, build_sweep
-from trainables.config import Data, DataConfig
+from trainables.config import Data, DataConfig, leaves
 from trainables.data import SPLITS, DataInfo
 from trainables.yaml import YamlError, load_yaml
 
@@ -109,6 +110,19 @@ def _load_info(info: dict[str, Any]) -> DataInfo:
     return DataInfo(**info | {"class_names": tuple(info["class_names"])})
 
 
+def record_retries(path: Path, trial_ids: Sequence[str]) -> None:
+    """Writes down that trials which have ended are to run anew; what is left of their states goes.
+
+    The caller holds the folder.
+    """
+    for trial_id in trial_ids:
+        for checkpoint in (path / "trials" / trial_id).glob("checkpoint*"):
+            checkpoint.unlink()
+    writer = Writer(path)
+    writer.append([retry_event(trial_id, time.time()) for trial_id in trial_ids])
+    writer.close()
+
+
 def save_question(path: Path, plan: Plan) -> None:
     """Writes what was asked and with what, before anything runs.
 
@@ -155,11 +169,48 @@ def _check_same_question(path: Path, plan: Plan) -> None:
     old = fold(read_journal(path).events)
     planned = {trial.id for trial in plan.trials}
     if strays := [trial_id for trial_id, record in old.items() if record.outcome and trial_id not in planned]:
+        changes = "".join(f"\n  {line}" for line in _changes(path, plan))
         raise FolderError(
             f"{path}: holds {len(strays)} trial(s) that this sweep file does not ask for, so it belongs to "
-            f"another question (or to other data). Choose another folder with --out, or put back what was "
-            f"changed: compare with {path / 'sweep.yaml'}"
+            f"another question (or to other data). A sweep may grow, in points, arms, cells and epochs to "
+            f"compare; what it has asked before must stay. What was changed:{changes or ' nothing visible'}\n"
+            f"Choose another folder with --out, or put it back"
         )
+
+
+def _changes(path: Path, plan: Plan) -> list[str]:
+    """What the question in a folder and another one do not agree in, a line each."""
+    try:
+        before = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
+        record = json.loads((path / "record.json").read_text())
+        known = {entry["info"]["name"]: entry["info"]["fingerprint"] for entry in record["data"]}
+    except (SweepError, YamlError, OSError, ValueError, KeyError, TypeError) as error:
+        return [f"the question in the folder cannot be read any more: {error}"]
+    # What cannot change a result is nobody's business here.
+    aside = {"name", "question", "resources", "primary"}
+    old, new = (dict(leaves(sweep.model_dump(mode="json", exclude=aside))) for sweep in (before, plan.sweep))
+    lines = [
+        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and not _only_grows(key, old.get(key), new.get(key))
+    ]
+    lines += [
+        f"data {info.name}: fingerprint {known[info.name]} -> {info.fingerprint}"
+        for info in plan.infos.values()
+        if known.get(info.name, info.fingerprint) != info.fingerprint
+    ]
+    return lines
+
+
+def _only_grows(key: str, old: Any, new: Any) -> bool:
+    if key in ("design.points", "replicates", "noise.points", "noise.seeds"):
+        return old is None or (new is not None and new >= old)
+    # An arm, a level, a window that was not there.
+    return old is None and new is not None and key.partition(".")[0] in ("arms", "cells", "noise")
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "(not there)"
 
 
 def merge_points(path: Path, sweep: Sweep) -> Sweep:

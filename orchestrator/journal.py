@@ -1,22 +1,18 @@
 """The record of a sweep: append-only, one writer, every line with its checksum.
 
-One line is the CRC-32 of its JSON, a space, the JSON. A line that does not check is where a crash cut the
-file: it and what follows in that file are left out, and reading says so. Nothing is ever rewritten; a new
-`run` starts a new file, so a torn tail stays a tail.
+One line is the CRC-32 of its JSON, a space, the JSON. A line that does not check was torn by a crash or
+damaged by a disk: it is left out, and reading says so. Nothing is ever rewritten; a new `run` starts a new
+file, so a torn tail stays a tail. A file begins by sealing those before it: what a writer that was taken for
+dead should still add to one of them does not count.
 """
 
-import contextlib
-import fcntl
 import json
 import os
-import shutil
-import socket
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from orchestrator.results import Event
 
@@ -59,49 +55,118 @@ class Reading:
 
 
 def read_journal(folder: Path) -> Reading:
-    """All events of a sweep folder up to the last good one of each `run`."""
+    """All whole events of a sweep folder."""
+    files = [(path, path.read_bytes()) for path in sorted((folder / "journal").glob("*.jsonl"))]
+    sealed: dict[str, int] = {}
+    for _, content in files:
+        first = decode(content[: content.find(b"\n") + 1])
+        if first is not None and first["kind"] == "seal":
+            sealed = {name: min(size, sealed.get(name, size)) for name, size in first["sizes"].items()}
     events: list[Event] = []
     notices = []
-    for path in sorted((folder / "journal").glob("*.jsonl")):
-        lines = path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines):
+    for path, content in files:
+        counted = content[: sealed.get(path.name, len(content))]
+        if len(counted) < len(content):
+            notices.append(f"{path.name}: what was added after a later run had begun is left out")
+        damaged = 0
+        for line in counted.splitlines(keepends=True):
             event = decode(line)
             if event is None:
-                dropped = len(lines) - number
-                notices.append(
-                    f"{path.name}: {dropped} record(s) after line {number} were cut off by a crash"
-                )
-                break
-            events.append(event)
+                damaged += 1
+            elif event["kind"] != "seal":
+                events.append(event)
+        if damaged:
+            notices.append(f"{path.name}: {damaged} record(s) torn by a crash or damaged are left out")
     return Reading(events, notices)
 
 
 class Writer:
-    """Appends events to a new file of the journal. One process has one; the folder's lock sees to it."""
+    """Appends events to a new file of the journal. One process has one; the folder's lease sees to it."""
 
     def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+          OSError: the storage does not take it.
+        """
         journal = folder / "journal"
         journal.mkdir(parents=True, exist_ok=True)
-        last = max((int(path.stem) for path in journal.glob("*.jsonl")), default=0)
+        before = sorted(journal.glob("*.jsonl"))
+        last = max((int(path.stem) for path in before), default=0)
         self.path = journal / f"{last + 1:06d}.jsonl"
-        self._file = self.path.open("xb")
-        self._synced = 0.0
+        # Unbuffered: what a failed write has left undone must not linger here.
+        self._file = self.path.open("xb", buffering=0)
+        self._size = 0
+        self._synced_size, self._synced_at = 0, 0.0
+        self._unsynced: list[bytes] = []
+        self._torn = False
+        _sync_folder(journal)
+        if before:
+            self.append([{"kind": "seal", "sizes": {path.name: path.stat().st_size for path in before}}])
 
     def append(self, events: Sequence[Event]) -> None:
-        """Writes events; on return they survive the process. Ends of trials also survive the machine."""
-        self._file.write("".join(encode(event) for event in events).encode())
-        self._file.flush()
-        now = time.monotonic()
+        """Writes events; on return they survive the process. Ends of trials also survive the machine.
+
+        Raises:
+          OSError: the storage does not take them. Call `retry` until it does; the events are kept.
+        """
+        self._unsynced.append("".join(encode(event) for event in events).encode())
+        if self._torn:
+            self._start_over()
+        else:
+            self._write(self._unsynced[-1])
         # An fsync costs milliseconds: at once for what must not be repeated, else once a second.
-        if now - self._synced > 1 or any(event["kind"] == "end" for event in events):
-            os.fsync(self._file.fileno())
-            self._synced = now
+        if time.monotonic() - self._synced_at > 1 or any(event["kind"] == "end" for event in events):
+            self._sync()
+
+    def retry(self) -> None:
+        """Writes what a failed `append` left.
+
+        Raises:
+          OSError: the storage still does not take it.
+        """
+        self._start_over()
+        self._sync()
 
     def close(self) -> None:
         """Makes everything durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._sync()
         self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        self._torn = True
+        view = memoryview(data)
+        while view:
+            written = self._file.write(view)
+            view = view[written:]
+            self._size += written
+        self._torn = False
+
+    def _start_over(self) -> None:
+        """After a failed write: what is durable stays, the rest is written again.
+
+        A failed fsync may have dropped pages that had been written well, so all since the last good one is.
+        """
+        self._torn = True
+        os.ftruncate(self._file.fileno(), self._synced_size)
+        self._file.seek(self._synced_size)
+        self._size = self._synced_size
+        self._write(b"".join(self._unsynced))
+
+    def _sync(self) -> None:
+        self._torn = True
+        os.fsync(self._file.fileno())
+        self._torn = False
+        self._synced_size, self._synced_at = self._size, time.monotonic()
+        self._unsynced.clear()
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes a new name in a folder survive the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -114,33 +179,3 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a sweep folder for writing; the lock goes with the process, however that ends.
-
-    Raises:
-      FolderError: another `run` holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderError(f"{folder}: is in use by {_holder(file)}") from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}")
-        file.flush()
-        try:
-            yield
-        finally:
-            # A run that came to nothing leaves nothing.
-            if [entry.name for entry in folder.iterdir()] == ["lock"]:
-                shutil.rmtree(folder)
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    return file.read().strip() or "another process"

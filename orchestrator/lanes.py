@@ -1,14 +1,15 @@
-"""Ray: lanes that take trial after trial, and the clerk that keeps the record of them.
+"""Ray: lanes that take trial after trial from the clerk.
 
-    Tune ──one Tune trial per trial──▶ Lane (actor, reused) ──submit──▶ Clerk ◀──take── worker group
-                                          ▲                               │ ▲              │
-                                          └────────── next_event ─────────┘ └─ row, end ───┘
+    Tune ──one Tune trial per trial──▶ Lane (actor, reused) ──open──▶ Clerk ◀──take── worker group
+                                          ▲                             │ ▲              │
+                                          └───────── next_event ────────┘ └─ row, end ───┘
 
 A lane holds one long Ray Train run whose workers ask the clerk for a trial, train it, ask for the next.
 So a trial does not pay for starting Python, torch, a process group and a CUDA context. The clerk is the
 journal's one writer: rank 0 sends it each epoch's row, and what the clerk has acknowledged is on disk.
-Tune decides which trial a lane takes next; its own state is disposable. Ray Train restarts a lane's
-workers when one dies; the clerk then hands them the interrupted trial again. Nothing else retries.
+Tune decides how many lanes there are and opens a slot per trial; its own state is disposable. Ray Train
+restarts a lane's workers when one dies; the clerk decides what becomes of their trial, and where. Nothing
+else retries. Should Tune lose lanes, what is left of the trials makes the next round.
 
 Facts of Ray 2.60 that shape this file: the State API, and so the dashboard, must be on, or the workers of
 a stopped lane are never released; a Tune trial must ask for some resource, and asking for a CPU would
@@ -16,7 +17,6 @@ starve the workers, so lanes ask for a sliver of the head node, where the driver
 `ray.train.report` is a barrier polled every two seconds, so rows do not go that way.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import gc
@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,16 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.clerk import Clerk
+from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.journal import Writer, write_atomically
-from orchestrator.results import RULES, AttemptEnd, Event, attempt_event, end_event, epoch_event
+from orchestrator.journal import write_atomically
+from orchestrator.results import AttemptEnd, Event
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
     from orchestrator.plan import Trial
+    from orchestrator.sweep import Resources
     from trainables.context import Context
 
 #: Seconds between two checkpoints of a trial, at ends of epochs; most small trials never write one.
@@ -52,192 +55,12 @@ CHECKPOINT_SECONDS = 120.0
 #: Seconds a step of a lane waits before it looks whether its worker group is still there.
 _POLL_SECONDS = 2.0
 
+#: Rounds of lanes that end no trial before the run gives up.
+_MAX_IDLE_ROUNDS = 3
+
 
 class ClusterError(RuntimeError):
     """The cluster cannot run the sweep; the message says what is missing."""
-
-
-# ---------------------------------------------------------------------------------------------------
-# The clerk
-
-
-@dataclasses.dataclass
-class _Desk:
-    """The clerk's view of one lane."""
-
-    number: int = 0
-    job: dict[str, Any] | None = None
-    in_flight: bool = False
-    started: float = 0.0
-    node: str = ""
-    closed: bool = False
-    events: "asyncio.Queue[dict[str, Any]]" = dataclasses.field(default_factory=asyncio.Queue)
-    changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-
-
-class Clerk:
-    """An async actor: hands trials to worker groups, writes the journal, decides who tries again."""
-
-    def __init__(self, folder: str, attempts: dict[str, int], retries: dict[str, int]) -> None:
-        """
-        Args:
-          folder: the sweep's.
-          attempts: how often each trial was started before this run.
-          retries: how often each trial may be tried again after failing, in this run.
-        """
-        self._folder = Path(folder)
-        self._writer = Writer(self._folder)
-        self._attempts, self._retries = attempts, retries
-        self._desks: dict[str, _Desk] = {}
-        self._fresh: list[Event] = []
-        self._stopping = False
-
-    def _desk(self, lane: str) -> _Desk:
-        return self._desks.setdefault(lane, _Desk())
-
-    def _note(self, event: Event) -> None:
-        self._writer.append([event])
-        self._fresh.append(event)
-
-    async def note(self, event: Event) -> None:
-        """Writes an event of the driver's."""
-        self._note(event)
-
-    async def drain(self) -> list[Event]:
-        """Events since the last call; for the one driver."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
-
-    # Called by lanes.
-
-    async def submit(self, lane: str, job: dict[str, Any]) -> None:
-        """Puts a trial on a lane's desk."""
-        desk = self._desk(lane)
-        desk.events = asyncio.Queue()
-        if self._stopping:
-            desk.events.put_nowait({"done": True})
-            return
-        self._put(desk, job)
-
-    def _put(self, desk: _Desk, job: dict[str, Any]) -> None:
-        desk.number += 1
-        desk.job, desk.in_flight, desk.started = job, False, 0.0
-        desk.changed.set()
-
-    async def next_event(self, lane: str, timeout_seconds: float) -> dict[str, Any] | None:
-        """What the lane should tell Tune next, or None when nothing has happened for so long."""
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._desk(lane).events.get(), timeout_seconds)
-        return None
-
-    async def give_up(self, lane: str, detail: str) -> None:
-        """The lane's worker group is gone for good; its trial has failed."""
-        desk = self._desk(lane)
-        if desk.job is not None:
-            if not desk.in_flight:
-                self._begin(lane, desk)
-            self._finish(desk, "failed", detail, can_retry=False)
-
-    async def close_lane(self, lane: str) -> None:
-        """The workers of a lane are to leave when they ask next."""
-        desk = self._desk(lane)
-        desk.closed = True
-        desk.changed.set()
-
-    # Called by workers.
-
-    async def enter(self, lane: str, node: str) -> int:
-        """Rank 0 of a new worker group is here; a trial in flight was lost with the group before it.
-
-        Args:
-          lane: whose group it is.
-          node: id of the machine rank 0 is on.
-
-        Returns:
-          The number of the last job that is not for this group.
-        """
-        desk = self._desk(lane)
-        desk.node = node
-        if desk.in_flight:
-            self._finish(desk, "lost", "a worker process died (killed, out of memory, or its node left)")
-        return desk.number - (1 if desk.job is not None else 0)
-
-    async def take(self, lane: str, last: int) -> tuple[int, dict[str, Any]] | None:
-        """The lane's next job after number `last`, the same for every rank; None to leave."""
-        desk = self._desk(lane)
-        while not desk.closed:
-            if desk.job is not None and desk.number > last:
-                if not desk.in_flight:
-                    self._begin(lane, desk)
-                return desk.number, desk.job
-            desk.changed.clear()
-            await desk.changed.wait()
-        return None
-
-    def _begin(self, lane: str, desk: _Desk) -> None:
-        assert desk.job is not None
-        trial = desk.job["trial"]
-        attempt = self._attempts[trial] = self._attempts.get(trial, 0) + 1
-        desk.job = desk.job | {"attempt": attempt}
-        desk.in_flight, desk.started = True, time.monotonic()
-        self._note(attempt_event(trial, attempt, lane, time.time(), desk.node))
-
-    async def row(self, lane: str, number: int, row: dict[str, Any]) -> bool:
-        """An epoch's row from rank 0; False tells it to drop the trial."""
-        desk = self._desk(lane)
-        if desk.job is None or number != desk.number or not desk.in_flight:
-            return False
-        self._note(epoch_event(desk.job["trial"], desk.job["attempt"], row))
-        desk.events.put_nowait(
-            {"epoch": row["epoch"], "val_top1_error_pct": row["val_top1_error_pct"], "done": False}
-        )
-        return True
-
-    async def end(
-        self, lane: str, number: int, end: AttemptEnd, detail: str, log: str = "", weights: str = ""
-    ) -> None:
-        """An attempt is over; the first rank to say so is heard."""
-        desk = self._desk(lane)
-        if desk.job is None or number != desk.number or not desk.in_flight:
-            return
-        if log:
-            name = f"attempt-{desk.job['attempt']}.log"
-            write_atomically(self._folder / "trials" / desk.job["trial"] / name, log)
-        self._finish(desk, end, detail, weights=weights)
-
-    def _finish(
-        self, desk: _Desk, end: AttemptEnd, detail: str, can_retry: bool = True, weights: str = ""
-    ) -> None:
-        assert desk.job is not None
-        trial, attempt = desk.job["trial"], desk.job["attempt"]
-        again = RULES[end].again == "always"
-        if RULES[end].again == "retries" and self._retries.get(trial, 0) > 0:
-            self._retries[trial] -= 1
-            again = True
-        again = again and can_retry and not self._stopping
-        if end == "lost" and not again:
-            end = "failed"
-        seconds = time.monotonic() - desk.started
-        self._note(end_event(trial, attempt, end, detail, seconds, time.time(), not again, weights))
-        if again:
-            self._put(desk, desk.job)
-            return
-        checkpoint_path(self._folder, trial).unlink(missing_ok=True)
-        desk.job, desk.in_flight = None, False
-        desk.events.put_nowait({"done": True})
-
-    async def stop(self) -> None:
-        """Ends the run: trials in flight are cancelled, and keep their checkpoints for the next one."""
-        self._stopping = True
-        for desk in self._desks.values():
-            if desk.in_flight and desk.job is not None:
-                seconds = time.monotonic() - desk.started
-                trial, attempt = desk.job["trial"], desk.job["attempt"]
-                self._note(
-                    end_event(trial, attempt, "cancelled", "interrupted", seconds, time.time(), final=True)
-                )
-            desk.job, desk.in_flight = None, False
-            desk.events.put_nowait({"done": True})
 
 
 def checkpoint_path(folder: Path, trial_id: str) -> Path:
@@ -296,7 +119,7 @@ def _run_job(
     path = checkpoint_path(folder, job["trial"])
     saved = time.monotonic()
     try:
-        config = TrainConfig.model_validate(job["config"])
+        config = TrainConfig.model_validate_json(job["config"])
         for row, state in train(config, context, _read_checkpoint(path, context)):
             wanted = [True, False]
             if context.rank == 0:
@@ -357,10 +180,10 @@ class Lane(tune.Trainable):  # type: ignore[misc]
     """One Ray Train run that outlives the trials it takes."""
 
     def setup(self, config: dict[str, Any], clerk: Any, gang: Gang, folder: str, scratch: str) -> None:
-        """Starts the worker group; its first trial is waiting on the desk when it arrives."""
+        """Starts the worker group and opens the first slot."""
         self._clerk, self._lane = clerk, uuid.uuid4().hex[:8]
         self._error: BaseException | None = None
-        self._submit(config)
+        ray.get(self._clerk.open_slot.remote(self._lane))
         settings = {"clerk": clerk, "lane": self._lane, "folder": folder, "threads": gang.cpus}
         self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
         self._thread.start()
@@ -382,29 +205,29 @@ class Lane(tune.Trainable):  # type: ignore[misc]
                     name=f"lane-{self._lane}",
                     storage_path=scratch,
                     failure_config=FailureConfig(max_failures=-1),
+                    callbacks=[_losses(self._clerk, self._lane)],
                 ),
             ).fit()
         except BaseException as error:
             self._error = error
 
-    def _submit(self, config: dict[str, Any]) -> None:
-        ray.get(self._clerk.submit.remote(self._lane, config["job"]))
-
     def step(self) -> dict[str, Any]:
-        """One epoch of the trial, or its end."""
+        """One epoch of a trial, or an end."""
         while True:
             event = ray.get(self._clerk.next_event.remote(self._lane, _POLL_SECONDS))
             if event is not None:
                 return dict(event)
             if not self._thread.is_alive():
                 cause = self._error or "it returned"
-                ray.get(self._clerk.give_up.remote(self._lane, f"the worker group ended: {cause}"))
+                ray.get(self._clerk.lose.remote(self._lane, "process", f"the worker group ended: {cause}"))
+                # This lane takes nothing any more; its slot goes with it, and the trial to another.
+                raise RuntimeError(f"the worker group ended: {cause}")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next trial; False asks Tune for a new lane where the worker group has died."""
+        """Opens the next slot; False asks Tune for a new lane where the worker group has died."""
         if not self._thread.is_alive():
             return False
-        self._submit(new_config)
+        ray.get(self._clerk.open_slot.remote(self._lane))
         return True
 
     def cleanup(self) -> None:
@@ -419,20 +242,57 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         """Nothing."""
 
 
-class _Queue(Searcher):  # type: ignore[misc]
-    """Gives Tune the trials in the plan's order, until there are none or the run is stopped."""
+def _losses(clerk: Any, lane: str) -> Any:
+    """Tells the clerk at once of a worker group that is gone; the next one may take minutes to come."""
+    from ray.train import UserCallback
 
-    def __init__(self, trials: Sequence["Trial"], stopping: threading.Event) -> None:
+    class Losses(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            cause, detail = cause_of(worker_exceptions.values())
+            ray.get(clerk.lose.remote(lane, cause, detail))
+
+    return Losses()
+
+
+def cause_of(errors: Iterable[BaseException]) -> tuple[Cause, str]:
+    """What took a worker group away, from what Ray says of its workers."""
+    texts = [_chain(error) for error in errors]
+    for text in texts:
+        if "OutOfMemoryError" in text or "running low on memory" in text:
+            return "memory", "its machine ran out of memory, and Ray killed a worker: " + _wanted(text)
+    for text in texts:
+        if "node has died" in text or "preempted" in text or "NodeDiedError" in text:
+            return "node", "its machine has gone"
+    return "process", "a worker process died"
+
+
+def _chain(error: BaseException | None) -> str:
+    """An error and those that it wraps, as text."""
+    texts: list[str] = []
+    while error is not None and len(texts) < 10:
+        texts.append(f"{type(error).__name__}: {error}")
+        error = getattr(error, "_base_exc", None) or error.__cause__
+    return "\n".join(texts)
+
+
+def _wanted(text: str) -> str:
+    """The line of Ray's memory monitor that says how much there was."""
+    lines = [line.strip() for line in text.splitlines() if "memory used" in line.lower() or "GB" in line]
+    return lines[0] if lines else "see its log"
+
+
+class _Slots(Searcher):  # type: ignore[misc]
+    """Gives Tune a slot per trial, until there are none or the run is stopped."""
+
+    def __init__(self, count: int, stopping: threading.Event) -> None:
         super().__init__()
-        self._trials: Iterator[Trial] = iter(trials)
+        self._numbers = iter(range(count))
         self._stopping = stopping
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial."""
-        trial = None if self._stopping.is_set() else next(self._trials, None)
-        if trial is None:
-            return str(Searcher.FINISHED)
-        return {"job": {"trial": trial.id, "config": trial.config.model_dump(mode="json")}}
+        """The next slot."""
+        number = None if self._stopping.is_set() else next(self._numbers, None)
+        return str(Searcher.FINISHED) if number is None else {"slot": number}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher for a restore that never comes; a lock does not pickle."""
@@ -510,22 +370,23 @@ class Run:
         folder: Path,
         trials: Sequence["Trial"],
         attempts: dict[str, int],
-        retries: int,
-        lanes: int | None = None,
+        resources: "Resources",
+        began: float | None = None,
     ) -> None:
         """
         Args:
           folder: the sweep's, seen by the driver and, for checkpoints, by the workers.
           trials: what is to run, in order.
           attempts: how often each was started before.
-          retries: how often a failed one is tried again.
-          lanes: trials at a time; None computes it from the cluster.
+          resources: lanes at a time (None computes it from the cluster), retries and the breaker.
+          began: when starting up began, in seconds since 1970; now if left out.
 
         Raises:
           ClusterError: a trial needs more than the cluster has.
         """
         self.folder = folder.resolve()
-        self._attempts, self._retries = attempts, {trial.id: retries for trial in trials}
+        self._attempts, self._resources = attempts, resources
+        self._began = began or time.time()
         self._stopping = threading.Event()
         cluster = nodes()
         from orchestrator.plan import by_gang
@@ -533,7 +394,7 @@ class Run:
         self.phases: list[tuple[Gang, list[Trial], int]] = []
         for wanted, members in by_gang(trials).items():
             gang = wanted.on(cluster)
-            count = lanes or num_lanes(gang, cluster, len(members))
+            count = resources.lanes or num_lanes(gang, cluster, len(members))
             if count == 0:
                 have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
                 raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
@@ -547,11 +408,13 @@ class Run:
         self._clerk = (
             ray.remote(Clerk)
             .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-            .remote(str(self.folder), self._attempts, self._retries)
+            .remote(str(self.folder), self._resources.breaker)
         )
-        event = {"kind": "session", "time": time.time(), "lanes": [count for *_, count in self.phases]}
-        ray.get(self._clerk.note.remote(event))
+        self._note("session", began=self._began, lanes=[count for *_, count in self.phases])
         self._thread.start()
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        ray.get(self._clerk.note.remote({"kind": kind, "time": time.time(), **fields}))
 
     @property
     def done(self) -> bool:
@@ -563,10 +426,19 @@ class Run:
         fresh: list[Event] = ray.get(self._clerk.drain.remote())
         return fresh
 
+    def drain(self) -> None:
+        """Lets what is in flight go on to its end, and starts no more."""
+        self._stopping.set()
+        ray.get(self._clerk.stop.remote(after_flight=True))
+
     def stop(self, timeout_seconds: float = 8.0) -> None:
         """Cancels what is in flight and waits for the record of it, not for the workers."""
         self._stopping.set()
         ray.get(self._clerk.stop.remote(), timeout=timeout_seconds)
+
+    def close(self, timeout_seconds: float = 8.0) -> None:
+        """Puts the end of the session on record; the last thing to do with a run."""
+        ray.get(self._clerk.note.remote({"kind": "close", "time": time.time()}), timeout=timeout_seconds)
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
@@ -580,20 +452,46 @@ class Run:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
+        jobs = [
+            Job(
+                trial.id,
+                trial.arm,
+                trial.config.model_dump_json(),
+                attempts=self._attempts.get(trial.id, 0),
+                retries=self._resources.retries,
+            )
+            for trial in members
+        ]
+        device = "GPU" if gang.gpus else "core"
+        devices = count * gang.workers * (gang.gpus or gang.cpus)
+        self._note("phase", lanes=count, devices=devices, device=device)
+        for start in range(0, len(jobs), 1000):
+            ray.get(self._clerk.add.remote(jobs[start : start + 1000]))
         lane = tune.with_parameters(
             Lane, clerk=self._clerk, gang=gang, folder=str(self.folder), scratch=str(scratch / "train")
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
-        tune.Tuner(
-            tune.with_resources(lane, sliver),
-            tune_config=tune.TuneConfig(
-                search_alg=_Queue(members, self._stopping),
-                num_samples=len(members),
-                max_concurrent_trials=count,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(scratch / gang_name(gang)), verbose=0),
-        ).fit()
+        left, idle_rounds = len(jobs), 0
+        # One round, unless Tune loses lanes: what they had is left, and makes the next.
+        while left and not self._stopping.is_set() and idle_rounds < _MAX_IDLE_ROUNDS:
+            tune.Tuner(
+                tune.with_resources(lane, sliver),
+                tune_config=tune.TuneConfig(
+                    search_alg=_Slots(left, self._stopping),
+                    num_samples=left,
+                    max_concurrent_trials=min(count, left),
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"tune-{uuid.uuid4().hex[:8]}",
+                    storage_path=str(scratch / gang_name(gang)),
+                    verbose=0,
+                ),
+            ).fit()
+            before, left = left, ray.get(self._clerk.left.remote())
+            idle_rounds = idle_rounds + 1 if left == before else 0
+        if left and not self._stopping.is_set():
+            raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
 
 
 def gang_name(gang: Gang) -> str:

@@ -1,7 +1,7 @@
 """How trials ended: outcomes and their rules, and the record of each trial folded from the journal."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,14 +22,15 @@ class Rule:
 
     Attributes:
       means: for people.
-      again: who runs the trial again: nobody, this run up to `retries`, this run always, the next run.
+      again: who runs the trial again: nobody; this run, up to `retries`; this run, unless it is lost over and
+        over without getting on; this run, always; the next run.
       ranked: whether its error may be the arm's best.
       error_pct: the error it counts as in an EDF: its own (None with `in_edf`), or a fixed one.
       in_edf: whether it counts there at all. What does not is shown as missing, never dropped silently.
     """
 
     means: str
-    again: Literal["never", "retries", "always", "next run"]
+    again: Literal["never", "retries", "losses", "always", "next run"]
     ranked: bool
     in_edf: bool
     error_pct: float | None = None
@@ -46,12 +47,12 @@ RULES: dict[AttemptEnd, Rule] = {
     "failed": Rule("an error in code, data or machine", "retries", ranked=False, in_edf=False),
     "cancelled": Rule("interrupted by a person", "next run", ranked=False, in_edf=False),
     "preempted": Rule("its machine was taken away", "always", ranked=False, in_edf=False),
-    "lost": Rule("its process or machine died", "retries", ranked=False, in_edf=False),
+    "lost": Rule("its process died", "losses", ranked=False, in_edf=False),
 }
 
 #: Outcomes after which `run` leaves a trial alone.
 SETTLED: frozenset[str] = frozenset(
-    name for name, rule in RULES.items() if rule.again in ("never", "retries") and name != "lost"
+    name for name, rule in RULES.items() if rule.again in ("never", "retries")
 )
 
 
@@ -121,8 +122,16 @@ def end_event(
     time: float,
     final: bool,
     weights: str = "",
+    from_step: int = -1,
+    step: int = -1,
+    heard: float = 0.0,
+    epochs: int = 0,
 ) -> Event:
-    """An attempt is over; `final` says that the trial is, too."""
+    """An attempt is over; `final` says that the trial is, too.
+
+    `from_step` and `step` are where it began and how far it was known to be when last `heard` of; `epochs` is
+    the number of the last epoch it put on record, by which a reader sees that no row of it is missing.
+    """
     return {
         "kind": "end",
         "trial": trial_id,
@@ -133,14 +142,32 @@ def end_event(
         "time": time,
         "final": final,
         "weights": weights,
+        "from_step": from_step,
+        "step": step,
+        "heard": heard,
+        "epochs": epochs,
     }
+
+
+def pulse_event(time: float, in_flight: Mapping[str, Sequence[float]]) -> Event:
+    """The run lives; per trial in flight: the step it began at, the step it is at, when that was heard."""
+    return {
+        "kind": "pulse",
+        "time": time,
+        "in_flight": {key: list(value) for key, value in in_flight.items()},
+    }
+
+
+def retry_event(trial_id: str, time: float) -> Event:
+    """A person wants a trial that has ended run anew, from its beginning."""
+    return {"kind": "retry", "trial": trial_id, "time": time}
 
 
 def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict[str, Record]:
     """Records by trial id; constant work per event. Kinds it does not know are passed over."""
     records = {} if into is None else into
     for event in events:
-        if event["kind"] not in ("attempt", "epoch", "end"):
+        if event["kind"] not in ("attempt", "epoch", "end", "retry"):
             continue
         record = records.setdefault(event["trial"], Record())
         match event["kind"]:
@@ -156,8 +183,14 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 record.busy_seconds += event["seconds"]
                 record.ended = event["time"]
                 record.detail = event["detail"]
-                record.outcome = event["end"] if event["final"] else None
+                whole = sorted(record.rows) == list(range(1, len(record.rows) + 1))
+                # A damaged record may have been one of its rows: then it has to be run again.
+                whole = whole and len(record.rows) >= event.get("epochs", 0)
+                record.outcome = event["end"] if event["final"] and whole else None
                 record.weights = event.get("weights", "")
+            case "retry":
+                record.outcome, record.detail, record.weights = None, "", ""
+                record.rows.clear()
     return records
 
 

@@ -44,6 +44,12 @@ class Resources(Frozen):
         None, gt=0, description="Trials at a time; left out: as many as fit. Set it where the cluster grows."
     )
     retries: int = Field(1, ge=0, description="How often a trial that failed is tried again.")
+    breaker: int = Field(
+        5, gt=1, description="Trials of an arm that end with one error in a row before the run stops."
+    )
+    hang_minutes: float = Field(
+        30, gt=0, description="A trial that makes no step for so long is ended, and tried again."
+    )
 
 
 class Noise(Frozen):

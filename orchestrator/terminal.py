@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.results import Event, Record, Result, fold, results_of
 
@@ -120,6 +121,7 @@ class Progress:
     records: dict[str, Record]
     lanes: int = 0
     began: float = field(default_factory=time.monotonic)
+    breaker: str = ""
     _costs: dict[str, float] = field(default_factory=dict)
     _first_row: tuple[float, float] | None = None
 
@@ -148,6 +150,9 @@ class Progress:
         """Takes in what has happened."""
         events = list(events)
         fold(events, self.records)
+        for event in events:
+            if event["kind"] == "breaker":
+                self.breaker = event["detail"]
         if self._first_row is None and any(event["kind"] == "epoch" for event in events):
             # Counted from the first row on: what came before was starting up.
             self._first_row = (time.monotonic(), self.share)
@@ -189,6 +194,21 @@ def live_view(progress: Progress) -> RenderableType:
     return Group(*parts)
 
 
+def ledger_table(spent: Ledger) -> Table:
+    """Where the time of the devices went."""
+    total = spent.total or 1.0
+    return rows_table(
+        [
+            {
+                "": name.replace("_", "-"),
+                f"{spent.device}-seconds": f"{seconds:,.0f}",
+                "share %": f"{100 * seconds / total:.1f}",
+            }
+            for name, seconds in [*spent.rows().items(), ("in all", spent.total)]
+        ]
+    )
+
+
 def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
     """Failed trials with their causes, equal causes once."""
     causes: dict[str, list[Result]] = {}
@@ -227,6 +247,9 @@ class Display:
     def update(self, events: Sequence[Event]) -> None:
         """Takes in what has happened and shows it."""
         self.progress.observe(events)
+        for event in events:
+            if event["kind"] == "notice":
+                self.console.print(event["detail"], style="yellow", markup=False, soft_wrap=True)
         if self._live:
             self._live.update(live_view(self.progress), refresh=True)
             return

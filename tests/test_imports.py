@@ -7,9 +7,33 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STATISTICS = ("stats", "peak", "basin", "fairness", "gaps", "noise", "power")
-PURE = {"gang", "space", "design", "sweep", "cost", "plan", "results", "confirm", "merge", *STATISTICS}
+PURE = {
+    "gang",
+    "space",
+    "design",
+    "sweep",
+    "cost",
+    "plan",
+    "results",
+    "confirm",
+    "merge",
+    "dispatch",
+    "ledger",
+    *STATISTICS,
+}
 #: What touches the outside world.
-EDGES = ("journal", "folder", "lanes", "tracking", "figures", "report", "terminal", "evidence")
+EDGES = (
+    "journal",
+    "lease",
+    "clerk",
+    "folder",
+    "lanes",
+    "tracking",
+    "figures",
+    "report",
+    "terminal",
+    "evidence",
+)
 #: Modules of a lower rank may not import those of a higher one.
 RANKS = {
     **dict.fromkeys(("gang", "space"), 0),
@@ -18,7 +42,7 @@ RANKS = {
     "sweep": 2,
     "plan": 3,
     "results": 4,
-    **dict.fromkeys(("confirm", "merge", *STATISTICS), 5),
+    **dict.fromkeys(("confirm", "merge", "dispatch", "ledger", *STATISTICS), 5),
     # Edges, one outside library each.
     **dict.fromkeys(EDGES, 6),
     "cli": 7,

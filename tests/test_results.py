@@ -55,7 +55,7 @@ def test_the_rules_are_those_that_were_decided():
         "failed": ("retries", False, None),
         "cancelled": ("next run", False, None),
         "preempted": ("always", False, None),
-        "lost": ("retries", False, None),
+        "lost": ("losses", False, None),
     }
     for name, (again, ranked, counts_as) in decided.items():
         rule = RULES[name]

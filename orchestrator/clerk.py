@@ -1,0 +1,193 @@
+"""The clerk: an async object that serves lanes and worker groups, and keeps the journal.
+
+`dispatch.Dispatch` decides; the clerk gives it the time, makes what it says durable before anyone hears of
+it, and lets those who ask wait. It is the journal's one writer. In a run it is a Ray actor; nothing here
+knows that.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.dispatch import Cause, Dispatch, Job
+from orchestrator.journal import Writer, write_atomically
+from orchestrator.results import AttemptEnd, Event
+
+#: Seconds between two looks at the lanes, and between two signs of life in the journal.
+TEND_SECONDS = 5.0
+PULSE_SECONDS = 15.0
+
+#: Seconds between two tries to write to storage that fails: doubled each time, up to the last.
+FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
+
+
+class Clerk:
+    """Hands trials to worker groups, writes the journal, decides who tries again."""
+
+    def __init__(self, folder: str, breaker: int = 5, clock: Callable[[], float] = time.time) -> None:
+        """
+        Args:
+          folder: the sweep's.
+          breaker: see `Dispatch`.
+          clock: seconds since 1970.
+        """
+        self._folder = Path(folder)
+        self._writer = Writer(self._folder)
+        self._dispatch = Dispatch(breaker)
+        self._clock = clock
+        self._fresh: list[Event] = []
+        self._writing = asyncio.Lock()
+        self._changed, self._version = asyncio.Condition(), 0
+        self._tending: asyncio.Task[None] | None = None
+
+    async def _commit(self) -> None:
+        """Makes what has happened durable; what the storage refuses is waited for, however long."""
+        async with self._writing:
+            if events := self._dispatch.take_events():
+                write: Callable[[], None] = lambda: self._writer.append(events)  # noqa: E731
+                wait = FIRST_WAIT_SECONDS
+                while True:
+                    try:
+                        write()
+                        break
+                    except OSError as error:
+                        self._fresh.append(
+                            {"kind": "notice", "detail": f"cannot write to {self._folder}: {error}; waiting"}
+                        )
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, LAST_WAIT_SECONDS)
+                    write = self._writer.retry
+                self._fresh += events
+        async with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
+    async def _wait_for_change(self, since: int, timeout_seconds: float) -> None:
+        """Returns when something has happened since that version, which may be at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds), self._changed:
+                await self._changed.wait_for(lambda: self._version != since)
+
+    # Called by the driver.
+
+    async def note(self, event: Event) -> None:
+        """Writes an event of the driver's."""
+        self._dispatch.events.append(event)
+        await self._commit()
+        if self._tending is None:
+            self._tending = asyncio.create_task(self._tend())
+
+    async def add(self, jobs: list[Job]) -> None:
+        """Takes on trials; they are handed out in this order."""
+        self._dispatch.add(jobs)
+
+    async def left(self) -> int:
+        """Trials that still wait for an end."""
+        return self._dispatch.num_open if self._dispatch.handing_out else 0
+
+    async def drain(self) -> list[Event]:
+        """Events since the last call; for the one driver."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    async def stop(self, after_flight: bool = False) -> None:
+        """Ends the run: cancels what is in flight, or lets it go on to its end and hands out no more."""
+        if after_flight:
+            self._dispatch.drain()
+        else:
+            self._dispatch.stop(self._clock())
+        await self._commit()
+
+    async def _tend(self) -> None:
+        pulsed = self._clock()
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            self._dispatch.tend(self._clock())
+            if self._clock() - pulsed >= PULSE_SECONDS:
+                pulsed = self._clock()
+                self._dispatch.pulse(pulsed)
+            await self._commit()
+
+    # Called by lanes.
+
+    async def open_slot(self, lane: str) -> None:
+        """A Tune trial begins on a lane."""
+        self._dispatch.open(lane, self._clock())
+        await self._commit()
+
+    async def next_event(self, lane: str, timeout_seconds: float) -> dict[str, Any] | None:
+        """What the lane should tell Tune next, or None when nothing has happened for so long."""
+        version = self._version
+        if (message := self._dispatch.poll(lane, self._clock())) is None:
+            await self._wait_for_change(version, timeout_seconds)
+            message = self._dispatch.poll(lane, self._clock())
+        return message
+
+    async def lose(self, lane: str, cause: Cause, detail: str) -> None:
+        """The lane's worker group is gone."""
+        self._dispatch.lose(lane, cause, detail, self._clock())
+        await self._commit()
+
+    async def close_lane(self, lane: str) -> None:
+        """The workers of a lane are to leave when they ask next."""
+        self._dispatch.close_lane(lane)
+        await self._commit()
+
+    # Called by workers.
+
+    async def enter(self, lane: str, node: str) -> int:
+        """Rank 0 of a new worker group is here.
+
+        Args:
+          lane: whose group it is.
+          node: id of the machine rank 0 is on.
+
+        Returns:
+          The number of the last job that is not for this group.
+        """
+        number = self._dispatch.enter(lane, node, self._clock())
+        await self._commit()
+        return number
+
+    async def take(self, lane: str, last: int) -> tuple[int, dict[str, Any]] | None:
+        """The lane's next job after number `last`, the same for every rank; None to leave."""
+        while not self._dispatch.leaves(lane, last):
+            version = self._version
+            if (attempt := self._dispatch.take(lane, last, self._clock())) is not None:
+                job = attempt.job
+                taken = {"trial": job.trial, "config": job.config, "attempt": job.attempts}
+                await self._commit()
+                return attempt.number, taken
+            await self._wait_for_change(version, TEND_SECONDS)
+        return None
+
+    async def beat(self, lane: str, number: int, step: int) -> bool:
+        """Rank 0 is at this step; False tells it to drop the trial."""
+        return self._dispatch.beat(lane, number, step, self._clock())
+
+    async def row(self, lane: str, number: int, row: dict[str, Any]) -> bool:
+        """An epoch's row from rank 0; False tells it to drop the trial."""
+        goes_on = self._dispatch.row(lane, number, row, self._clock())
+        await self._commit()
+        return goes_on
+
+    async def end(
+        self, lane: str, number: int, end: AttemptEnd, detail: str, log: str = "", weights: str = ""
+    ) -> None:
+        """An attempt is over; the first rank to say so is heard."""
+        ended = self._dispatch.end(lane, number, end, detail, self._clock(), weights)
+        if ended is None:
+            return
+        job, is_over = ended
+        trial_folder = self._folder / "trials" / job.trial
+        # Neither is worth a trial: the detail is in the journal, and a checkpoint too many is only bytes.
+        with contextlib.suppress(OSError):
+            if log:
+                write_atomically(trial_folder / f"attempt-{job.attempts}.log", log)
+        await self._commit()
+        with contextlib.suppress(OSError):
+            if is_over:
+                (trial_folder / "checkpoint.pt").unlink(missing_ok=True)

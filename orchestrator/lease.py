@@ -1,0 +1,173 @@
+"""Who may write in a sweep folder: one run at a time, on one machine or on several that share the folder.
+
+On one machine a file lock says so, and goes with the process, however that ends. Between machines a lease
+does: a file with a number and the holder's name, touched every few seconds, and void when that stops. The
+number grows with every holder; a holder that finds a larger one has been taken for dead and stops. What it
+should still write is cut off by the journal's seals.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.journal import FolderError, write_atomically
+
+#: Seconds between two signs of life of a holder, and without one after which its lease is void.
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+
+StopMode = Literal["drain", "now"]
+
+
+class Lease:
+    """A held sweep folder.
+
+    Attributes:
+      folder: the sweep's.
+      number: grows with every holder.
+      lost: another run has taken the folder over.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+        self.lost = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def _beat(self) -> None:
+        path = self.folder / "lease.json"
+        while not self._done.wait(BEAT_SECONDS):
+            # A folder that cannot be reached just now is no reason to stop a sweep.
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if json.loads(path.read_text())["number"] != self.number:
+                    self.lost = True
+                    return
+                os.utime(path)
+
+    def stop_wanted(self) -> StopMode | None:
+        """What `request_stop` has asked of this holder."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            wanted = json.loads((self.folder / "stop.json").read_text())
+            if wanted["number"] == self.number:
+                return "drain" if wanted["mode"] == "drain" else "now"
+        return None
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Lease]:
+    """Holds a sweep folder for writing.
+
+    Raises:
+      FolderError: another run holds it; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderError(f"{folder}: is in use by {_holder(folder)}") from error
+        before = _read(folder)
+        is_elsewhere = before is not None and before["host"] not in ("", socket.gethostname())
+        if is_elsewhere and (age := _age(folder)) < STALE_SECONDS:
+            raise FolderError(
+                f"{folder}: is in use by {_holder(folder)}, last heard of {age:.0f} s ago. "
+                f"If that run is dead, wait until {STALE_SECONDS:.0f} s have passed"
+            )
+        number = before["number"] + 1 if before else 1
+        since = time.strftime("%F %T")
+        me = {"number": number, "process": os.getpid(), "host": socket.gethostname(), "since": since}
+        write_atomically(folder / "lease.json", json.dumps(me) + "\n")
+        (folder / "stop.json").unlink(missing_ok=True)
+        lease = Lease(folder, number)
+        lease._thread.start()
+        try:
+            yield lease
+        finally:
+            lease._done.set()
+            lease._thread.join()
+            if not lease.lost:
+                (folder / "stop.json").unlink(missing_ok=True)
+                # The number stays, for the next to count on; without a host nobody holds it.
+                write_atomically(folder / "lease.json", json.dumps({"number": number, "host": ""}) + "\n")
+            # A run that came to nothing leaves nothing.
+            if not lease.lost and {entry.name for entry in folder.iterdir()} <= {"lock", "lease.json"}:
+                shutil.rmtree(folder)
+
+
+def holder(folder: Path) -> int | None:
+    """The number of the run that holds a folder, as far as this machine can tell; None if there is none."""
+    before = _read(folder)
+    if not before or not before["host"]:
+        return None
+    if before["host"] != socket.gethostname():
+        return before["number"] if _age(folder) < STALE_SECONDS else None
+    with contextlib.suppress(OSError), (folder / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    return int(before["number"])
+
+
+def request_stop(folder: Path, mode: StopMode) -> int:
+    """Asks the run that holds a folder to stop.
+
+    Returns:
+      Its number.
+
+    Raises:
+      FolderError: no run holds it.
+    """
+    number = holder(folder)
+    if number is None:
+        raise FolderError(f"{folder}: no run is at work there")
+    write_atomically(folder / "stop.json", json.dumps({"number": number, "mode": mode}) + "\n")
+    return number
+
+
+def kill_holder(folder: Path) -> None:
+    """Ends the process of the run that holds a folder, as a power cut would.
+
+    Raises:
+      FolderError: no run holds it, or one on another machine.
+    """
+    if holder(folder) is None or (content := _read(folder)) is None:
+        raise FolderError(f"{folder}: no run is at work there")
+    if content["host"] != socket.gethostname():
+        raise FolderError(f"{folder}: is in use by {_holder(folder)}; kill it there")
+    os.kill(content["process"], signal.SIGKILL)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / "lease.json").read_text())
+        return {**content, "number": int(content["number"]), "host": str(content["host"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        # Damaged: nobody can be told from it.
+        return None
+
+
+def _age(folder: Path) -> float:
+    """Seconds since the holder's last sign of life, by the clock of the storage: machines' clocks differ."""
+    probe = folder / f".clock.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - (folder / "lease.json").stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _holder(folder: Path) -> str:
+    content = _read(folder)
+    if not content or "process" not in content:
+        return "another process"
+    return f"process {content['process']} on {content['host']}, since {content['since']}"

@@ -1,0 +1,183 @@
+"""Where the time of the devices went: every core- or GPU-second of a sweep under one heading.
+
+A lane is a gang's worth of devices; while a phase of a run lasts, each of its lanes is always in one of these
+states, so the headings add up to lanes x devices of a lane x wall time by construction.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.results import Event
+
+#: Outcomes whose trials gave nothing: all their time counts as lost.
+_FRUITLESS = frozenset({"failed", "invalid", "out_of_memory"})
+
+
+@dataclass
+class Ledger:
+    """Device-seconds by what they were spent on.
+
+    Attributes:
+      device: `core` or `GPU`; `mixed` where a sweep had both.
+      useful: training and evaluation that the results rest on.
+      replayed: steps done again, because they came after the last checkpoint of an attempt that was lost.
+      lost: work that leads to no result: of trials that failed, and between the last sign of life of an
+        attempt and its end.
+      queued: lanes without a trial: between two trials, and at the end of a run, while others finish.
+      start_up: from the command to the first trial of a lane, and from the loss of a worker group to the
+        next trial.
+      preflight: checks before the first trial.
+    """
+
+    device: str = "core"
+    useful: float = 0.0
+    replayed: float = 0.0
+    lost: float = 0.0
+    queued: float = 0.0
+    start_up: float = 0.0
+    preflight: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it: devices x wall time, summed over runs."""
+        return sum(self.rows().values())
+
+    def rows(self) -> dict[str, float]:
+        """Heading to device-seconds."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "device"}
+
+
+@dataclass
+class _Attempt:
+    trial: str
+    lane: str
+    started: float
+    from_step: int = -1
+    step: int = -1
+    heard: float = 0.0
+    ended: float | None = None
+    end: str = ""
+
+
+@dataclass
+class _Phase:
+    """A stretch of a run with so many lanes; starting Ray is the beginning of the first."""
+
+    began: float
+    ended: float
+    lanes: int
+    devices: float
+    device: str
+    preflight: float = 0.0
+    attempts: list[_Attempt] = field(default_factory=list)
+
+
+def ledger(events: Iterable[Event]) -> Ledger:
+    """The ledger of a sweep from its journal; a run without an end counts until its last sign of life."""
+    phases = _phases(events)
+    total = Ledger(device="/".join(sorted({phase.device for phase in phases})) or "core")
+    if "/" in total.device:
+        total.device = "mixed"
+    fruitless = {
+        attempt.trial for phase in phases for attempt in phase.attempts if attempt.end == "final fruitless"
+    }
+    reached: dict[str, int] = {}
+    for phase in phases:
+        per_lane = phase.devices / phase.lanes
+        in_trials = 0.0
+        for attempt in phase.attempts:
+            ended = phase.ended if attempt.ended is None else attempt.ended
+            seconds = max(0.0, ended - attempt.started)
+            in_trials += seconds
+            if attempt.trial in fruitless or attempt.end == "discarded":
+                total.lost += seconds * per_lane
+                continue
+            silent = 0.0
+            if attempt.end in ("", "lost", "preempted"):
+                silent = min(seconds, max(0.0, ended - max(attempt.heard, attempt.started)))
+            steps = attempt.step - attempt.from_step
+            again = min(reached.get(attempt.trial, 0), attempt.step) - attempt.from_step
+            share = max(0, again) / steps if steps > 0 and attempt.from_step >= 0 else 0.0
+            total.lost += silent * per_lane
+            total.replayed += (seconds - silent) * share * per_lane
+            total.useful += (seconds - silent) * (1 - share) * per_lane
+            reached[attempt.trial] = max(reached.get(attempt.trial, 0), attempt.step)
+        room = max(0.0, phase.lanes * (phase.ended - phase.began) - in_trials - phase.preflight * phase.lanes)
+        starting = min(room, _starting_seconds(phase))
+        total.start_up += starting * per_lane
+        total.queued += (room - starting) * per_lane
+        total.preflight += phase.preflight * phase.devices
+    return total
+
+
+def _starting_seconds(phase: _Phase) -> float:
+    """Lane-seconds until the first trial of each lane, and from a lost worker group to the next trial."""
+    by_lane: dict[str, list[_Attempt]] = {}
+    for attempt in phase.attempts:
+        by_lane.setdefault(attempt.lane, []).append(attempt)
+    seconds, deaths = 0.0, []
+    for attempts in by_lane.values():
+        for before, after in itertools.pairwise(attempts):
+            if before.end in ("lost", "preempted") and before.ended is not None:
+                seconds += max(0.0, after.started - before.ended)
+        if attempts[-1].end in ("lost", "preempted"):
+            deaths.append(attempts[-1].ended or phase.ended)
+    firsts = sorted(attempts[0].started for attempts in by_lane.values())
+    # The first lanes of a phase start with it, later ones take the place of one that died.
+    for index, first in enumerate(firsts):
+        if index < phase.lanes:
+            seconds += max(0.0, first - phase.began - phase.preflight)
+        else:
+            died = [time for time in deaths if time <= first]
+            seconds += first - max(died) if died else 0.0
+    seconds += max(0, phase.lanes - len(firsts)) * (phase.ended - phase.began - phase.preflight)
+    return seconds
+
+
+def _phases(events: Iterable[Event]) -> list[_Phase]:
+    """The phases of all runs; attempts whose work a person has thrown away since are marked."""
+    phases: list[_Phase] = []
+    running: dict[str, _Attempt] = {}
+    of_trial: dict[str, list[_Attempt]] = {}
+    began: float | None = None
+    preflight = 0.0
+    for event in events:
+        if event["kind"] == "session":
+            # Whatever of an earlier run had no end went with that run, when it was last heard of.
+            running.clear()
+            began, preflight = event.get("began", event["time"]), 0.0
+            continue
+        if phases and began is None and "time" in event:
+            phases[-1].ended = max(phases[-1].ended, event["time"])
+        match event["kind"]:
+            case "preflight":
+                preflight += event["seconds"]
+            case "phase":
+                time: float = event["time"]
+                start = time if began is None else began
+                lanes, devices = event["lanes"], event["devices"]
+                phases.append(_Phase(start, time, lanes, devices, event["device"], preflight))
+                began, preflight = None, 0.0
+            case "attempt" if phases:
+                attempt = running[event["trial"]] = _Attempt(event["trial"], event["lane"], event["time"])
+                of_trial.setdefault(attempt.trial, []).append(attempt)
+                phases[-1].attempts.append(attempt)
+            case "pulse":
+                for trial, (from_step, step, heard) in event["in_flight"].items():
+                    if (there := running.get(trial)) is not None:
+                        there.from_step, there.step, there.heard = int(from_step), int(step), heard
+            case "epoch":
+                if (there := running.get(event["trial"])) is not None:
+                    there.step = max(there.step, int(event["row"].get("step", -1)))
+            case "end":
+                if (there := running.pop(event["trial"], None)) is not None:
+                    there.from_step, there.step = event.get("from_step", -1), event.get("step", -1)
+                    there.heard, there.ended = event.get("heard", event["time"]), event["time"]
+                    is_fruitless = event["final"] and event["end"] in _FRUITLESS
+                    there.end = "final fruitless" if is_fruitless else event["end"]
+            case "retry":
+                for attempt in of_trial.pop(event["trial"], []):
+                    attempt.end = "discarded"
+    return phases
