@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator import lanes
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep import Resources, build_sweep
 
 
 def trivial_plan(num_trials: int) -> Plan:
@@ -55,7 +55,7 @@ def time_lane(num_trials: int) -> tuple[float, float]:
     """Seconds to the end of the first trial, and seconds per trial after it."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
-        run = lanes.Run(Path(folder), trivial_plan(num_trials).trials, {}, retries=0, lanes=1)
+        run = lanes.Run(Path(folder), trivial_plan(num_trials).trials, {}, Resources(retries=0, lanes=1))
         run.start()
         ends = []
         while True:

@@ -158,7 +158,12 @@ class Clerk:
             version = self._version
             if (attempt := self._dispatch.take(lane, last, self._clock())) is not None:
                 job = attempt.job
-                taken = {"trial": job.trial, "config": job.config, "attempt": job.attempts}
+                taken = {
+                    "trial": job.trial,
+                    "config": job.config,
+                    "attempt": job.attempts,
+                    "epochs": job.epochs,
+                }
                 await self._commit()
                 return attempt.number, taken
             await self._wait_for_change(version, TEND_SECONDS)

@@ -267,8 +267,7 @@ def _execute(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stopped = ""
     try:
-        attempts = {key: record.attempts for key, record in records.items()}
-        run = lanes.Run(folder, todo, attempts, plan.sweep.resources, began)
+        run = lanes.Run(folder, todo, records, plan.sweep.resources, began)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()

@@ -38,6 +38,7 @@ class Job:
       arm: failures in a row are counted per arm: one arm may be broken and the other not.
       config: what the workers need, as text.
       attempts: how often it was started, in earlier runs too.
+      epochs: how many are on record; a checkpoint that is beyond them is not to be used.
       retries: how often it may still be tried again after failing.
       losses: in a row without progress.
       places: machines and lanes where it failed or was lost.
@@ -48,6 +49,7 @@ class Job:
     arm: str
     config: str
     attempts: int = 0
+    epochs: int = 0
     retries: int = 0
     losses: int = 0
     places: set[str] = dataclasses.field(default_factory=set)
@@ -248,6 +250,7 @@ class Dispatch:
             return False
         desk, attempt = found
         attempt.epochs = int(row["epoch"])
+        attempt.job.epochs = max(attempt.job.epochs, attempt.epochs)
         attempt.job.losses = 0
         self.events.append(epoch_event(attempt.job.trial, attempt.job.attempts, row))
         desk.messages.append(

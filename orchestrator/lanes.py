@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.journal import write_atomically
-from orchestrator.results import AttemptEnd, Event
+from orchestrator.results import AttemptEnd, Event, Record
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
@@ -369,7 +369,7 @@ class Run:
         self,
         folder: Path,
         trials: Sequence["Trial"],
-        attempts: dict[str, int],
+        records: Mapping[str, Record],
         resources: "Resources",
         began: float | None = None,
     ) -> None:
@@ -377,7 +377,7 @@ class Run:
         Args:
           folder: the sweep's, seen by the driver and, for checkpoints, by the workers.
           trials: what is to run, in order.
-          attempts: how often each was started before.
+          records: what is known of trials from earlier runs.
           resources: lanes at a time (None computes it from the cluster), retries and the breaker.
           began: when starting up began, in seconds since 1970; now if left out.
 
@@ -385,7 +385,7 @@ class Run:
           ClusterError: a trial needs more than the cluster has.
         """
         self.folder = folder.resolve()
-        self._attempts, self._resources = attempts, resources
+        self._records, self._resources = records, resources
         self._began = began or time.time()
         self._stopping = threading.Event()
         cluster = nodes()
@@ -452,16 +452,12 @@ class Run:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
-        jobs = [
-            Job(
-                trial.id,
-                trial.arm,
-                trial.config.model_dump_json(),
-                attempts=self._attempts.get(trial.id, 0),
-                retries=self._resources.retries,
-            )
-            for trial in members
-        ]
+        jobs = []
+        for trial in members:
+            known = self._records.get(trial.id, Record())
+            retries = self._resources.retries
+            config = trial.config.model_dump_json()
+            jobs.append(Job(trial.id, trial.arm, config, known.attempts, known.whole_epochs, retries))
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
         self._note("phase", lanes=count, devices=devices, device=device)

@@ -1,6 +1,7 @@
 """How trials ended: outcomes and their rules, and the record of each trial folded from the journal."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,6 +86,11 @@ class Record:
     def settled(self) -> bool:
         """Whether `run` leaves it alone."""
         return self.outcome in SETTLED
+
+    @property
+    def whole_epochs(self) -> int:
+        """How many epochs from the first on are on record without a gap."""
+        return next(number for number in itertools.count() if number + 1 not in self.rows)
 
     @property
     def last(self) -> Epoch | None:
@@ -183,9 +189,8 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 record.busy_seconds += event["seconds"]
                 record.ended = event["time"]
                 record.detail = event["detail"]
-                whole = sorted(record.rows) == list(range(1, len(record.rows) + 1))
                 # A damaged record may have been one of its rows: then it has to be run again.
-                whole = whole and len(record.rows) >= event.get("epochs", 0)
+                whole = record.whole_epochs == len(record.rows) >= event.get("epochs", 0)
                 record.outcome = event["end"] if event["final"] and whole else None
                 record.weights = event.get("weights", "")
             case "retry":

@@ -15,7 +15,7 @@ import yaml
 
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
 from orchestrator.results import Event, Record, fold
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep import Resources, build_sweep
 from trainables.base import TIMING_FIELDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -60,7 +60,7 @@ def run_trials(
     retries: int = 1,
     meddle: Callable[[list[Event]], None] = lambda events: None,
 ) -> tuple[dict[str, Record], list[Event]]:
-    run = lanes.Run(folder, trials, {}, retries, count)
+    run = lanes.Run(folder, trials, {}, Resources(retries=retries, lanes=count))
     run.start()
     events: list[Event] = []
     while True:
@@ -175,13 +175,13 @@ def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(la
 def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_written(lanes, tmp_path):
     plan = plan_of(1, resources={"workers": 3})
     with pytest.raises(lanes.ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
-        lanes.Run(tmp_path / "sweep", plan.trials, {}, 0)
+        lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
     assert not (tmp_path / "sweep").exists()
 
 
 def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
     plan = plan_of(4, {"schedule.epochs": 500})
-    run = lanes.Run(tmp_path / "sweep", plan.trials, {}, 1)
+    run = lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
     run.start()
     events: list[Event] = []
     while not any(event["kind"] == "epoch" for event in events):

@@ -1,0 +1,1 @@
+"""Faults by the hundred, and what must hold after each: `make chaos`."""

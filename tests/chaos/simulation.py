@@ -1,0 +1,417 @@
+"""A cluster in a few hundred lines: lanes, workers, Tune and the machines under them, with its own clock.
+
+It plays the part of Ray against the real `Dispatch`, `fold` and `ledger`. Everything is a function of one
+seed: when what dies, how long a step takes, when a checkpoint is written. Workers train by adding up numbers,
+so that a trial which lost or repeated a step has another result.
+"""
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.dispatch import Dispatch, Job
+from orchestrator.journal import decode, encode
+from orchestrator.results import Event, Record, fold
+
+#: What dies: the workers of a lane, its Tune actor with them or alone, a machine, the command, the power; and
+#: workers that are taken for dead, replaced, and go on.
+FAULTS = ("worker", "worker", "lane", "zombie", "twin", "node", "driver", "torn")
+
+EPOCHS, STEPS_PER_EPOCH = 3, 5
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+def result_of(trial: str, step: int) -> int:
+    """What a trial has computed after so many steps."""
+    value = 0
+    for number in range(step):
+        value = (value * 31 + hash_of(f"{trial}/{number}")) % 1_000_003
+    return value
+
+
+def hash_of(text: str) -> int:
+    """The same in every process."""
+    return int.from_bytes(text.encode(), "big") % 999_983
+
+
+@dataclass
+class Group:
+    """A worker group: one process as far as the dispatcher can tell."""
+
+    lane: str
+    node: str
+    alive: bool = True
+    number: int = 0
+    attempt: int = 0
+    trial: str | None = None
+    step: int = 0
+    value: int = 0
+
+
+@dataclass
+class LaneActor:
+    """A Tune actor; it polls while it lives."""
+
+    name: str
+    alive: bool = True
+    group: Group | None = None
+    has_slot: bool = False
+
+
+@dataclass
+class Truth:
+    """What really happened, to hold the ledger against."""
+
+    steps_done: Counter[str] = field(default_factory=Counter)
+    replayed_seconds: float = 0.0
+    trained_seconds: float = 0.0
+
+
+class World:
+    """One sweep under one schedule of faults."""
+
+    def __init__(self, seed: int, kinds: Sequence[str] = FAULTS) -> None:
+        self.random = random.Random(seed)
+        self.kinds = kinds
+        num_trials, self.num_lanes, self.num_nodes = 12, 3, 2
+        self.trials = [f"t{number:02d}" for number in range(num_trials)]
+        self.step_seconds = self.random.uniform(0.5, 20)
+        self.checkpoint_steps = self.random.randint(1, 12)
+        # Rarer than progress: what is lost over and over without getting on has failed, by rule.
+        self.fault_seconds = self.random.uniform(2, 10) * self.step_seconds * min(self.checkpoint_steps, 5)
+        self.now = 1000.0
+        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self.counter = 0
+        #: Lines as they are on disk.
+        self.disk: list[bytes] = []
+        self.checkpoints: dict[str, tuple[int, int]] = {}
+        self.faults: Counter[str] = Counter()
+        self.truth = Truth()
+        self.generation = 0
+        self.lane_count = 0
+        self.quiet = False
+
+    # Time.
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Does something, unless the run it belongs to is gone by then."""
+        generation = self.generation
+        self.counter += 1
+
+        def unless_gone() -> None:
+            if generation == self.generation:
+                action()
+
+        heapq.heappush(self.agenda, (self.now + seconds, self.counter, unless_gone))
+
+    def run_until(self, finished: Callable[[], bool], limit: float) -> None:
+        while self.agenda and not finished() and self.now < limit:
+            self.now, _, action = heapq.heappop(self.agenda)
+            action()
+            self.commit()
+
+    # The journal.
+
+    def events(self) -> list[Event]:
+        return [event for line in self.disk if (event := decode(line)) is not None]
+
+    def records(self) -> dict[str, Record]:
+        return fold(self.events())
+
+    def commit(self) -> None:
+        self.disk += [encode(event).encode() for event in self.dispatch.take_events()]
+
+    # A run of the command.
+
+    def start_run(self) -> None:
+        """`vitc-sweep run`: what the journal does not have is to be done."""
+        records = dict.fromkeys(self.trials, Record()) | self.records()
+        left = [t for t in self.trials if not records[t].settled]
+        self.generation += 1
+        self.agenda.clear()
+        self.dispatch = Dispatch()
+        self.lanes: dict[str, LaneActor] = {}
+        began = self.now
+        self.now += self.random.uniform(1, 10)
+        self.dispatch.events.append({"kind": "session", "time": self.now, "began": began})
+        lanes = min(self.num_lanes, len(left))
+        phase = {"kind": "phase", "time": self.now, "lanes": lanes, "devices": lanes, "device": "core"}
+        self.dispatch.events.append(phase)
+        self.dispatch.add(
+            Job(t, "arm", "", records[t].attempts, records[t].whole_epochs, retries=1) for t in left
+        )
+        self.commit()
+        self.slots = len(left)
+        for _ in range(lanes):
+            self.new_lane()
+        self.later(5, self.tend)
+        self.later(self.random.expovariate(1 / self.fault_seconds), self.fault)
+
+    def end_run(self) -> None:
+        self.dispatch.events.append({"kind": "close", "time": self.now})
+        self.commit()
+
+    @property
+    def over(self) -> bool:
+        return self.dispatch.num_open == 0
+
+    def tend(self) -> None:
+        self.dispatch.tend(self.now)
+        if self.random.random() < 0.4:
+            self.dispatch.pulse(self.now)
+        # A round of Tune is over when no lane has a slot; what is left makes the next.
+        if not any(lane.alive and lane.has_slot for lane in self.lanes.values()) and not self.over:
+            self.slots = self.dispatch.num_open
+            for _ in range(min(self.num_lanes, self.slots)):
+                self.new_lane()
+        self.later(5, self.tend)
+
+    # Tune.
+
+    def new_lane(self) -> None:
+        if not self.slots:
+            return
+        self.lane_count += 1
+        lane = LaneActor(f"lane{self.lane_count}")
+        self.lanes[lane.name] = lane
+        self.open_slot(lane)
+        self.later(0, lambda: self.poll(lane))
+        self.later(self.random.uniform(5, 30), lambda: self.new_group(lane))
+
+    def open_slot(self, lane: LaneActor) -> None:
+        if self.slots:
+            self.slots -= 1
+            lane.has_slot = True
+            self.dispatch.open(lane.name, self.now)
+        else:
+            lane.has_slot = False
+            lane.alive = False
+            self.dispatch.close_lane(lane.name)
+
+    def poll(self, lane: LaneActor) -> None:
+        if not lane.alive:
+            return
+        message = self.dispatch.poll(lane.name, self.now)
+        if message is not None and message["done"]:
+            self.open_slot(lane)
+        self.later(self.random.uniform(0.1, 2), lambda: self.poll(lane))
+
+    # Workers.
+
+    def new_group(self, lane: LaneActor) -> None:
+        if not lane.alive:
+            return
+        group = lane.group = Group(lane.name, f"node{self.random.randrange(self.num_nodes)}")
+        group.number = self.dispatch.enter(lane.name, group.node, self.now)
+        self.later(0, lambda: self.work(group))
+
+    def work(self, group: Group) -> None:
+        """One turn of a worker group: take a trial, or do a step of it."""
+        if not group.alive:
+            return
+        if group.trial is None:
+            attempt = self.dispatch.take(group.lane, group.number, self.now)
+            if attempt is None:
+                if not self.dispatch.leaves(group.lane, group.number):
+                    self.later(1, lambda: self.work(group))
+                return
+            group.number, group.trial = attempt.number, attempt.job.trial
+            group.step, group.value = self.checkpoints.get(group.trial, (0, 0))
+            if group.step // STEPS_PER_EPOCH > attempt.job.epochs:
+                group.step, group.value = 0, 0
+            if not self.dispatch.beat(group.lane, group.number, group.step, self.now):
+                raise AssertionError("a trial just taken is the group's")
+        self.later(self.step_seconds, lambda: self.step(group))
+
+    def step(self, group: Group) -> None:
+        if not group.alive or group.trial is None:
+            return
+        trial = group.trial
+        self.truth.trained_seconds += self.step_seconds
+        if self.truth.steps_done[trial] > group.step:
+            self.truth.replayed_seconds += self.step_seconds
+        group.value = (group.value * 31 + hash_of(f"{trial}/{group.step}")) % 1_000_003
+        group.step += 1
+        goes_on = self.dispatch.beat(group.lane, group.number, group.step, self.now)
+        if goes_on:
+            self.truth.steps_done[trial] = max(self.truth.steps_done[trial], group.step)
+        if goes_on and group.step % STEPS_PER_EPOCH == 0:
+            row = row_of(trial, group.step // STEPS_PER_EPOCH, group.value)
+            goes_on = self.dispatch.row(group.lane, group.number, row, self.now)
+        if not goes_on:
+            group.trial = None
+        elif group.step == STEPS:
+            ended = self.dispatch.end(
+                group.lane, group.number, "finished", "", self.now, weights=str(group.value)
+            )
+            if ended is not None and ended[1]:
+                self.checkpoints.pop(trial, None)
+            group.trial = None
+        elif group.step % self.checkpoint_steps == 0:
+            self.checkpoints[trial] = (group.step, group.value)
+        self.work(group)
+
+    # Faults.
+
+    def fault(self) -> None:
+        if self.quiet:
+            return
+        kind = self.random.choice(self.kinds)
+        living = [lane for lane in self.lanes.values() if lane.alive]
+        if kind == "driver":
+            self.hit(kind)
+            self.now += self.random.uniform(0, 300)
+            self.start_run()
+            return
+        if kind == "torn":
+            # Power loss: the last line is half there, and everything begins again.
+            self.hit(kind)
+            if self.disk:
+                self.disk[-1] = self.disk[-1][: self.random.randrange(len(self.disk[-1]))]
+            self.now += self.random.uniform(0, 300)
+            self.start_run()
+            return
+        if living:
+            lane = self.random.choice(living)
+            if kind == "worker" and lane.group and lane.group.alive:
+                self.hit(kind)
+                self.kill_group(lane, "process")
+            elif kind == "node" and lane.group and lane.group.alive:
+                self.hit(kind)
+                for other in living:
+                    if other.group and other.group.alive and other.group.node == lane.group.node:
+                        self.kill_group(other, "node")
+            elif kind == "twin" and lane.group and lane.group.alive:
+                self.hit(kind)
+                self.tell_lost(lane, "process")
+                self.later(self.random.uniform(1, 20), lambda: self.new_group(lane))
+            elif kind == "lane":
+                self.hit(kind)
+                lane.alive = False
+                if lane.group:
+                    lane.group.alive = False
+            elif kind == "zombie":
+                # The actor is gone, its workers do not know and go on.
+                self.hit(kind)
+                lane.alive = False
+        self.later(self.random.expovariate(1 / self.fault_seconds), self.fault)
+
+    def hit(self, kind: str) -> None:
+        self.faults[kind] += 1
+
+    def kill_group(self, lane: LaneActor, cause: Any) -> None:
+        assert lane.group is not None
+        lane.group.alive = False
+        delay = self.random.uniform(0, 5)
+        if self.random.random() < 0.7:
+            self.later(delay, lambda: self.tell_lost(lane, cause))
+        self.later(delay + self.random.uniform(5, 60), lambda: self.new_group(lane))
+
+    def tell_lost(self, lane: LaneActor, cause: Any) -> None:
+        if lane.alive:
+            self.dispatch.lose(lane.name, cause, "a worker died", self.now)
+
+
+def row_of(trial: str, epoch: int, value: int) -> dict[str, Any]:
+    """An epoch's row with the trial's state in it."""
+    return {
+        "epoch": epoch,
+        "step": epoch * STEPS_PER_EPOCH,
+        "lr": 0.1,
+        "train_loss": float(value),
+        "val_loss": 1.0,
+        "val_top1_error_pct": value / 1_000_003 * 100,
+        "val_raw_top1_error_pct": 0.0,
+        "train_seconds": 1.0,
+        "val_seconds": 0.0,
+        "test_top1_error_pct": None,
+    }
+
+
+def simulate(seed: int, kinds: Sequence[str] = FAULTS) -> World:
+    """A sweep to its end under faults; after a while these cease, so that it has one.
+
+    Raises:
+      AssertionError: it did not end, or `check` found something.
+    """
+    world = World(seed, kinds)
+    world.start_run()
+    calm = world.now + 40 * world.fault_seconds
+    world.run_until(lambda: world.over, calm)
+    world.quiet = True
+    world.run_until(lambda: world.over, world.now + 5e4)
+    assert world.over, "the sweep does not end"
+    world.end_run()
+    if any(not world.records()[trial].settled for trial in world.trials):
+        # A torn line was the end of a trial: running again finds out.
+        world.start_run()
+        world.run_until(lambda: world.over, world.now + 5e4)
+        world.end_run()
+    check(world)
+    return world
+
+
+def check(world: World) -> None:
+    """What must hold after any schedule.
+
+    Raises:
+      AssertionError: something does not.
+    """
+    from orchestrator.ledger import ledger
+
+    records = world.records()
+    for trial in world.trials:
+        record = records[trial]
+        assert record.outcome == "finished", (trial, record.outcome, record.detail)
+        assert sorted(record.rows) == list(range(1, EPOCHS + 1))
+        for epoch, row in record.rows.items():
+            assert row.train_loss == result_of(trial, epoch * STEPS_PER_EPOCH), (trial, epoch)
+        assert record.weights == str(result_of(trial, STEPS))
+    for trial, ends in finals(world.events()).items():
+        assert ends == 1, (trial, ends)
+    assert overlaps(world.events()) == []
+    spent = ledger(world.events())
+    assert all(seconds >= 0 for seconds in spent.rows().values()), spent
+    capacity = sum(lanes * (ended - began) for began, ended, lanes in phases(world.events()))
+    assert abs(spent.total - capacity) <= 0.01 * capacity, (spent, capacity)
+
+
+def finals(events: list[Event]) -> Counter[str]:
+    """How often each trial has ended for good."""
+    return Counter(event["trial"] for event in events if event["kind"] == "end" and event["final"])
+
+
+def overlaps(events: list[Event]) -> list[str]:
+    """Trials that were begun again before an end of their last attempt was on record, within one run."""
+    in_flight: set[str] = set()
+    found = []
+    for event in events:
+        match event["kind"]:
+            case "session":
+                in_flight.clear()
+            case "attempt":
+                if event["trial"] in in_flight:
+                    found.append(event["trial"])
+                in_flight.add(event["trial"])
+            case "end":
+                in_flight.discard(event["trial"])
+    return found
+
+
+def phases(events: list[Event]) -> Iterator[tuple[float, float, int]]:
+    """Begin, end and lanes of every phase, read off without the ledger's code."""
+    current: tuple[float, int] | None = None
+    last = began = 0.0
+    for event in events:
+        if event["kind"] == "session":
+            if current:
+                yield current[0], last, current[1]
+            current, began = None, event["began"]
+        elif event["kind"] == "phase":
+            current = (began, event["lanes"])
+        last = event.get("time", last)
+    if current:
+        yield current[0], last, current[1]

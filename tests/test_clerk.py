@@ -1,0 +1,99 @@
+"""The clerk without Ray: what it acknowledges is on disk, failing storage is waited for, nothing hangs."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator import clerk as clerk_module
+from orchestrator.clerk import Clerk
+from orchestrator.dispatch import Job
+from orchestrator.journal import read_journal
+from orchestrator.results import fold
+from tests.test_journal import EPOCH
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(clerk_module, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(clerk_module, "LAST_WAIT_SECONDS", 0.02)
+
+
+async def worker(
+    clerk: Clerk, lane: str, on_disk: list[int] | None = None, folder: Path | None = None
+) -> None:
+    """A worker group that does what it is given, and looks whether what it is told is so."""
+    last = await clerk.enter(lane, "node")
+    while (taken := await clerk.take(lane, last)) is not None:
+        last, job = taken
+        assert await clerk.beat(lane, last, 0)
+        for epoch in (1, 2):
+            assert await clerk.row(lane, last, EPOCH | {"epoch": epoch})
+            missing.append(len(fold(read_journal(folder).events)[job["trial"]].rows) - epoch)
+        await clerk.end(lane, last, "finished", "")
+
+
+async def tune(clerk: Clerk, lane: str, slots: int) -> None:
+    for _ in range(slots):
+        await clerk.open_slot(lane)
+        while not (event := await clerk.next_event(lane, 0.5)) or not event["done"]:
+            pass
+    await clerk.close_lane(lane)
+
+
+async def sweep(
+    clerk: Clerk, trials: int, folder: Path | None = None, on_disk: list[int] | None = None
+) -> None:
+    await clerk.note({"kind": "session", "time": 0.0})
+    await clerk.add([Job(f"t{i}", "arm", "{}") for i in range(trials)])
+    missing: list[int] = []
+    slots = tune(clerk, "x", trials)
+    await asyncio.wait_for(asyncio.gather(slots, worker(clerk, "x", folder, missing)), 60)
+    return missing
+
+
+def test_what_a_worker_was_told_is_kept_is_on_disk(tmp_path):
+    assert asyncio.run(sweep(Clerk(str(tmp_path)), tmp_path, 5)) == [0] * 10
+
+
+def test_storage_that_fails_now_and_then_costs_time_and_nothing_else(tmp_path, monkeypatch):
+    clerk = Clerk(str(tmp_path))
+    real, calls = os.fsync, []
+
+    def failing(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) % 3:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+
+    async def both():
+        await sweep(clerk, tmp_path, 6)
+        return await clerk.drain()
+
+    fresh = asyncio.run(both())
+    reading = read_journal(tmp_path)
+    assert reading.notices == []
+    records = fold(reading.events)
+    assert {record.outcome for record in records.values()} == {"finished"}
+    assert [e["kind"] for e in reading.events].count("end") == 6
+    assert [event for event in fresh if event["kind"] != "notice"] == reading.events
+    assert "No space left on device; waiting" in next(e for e in fresh if e["kind"] == "notice")["detail"]
+
+
+def test_a_log_that_cannot_be_written_does_not_cost_the_trial(tmp_path):
+    (tmp_path / "trials").write_text("a file where a folder should be")
+    clerk = Clerk(str(tmp_path))
+
+    async def fail_once():
+        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.add([Job("t", "arm", "{}", retries=0)])
+        await clerk.open_slot("x")
+        last = await clerk.enter("x", "node")
+        number, _ = await clerk.take("x", last)
+        await clerk.end("x", number, "failed", "broken", log="Traceback ...")
+
+    asyncio.run(fail_once())
+    assert fold(read_journal(tmp_path).events)["t"].detail == "broken"
