@@ -174,7 +174,7 @@ def _phases(events: Iterable[Event]) -> list[_Phase]:
             case "end":
                 if (there := running.pop(event["trial"], None)) is not None:
                     there.from_step, there.step = event.get("from_step", -1), event.get("step", -1)
-                    there.heard, there.ended = float(event.get("heard", event["time"])), event["time"]
+                    there.heard, there.ended = (event.get("heard") or event["time"]), event["time"]
                     is_fruitless = event["final"] and event["end"] in _FRUITLESS
                     there.end = "final fruitless" if is_fruitless else event["end"]
             case "retry":

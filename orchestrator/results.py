@@ -190,7 +190,8 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 record.ended = event["time"]
                 record.detail = event["detail"]
                 # A damaged record may have been one of its rows: then it has to be run again.
-                whole = record.whole_epochs == len(record.rows) >= event.get("epochs", 0)
+                epochs = event.get("epochs", 0)
+                whole = epochs == 0 or record.whole_epochs == len(record.rows) >= epochs
                 record.outcome = event["end"] if event["final"] and whole else None
                 record.weights = event.get("weights", "")
             case "retry":

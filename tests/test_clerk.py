@@ -20,9 +20,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(clerk_module, "LAST_WAIT_SECONDS", 0.02)
 
 
-async def worker(
-    clerk: Clerk, lane: str, on_disk: list[int] | None = None, folder: Path | None = None
-) -> None:
+async def worker(clerk: Clerk, lane: str, folder: Path, missing: list[int]) -> None:
     """A worker group that does what it is given, and looks whether what it is told is so."""
     last = await clerk.enter(lane, "node")
     while (taken := await clerk.take(lane, last)) is not None:
@@ -42,9 +40,7 @@ async def tune(clerk: Clerk, lane: str, slots: int) -> None:
     await clerk.close_lane(lane)
 
 
-async def sweep(
-    clerk: Clerk, trials: int, folder: Path | None = None, on_disk: list[int] | None = None
-) -> None:
+async def sweep(clerk: Clerk, folder: Path, trials: int) -> list[int]:
     await clerk.note({"kind": "session", "time": 0.0})
     await clerk.add([Job(f"t{i}", "arm", "{}") for i in range(trials)])
     missing: list[int] = []
