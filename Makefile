@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint chaos clean
 
 # One stamp for everything that is installed: touched last, so that a broken install is tried again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -23,6 +23,10 @@ lint: install
 
 test: install lint
 	$(BIN)/python -m pytest
+
+# Faults by the hundred, simulated and real: about 40 minutes on 2 cores. Its short form is among the tests.
+chaos: install
+	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,36 @@
+"""`python -m tests.chaos`: schedules of faults, simulated and real; prints how many were survived."""
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+
+def main() -> None:
+    """Raises AssertionError at the first schedule that a sweep does not survive."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulated", type=int, default=400, help="schedules on the simulated cluster")
+    parser.add_argument("--real", type=int, default=20, help="schedules on a real cluster of three nodes")
+    parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
+    arguments = parser.parse_args()
+
+    from tests.chaos import real
+    from tests.chaos.simulation import simulate
+
+    began = time.monotonic()
+    faults: Counter[str] = Counter()
+    for seed in range(arguments.seed, arguments.seed + arguments.simulated):
+        faults += simulate(seed).faults
+    print(
+        f"{arguments.simulated} simulated schedules, {faults.total()} faults injected and survived: "
+        f"{dict(sorted(faults.items()))}; {time.monotonic() - began:.0f} s\n",
+        flush=True,
+    )
+    if arguments.real:
+        with tempfile.TemporaryDirectory(prefix="vitc-chaos-") as folder:
+            real.main(arguments.real, arguments.seed, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

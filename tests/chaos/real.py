@@ -1,0 +1,287 @@
+"""Real sweeps under fire: `vitc-sweep run` on a cluster of several nodes, with kill -9 all around.
+
+Every schedule is drawn from a seed: who is killed, when, how often. The command is started again whenever it
+was among the victims. Afterwards the results must be those of a sweep that nobody disturbed, nothing may be
+left running or reserved, and the ledger must account for the wall time.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from orchestrator.journal import read_journal
+from orchestrator.ledger import ledger
+from tests.chaos.simulation import finals, overlaps
+
+#: The workers of a lane; its Tune actor; the controller of its Ray Train run; the command with its driver; a
+#: node's raylet and all on it; the tracker's store; the disk under the journal.
+KINDS = ("worker", "worker", "lane", "controller", "command", "node", "tracker")
+
+POINTS, EPOCHS = 3, 6
+BASE = {
+    "model": {"family": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
+    "model.mlp_ratio": 2,
+    "data": "digits",
+    "optim": {"name": "adamw", "weight_decay": 0.05},
+    "schedule": {"epochs": EPOCHS, "warmup": "10%"},
+    "batch_size": 32,
+}
+
+
+def sweep_file(folder: Path) -> Path:
+    """A sweep of seconds per trial, with dropped paths, mixing and an average, so that all state counts."""
+    tree = {
+        "base": BASE | {"augment": "light"},
+        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
+        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        "design": {"kind": "sobol", "points": POINTS},
+        "resources": {"retries": 1},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "chaos.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+class Cluster:
+    """A head without CPUs for trials and two nodes with one each; nodes may die and come back."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster as RayCluster
+
+        self._cluster = RayCluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
+        )
+        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self._cluster.wait_for_nodes()
+        self.address: str = self._cluster.address
+
+    def kill_node(self, index: int) -> None:
+        """A node goes without a word, and another one comes in its place."""
+        self._cluster.remove_node(self.nodes[index], allow_graceful=False)
+        self.nodes[index] = self._cluster.add_node(num_cpus=1)
+
+    def leftovers(self, timeout_seconds: float = 90) -> list[str]:
+        """Actors and placement groups that are still there some time after a run."""
+        from ray.util.state import list_actors, list_placement_groups
+
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            found = []
+            with contextlib.suppress(Exception):
+                address = self._cluster.webui_url
+                alive = list_actors(address=f"http://{address}", filters=[("state", "=", "ALIVE")])
+                found += [f"actor {actor.class_name}" for actor in alive]
+                groups = list_placement_groups(address=f"http://{address}")
+                found += [f"placement group {g.placement_group_id}" for g in groups if g.state != "REMOVED"]
+                if not found:
+                    return []
+            if time.monotonic() > deadline:
+                return found or ["the state API does not answer"]
+            time.sleep(1)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+class Command:
+    """`vitc-sweep run`, in a session of its own, its output in a file."""
+
+    def __init__(self, file: Path, out: Path, address: str, log: Path, tracker: bool) -> None:
+        self.began = time.time()
+        self._log = log.open("ab")
+        command = [Path(sys.executable).with_name("vitc-sweep"), "run", file, "--out", out]
+        command += ["--address", address, "--mlflow" if tracker else "--no-mlflow"]
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def victims(kind: str) -> list[psutil.Process]:
+    """Processes of a kind, by the names that Ray gives them."""
+    marks = {"worker": "RayTrainWorker", "lane": "Trainable.", "controller": "TrainController"}
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if words.startswith("ray::") and marks[kind] in words:
+            found.append(process)
+    return found
+
+
+def run_schedule(seed: int, cluster: Cluster, folder: Path) -> Counter[str]:
+    """One sweep under one schedule of kills.
+
+    Returns:
+      Faults that hit something.
+
+    Raises:
+      AssertionError: the sweep did not end, or not as it should.
+    """
+    draw = random.Random(seed)
+    folder.mkdir(parents=True)
+    out, log = folder / "sweep", folder / "log.txt"
+    file = sweep_file(folder)
+    kinds = [draw.choice(KINDS) for _ in range(draw.randint(2, 4))]
+    tracker = "tracker" in kinds
+    hits: Counter[str] = Counter()
+    walls: list[float] = []
+    command = Command(file, out, cluster.address, log, tracker)
+    deadline = time.monotonic() + 900
+    for kind in kinds:
+        wait_for_progress(command, out, draw.randint(1, 4), deadline)
+        time.sleep(draw.uniform(0, 3))
+        if command.process.poll() is not None:
+            break
+        if kind == "command":
+            command.kill()
+            walls.append(time.time() - command.began)
+            hits[kind] += 1
+            command = Command(file, out, cluster.address, log, tracker)
+        elif kind == "node":
+            cluster.kill_node(draw.randrange(2))
+            hits[kind] += 1
+        elif kind == "tracker":
+            # Wiped while it is in use.
+            for path in folder.glob("mlflow.db*"):
+                path.unlink()
+                hits[kind] += 1
+        elif found := victims(kind):
+            draw.choice(found).send_signal(signal.SIGKILL)
+            hits[kind] += 1
+    code = command.process.wait(timeout=max(1.0, deadline - time.monotonic()))
+    walls.append(time.time() - command.began)
+    assert code == 0, f"seed {seed}: exit code {code}\n{log.read_text()[-3000:]}"
+    (folder / "walls.json").write_text(json.dumps(walls))
+    return hits
+
+
+def wait_for_progress(command: Command, out: Path, rows: int, deadline: float) -> None:
+    """Until so many more epochs are on record."""
+    target = num_rows(out) + rows
+    while command.process.poll() is None and num_rows(out) < target:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.1)
+
+
+def num_rows(out: Path) -> int:
+    return sum(event["kind"] == "epoch" for event in read_journal(out).events) if out.exists() else 0
+
+
+def table(out: Path) -> list[dict[str, Any]]:
+    """The results without what measures the machine."""
+    from orchestrator.folder import open_folder
+    from orchestrator.report import results_rows
+
+    opened = open_folder(out)
+    timed = ("busy_seconds", "attempts")
+    return [
+        {key: value for key, value in row.items() if key not in timed}
+        for row in results_rows(opened.plan, opened.records)
+    ]
+
+
+def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
+    """What must hold after any schedule.
+
+    Returns:
+      The ledger, by heading.
+
+    Raises:
+      AssertionError: something does not.
+    """
+    assert table(out) == table(calm)
+    events = read_journal(out).events
+    assert set(finals(events).values()) == {1}
+    assert overlaps(events) == []
+    assert cluster.leftovers() == []
+    spent = ledger(events)
+    # Wall times by the clock of this process; what comes before and after the sessions is Python's start
+    # and the report's time, and a killed run is on record until its last sign of life.
+    sessions = [event for event in events if event["kind"] == "session"]
+    assert len(sessions) == len(json.loads((out.parent / "walls.json").read_text()))
+    capacity = 0.0
+    for began, ended, devices in _phases(events):
+        capacity += devices * (ended - began)
+    assert abs(spent.total - capacity) <= 0.01 * capacity, (spent, capacity)
+    return spent.rows()
+
+
+def _phases(events: list[dict[str, Any]]) -> Iterator[tuple[float, float, float]]:
+    """Begin, end and devices of every phase, read off without the ledger's code."""
+    current: tuple[float, float] | None = None
+    last = began = 0.0
+    for event in events:
+        if event["kind"] == "session":
+            if current:
+                yield current[0], last, current[1]
+            current, began = None, event["began"]
+        elif event["kind"] == "phase":
+            current = (began, event["devices"])
+        last = event.get("time", last)
+    if current:
+        yield current[0], last, current[1]
+
+
+def undisturbed(cluster: Cluster, folder: Path) -> Path:
+    """The sweep as nobody disturbs it."""
+    folder.mkdir(parents=True)
+    command = Command(sweep_file(folder), folder / "sweep", cluster.address, folder / "log.txt", False)
+    assert command.process.wait(timeout=900) == 0, (folder / "log.txt").read_text()[-3000:]
+    return folder / "sweep"
+
+
+def orphans(before: set[int]) -> list[str]:
+    """Ray processes that were not there before; a cluster that is closed must leave none."""
+    deadline = time.monotonic() + 90
+    while True:
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            words = " ".join(process.info["cmdline"] or [])
+            if process.info["pid"] not in before and ("ray::" in words or "raylet" in words):
+                found.append(words[:100])
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
+
+
+def main(count: int, first_seed: int, folder: Path) -> None:
+    """Runs schedules one after the other on one cluster, and prints what was hit and survived."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    before = {process.pid for process in psutil.process_iter()}
+    cluster = Cluster()
+    total: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    try:
+        calm = undisturbed(cluster, folder / "calm")
+        for seed in range(first_seed, first_seed + count):
+            began = time.monotonic()
+            hits = run_schedule(seed, cluster, folder / f"seed-{seed}")
+            rows = check(folder / f"seed-{seed}" / "sweep", calm, cluster)
+            total += hits
+            spent.update(rows)
+            said = ", ".join(f"{number} {kind}" for kind, number in sorted(hits.items())) or "none hit"
+            print(f"schedule {seed}: survived {said}; {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        cluster.close()
+    assert orphans(before) == []
+    print(f"\n{count} real schedules, {total.total()} faults injected and survived: {dict(total)}")
+    whole = sum(spent.values())
+    shares = ", ".join(f"{name} {seconds:.0f} s ({seconds / whole:.0%})" for name, seconds in spent.items())
+    print(f"ledger of all, core-seconds: {shares}")
