@@ -3,6 +3,10 @@
 Every design is a pure function: quantile i of a parameter depends on the seed, the parameter's name and
 i, and on nothing else. So a longer sweep begins with the shorter one, adding a parameter keeps the values
 of the others, and two arms that share the parameters share the points.
+
+Points of one scrambled Sobol sequence are spread evenly because they know of each other, so their spread says
+nothing of how well their mean is known: another scrambling would say it. A design of several scrambles has
+those at hand, blocks of points that are independent of each other.
 """
 
 import itertools
@@ -29,6 +33,10 @@ class _Drawn(Frozen):
         """How many points the design has."""
         return self.points
 
+    def block(self, point: int) -> int:
+        """Which of the design's independent parts a point belongs to; 0 where there is one part only."""
+        return 0
+
 
 class RandomDesign(_Drawn):
     """Independent uniform draws: the paper's design."""
@@ -53,9 +61,23 @@ class SobolDesign(_Drawn):
 
     Which coordinate of the sequence a parameter gets follows from its name. Should two names meet on one
     coordinate, the one that stands later in the file moves to the next.
+
+    With several scrambles the points are dealt out in turn: point i is number i // scrambles of block
+    i % scrambles. A block is a sequence of its own, best with 2^k points, too. Dealt in turn, a point depends
+    on its index alone and not on how many follow; runs of consecutive points would have to know that. And a
+    sweep that is cut off, or not a multiple of the scrambles, has blocks that differ by one point at most.
+    One scramble spreads points more evenly than several do; with six or more the spread between blocks tells
+    how well a difference is known (`stats.block_mean`).
     """
 
     kind: Literal["sobol"] = "sobol"
+    scrambles: int = Field(
+        1, gt=0, description="Independent scramblings that the points are dealt out to in turn; 8 for intervals."
+    )
+
+    def block(self, point: int) -> int:
+        """Which scrambling a point belongs to."""
+        return point % self.scrambles
 
     def quantiles(self, levels: Levels) -> Quantiles:
         """Per parameter a quantile in [0, 1) for each point."""
@@ -66,12 +88,22 @@ class SobolDesign(_Drawn):
             while at in taken:
                 at = (at + 1) % _NUM_DIMENSIONS
             taken[at] = name
+        # The last dimension is that of the parameters.
+        points = np.empty((self.points, len(taken)))
+        for block in range(min(self.scrambles, self.points)):
+            rows = points[block :: self.scrambles]
+            rows[:] = self._scrambled(block, len(rows))[:, list(taken)]
+        return {name: points[:, column] for column, name in enumerate(taken.values())}
+
+    def _scrambled(self, block: int, num_points: int) -> NDArray[np.float64]:
+        """(num_points, _NUM_DIMENSIONS): the beginning of one scrambled sequence."""
+        # The first block is what the design is without the others.
+        words = ("sobol", "block", block) if block else ("sobol",)
         # Always all coordinates: the scrambling of one must not depend on how many are used.
         engine = qmc.Sobol(
-            _NUM_DIMENSIONS, scramble=True, rng=np.random.default_rng(derive_seed(self.seed, "sobol"))
+            _NUM_DIMENSIONS, scramble=True, rng=np.random.default_rng(derive_seed(self.seed, *words))
         )
-        points = engine.random_base2((self.points - 1).bit_length())[: self.points]
-        return {name: points[:, at] for at, name in taken.items()}
+        return engine.random_base2((num_points - 1).bit_length())[:num_points]
 
 
 class GridDesign(Frozen):
@@ -89,6 +121,10 @@ class GridDesign(Frozen):
     def num_points(self, levels: Levels) -> int:
         """How many points the design has."""
         return int(np.prod([len(self._values(count)) for count in levels.values()], dtype=int))
+
+    def block(self, point: int) -> int:
+        """A grid is one part."""
+        return 0
 
     def quantiles(self, levels: Levels) -> Quantiles:
         """Per parameter a quantile in [0, 1] for each point."""

@@ -24,6 +24,7 @@ class Trial:
       id: a digest of what decides the result; the same settings have the same id anywhere.
       arm, cell, cell_name: what is compared, and under which settings.
       point: index into the design; the same point in every arm has the same quantiles and seeds.
+      block: which independent part of the design the point belongs to; 0 where there is one only.
       replicate: which of the runs that differ in their seeds only.
       values: what was drawn, by path.
       config: the run, whole.
@@ -40,6 +41,7 @@ class Trial:
     config: TrainConfig
     gang: Gang
     role: Role = "sweep"
+    block: int = 0
 
     @property
     def cell_name(self) -> str:
@@ -129,6 +131,7 @@ def make_plan(sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
                 values=values,
                 config=config,
                 gang=Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
+                block=sweep.design.block(point),
             )
             for role, replicate, seeds in _runs_of_point(sweep, point, config):
                 trials.append(_again(first, infos, role, replicate, seeds))

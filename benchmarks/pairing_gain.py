@@ -1,0 +1,312 @@
+"""What a paired Sobol design is worth in trials, and whether intervals over its blocks hold the truth.
+
+    python -m benchmarks.pairing_gain [--repeats 2000] [--quick]
+
+Two arms are compared by n trials each, over and over. Four designs: points drawn for each arm by itself; the
+same independent points for both; one scrambled Sobol sequence for both; and the same number of points in
+8 independently scrambled blocks. The gain of a design over another is the ratio of the variances of the
+estimated difference: how many times as many trials the other one needs. It stands with its jackknife standard
+error over 20 groups of sweeps. Intervals claim 95 %: over blocks by `stats.block_mean`, over points by
+Student's t as if the points were independent.
+
+Populations are the planted surfaces of `benchmarks.populations`, and a table of real trials
+(`benchmarks.digits_table`): 256 points, one in each cell of a 16 x 16 grid. A point that the table lacks is looked
+up in two ways, one on either side of the truth. "cells" takes the trial of its cell: real errors, but
+the noise of a trial stays with its place, so that even spreading takes some of the noise away, too, and the gain
+is too high by up to n / (256 - n) of the noise. "smooth" takes a thin-plate spline and adds the residuals, of both
+arms together, of one of the 8 nearest points: all that the spline misses counts as noise, and the gain is too
+low.
+
+Delta is taken from the better arm's optimum (planted) or lowest error (table), the same in every sweep: what is
+measured is the choice of points, not that of a reference.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+from scipy.interpolate import RBFInterpolator
+from scipy.spatial import KDTree
+
+from benchmarks.digits_table import TABLE
+from benchmarks.populations import POPULATIONS, Population, draw_points
+from orchestrator import stats
+
+Floats = NDArray[np.float64]
+
+NUM_POINTS = (16, 32, 64)
+NUM_SCRAMBLES = 8
+MEASURES: tuple[stats.Measure, ...] = ("area_common", "error")
+NUM_GROUPS = 20
+#: Coverage counts as too low under this.
+LEAST = stats.CONFIDENCE - 0.02
+NEAREST = 8
+SMOOTHINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+class Source(Protocol):
+    """Two arms over the unit square."""
+
+    @property
+    def name(self) -> str:
+        """Short, for people."""
+
+    @property
+    def reference_pct(self) -> float:
+        """What Delta is measured from, for both arms."""
+
+    def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """One run of either arm at points (..., 2), errors in percent."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A surface of which everything is known."""
+
+    population: Population
+
+    @property
+    def name(self) -> str:
+        """That of the surface."""
+        return self.population.name
+
+    @property
+    def reference_pct(self) -> float:
+        """The better optimum."""
+        return min(self.population.optimum_pct(0), self.population.optimum_pct(1))
+
+    def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Seed noise of the two arms is independent."""
+        return self.population.errors_pct(points, rng, 0), self.population.errors_pct(points, rng, 1)
+
+
+class Cells:
+    """Real trials, looked up by the cell of a square grid; every cell holds one."""
+
+    def __init__(self, name: str, places: Floats, errors_pct: Floats) -> None:
+        """Places (n, 2) in the unit square, errors (n, 2) of the two arms there, in percent."""
+        self.name, self.errors_pct = f"{name}, cells", errors_pct
+        self.reference_pct = float(errors_pct.min())
+        self.side = math.isqrt(len(places))
+        self.row_of_cell = np.argsort(self._cells(places))
+        if not np.array_equal(np.sort(self._cells(places)), np.arange(self.side**2)):
+            raise ValueError("the table must have one point in every cell")
+
+    def _cells(self, points: Floats) -> NDArray[np.int64]:
+        at = (points * self.side).astype(np.int64)
+        return np.asarray(at[..., 0] * self.side + at[..., 1])
+
+    def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Both arms of the cell's trial; no chance is left."""
+        errors = self.errors_pct[self.row_of_cell[self._cells(points)]]
+        return errors[..., 0], errors[..., 1]
+
+
+class Smooth:
+    """Real trials smoothed, with residuals of the neighbourhood for noise."""
+
+    def __init__(self, name: str, places: Floats, errors_pct: Floats) -> None:
+        """As for `Cells`; the smoothing is the one of the least error in 8-fold cross-validation."""
+        self.name = f"{name}, smooth"
+        self.reference_pct = float(errors_pct.min())
+        fold = np.arange(len(places)) % 8
+
+        def missed(smoothing: float) -> float:
+            return sum(
+                float(np.sum((self._fit(places[fold != k], errors_pct[fold != k], smoothing)(places[fold == k])
+                              - errors_pct[fold == k]) ** 2))
+                for k in range(8)
+            )  # fmt: skip
+
+        self.surface = self._fit(places, errors_pct, min(SMOOTHINGS, key=missed))
+        self.residuals_pct = errors_pct - self.surface(places)
+        self.tree = KDTree(places)
+
+    @staticmethod
+    def _fit(places: Floats, errors_pct: Floats, smoothing: float) -> RBFInterpolator:
+        return RBFInterpolator(places, errors_pct, smoothing=smoothing)
+
+    def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """The spline, and the residuals of both arms at one of the nearest real points."""
+        flat = points.reshape(-1, 2)
+        _, nearest = self.tree.query(flat, NEAREST)
+        chosen = nearest[np.arange(len(flat)), rng.integers(NEAREST, size=len(flat))]
+        errors = np.clip(self.surface(flat) + self.residuals_pct[chosen], 0, 100)
+        return errors[:, 0].reshape(points.shape[:-1]), errors[:, 1].reshape(points.shape[:-1])
+
+
+def real_sources() -> Iterator[Source]:
+    """Both neighbouring pairs of arms of the table, looked up in both ways."""
+    header, *rows = [line.split(",") for line in TABLE.read_text().splitlines()]
+    table = np.array(rows, dtype=np.float64)
+    arms = [name.removesuffix("_error_pct") for name in header[3:]]
+    for first in range(len(arms) - 1):
+        name = f"{arms[first]}/{arms[first + 1]}"
+        for lookup in (Cells, Smooth):
+            yield lookup(name, table[:, 1:3], table[:, 3 + first : 5 + first])
+
+
+def draw_scrambled(num_repeats: int, num_points: int, rng: np.random.Generator) -> Floats:
+    """(num_repeats, num_points, 2): point i belongs to block i % NUM_SCRAMBLES, as in `SobolDesign`."""
+    blocks = draw_points("Sobol", num_repeats * NUM_SCRAMBLES, num_points // NUM_SCRAMBLES, rng)
+    return blocks.reshape(num_repeats, NUM_SCRAMBLES, -1, 2).swapaxes(1, 2).reshape(num_repeats, -1, 2)
+
+
+def score(source: Source, measure: stats.Measure, errors_pct: Floats) -> Floats:
+    """One number per point whose mean is the measure."""
+    values: list[float] = errors_pct.ravel().tolist()
+    return stats.point_scores(measure, values, source.reference_pct).reshape(errors_pct.shape)
+
+
+def differences(source: Source, measure: stats.Measure, pair_pct: tuple[Floats, Floats]) -> Floats:
+    """Per point, the second arm less the first."""
+    return score(source, measure, pair_pct[1]) - score(source, measure, pair_pct[0])
+
+
+def gain(base: Floats, other: Floats) -> tuple[float, float]:
+    """Ratio of the variances of two estimates over sweeps, and its standard error."""
+    group = np.arange(base.size) % NUM_GROUPS
+    ratio = float(base.var(ddof=1) / other.var(ddof=1))
+    without = [float(base[group != g].var() / other[group != g].var()) for g in range(NUM_GROUPS)]
+    return ratio, math.sqrt((NUM_GROUPS - 1) * float(np.var(without)))
+
+
+def interval(values: Floats) -> tuple[Floats, Floats]:
+    """Mean and half-width of Student's interval for every row."""
+    count = values.shape[1]
+    quantile = scipy_stats.t.ppf((1 + stats.CONFIDENCE) / 2, count - 1)
+    return values.mean(axis=1), quantile * values.std(axis=1, ddof=1) / math.sqrt(count)
+
+
+def block_means(values: Floats) -> Floats:
+    """(sweeps, points) to (sweeps, blocks)."""
+    return values.reshape(len(values), -1, NUM_SCRAMBLES).mean(axis=1)
+
+
+def check_twin(values: Floats) -> None:
+    """`stats.block_mean` gives what the benchmark counts.
+
+    Raises:
+      AssertionError: it does something else by now, and this benchmark has to follow.
+    """
+    means, halves = interval(block_means(values))
+    for row, mean, half in zip(values[:5], means, halves, strict=False):
+        found = stats.block_mean(row, (np.arange(row.size) % NUM_SCRAMBLES).tolist())
+        if found.low is not None and found.high is not None:
+            assert np.allclose((found.low, found.high), (mean - half, mean + half))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One population, measure and number of points.
+
+    Attributes:
+      gains: per pair of designs the ratio of variances and its standard error.
+      coverage: per design and interval.
+      narrower: over-points half-width over that over blocks, root mean squares over sweeps.
+    """
+
+    source: str
+    measure: stats.Measure
+    num_points: int
+    gains: dict[str, tuple[float, float]]
+    coverage: dict[str, float]
+    narrower: float
+
+
+def measure_gains(num_repeats: int, sources: list[Source]) -> Iterator[Row]:
+    """All populations at all numbers of points."""
+    rng = np.random.default_rng(0)
+    many = draw_points("Sobol", 1, 2**20, rng)[0]
+    truth = {
+        (source.name, measure): float(differences(source, measure, pair).mean())
+        for source in sources
+        for pair in [source.pair_pct(many[: 2**17] if isinstance(source, Smooth) else many, rng)]
+        for measure in MEASURES
+    }
+    for num_points in NUM_POINTS:
+        designs = {
+            "iid": draw_points("iid", num_repeats, num_points, rng),
+            "one": draw_points("Sobol", num_repeats, num_points, rng),
+            "blocks": draw_scrambled(num_repeats, num_points, rng),
+        }
+        others = draw_points("iid", num_repeats, num_points, rng)
+        for source in sources:
+            pairs = {design: source.pair_pct(points, rng) for design, points in designs.items()}
+            apart = (pairs["iid"][0], source.pair_pct(others, rng)[1])
+            for measure in MEASURES:
+                found = {design: differences(source, measure, pair) for design, pair in pairs.items()}
+                means = {design: values.mean(axis=1) for design, values in found.items()}
+                means["apart"] = differences(source, measure, apart).mean(axis=1)
+                check_twin(found["blocks"])
+                intervals = {f"{design}, points": interval(values) for design, values in found.items()}
+                intervals["blocks, blocks"] = interval(block_means(found["blocks"]))
+                at = truth[source.name, measure]
+                wide, narrow = (
+                    float(np.mean(intervals[name][1] ** 2)) for name in ("blocks, points", "blocks, blocks")
+                )
+                yield Row(
+                    source.name, measure, num_points,
+                    {
+                        f"{a} / {b}": gain(means[a], means[b])
+                        for a, b in (("apart", "iid"), ("iid", "one"), ("apart", "one"),
+                                     ("iid", "blocks"), ("apart", "blocks"))
+                    },
+                    {
+                        name: float(np.mean(np.abs(mean - at) <= half + 1e-12))
+                        for name, (mean, half) in intervals.items()
+                    },
+                    math.sqrt(wide / narrow),
+                )  # fmt: skip
+
+
+def table(rows: list[Row], num_repeats: int) -> str:
+    """Both tables, and what they come to."""
+    lines = []
+    for measure in MEASURES:
+        mine = [row for row in rows if row.measure == measure]
+        gains, intervals = list(mine[0].gains), list(mine[0].coverage)
+        lines.append(f"\n{measure}: equivalent trials" + " " * 30 + "coverage, %" + " " * 32 + "width of")
+        heads = "".join(f"{name:>15}" for name in gains) + "".join(f"{name:>16}" for name in intervals)
+        lines.append(f"{'':26}  n{heads}{'points/blocks':>15}")
+        for row in mine:
+            ratios = "".join(f"{ratio:9.2f} ±{error:4.2f}" for ratio, error in row.gains.values())
+            shares = "".join(
+                f"{100 * share:15.1f}{'!' if share < LEAST else ' '}" for share in row.coverage.values()
+            )
+            lines.append(f"{row.source:26}{row.num_points:3}{ratios}{shares}{row.narrower:14.2f}")
+        for num_points in NUM_POINTS:
+            of_n = [row for row in mine if row.num_points == num_points]
+            medians = "".join(f"{np.median([row.gains[name][0] for row in of_n]):15.2f}" for name in gains)
+            least = "".join(f"{100 * min(row.coverage[name] for row in of_n):15.1f} " for name in intervals)
+            lines.append(f"{'median gain, least coverage':26}{num_points:2}{medians}{least}")
+    worst = math.sqrt(stats.CONFIDENCE * (1 - stats.CONFIDENCE) / num_repeats)
+    lines.append(f"standard error of a coverage of 95 %: {100 * worst:.1f}; ! is below {100 * LEAST:g} %")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=2000, help="sweeps per cell (default: 2000)")
+    parser.add_argument("--quick", action="store_true", help="200 sweeps, planted surfaces only")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    sources: list[Source] = [Planted(population) for population in POPULATIONS]
+    if not arguments.quick:
+        sources += real_sources()
+    num_repeats = 200 if arguments.quick else arguments.repeats
+    print(table(list(measure_gains(num_repeats, sources)), num_repeats))
+    print(f"{num_repeats} sweeps of each kind, {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
