@@ -1715,6 +1715,7 @@ def _sections(found: _Found, evidence: Sequence[_Evidence]) -> Row:
         "states": dict(states),
         "summaries": found.summaries,
         "contrasts": compared,
+        "over_blocks": any(contrast.interval_over == "blocks" for contrast in compared),
         "num_decide": sum(MEASURES[contrast.measure].decides for contrast in compared),
         "flips": sum(len(audit.flips) for part in evidence for audit in part.audits),
         "not_worked_out": _not_worked_out(found),

@@ -12,7 +12,9 @@ more points there are. Every interval here holds it fixed.
 
 Intervals of differences resample points as if they were drawn independently. Points of a Sobol design are
 spread more evenly than that, so there intervals are wider than they need be (on a planted pair of bowls,
-32 points, they cover 99.5 to 100 % of the time) and tests reject less often than they might.
+32 points, they cover 99.5 to 100 % of the time) and tests reject less often than they might. Where a Sobol
+design has MIN_SAMPLE independent scrambles or more, intervals of differences are taken over these blocks
+instead, and claim what they cover; tests still take points for independent.
 """
 
 import dataclasses
@@ -178,6 +180,7 @@ class Summary:
       other_states: the same for every other role there is.
       errors_pct: by point, the mean over the replicates there are; points without a result are absent, and
         all are where the distribution is refused.
+      blocks: by point, which independent part of the design it is in.
       num_incomplete: points that have some of their replicates only.
       diverged: share of trials that diverged, among those the EDF counts; Wilson interval over trials,
         which is too narrow where points have several replicates. None without a result.
@@ -199,6 +202,7 @@ class Summary:
     states: dict[str, int]
     other_states: dict[str, dict[str, int]]
     errors_pct: dict[int, float]
+    blocks: dict[int, int]
     num_incomplete: int
     diverged: Estimate | None
     best: Best | None
@@ -228,7 +232,9 @@ class Contrast:
       primary: declared in the sweep file beforehand.
       base_arm, arm: the first arm of the sweep, and the one compared to it.
       base_value, value: of the measure on the paired points.
-      difference: `value` minus `base_value`; the interval is a paired bootstrap over points.
+      difference: `value` minus `base_value`; the interval is a paired bootstrap over points, or of
+        `block_mean`.
+      interval_over: which of the two.
       num_pairs: points that both arms have.
       num_unpaired: planned points that at least one arm lacks.
       num_differing: pairs on which the measure differs.
@@ -250,6 +256,7 @@ class Contrast:
     base_value: float | None
     value: float | None
     difference: Estimate | None
+    interval_over: Literal["points", "blocks"]
     num_pairs: int
     num_unpaired: int
     num_differing: int
@@ -538,6 +545,7 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
         states=dict(Counter(result.state for result in found.sweep)),
         other_states=found.other_states,
         errors_pct=errors,
+        blocks={result.trial.point: result.trial.block for result in found.sweep},
         num_incomplete=found.num_incomplete,
         diverged=_share(num_diverged, found.num_counted) if found.num_counted else None,
         best=_best(found.sweep),
@@ -777,7 +785,11 @@ def _contrast(base: Summary, other: Summary, measure: Measure, primary: Primary 
     differences = scores - base_scores
     num_higher, num_lower = (int(np.count_nonzero(sign * differences > DIFFERS)) for sign in (1, -1))
     num_differing = num_higher + num_lower
-    difference = bootstrap_mean(differences) if points else None
+    blocks = [base.blocks[point] for point in points]
+    over_blocks = len(set(blocks)) >= MIN_SAMPLE
+    difference = None
+    if points:
+        difference = block_mean(differences, blocks) if over_blocks else bootstrap_mean(differences)
     because = ""
     if refused:
         because = "; ".join(refused)
@@ -803,6 +815,7 @@ def _contrast(base: Summary, other: Summary, measure: Measure, primary: Primary 
         base_value=float(base_scores.mean()) if points else None,
         value=float(scores.mean()) if points else None,
         difference=difference,
+        interval_over="blocks" if over_blocks else "points",
         num_pairs=len(points),
         num_unpaired=max(base.num_points, other.num_points) - len(points),
         num_differing=num_differing,
