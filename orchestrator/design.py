@@ -72,7 +72,9 @@ class SobolDesign(_Drawn):
 
     kind: Literal["sobol"] = "sobol"
     scrambles: int = Field(
-        1, gt=0, description="Independent scramblings that the points are dealt out to in turn; 8 for intervals."
+        1,
+        gt=0,
+        description="Independent scramblings that the points are dealt out to in turn; 8 for intervals.",
     )
 
     def block(self, point: int) -> int:

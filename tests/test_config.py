@@ -63,7 +63,7 @@ OTHERS = [
         TypeAdapter(Design).validate_python(design)
         for design in (
             {"kind": "random", "points": 4},
-            {"kind": "sobol", "points": 4},
+            {"kind": "sobol", "points": 4, "scrambles": 2},
             {"kind": "grid", "levels": 3},
         )
     ),

@@ -6,7 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
 from orchestrator.design import Design, GridDesign, RandomDesign, SobolDesign
@@ -83,6 +87,77 @@ def test_each_half_of_a_sobol_coordinate_gets_half_of_the_points():
         assert sorted((values * 32).astype(int)) == list(range(32))
 
 
+def columns(design, *names):
+    """(points, parameters) of a design."""
+    quantiles = design.quantiles(LEVELS)
+    return np.column_stack([quantiles[name] for name in names or LEVELS])
+
+
+def test_one_scramble_has_the_points_that_sweeps_had_before_there_were_more():
+    # As printed at the commit before; ids of trials, and so finished runs, hang on them.
+    points = columns(SobolDesign(points=4), "optim.lr", "optim.weight_decay")
+    assert points.round(9).tolist() == [
+        [0.566143818, 0.907871518],
+        [0.264294659, 0.050801132],
+        [0.101145556, 0.645450525],
+        [0.791544999, 0.251330845],
+    ]
+
+
+@hypothesis_settings(max_examples=8)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 40), st.integers(0, 3))
+def test_points_are_dealt_to_blocks_in_turn_and_stay_where_they_are_when_more_come(
+    scrambles, few, more, seed
+):
+    short = SobolDesign(points=few, scrambles=scrambles, seed=seed)
+    long = SobolDesign(points=few + more, scrambles=scrambles, seed=seed)
+    assert np.array_equal(columns(short), columns(long)[:few])
+    sizes = np.bincount([long.block(point) for point in range(few + more)], minlength=scrambles)
+    assert sizes.sum() == few + more
+    assert np.ptp(sizes) <= 1
+
+
+def test_the_first_block_is_the_design_of_one_scramble():
+    assert np.array_equal(columns(SobolDesign(points=32, scrambles=8))[::8], columns(SobolDesign(points=4)))
+
+
+def test_another_parameter_keeps_the_values_of_the_others_in_every_block():
+    before, after = (
+        SobolDesign(points=12, scrambles=6).quantiles(levels)
+        for levels in (LEVELS, {"a.new": None, **LEVELS, "z.new": 3})
+    )
+    for name in LEVELS:
+        assert np.array_equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_block_is_a_net_of_its_own(seed):
+    # Of 2^k points of the first two coordinates, each of the 2^k boxes of every shape 2^-a by 2^(a-k) has one.
+    points = columns(SobolDesign(points=64, scrambles=8, seed=seed), "optim.lr", "optim.weight_decay")
+
+    def boxes(these, a, k):
+        cells = np.floor(these * [2**a, 2 ** (k - a)]).astype(int)
+        return len({tuple(cell) for cell in cells})
+
+    for block in range(8):
+        assert [boxes(points[block::8], a, 3) for a in range(4)] == [8] * 4
+    # All of them together are none: they do not know of each other.
+    assert min(boxes(points, a, 6) for a in range(7)) < 64
+
+
+def test_blocks_are_independent_of_each_other():
+    # Blocks of one point: 32 independent uniform values in each of 80 coordinates.
+    quantiles = SobolDesign(points=32, scrambles=32).quantiles({f"p.{i}": None for i in range(80)})
+    values = np.array(list(quantiles.values()))
+    assert scipy_stats.kstest(values.ravel(), "uniform").pvalue > 1e-3
+    # Of 32 cells 32 independent draws hit 32 (1 - (31 / 32)^32) = 20.4, with sd 1.8; a sequence hits all.
+    hit = [len(set((row * 32).astype(int))) for row in values]
+    assert np.mean(hit) == pytest.approx(32 * (1 - (31 / 32) ** 32), abs=5 * 1.8 / 80**0.5)
+    # Correlations of neighbouring blocks over coordinates: standard error 1 / sqrt(80), 31 of them.
+    neighbours = [np.corrcoef(values[:, b], values[:, b + 1])[0, 1] for b in range(31)]
+    assert np.mean(np.square(neighbours)) == pytest.approx(1 / 80, rel=5 * (2 / 31) ** 0.5)
+
+
 def test_random_draws_are_uniform_and_independent():
     quantiles = RandomDesign(points=4000).quantiles(LEVELS)
     for values in quantiles.values():
@@ -115,8 +190,10 @@ def test_a_grid_of_one_level_takes_the_middle_and_of_nothing_has_one_point():
 
 @pytest.mark.parametrize(
     "design",
-    [{"kind": "random", "points": 0}, {"kind": "sobol"}, {"kind": "grid", "points": 3}, {"kind": "halton"}],
-)
+    [{"kind": "random", "points": 0}, {"kind": "sobol"},
+     {"kind": "sobol", "points": 8, "scrambles": 0}, {"kind": "random", "points": 8, "scrambles": 2},
+     {"kind": "grid", "points": 3}, {"kind": "halton"}],
+)  # fmt: skip
 def test_a_bad_design_is_refused(design):
     with pytest.raises(ValidationError):
         TypeAdapter(Design).validate_python(design)

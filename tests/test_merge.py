@@ -78,12 +78,13 @@ def summary_of(merged: Merged) -> Any:
         {},
         {"replicates": 2, "noise": {"points": 1, "seeds": 2}},
         {"design": {"kind": "random", "points": 3, "seed": 5}},
+        {"design": {"kind": "sobol", "points": 12, "scrambles": 6}},
         {"cells": {}, "vary": {"optim.lr": {"uniform": [0.1, 0.2]}}, "primary": None,
          "base": {**TREE["base"], "optim": {"name": "sgd", "weight_decay": 0.1}}},
         {"vary": {"optim.lr": {"uniform": [0.1, 0.2]}, "optim.weight_decay": {"uniform": [0.0, 0.1]},
                   "batch_size": {"choice": [32, 64]}}},
     ],
-    ids=["cells", "replicates and noise", "random", "one cell", "windows for all"],
+    ids=["cells", "replicates and noise", "random", "scrambles", "one cell", "windows for all"],
 )  # fmt: skip
 def test_two_sweeps_with_the_arms_split_equal_the_one_that_has_both(changes):
     one = part(plan_of(**changes))
@@ -233,6 +234,10 @@ INCOMPARABLE = {
     "design": (
         lambda: plan_of(**B, design={"kind": "random", "points": 4}),
         "design.kind: sobol in a, random in b, so the points differ",
+    ),
+    "scrambles": (
+        lambda: plan_of(**B, design__scrambles=2),
+        "design.scrambles: 1 in a, 2 in b, so the points differ",
     ),
     "number of points": (
         lambda: plan_of(**B, design__points=2),

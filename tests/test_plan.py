@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.plan import by_gang, data_configs, make_plan, unique_trials
+from orchestrator.plan import (
+    Confirmation,
+    by_gang,
+    data_configs,
+    make_plan,
+    unique_trials,
+    with_confirmation,
+)
 from orchestrator.sweep import Override, build_sweep, load_sweep
 from trainables.base import derive_seed
 from trainables.config import Seeds, TrainConfig, identity
@@ -69,6 +76,14 @@ def test_arms_are_paired_they_share_values_and_seeds_at_every_point():
         assert p.config.optim == c.config.optim
     seeds = {trial.config.seeds for trial in trials}
     assert len(seeds) == 16
+
+
+def test_every_run_of_a_point_knows_the_block_that_the_point_is_in():
+    plan = plan_of("design.points=8", "design.scrambles=3", "replicates=2", "noise={points: 2, seeds: 2}")
+    longer = with_confirmation(plan, Confirmation({("adamw", "vit_p"): (7, 4)}, seeds=2))
+    assert {trial.role for trial in longer.trials} >= {"sweep", "confirm", "noise_init"}
+    assert all(trial.block == trial.point % 3 for trial in longer.trials)
+    assert {trial.block for trial in plan_of().trials} == {0}
 
 
 def test_cells_share_the_quantile_of_a_point_and_each_has_its_own_window():

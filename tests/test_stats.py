@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from scipy.stats import qmc
 
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
 from orchestrator.results import RULES, Record, results_of
@@ -14,6 +15,7 @@ from orchestrator.stats import (
     CENSORING,
     MEASURES,
     MIN_SAMPLE,
+    block_mean,
     bootstrap_mean,
     by_arm,
     chosen_by_the_others,
@@ -324,6 +326,84 @@ def test_paired_intervals_cover_a_planted_truth_and_unpaired_ones_are_wider(coun
     error = math.sqrt(0.95 * 0.05 / num_sweeps)
     assert covered / num_sweeps == pytest.approx(0.95, abs=3 * error + 0.015)
     assert np.mean(unpaired_width) > 1.5 * np.mean(paired_width)
+
+
+def test_equal_blocks_have_students_interval_of_their_means():
+    values = np.random.default_rng(0).exponential(size=(5, 8))
+    found = block_mean(values.ravel(), list(range(8)) * 5)
+    expected = scipy_stats.ttest_1samp(values.mean(axis=0), 0).confidence_interval()
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), *expected))
+    # Whatever the blocks are called, and in whatever order the points come.
+    order = np.random.default_rng(1).permutation(40)
+    again = block_mean(values.ravel()[order], [-3 * (index % 8) for index in order])
+    assert (again.value, again.low, again.high) == pytest.approx((found.value, found.low, found.high))
+
+
+def test_unequal_blocks_have_the_variance_of_a_ratio():
+    # Cochran 1977, (9A.7) without the finite population: sum m^2 (mean - grand mean)^2 / (b - 1) / (b m-bar^2).
+    rng, sizes = np.random.default_rng(2), [3, 1, 4, 2, 5, 2, 3]
+    groups = [rng.normal(size=size) for size in sizes]
+    grand = sum(group.sum() for group in groups) / sum(sizes)
+    spread = sum(size**2 * (group.mean() - grand) ** 2 for size, group in zip(sizes, groups, strict=True)) / 6
+    error = math.sqrt(spread / 7) / np.mean(sizes)
+    half = scipy_stats.t.ppf(0.975, 6) * error
+    found = block_mean(np.concatenate(groups), np.repeat(range(7), sizes).tolist())
+    assert (found.value, found.low, found.high) == pytest.approx((grand, grand - half, grand + half))
+
+
+def test_few_blocks_and_values_all_alike_have_no_interval():
+    assert block_mean(range(10), [0, 1, 2, 3, 4] * 2).low is None
+    assert block_mean([0.1] * 12, list(range(6)) * 2).low is None
+    for values, blocks in (([], []), ([1.0, 2.0], [0])):
+        with pytest.raises(ValueError, match="a block for each"):
+            block_mean(values, blocks)
+
+
+def test_intervals_over_blocks_cover_where_those_over_points_are_far_too_wide():
+    num_sweeps, width, rng = 400, {"points": [], "blocks": []}, np.random.default_rng(0)
+    covered = dict.fromkeys(width, 0)
+    for _ in range(num_sweeps):
+        nets = [qmc.Sobol(2, scramble=True, rng=rng).random(8) for _ in range(8)]
+        x, y = np.concatenate(nets).T
+        # Optima 0.3 apart in x: the mean of (x - 0.35)^2 - (x - 0.65)^2 + x y is 0 + 1 / 4.
+        values = (x - 0.35) ** 2 - (x - 0.65) ** 2 + x * y + rng.normal(0, 0.05, 64)
+        over = {"blocks": block_mean(values, np.repeat(range(8), 8).tolist())}
+        over["points"] = block_mean(values, range(64))
+        for name, found in over.items():
+            covered[name] += found.low <= 0.25 <= found.high
+            width[name].append(found.high - found.low)
+    # Three standard errors of a coverage over 400 sweeps: 3.3 points.
+    assert covered["blocks"] / num_sweeps == pytest.approx(0.95, abs=0.033)
+    assert covered["points"] == num_sweeps
+    # The spread of x y + 0.6 x and of noise over 64 points is 0.0328. What is left to blocks is noise, 0.0063,
+    # and what 8 points leave of the rest.
+    assert np.mean(width["points"]) > 2.5 * np.mean(width["blocks"])
+
+
+def test_differences_are_told_over_blocks_where_a_design_has_six_of_them():
+    def found(scrambles, **missing):
+        plan = make(points=24, design={"kind": "sobol", "points": 24, "scrambles": scrambles})
+        errors = {arm: [20.0 + (7 * p + 3 * p * k) % 11 for p in range(24)] for k, arm in enumerate("ab")}
+        for arm, points in missing.items():
+            for point in points:
+                errors[arm][point] = None
+        return next(c for c in contrasts(summaries_of(plan, errors), None) if c.measure == "error"), errors
+
+    contrast, errors = found(6)
+    difference = np.array(errors["b"]) - np.array(errors["a"])
+    assert contrast.interval_over == "blocks"
+    assert contrast.difference == block_mean(difference, [point % 6 for point in range(24)])
+    # Pairs that are missing take their points out of the blocks, and the last point takes its block along.
+    contrast, _ = found(7, a=[3], b=[5, 7])
+    kept = [point for point in range(24) if point not in (3, 5, 7)]
+    assert contrast.difference == block_mean(difference[kept], [point % 7 for point in kept])
+    gone = range(1, 24, 6)
+    contrast, _ = found(6, b=gone)
+    assert contrast.interval_over == "points"
+    assert contrast.difference == bootstrap_mean(np.delete(difference, gone))
+    contrast, _ = found(1)
+    assert contrast.interval_over == "points"
+    assert contrast.difference == bootstrap_mean(difference)
 
 
 def test_landmarks_are_best_median_and_worst():
