@@ -2,8 +2,8 @@
 
     python -m benchmarks.digits_table [--processes 2]
 
-Trains what `benchmarks/data/digits_lr_wd.yaml` asks for, one trial after the other and one CPU thread each, and
-writes `benchmarks/data/digits_lr_wd.csv`: a row per point with its quantiles and, per arm, the error of the last
+Trains what `benchmarks/data/digits_lr_wd.yaml` asks for, one CPU thread per trial, and writes
+`benchmarks/data/digits_lr_wd.csv`: a row per point with its quantiles and, per arm, the error of the last
 epoch on the validation split (%), 100 where the trial diverged. Points that the file has already are kept.
 """
 

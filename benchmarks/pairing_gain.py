@@ -2,26 +2,28 @@
 
     python -m benchmarks.pairing_gain [--repeats 1000] [--only real]
 
-Two arms are compared by n trials each, over and over. Four designs: points drawn for each arm by itself; the
-same independent points for both; one scrambled Sobol sequence for both; and the same number of points in
-8 independently scrambled blocks. The gain of a design over another is the ratio of the variances of the
-estimated difference: how many times as many trials the other one needs. It stands with its jackknife standard
-error over 20 groups of sweeps. Intervals claim 95 %: over blocks by `stats.block_mean`, over points by
-Student's t as if the points were independent. One that the report does not use stands beside them: "neighbours"
-takes the variance of one sequence's mean from the differences of each point and its nearest, (a - b)^2 / 2n, and
-t with n / 2 degrees of freedom. A difference of neighbours holds the noise and what the surface does between two
-points, and not what it does over the whole window, which an evenly spread design does not suffer from.
+Two arms are compared by n trials each, over and over. Four designs: points drawn for each arm by itself
+("apart"); the same independent points for both ("iid"); one scrambled Sobol sequence for both ("one"); and
+the same number of points in 8 independently scrambled blocks ("blocks"). The gain of a design over another
+is the ratio of the variances of the estimated difference: how many times as many trials the other one
+needs. It stands with its jackknife standard error over 20 groups of sweeps.
+
+Intervals claim 95 %: over blocks by `stats.block_mean`, over points by Student's t as if the points were
+independent. One that the report does not use stands beside them: "neighbours" takes the variance of one
+sequence's mean from the differences of each point and its nearest, (a - b)^2 / 2n, and t with n / 2 degrees
+of freedom. A difference of neighbours holds the noise and what the surface does between two points, and not
+what it does over the whole window, which an evenly spread design does not suffer from.
 
 Populations are the planted surfaces of `benchmarks.populations`, and a table of real trials
-(`benchmarks.digits_table`): N points, one in each cell of a grid. A point that the table lacks is looked
-up in two ways, one on either side of the truth. "cells" takes the trial of its cell: real errors, but
-the noise of a trial stays with its place, so that even spreading takes some of the noise away, too, and the gain
-is too high by up to n / (N - n) of the noise. "smooth" takes a thin-plate spline and adds the residuals, of both
-arms together, of one of the 8 nearest points: all that the spline misses counts as noise, and the gain is too
-low.
+(`benchmarks.digits_table`): N points, one in each cell of a grid. A point that the table lacks is looked up
+in two ways, one on either side of the truth. "cells" takes the trial of its cell: real errors, but the
+noise of a trial stays with its place, so that even spreading takes some of the noise away, too, and the
+gain is too high. At n near N there is nothing left to draw, so it is for n up to N / 4. "smooth" takes a
+thin-plate spline and adds the residuals, of both arms together, of one of the 8 nearest points: all that
+the spline misses counts as noise, and the gain is too low.
 
-Delta is taken from the better arm's optimum (planted) or lowest error (table), the same in every sweep: what is
-measured is the choice of points, not that of a reference.
+Delta is taken from the better arm's optimum (planted) or lowest error (table), the same in every sweep:
+what is measured is the choice of points, not that of a reference.
 """
 
 import argparse
@@ -122,11 +124,11 @@ class Smooth:
         fold = np.arange(len(places)) % 8
 
         def missed(smoothing: float) -> float:
-            return sum(
-                float(np.sum((self._fit(places[fold != k], errors_pct[fold != k], smoothing)(places[fold == k])
-                              - errors_pct[fold == k]) ** 2))
-                for k in range(8)
-            )  # fmt: skip
+            total = 0.0
+            for k in range(8):
+                fitted = self._fit(places[fold != k], errors_pct[fold != k], smoothing)
+                total += float(np.sum((fitted(places[fold == k]) - errors_pct[fold == k]) ** 2))
+            return total
 
         self.surface = self._fit(places, errors_pct, min(SMOOTHINGS, key=missed))
         self.residuals_pct = errors_pct - self.surface(places)
@@ -303,8 +305,8 @@ def table(rows: list[Row], num_repeats: int) -> str:
         lines.append(f"{'':28} n" + "".join(f"{name:>17}" for name in intervals))
         for row in mine:
             shares = "".join(
-                f"{100 * row.coverage[name]:8.1f}{'!' if row.coverage[name] < LEAST else ' '} ({row.width[name]:4.2f}) "
-                for name in intervals
+                f"{100 * share:8.1f}{'!' if share < LEAST else ' '} ({row.width[name]:4.2f}) "
+                for name, share in row.coverage.items()
             )
             lines.append(f"{row.source:27}{row.num_points:3}{shares}")
         below = [sum(row.coverage[name] < LEAST for row in mine) for name in intervals]

@@ -132,7 +132,7 @@ def test_another_parameter_keeps_the_values_of_the_others_in_every_block():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_block_is_a_net_of_its_own(seed):
-    # Of 2^k points of the first two coordinates, each of the 2^k boxes of every shape 2^-a by 2^(a-k) has one.
+    # 2^k points of the first two coordinates: each of the 2^k boxes of every shape 2^-a by 2^(a-k) has one.
     points = columns(SobolDesign(points=64, scrambles=8, seed=seed), "optim.lr", "optim.weight_decay")
 
     def boxes(these, a, k):

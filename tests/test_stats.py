@@ -340,7 +340,7 @@ def test_equal_blocks_have_students_interval_of_their_means():
 
 
 def test_unequal_blocks_have_the_variance_of_a_ratio():
-    # Cochran 1977, (9A.7) without the finite population: sum m^2 (mean - grand mean)^2 / (b - 1) / (b m-bar^2).
+    # As Cochran 1977 has it for whole clusters: the sum of m^2 (mean - grand mean)^2 over b (b - 1) m-bar^2.
     rng, sizes = np.random.default_rng(2), [3, 1, 4, 2, 5, 2, 3]
     groups = [rng.normal(size=size) for size in sizes]
     grand = sum(group.sum() for group in groups) / sum(sizes)
@@ -375,8 +375,8 @@ def test_intervals_over_blocks_cover_where_those_over_points_are_far_too_wide():
     # Three standard errors of a coverage over 400 sweeps: 3.3 points.
     assert covered["blocks"] / num_sweeps == pytest.approx(0.95, abs=0.033)
     assert covered["points"] == num_sweeps
-    # The spread of x y + 0.6 x and of noise over 64 points is 0.0328. What is left to blocks is noise, 0.0063,
-    # and what 8 points leave of the rest.
+    # The standard error of 64 independent points is 0.045: the surface, and 0.006 of noise. Blocks keep the
+    # noise, and what 8 points leave of the surface.
     assert np.mean(width["points"]) > 2.5 * np.mean(width["blocks"])
 
 
