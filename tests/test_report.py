@@ -130,6 +130,18 @@ def test_the_page_is_well_formed_and_loads_nothing(tmp_path):
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*([^)]*)", html))
 
 
+@pytest.mark.parametrize("scrambles", [1, 6])
+def test_the_page_says_what_the_intervals_of_differences_are_taken_over(tmp_path, scrambles):
+    plan = make(design={"kind": "sobol", "points": 6, "scrambles": scrambles})
+    html = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
+    document = json.loads((tmp_path / "summary.json").read_text())
+    over = {contrast["interval_over"] for contrast in document["contrasts"]}
+    assert over == ({"blocks"} if scrambles == 6 else {"points"})
+    assert ("Student's over 6 independent scrambles" in html) is (scrambles == 6)
+    assert ("a paired bootstrap over points" in html) is (scrambles == 1)
+    assert ("(conservative)" in html) is (scrambles == 1)
+
+
 def test_figures_are_files_of_their_own_and_in_the_page(tmp_path):
     plan = make(points=2)
     html = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
