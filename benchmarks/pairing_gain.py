@@ -16,11 +16,10 @@ what it does over the whole window, which an evenly spread design does not suffe
 
 Populations are the planted surfaces of `benchmarks.populations`, and a table of real trials
 (`benchmarks.digits_table`): N points, one in each cell of a grid. A point that the table lacks is looked up
-in two ways, one on either side of the truth. "cells" takes the trial of its cell: real errors, but the
-noise of a trial stays with its place, so that even spreading takes some of the noise away, too, and the
-gain is too high. At n near N there is nothing left to draw, so it is for n up to N / 4. "smooth" takes a
-thin-plate spline and adds the residuals, of both arms together, of one of the 8 nearest points: all that
-the spline misses counts as noise, and the gain is too low.
+in two ways that err differently. "cells" takes the trial of its cell: real errors, but steps where there is
+a slope, and the noise of a trial stays with its place, so that at n near N there is little left to draw; it
+is for n up to N / 4. "smooth" takes a thin-plate spline and adds the residuals, of both arms together, of
+one of the 8 nearest points: the noise is drawn afresh, and the surface is as smooth as the spline makes it.
 
 Delta is taken from the better arm's optimum (planted) or lowest error (table), the same in every sweep:
 what is measured is the choice of points, not that of a reference.

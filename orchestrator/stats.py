@@ -14,7 +14,7 @@ Intervals of differences resample points as if they were drawn independently. Po
 spread more evenly than that, so there intervals are wider than they need be (on a planted pair of bowls,
 32 points, they cover 99.5 to 100 % of the time) and tests reject less often than they might. Where a Sobol
 design has MIN_SAMPLE independent scrambles or more, intervals of differences are taken over these blocks
-instead, and claim what they cover; tests still take points for independent.
+instead; tests still take points for independent.
 """
 
 import dataclasses
