@@ -7,6 +7,7 @@ knows that.
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,4 +196,4 @@ class Clerk:
         await self._commit()
         with contextlib.suppress(OSError):
             if is_over:
-                (trial_folder / "checkpoint.pt").unlink(missing_ok=True)
+                shutil.rmtree(trial_folder / "checkpoint", ignore_errors=True)

@@ -14,13 +14,13 @@ else retries. Should Tune lose lanes, what is left of the trials makes the next 
 Facts of Ray 2.60 that shape this file: the State API, and so the dashboard, must be on, or the workers of
 a stopped lane are never released; a Tune trial must ask for some resource, and asking for a CPU would
 starve the workers, so lanes ask for a sliver of the head node, where the driver's fate is theirs anyway;
-`ray.train.report` is a barrier polled every two seconds, so rows do not go that way.
+`ray.train.report` is a barrier polled every two seconds, so rows do not go that way; nodes being drained are
+told to workers by `ray.train.get_preemption_info`, a barrier as well, so a thread asks and not the loop.
 """
 
 import contextlib
 import dataclasses
 import gc
-import io
 import os
 import shutil
 import tempfile
@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.journal import write_atomically
 from orchestrator.results import AttemptEnd, Event, Record
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
     from orchestrator.sweep import Resources
     from trainables.context import Context
 
-#: Seconds between two checkpoints of a trial, at ends of epochs; most small trials never write one.
-CHECKPOINT_SECONDS = 120.0
+#: Seconds between two questions to Ray Train whether a machine is to be taken away; Ray looks every five.
+_PREEMPTION_POLL_SECONDS = 2.0
 
 #: Seconds a step of a lane waits before it looks whether its worker group is still there.
 _POLL_SECONDS = 2.0
@@ -64,8 +63,8 @@ class ClusterError(RuntimeError):
 
 
 def checkpoint_path(folder: Path, trial_id: str) -> Path:
-    """Where a trial that has not ended keeps its state."""
-    return folder / "trials" / trial_id / "checkpoint.pt"
+    """The folder where a trial that has not ended keeps its state."""
+    return folder / "trials" / trial_id / "checkpoint"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -97,45 +96,75 @@ def lane_loop(settings: dict[str, Any]) -> None:
     if world_size > 1:
         dist.broadcast_object_list(last, src=0)
     number = last[0]
+    preempted = threading.Event()
+    threading.Thread(target=_watch_for_preemption, args=(preempted,), daemon=True).start()
     while (taken := ray.get(clerk.take.remote(lane, number))) is not None:
         number, job = taken
-        _run_job(job, number, clerk, lane, Path(settings["folder"]), context)
+        _run_job(job, number, clerk, lane, Path(settings["folder"]), context, preempted.is_set)
+
+
+def _watch_for_preemption(preempted: threading.Event) -> None:
+    """Sets the event when Ray drains a node of this worker group; for a thread of each worker.
+
+    SIGTERM to a node's Ray and the autoscaler's own decisions become a drain with a deadline. Ray Train hands
+    it to the workers through `get_preemption_info`, which is a barrier of all of them: an actor
+    call, too slow for the loop, but each worker's thread asks equally often. A signal handler is no way: Ray
+    has its own for SIGTERM, and the training function runs in a thread, which may not install one.
+    """
+    # The actor behind the barrier goes with the group.
+    with contextlib.suppress(ray.exceptions.RayError):
+        while ray.train.get_preemption_info() is None:
+            time.sleep(_PREEMPTION_POLL_SECONDS)
+        preempted.set()
 
 
 def _run_job(
-    job: dict[str, Any], number: int, clerk: Any, lane: str, folder: Path, context: "Context"
+    job: dict[str, Any],
+    number: int,
+    clerk: Any,
+    lane: str,
+    folder: Path,
+    context: "Context",
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains one trial and reports how it went; only what takes the whole group down gets out."""
     import torch
 
-    from trainables.base import Diverged, Invalid
+    from trainables.base import Diverged, Invalid, Preempted
+    from trainables.checkpoint import Keeper, Store
     from trainables.config import TrainConfig
     from trainables.loop import train
 
-    def end(kind: AttemptEnd, detail: str = "", log: str = "", weights: str = "") -> None:
-        if context.rank == 0 or log:
+    def end(
+        kind: AttemptEnd, detail: str = "", log: str = "", weights: str = "", by_all: bool = False
+    ) -> None:
+        if context.rank == 0 or log or by_all:
             ray.get(clerk.end.remote(lane, number, kind, detail, log, weights))
 
-    path = checkpoint_path(folder, job["trial"])
-    saved = time.monotonic()
+    store = Store(checkpoint_path(folder, job["trial"])) if context.rank == 0 else None
+    # Rows the journal lost in a crash are made again, even where a checkpoint is past them.
+    keeper = Keeper(store, should_stop, most_epochs=job.get("epochs"))
     try:
         config = TrainConfig.model_validate_json(job["config"])
-        for row, state in train(config, context, _read_checkpoint(path, context)):
-            wanted = [True, False]
-            if context.rank == 0:
-                wanted[0] = ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))
-                wanted[1] = time.monotonic() - saved > CHECKPOINT_SECONDS
-                if all(wanted) and row.epoch < config.schedule.epochs:
-                    buffer = io.BytesIO()
-                    state.save(buffer)
-                    write_atomically(path, buffer.getvalue())
-                    saved = time.monotonic()
-            if context.world_size > 1:
-                # All ranks go on or none: a rank alone would wait in the next all-reduce for ever.
-                torch.distributed.broadcast_object_list(wanted, src=0)
-            if not wanted[0]:
-                return
-        end("finished", weights=state.weights_digest() if context.rank == 0 else "")
+        # Once this block is left nothing is written any more, and the clerk may delete.
+        with keeper:
+            # The state is wanted once the last row is out.
+            for row, state in train(config, context, keeper=keeper):  # noqa: B007
+                wanted = [True]
+                if context.rank == 0:
+                    wanted = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
+                if context.world_size > 1:
+                    # All ranks go on or none: a rank alone would wait in the next all-reduce for ever.
+                    torch.distributed.broadcast_object_list(wanted, src=0)
+                if not wanted[0]:
+                    return
+        weights = state.weights_digest() if context.rank == 0 else ""
+        end("finished", log="\n".join(keeper.notices), weights=weights)
+    except Preempted as error:
+        # Every rank says so, as whoever leaves first takes the group down. The group leaves, as Ray Train
+        # starts its next one on machines that stay.
+        end("preempted", str(error), "\n".join(keeper.notices), by_all=True)
+        raise
     except Diverged as error:
         end("diverged", str(error))
     except Invalid as error:
@@ -153,23 +182,6 @@ def _run_job(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _read_checkpoint(path: Path, context: "Context") -> io.BytesIO | None:
-    """The checkpoint of an interrupted attempt, read by rank 0 for all; None if there is no whole one."""
-    import torch
-
-    content: list[bytes | None] = [None]
-    if context.rank == 0:
-        with contextlib.suppress(OSError):
-            data = path.read_bytes()
-            # Written whole or not at all, but a disk may have other ideas.
-            with contextlib.suppress(Exception):
-                torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-                content[0] = data
-    if context.world_size > 1:
-        torch.distributed.broadcast_object_list(content, src=0)
-    return io.BytesIO(content[0]) if content[0] is not None else None
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,14 +1,22 @@
-"""`python -m trainables config.yaml`: trains one model, without Ray; prints one line per epoch."""
+"""`python -m trainables config.yaml`: trains one model, without Ray; prints one line per epoch.
+
+With --checkpoint, the same command goes on where the last one was killed. A row may then come twice, equal.
+"""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainables.base import Diverged, Invalid
+from trainables.base import Diverged, Invalid, Preempted
+from trainables.checkpoint import LEAST_SECONDS, SHARE, Keeper, Store
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
 from trainables.data import DataError
@@ -17,11 +25,29 @@ from trainables.yaml import YamlError, load_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 finished, 1 diverged, 2 a configuration or data that cannot be used."""
+    """Returns the exit code.
+
+    0 finished; 1 diverged; 2 a configuration, data or checkpoint that cannot be used; 75 (EX_TEMPFAIL) ended
+    by SIGTERM, its state written: the same command goes on from there.
+    """
     parser = argparse.ArgumentParser(prog="python -m trainables", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file with the fields of TrainConfig")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result (default 1)")
     parser.add_argument("--save", type=Path, help="write the final checkpoint here")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PLACE",
+        help="folder or URI (s3://, gs://) that keeps the state; goes on from it",
+    )
+    parser.add_argument(
+        "--checkpoint-share", type=float, default=SHARE, help="part of the time for it (default %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=LEAST_SECONDS,
+        help="least seconds between two (default %(default)s)",
+    )
     options = parser.parse_args(arguments)
     try:
         config = TrainConfig.model_validate(load_yaml(options.config))
@@ -38,20 +64,55 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.config}: data: {error}", file=sys.stderr)
         return 2
     try:
-        # The state is wanted once the last row is out.
-        for row, state in train(config, this_process(threads=options.threads)):  # noqa: B007
-            print(json.dumps(dataclasses.asdict(row)), flush=True)
+        store = Store(options.checkpoint) if options.checkpoint else None
+    except DataError as error:
+        print(f"--checkpoint {error}", file=sys.stderr)
+        return 2
+    code = _train(config, options, store)
+    if store is not None and code in (0, 1):
+        store.clear()
+    return code
+
+
+def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None) -> int:
+    keeper = None
+    try:
+        with contextlib.ExitStack() as stack:
+            if store is not None:
+                is_stopping = stack.enter_context(_instead_of_sigterm())
+                keeper = Keeper(store, is_stopping, options.checkpoint_share, options.checkpoint_seconds)
+                stack.enter_context(keeper)
+            # The state is wanted once the last row is out.
+            for row, state in train(config, this_process(threads=options.threads), keeper=keeper):  # noqa: B007
+                print(json.dumps(dataclasses.asdict(row)), flush=True)
+    except Preempted as error:
+        print(f"stopped {error}; the same command goes on", file=sys.stderr)
+        return 75
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr)
         return 1
     except (DataError, Invalid) as error:
         print(f"{options.config}: {error}", file=sys.stderr)
         return 2
+    finally:
+        for notice in keeper.notices if keeper is not None else ():
+            print(notice, file=sys.stderr)
     print(json.dumps({"weights": state.weights_digest()}))
     if options.save:
         with options.save.open("wb") as file:
             state.save(file)
     return 0
+
+
+@contextlib.contextmanager
+def _instead_of_sigterm() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether SIGTERM has come, which no longer ends the process."""
+    stopping = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    try:
+        yield stopping.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

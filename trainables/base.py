@@ -25,6 +25,10 @@ class Invalid(Exception):
     """A configuration that passes its checks but cannot be built on the data or workers it got."""
 
 
+class Preempted(Exception):
+    """Training was asked to stop, and all ranks have; the checkpoint is written."""
+
+
 def derive_seed(*names: object) -> int:
     """A seed of 63 bits that depends on every name and on nothing else, the same in every process."""
     # A digest, not hash(): Python salts the hash of a string anew in every process.

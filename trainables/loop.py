@@ -22,28 +22,47 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from trainables.augment import Batch, LightPipeline, PaperPipeline
-from trainables.base import Diverged, Epoch, Invalid, derive_seed
-from trainables.config import Seeds, TrainConfig
+from trainables.base import Diverged, Epoch, Invalid, Preempted, derive_seed
+from trainables.checkpoint import Keeper
+from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
 from trainables.data import Images, num_steps
 from trainables.optim import in_epochs
 
-#: Steps between two looks at the loss; a look waits for the device, so not every step.
-CHECK_STEPS = 20
+#: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
+LOOK_STEPS = 20
+
+#: Where steps are slow there are fewer of them between two looks, so that these are about so far apart.
+LOOK_SECONDS = 1.0
 
 
 @dataclass
 class State:
-    """All that a run needs to go on from the end of an epoch, by reference; `save` copies it out.
+    """All that a run needs to go on from any step, by reference; `save` copies it out.
 
-    No generator states: every random number is a function of seeds, epoch and step.
+    No generator states: every random number is a function of seeds, epoch and step. Nothing of it depends on
+    the number of workers, either, so another number of them may go on.
+
+    Attributes:
+      model, optimizer, scaler, ema: what is trained, with the buffers of rank 0.
+      run: the identity of the run this is a state of.
+      epoch: epochs finished and evaluated.
+      step: optimizer steps taken since.
+      loss_sums: each rank's sum of losses over these steps.
+      train_seconds: what these steps took.
+      dead_epochs: finished epochs in a row without learning.
+      error_pct: the error after the last finished epoch.
     """
 
     model: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    run: str = ""
     epoch: int = 0
+    step: int = 0
+    loss_sums: tuple[float, ...] = ()
+    train_seconds: float = 0.0
     dead_epochs: int = 0
     error_pct: float = 0.0
 
@@ -54,9 +73,7 @@ class State:
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "dead_epochs": self.dead_epochs,
-            "error_pct": self.error_pct,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     @property
@@ -78,38 +95,63 @@ class State:
 
     def load(self, file: BinaryIO) -> None:
         """Takes up what `save` wrote."""
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(content["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.epoch, self.dead_epochs = content["epoch"], content["dead_epochs"]
-        self.error_pct = content["error_pct"]
+        self.restore(torch.load(file, map_location="cpu", weights_only=True))
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Takes up a `content`.
+
+        Raises:
+          Invalid: it is of another run, or does not fit.
+        """
+        if content.get("run") != self.run:
+            raise Invalid("the checkpoint is of a run with other settings or other data")
+        try:
+            self.model.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content["ema"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            for name in _PLAIN:
+                setattr(self, name, content[name])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise Invalid(f"the checkpoint does not fit: {str(error).splitlines()[0]}") from error
+
+
+#: The fields of a state that are plain values.
+_PLAIN = ("run", "epoch", "step", "loss_sums", "train_seconds", "dead_epochs", "error_pct")
 
 
 def train(
-    config: TrainConfig, context: Context, checkpoint: BinaryIO | None = None
+    config: TrainConfig,
+    context: Context,
+    checkpoint: BinaryIO | None = None,
+    keeper: Keeper | None = None,
 ) -> Iterator[tuple[Epoch, State]]:
     """Trains one model; every rank runs this and gets the same rows.
 
     Args:
       config: the run.
       context: this process's place in it.
-      checkpoint: what `State.save` wrote at the end of an epoch, to go on from there.
+      checkpoint: what `State.save` wrote, to go on from there.
+      keeper: goes on from the last checkpoint it finds, takes new ones at any step, and says when to stop.
+        Every rank needs one or none.
 
     Yields:
       After each epoch its row and the state, which is live: it moves on with the next `next`.
 
     Raises:
-      Invalid: the batch is too small for the data and the workers.
+      Invalid: the batch is too small for the data and the workers, or the checkpoint is of another run.
       Diverged: see `Divergence`; all ranks raise it together.
+      Preempted: `keeper` said so on one rank; all ranks raise it together, once the state is written.
       DataError: an image that does not decode.
     """
     info, splits = config.data.info(), config.data.open()
-    run = _Run(config, context, info.num_classes, splits["train"])
+    run = _Run(config, context, info.num_classes, splits["train"], keeper)
+    run.state.run = identity(config, info.fingerprint)
     if checkpoint is not None:
         run.state.load(checkpoint)
+    elif keeper is not None and (content := keeper.read(context)) is not None:
+        run.state.restore(content)
     chance_pct = 100 * (1 - 1 / info.num_classes)
     dead_above_pct = chance_pct - config.divergence.margin_pct
     window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
@@ -122,13 +164,14 @@ def train(
             )
         if run.state.epoch == config.schedule.epochs:
             break
-        started = time.perf_counter()
         train_loss, lr = run.train_epoch(splits["train"])
         trained = time.perf_counter()
         raw, averaged = run.evaluate(splits["val"])
         if not math.isfinite(averaged.loss):
             raise Diverged(f"the validation loss is {averaged.loss} after epoch {run.state.epoch + 1}")
+        train_seconds = run.state.train_seconds
         run.state.epoch += 1
+        run.state.step, run.state.loss_sums, run.state.train_seconds = 0, (), 0.0
         is_last = run.state.epoch == config.schedule.epochs
         test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
         # A loss of ln(classes) is that of guessing, with or without smoothing and mixing.
@@ -146,7 +189,7 @@ def train(
                 val_loss=averaged.loss,
                 val_top1_error_pct=averaged.error_pct,
                 val_raw_top1_error_pct=raw.error_pct,
-                train_seconds=trained - started,
+                train_seconds=train_seconds,
                 val_seconds=time.perf_counter() - trained,
                 test_top1_error_pct=test_error_pct,
             ),
@@ -167,8 +210,15 @@ class Score:
 class _Run:
     """What one call of `train` builds once and uses every epoch."""
 
-    def __init__(self, config: TrainConfig, context: Context, num_classes: int, images: Images) -> None:
-        self.config, self.context, self.num_classes = config, context, num_classes
+    def __init__(
+        self,
+        config: TrainConfig,
+        context: Context,
+        num_classes: int,
+        images: Images,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self.config, self.context, self.num_classes, self.keeper = config, context, num_classes, keeper
         self.steps_per_epoch = num_steps(len(images), config.batch_size)
         smallest = len(images) // self.steps_per_epoch // context.world_size
         if smallest < 2:
@@ -209,29 +259,79 @@ class _Run:
         return torch.autocast(self.context.device.type, self.autocast_dtype)
 
     def train_epoch(self, images: Images) -> tuple[float, float]:
-        """Mean training loss over all ranks, and the learning rate of the last step."""
+        """Mean training loss over all ranks, and the learning rate of the last step.
+
+        Goes on from `state.step`, and leaves it and `state.train_seconds` at the end of the epoch.
+        """
         config, state, context = self.config, self.state, self.context
         self.trained.train()
-        loss_sum = torch.zeros((), device=context.device, dtype=torch.float64)
-        seen = 0
-        lr = 0.0
-        batches = self.pipeline.train_batches(images, config.seeds.order, config.batch_size, state.epoch)
-        for step, batch in enumerate(batches):
-            global_step = state.epoch * self.steps_per_epoch + step
-            lr = config.optim.peak_lr(config.batch_size) * config.schedule.factor(
-                global_step / self.steps_per_epoch
-            )
-            loss_sum += self.train_step(batch, lr, global_step, self._batch_images(len(images), step))
-            seen += len(batch[0])
-            if (step + 1) % CHECK_STEPS == 0 or step + 1 == self.steps_per_epoch:
-                # Summed over ranks: a collective decision, or the others would wait for ever.
-                total = float(context.sum(loss_sum.clone()))
-                if not math.isfinite(total):
-                    raise Diverged(
-                        f"the training loss is {total} in epoch {state.epoch + 1}, by step {step + 1}"
-                    )
+        loss_sum = torch.tensor(self._own_loss_sum(), device=context.device, dtype=torch.float64)
+        looked = time.perf_counter()
+        started = looked - state.train_seconds
+        looked_step, next_look = state.step, state.step + 1
+        batches = self.pipeline.train_batches(
+            images, config.seeds.order, config.batch_size, state.epoch, state.step
+        )
+        for batch in batches:
+            global_step = state.epoch * self.steps_per_epoch + state.step
+            batch_images = self._batch_images(len(images), state.step)
+            loss_sum += self.train_step(batch, self._lr(global_step), global_step, batch_images)
+            state.step += 1
+            if state.step < next_look and state.step < self.steps_per_epoch:
+                continue
+            now = time.perf_counter()
+            state.train_seconds = now - started
+            pace = self._look(loss_sum, (now - looked) / (state.step - looked_step))
+            looked, looked_step = now, state.step
+            next_look = state.step + max(1, min(LOOK_STEPS, int(LOOK_SECONDS / pace)))
         self._agree_on_buffers()
-        return total / len(images), lr
+        state.train_seconds = time.perf_counter() - started
+        return sum(state.loss_sums) / len(images), self._lr((state.epoch + 1) * self.steps_per_epoch - 1)
+
+    def _own_loss_sum(self) -> float:
+        """This rank's part of the sums in the state; what other ranks than these had goes to the first."""
+        sums, context = self.state.loss_sums, self.context
+        if len(sums) == context.world_size:
+            return sums[context.rank]
+        return sum(sums) if context.rank == 0 else 0.0
+
+    def _lr(self, global_step: int) -> float:
+        config = self.config
+        return config.optim.peak_lr(config.batch_size) * config.schedule.factor(
+            global_step / self.steps_per_epoch
+        )
+
+    def _look(self, loss_sum: Tensor, seconds: float) -> float:
+        """Where all ranks learn of each other, decide alike, and take a checkpoint if one is due.
+
+        One all-reduce of a few numbers carries the losses, the wishes and the pace. A rank that decided alone
+        would leave the others waiting in the next collective for ever.
+
+        Args:
+          loss_sum: this rank's over the epoch so far.
+          seconds: a step's time on this rank since the last look.
+
+        Returns:
+          Seconds a step takes, averaged over ranks.
+        """
+        state, context, keeper = self.state, self.context, self.keeper
+        due = keeper is not None and keeper.is_due(state.content)
+        stop = keeper is not None and keeper.should_stop()
+        message = torch.tensor(
+            [seconds, due, stop, *[0.0] * context.world_size], device=context.device, dtype=torch.float64
+        )
+        message[3 + context.rank] = loss_sum
+        seconds, due, stop, *loss_sums = context.sum(message).tolist()
+        state.loss_sums = tuple(loss_sums)
+        if not math.isfinite(total := sum(loss_sums)):
+            raise Diverged(f"the training loss is {total} in epoch {state.epoch + 1}, by step {state.step}")
+        if keeper is not None and (due or stop):
+            keeper.take(state.content(), wait=bool(stop))
+        if stop:
+            # Whoever leaves first takes the group down, and the writing rank with it.
+            context.sum(torch.zeros(1, device=context.device))
+            raise Preempted(f"after step {state.step} of epoch {state.epoch + 1}")
+        return seconds / context.world_size
 
     def _agree_on_buffers(self) -> None:
         """Gives every rank the BN statistics of rank 0, so that what is evaluated is what is saved."""
@@ -308,6 +408,8 @@ class _Run:
         images = self.config.data.open()["train"]
         seeds = Seeds.derived(self.config.seeds.order, "precise_bn")
         batches = self.pipeline.train_batches(images, seeds.order, self.config.batch_size, self.state.epoch)
+        # Stochastic depth is at work here, too, and must not depend on what was drawn before.
+        torch.manual_seed(derive_seed(seeds.augment, self.state.epoch, self.context.rank))
         steps = max(1, round(min(count, len(images)) / self.config.batch_size))
         with self.autocast():
             update_bn((images_BCHW for images_BCHW, _ in itertools.islice(batches, steps)), model)

@@ -1,0 +1,109 @@
+"""What checkpoints cost: taken beside the training at their share of the time, and by torch.save each epoch.
+
+    python -m benchmarks.checkpoint_cost [--seconds 120] [--rounds 2]
+
+Trains one model (ViT_C of 4 blocks and width 192 on digits of 32 pixels, AdamW, averaged weights) three ways,
+one after the other, as many rounds as asked:
+
+- without any checkpoint;
+- with a `Keeper` at its defaults;
+- with a synchronous `torch.save` and fsync after each epoch, which is what a loop without a keeper does.
+
+"share" is measured where it is spent: the copy on the training thread and the processor time of the writing
+thread for the keeper, the wall time of the call for torch.save, over the wall time of the run. Step times are
+medians over epochs; on a busy machine they say little, and the shares hold.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from trainables.checkpoint import KEPT, LEAST_SECONDS, SHARE, Keeper, Store, checkpoint_bytes
+from trainables.config import TrainConfig
+from trainables.context import Context, this_process
+from trainables.loop import State, train
+
+
+def example() -> TrainConfig:
+    """Epochs of 38 steps, and a state of some tens of megabytes; it is stopped long before its end."""
+    return TrainConfig.model_validate(
+        {
+            "model": {
+                "family": "vit",
+                "stem": "conv",
+                "image_size": 32,
+                "patch_size": 8,
+                "width": 192,
+                "depth": 5,
+                "heads": 3,
+                "mlp_ratio": 3,
+            },
+            "data": "digits",
+            "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+            "schedule": {"epochs": 10_000},
+            "batch_size": 32,
+            "ema": {},
+            "divergence": {"window": 10_000},
+        }
+    )
+
+
+def save_now(state: State, path: Path) -> float:
+    """Seconds that a plain, durable torch.save takes."""
+    began = time.perf_counter()
+    with path.open("wb") as file:
+        state.save(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - began
+
+
+def run(config: TrainConfig, context: Context, seconds: float, way: str) -> tuple[float, float, int]:
+    """Milliseconds a step takes, share of the time for checkpoints, and how many there were."""
+    spent, count, steps_ms = 0.0, 0, []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        keeper = Keeper(Store(folder)) if way == "keeper" else None
+        before = 0
+        for row, state in train(config, context, keeper=keeper):
+            steps_ms.append(1000 * row.train_seconds / (row.step - before))
+            before = row.step
+            if way == "torch.save each epoch":
+                spent += save_now(state, Path(folder, "state.pt"))
+                count += 1
+            if time.perf_counter() - began > seconds:
+                break
+        elapsed = time.perf_counter() - began
+        if keeper is not None:
+            keeper.__exit__()
+            spent, count = keeper.spent_seconds, keeper.written
+    return statistics.median(steps_ms), spent / elapsed, count
+
+
+def main() -> None:
+    """Prints one line per way and round, and the ratio of the shares last."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120, help="length of each run")
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    config, context = example(), this_process()
+    megabytes = checkpoint_bytes(config) / 1e6
+    print(f"state: {megabytes:.1f} MB; {KEPT} kept; share {SHARE:.1%}, at least {LEAST_SECONDS:g} s apart")
+    shares: dict[str, list[float]] = {}
+    for number in range(options.rounds):
+        for way in ("none", "keeper", "torch.save each epoch"):
+            step_ms, share, count = run(config, context, options.seconds, way)
+            shares.setdefault(way, []).append(share)
+            print(
+                f"round {number + 1}  {way:22} {step_ms:7.2f} ms a step  {share:7.3%} in {count} checkpoints"
+            )
+    keeper, plain = (statistics.mean(shares[way]) for way in ("keeper", "torch.save each epoch"))
+    print(f"share of the time, torch.save each epoch to keeper: {plain / keeper:.1f}")
+    print(f"load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""Checkpoints: a run that was stopped anywhere, any number of times, ends like one left alone."""
+
+import dataclasses
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.fs
+import pytest
+import torch
+import yaml
+
+from trainables import augment, checkpoint, loop
+from trainables.__main__ import main
+from trainables.base import TIMING_FIELDS, Invalid, Preempted
+from trainables.checkpoint import Corrupt, Keeper, Store, checkpoint_bytes, dump, parse
+from trainables.config import TrainConfig
+from trainables.context import Context
+from trainables.loop import train
+
+#: Batch norm in the stem, stochastic depth, mixing, averages: all that has a state or draws.
+ADAMW = {
+    "model.stem": "conv",
+    "model.drop_path": 0.2,
+    "model.depth": 3,
+    "mixup": {},
+    "ema": {"every_steps": 2},
+    "clip_grad_norm": 1.0,
+    "augment.flip": 0.5,
+    "divergence.margin_pct": 0,
+}
+SGD = {"optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4}, "model.stem": "conv"}
+#: Batch norm behind stochastic depth, and its statistics taken anew: that draws outside of training steps.
+RESNET = {
+    "model": {"family": "resnet", "layers": 18, "image_size": 16, "drop_path": 0.5},
+    "data": {"name": "digits"},
+    "batch_size": 400,
+    "precise_bn_images": 256,
+    "divergence.margin_pct": 0,
+}
+
+
+@pytest.fixture
+def config_of(run_tree):
+    return lambda settings: TrainConfig.model_validate(run_tree(**settings))
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """Makes every step one at which a run can be stopped."""
+    monkeypatch.setattr(loop, "LOOK_STEPS", 1)
+
+
+def measured(row):
+    return {name: value for name, value in dataclasses.asdict(row).items() if name not in TIMING_FIELDS}
+
+
+class StopAt:
+    """Wants to stop when it has been asked so often."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def run_alone(config):
+    rows = []
+    for row, state in train(config, Context()):
+        rows.append(measured(row))
+        weights = state.weights_digest()
+    return rows, weights
+
+
+def run_with_stops(config, store, stops):
+    """Rows by epoch of a run that is stopped after each of these numbers of steps, then finished."""
+    rows = {}
+    for stop in [*stops, 0]:
+        # What else happened in this process must not matter.
+        torch.manual_seed(stop)
+        try:
+            with Keeper(store, StopAt(stop)) as keeper:
+                for row, state in train(config, Context(), keeper=keeper):
+                    assert rows.setdefault(row.epoch, measured(row)) == measured(row)
+                    weights = state.weights_digest()
+        except Preempted:
+            assert keeper.notices == []
+        else:
+            return list(rows.values()), weights
+    raise AssertionError("never finished")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("settings", [ADAMW, SGD], ids=["adamw", "sgd"])
+def test_a_run_stopped_at_random_steps_ends_exactly_like_one_left_alone(
+    settings, seed, config_of, tmp_path, every_step
+):
+    config = config_of(settings)
+    # 20 steps in all; the last step of an epoch is one of the places.
+    stops = random.Random(seed).choices(range(1, 9), k=2) if seed else [10, 10]
+    assert run_with_stops(config, Store(tmp_path), stops) == run_alone(config)
+
+
+def test_what_draws_after_the_last_step_of_an_epoch_draws_the_same_after_a_stop_there(
+    config_of, tmp_path, every_step
+):
+    config = config_of(RESNET)
+    assert run_with_stops(config, Store(tmp_path), [3, 2]) == run_alone(config)
+
+
+def test_stops_change_nothing_of_what_is_seen_each_image_once_an_epoch(
+    config_of, tmp_path, every_step, monkeypatch
+):
+    seen = []
+    honest = augment.step_samples
+    monkeypatch.setattr(augment, "step_samples", lambda *a: [seen.append(rows := honest(*a)), rows][1])
+    run_with_stops(config_of({}), Store(tmp_path), [3, 9, 2])
+    order = np.concatenate(seen)
+    assert len(order) == 2 * 1199
+    for epoch in (order[:1199], order[1199:]):
+        assert sorted(epoch) == list(range(1199))
+
+
+def test_a_state_of_another_run_is_refused(config_of, tmp_path, every_step):
+    store = Store(tmp_path)
+    with pytest.raises(Preempted, match="after step 3 of epoch 1"):
+        list(train(config_of({}), Context(), keeper=Keeper(store, StopAt(3))))
+    with pytest.raises(Invalid, match="a run with other settings or other data"):
+        list(train(config_of({"optim.lr": 1e-3}), Context(), keeper=Keeper(store)))
+
+
+# --- several workers ----------------------------------------------------------------------------------
+
+WORKER = """
+import dataclasses, json, sys
+import torch
+from trainables import augment, loop
+from trainables.base import TIMING_FIELDS, Preempted
+from trainables.checkpoint import Keeper, Store
+from trainables.config import TrainConfig
+from trainables.context import Context
+from trainables.loop import train
+
+rank, meeting, folder, text = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+loop.LOOK_STEPS = 1
+seen = []
+honest = augment.step_samples
+
+def step_samples(*arguments):
+    rows = honest(*arguments)
+    seen.append(rows.tolist())
+    return rows
+
+augment.step_samples = step_samples
+
+def run(config, name, context, stop=0):
+    left = [stop if rank == 1 else 0]
+    def should_stop():
+        left[0] -= 1
+        return left[0] == 0
+    rows, weights = [], ""
+    seen.clear()
+    store = Store(f"{folder}/{name}") if rank == 0 else None
+    try:
+        with Keeper(store, should_stop) as keeper:
+            for row, state in train(config, context, keeper=keeper):
+                rows.append({k: v for k, v in dataclasses.asdict(row).items() if k not in TIMING_FIELDS})
+                weights = state.weights_digest()
+    except Preempted as error:
+        weights = str(error)
+    return {"rows": rows, "weights": weights, "seen": list(seen)}
+
+both = Context(rank=rank, world_size=2)
+for number, (tree, stop) in enumerate(json.loads(text)):
+    config = TrainConfig.model_validate(tree)
+    print(json.dumps(["alone", run(config, f"{number}-alone", both)]))
+    # Only rank 1 is told to stop.
+    print(json.dumps(["stopped", run(config, f"{number}", both, stop)]))
+    print(json.dumps(["resumed", run(config, f"{number}", both)]))
+    # The same number of steps, and then one worker alone.
+    print(json.dumps(["stopped", run(config, f"{number}-fewer", both, stop)]))
+torch.distributed.destroy_process_group()
+if rank == 0:
+    for number, (tree, stop) in enumerate(json.loads(text)):
+        fewer = run(TrainConfig.model_validate(tree), f"{number}-fewer", Context())
+        print(json.dumps(["fewer", fewer]))
+"""
+
+
+@pytest.mark.timeout(900)
+def test_two_workers_stop_together_and_go_on_exactly_and_one_can_go_on_for_both(run_tree, tmp_path):
+    jobs = [(run_tree(**ADAMW), 14), (run_tree(**SGD), random.Random(1).randrange(1, 10))]
+    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting"), str(tmp_path), json.dumps(jobs)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=800)[0].splitlines() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    first, second = ([json.loads(line) for line in lines] for lines in outputs)
+    fewer = first[8:]
+    for number, (_, stop) in enumerate(jobs):
+        runs = [[what for _, what in lines[4 * number : 4 * number + 4]] for lines in (first, second)]
+        for (alone, stopped, resumed, _), other in zip(runs, reversed(runs), strict=True):
+            assert stopped["weights"] == f"after step {(stop - 1) % 10 + 1} of epoch {(stop - 1) // 10 + 1}"
+            assert stopped["rows"] + resumed["rows"] == alone["rows"] == other[0]["rows"]
+            assert resumed["weights"] == alone["weights"] == other[0]["weights"]
+        # A stop by two workers, an end by one: every image once an epoch all the same.
+        parts = [run[3]["seen"] for run in runs]
+        steps = [[*a, *b] for a, b in zip(*parts, strict=True)] + fewer[number][1]["seen"]
+        assert len(steps) == 20
+        for epoch in (steps[:10], steps[10:]):
+            assert sorted(row for step in epoch for row in step) == list(range(1199))
+        rows = runs[0][3]["rows"] + fewer[number][1]["rows"]
+        assert [row["epoch"] for row in rows] == [1, 2]
+    # Plain SGD draws nothing per rank. Batch norm of half a batch is not that of a whole one, yet close.
+    last = (first[8 + 1][1]["rows"][-1], first[4][1]["rows"][-1])
+    assert last[0]["train_loss"] == pytest.approx(last[1]["train_loss"], rel=0.1)
+
+
+# --- a process that is killed -------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(900)
+def test_a_process_killed_at_random_moments_ends_like_one_left_alone(run_tree, tmp_path):
+    tree = run_tree(**ADAMW, **{"batch_size": 12, "schedule.epochs": 4})
+    file, place = tmp_path / "run.yaml", tmp_path / "state"
+    file.write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "trainables", str(file), "--checkpoint", str(place)]
+    command += ["--checkpoint-share", "1", "--checkpoint-seconds", "0"]
+    rng = random.Random(0)
+    rows, ends = {}, []
+    for how in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, None):
+        before = set(Store(place).paths())
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if how is not None:
+            while not set(Store(place).paths()) - before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+            process.send_signal(how)
+        out, err = process.communicate(timeout=200)
+        ends.append(process.returncode)
+        for line in out.splitlines():
+            if line.endswith("}") and "epoch" in (row := json.loads(line)):
+                row = {name: value for name, value in row.items() if name not in TIMING_FIELDS}
+                assert rows.setdefault(row["epoch"], row) == row
+    assert ends == [-signal.SIGKILL] * 3 + [75, 0], err
+    undisturbed, weights = run_alone(TrainConfig.model_validate(tree))
+    assert list(rows.values()) == undisturbed
+    assert json.loads(out.splitlines()[-1]) == {"weights": weights}
+    # A run that is over needs no state.
+    assert list(place.iterdir()) == []
+
+
+def test_a_place_no_file_system_has_ends_with_2_and_one_message(run_tree, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run_tree()))
+    assert main([str(file), "--checkpoint", "nowhere://bucket/x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("--checkpoint nowhere://bucket/x: ")
+    assert captured.out == ""
+
+
+# --- the format and the place -------------------------------------------------------------------------
+
+CONTENT = {"epoch": 3, "step": 7, "model": {"w": torch.arange(5.0)}, "loss_sums": (0.1, 0.2)}
+
+
+def written(content):
+    file = io.BytesIO()
+    dump(content, file)
+    return file.getvalue()
+
+
+def test_a_checkpoint_cut_or_changed_at_any_byte_is_refused():
+    data = written(CONTENT)
+    assert str(parse(data)) == str(CONTENT)
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        for bad in (data[:at], bytes(changed)):
+            with pytest.raises(Corrupt):
+                parse(bad)
+    with pytest.raises(Corrupt):
+        parse(data + b"\0")
+
+
+@pytest.fixture(params=["folder", "uri", "object store"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return Store(tmp_path / "run")
+    if request.param == "uri":
+        return Store((tmp_path / "run").as_uri())
+    store = Store(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    # Any file system that is not the local one is written to as an object store is.
+    store._filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    store._folder, store._is_local = "run", False
+    return store
+
+
+def test_the_two_newest_are_kept_and_the_older_serves_where_the_newer_is_damaged(store, tmp_path):
+    assert store.read() == (None, [])
+    for epoch, step in ((0, 900), (1, 5), (10, 0)):
+        store.write(CONTENT | {"epoch": epoch, "step": step})
+    files = sorted((tmp_path / "run").iterdir())
+    assert len(files) == len(store.paths()) == 2
+    content, notices = store.read()
+    assert ((content["epoch"], content["step"]), notices) == ((10, 0), [])
+    # Rows on record up to epoch 9: what is beyond them is passed over, and left.
+    assert store.read(most_epochs=9)[0]["epoch"] == 1
+    files[1].write_bytes(files[1].read_bytes()[:-10])
+    content, notices = store.read()
+    assert content["epoch"] == 1
+    assert len(notices) == 1
+    assert "its checksum does not match" in notices[0]
+    # Told once: what is damaged is gone.
+    assert store.read()[1] == []
+    files[0].write_bytes(b"")
+    assert store.read()[0] is None
+    other = tmp_path / "run" / "notes.txt"
+    other.write_text("mine")
+    (tmp_path / "run" / ".000001-000000001.ckpt.0123abcd.part").write_bytes(b"half")
+    store.write(CONTENT)
+    store.clear()
+    assert list((tmp_path / "run").iterdir()) == [other]
+
+
+def test_the_older_ones_stay_until_the_new_one_is_there(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    for step in (1, 2):
+        store.write(CONTENT | {"step": step})
+    there = store.paths()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(CONTENT | {"step": 3})
+    assert sorted(str(path) for path in tmp_path.iterdir()) == there
+
+
+# --- when ---------------------------------------------------------------------------------------------
+
+
+class FlakyStore(Store):
+    def __init__(self, place, failures):
+        super().__init__(place)
+        self.failures = failures
+
+    def write(self, *arguments):
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError("the disk is away")
+        return super().write(*arguments)
+
+
+def test_a_write_that_fails_is_tried_again_and_given_up_with_a_notice(tmp_path):
+    flaky = Keeper(FlakyStore(tmp_path, 2), backoff_seconds=(0.0, 0.0))
+    flaky.take(CONTENT, wait=True)
+    assert (flaky.written, flaky.notices) == (1, [])
+    dead = Keeper(FlakyStore(tmp_path / "dead", 3), backoff_seconds=(0.0, 0.0))
+    dead.take(CONTENT, wait=True)
+    assert dead.written == 0
+    assert dead.notices == [f"{tmp_path / 'dead'}: epoch 3, step 7: no checkpoint: OSError: the disk is away"]
+
+
+def test_a_run_whose_checkpoints_cannot_be_written_is_the_same_run(config_of, tmp_path, every_step):
+    config = config_of(SGD)
+    store = FlakyStore(tmp_path, 10**9)
+    with Keeper(store, share=1e9, least_seconds=0, backoff_seconds=()) as keeper:
+        states = list(train(config, Context(), keeper=keeper))
+    assert len(keeper.notices) > 2
+    rows, weights = run_alone(config)
+    assert [measured(row) for row, _ in states] == rows
+    assert states[-1][1].weights_digest() == weights
+
+
+def test_checkpoints_stay_within_their_share_and_use_it(tmp_path, monkeypatch):
+    """Against a clock of its own: copying takes 0.2 s of the training's time, writing 0.3 s of a thread's."""
+    clock = {"wall": 0.0, "thread": 0.0}
+    fake = SimpleNamespace(perf_counter=lambda: clock["wall"], thread_time=lambda: clock["thread"])
+    monkeypatch.setattr(checkpoint, "time", fake)
+    keeper = Keeper(Store(tmp_path), share=0.01, least_seconds=10)
+
+    def copy(content):
+        clock["wall"] += 0.2
+        return content
+
+    def write(*_):
+        clock["thread"] += 0.3
+
+    monkeypatch.setattr(keeper, "_copy", copy)
+    monkeypatch.setattr(keeper._store, "write", write)
+    taken = []
+    while clock["wall"] < 3600:
+        clock["wall"] += 1
+        if keeper.is_due(lambda: CONTENT):
+            keeper.take(CONTENT, wait=True)
+            taken.append(clock["wall"])
+        assert keeper.spent_seconds <= 0.01 * clock["wall"] + 0.5
+    # 0.5 s at one part in a hundred: one every 50 s. The first came when it seemed to cost nothing.
+    assert taken[0] == pytest.approx(10, abs=1.5)
+    assert np.diff(taken[1:]) == pytest.approx(50, abs=1.5)
+    assert keeper.spent_seconds == pytest.approx(0.5 * len(taken))
+
+
+def test_a_large_state_waits_until_its_guessed_cost_is_earned(tmp_path):
+    keeper = Keeper(Store(tmp_path), share=0.005, least_seconds=0)
+    asked = []
+
+    def large():
+        asked.append(True)
+        # 50 GB, at half a GB a second.
+        return {"w": torch.empty(50 * 10**9, dtype=torch.uint8, device="meta")}
+
+    assert not keeper.is_due(large)
+    assert not keeper.is_due(large)
+    assert keeper._cost == pytest.approx(100)
+    assert len(asked) == 1
+
+
+def test_a_copy_does_not_move_with_the_state(tmp_path):
+    live = {"epoch": 0, "step": 1, "w": torch.zeros(3), "list": [torch.ones(2, dtype=torch.int64)]}
+    store = Store(tmp_path)
+    keeper = Keeper(store)
+    for step in (1, 2):
+        copied = keeper._copy(live | {"step": step})
+        live["w"] += 1
+        live["list"][0] += 1
+        assert copied["step"] == step
+        assert copied["w"].tolist() == [step - 1.0] * 3
+        assert copied["list"][0].tolist() == [step] * 2
+
+
+# --- how large ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [ADAMW, SGD, RESNET, {"optim": {"name": "sgd", "lr": 1, "weight_decay": 0, "momentum": 0}}],
+    ids=["adamw-ema", "sgd", "resnet", "no-momentum"],
+)
+def test_the_size_told_before_is_the_size_of_the_file(settings, config_of, tmp_path, every_step):
+    config = config_of(settings)
+    store = Store(tmp_path)
+    with pytest.raises(Preempted), Keeper(store, StopAt(2)) as keeper:
+        list(train(config, Context(), keeper=keeper))
+    [path] = store.paths()
+    told, content = checkpoint_bytes(config), store.read()[0]
+    assert told == sum(tensor.nbytes for tensor in checkpoint._tensors(content))
+    num_tensors = len(list(checkpoint._tensors(content)))
+    assert told < Path(path).stat().st_size < told + 500 * num_tensors + 10_000
+
+
+# --- the worker of a lane -----------------------------------------------------------------------------
+
+
+class FakeClerk:
+    """Takes what a worker says; a method's `remote` is a plain call."""
+
+    def __init__(self):
+        self.rows, self.ends = [], []
+        self.row = SimpleNamespace(remote=self._row)
+        self.end = SimpleNamespace(remote=self._end)
+
+    def _row(self, lane, number, row):
+        self.rows.append({name: value for name, value in row.items() if name not in TIMING_FIELDS})
+        return True
+
+    def _end(self, lane, number, *rest):
+        self.ends.append(rest)
+
+
+def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
+    run_tree, config_of, tmp_path, monkeypatch, every_step
+):
+    from orchestrator import lanes
+
+    monkeypatch.setattr(lanes.ray, "get", lambda value: value)
+    job = {"trial": "abc", "config": config_of(SGD).model_dump_json()}
+    clerk = FakeClerk()
+    with pytest.raises(Preempted):
+        lanes._run_job(job, 1, clerk, "lane", tmp_path, Context(), StopAt(13))
+    assert [end[:2] for end in clerk.ends] == [("preempted", "after step 3 of epoch 2")]
+    lanes._run_job(job, 2, clerk, "lane", tmp_path, Context())
+    rows, weights = run_alone(config_of(SGD))
+    assert clerk.rows == rows
+    assert clerk.ends[1] == ("finished", "", "", weights)
+    assert Store(lanes.checkpoint_path(tmp_path, "abc")).read()[0]["step"] == 3

@@ -1,0 +1,431 @@
+"""Checkpoints: when one is taken, how it is written beside the training, and how it is read again.
+
+What a checkpoint holds is the loop's business (`State.content`): here it is a tree of tensors and plain
+values.
+
+One checkpoint is one file: `MAGIC`, what `torch.save` wrote, and a footer of its length and SHA-256. The
+checksum comes last so that a state of gigabytes streams through it and is never in memory twice. A file that
+was cut or changed anywhere does not check, and the one before it is taken.
+
+Rates are in GB/s of 1e9 bytes; all times are in seconds.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Self, cast
+
+import pyarrow as pa
+import pyarrow.fs
+import torch
+from torch import Tensor
+
+from trainables.config import ModelConfig, OptimConfig, TrainConfig
+from trainables.context import Context
+from trainables.data import open_filesystem
+
+Content = dict[str, Any]
+
+#: First bytes of a checkpoint; the digit is the version of its content.
+MAGIC = b"vitc-ck1"
+_FOOTER = struct.Struct(">Q32s")
+_SUFFIX = ".ckpt"
+
+#: Checkpoints of a run that are kept: the newest, and one more should that turn out not to be readable.
+KEPT = 2
+
+#: Part of a run's time that its checkpoints may take.
+SHARE = 0.005
+
+#: Least seconds between two checkpoints: to start a worker group again takes longer than this.
+LEAST_SECONDS = 10.0
+
+#: How fast a state is taken to be copied, hashed and written until the first one has been measured.
+GUESSED_GB_PER_SECOND = 0.5
+
+#: Seconds before each new try of a write that failed; after the last one the checkpoint is given up.
+BACKOFF_SECONDS = (1.0, 2.0, 4.0)
+
+
+class Corrupt(ValueError):
+    """Bytes that are no whole checkpoint of this version."""
+
+
+class _Abandoned(Exception):
+    """Nobody wants this checkpoint any more."""
+
+
+# ---------------------------------------------------------------------------------------------------
+# The format
+
+
+class _Checked(io.RawIOBase):
+    """A file for `torch.save` that counts and hashes what goes through it."""
+
+    def __init__(self, file: IO[bytes], abandoned: threading.Event) -> None:
+        super().__init__()
+        self._file, self._abandoned = file, abandoned
+        self._digest, self._length = hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Passes bytes on."""
+        if self._abandoned.is_set():
+            raise _Abandoned
+        view = memoryview(data)
+        self._digest.update(view)
+        self._length += view.nbytes
+        self._file.write(view)
+        return view.nbytes
+
+    def footer(self) -> bytes:
+        """What stands behind the content."""
+        return _FOOTER.pack(self._length, self._digest.digest())
+
+
+def dump(content: Content, file: IO[bytes], abandoned: threading.Event | None = None) -> None:
+    """Writes a checkpoint front to back; raises when `abandoned` is set meanwhile."""
+    file.write(MAGIC)
+    checked = _Checked(file, abandoned or threading.Event())
+    torch.save(content, cast(IO[bytes], checked))
+    file.write(checked.footer())
+
+
+def parse(data: bytes | memoryview) -> Content:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+      Corrupt: a byte is missing, too many or changed, or another version wrote it.
+    """
+    view = memoryview(data)
+    body = view[len(MAGIC) : -_FOOTER.size]
+    if len(view) < len(MAGIC) + _FOOTER.size or bytes(view[: len(MAGIC)]) != MAGIC:
+        raise Corrupt("it is not a checkpoint of this version")
+    length, digest = _FOOTER.unpack(view[-_FOOTER.size :])
+    if length != len(body) or digest != hashlib.sha256(body).digest():
+        raise Corrupt("its checksum does not match")
+    content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise Corrupt("it holds no state")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------
+# The place
+
+
+class Store:
+    """The checkpoints of one run: a folder of its own, on any file system that pyarrow knows.
+
+    A file is written under a name that no reader looks at and then moved, or put at once where the file
+    system is an object store. Either way reading checks it.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        """
+        Args:
+          place: a folder, or the URI of one (`s3://`, `gs://`, `file://`); it need not exist.
+
+        Raises:
+          DataError: no file system has such paths.
+        """
+        self.place = str(place)
+        self._filesystem, self._folder = open_filesystem(self.place)
+        self._is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+
+    def paths(self) -> list[str]:
+        """The checkpoints there are, oldest first."""
+        return sorted(path for path in self._all() if path.endswith(_SUFFIX))
+
+    def _all(self) -> list[str]:
+        selector = pyarrow.fs.FileSelector(self._folder, allow_not_found=True)
+        return [entry.path for entry in self._filesystem.get_file_info(selector) if entry.is_file]
+
+    def write(self, content: Content, abandoned: threading.Event | None = None) -> str:
+        """Makes a state durable, then deletes what that makes superfluous.
+
+        Equal positions mean equal states, so a second writer of the same run, left over from an attempt
+        that was taken for lost, does no harm.
+
+        Args:
+          content: the state; its `epoch` and `step` name the file.
+          abandoned: ends the writing early when set.
+
+        Returns:
+          The path.
+        """
+        name = f"{content['epoch']:06d}-{content['step']:09d}{_SUFFIX}"
+        path = f"{self._folder}/{name}"
+        if self._is_local:
+            os.makedirs(self._folder, exist_ok=True)
+            partial = f"{self._folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
+            try:
+                with open(partial, "wb") as file:
+                    dump(content, file, abandoned)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(partial)
+            # The name is durable only with its folder.
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        else:
+            with self._filesystem.open_output_stream(path) as stream:
+                dump(content, stream, abandoned)
+        for old in self.paths()[:-KEPT]:
+            self._delete(old)
+        return path
+
+    def read(self, most_epochs: int | None = None) -> tuple[Content | None, list[str]]:
+        """The newest whole checkpoint, None if there is none, and a line about each that is not whole.
+
+        What is not whole is deleted; what only could not be read just now is left.
+
+        Args:
+          most_epochs: passes over checkpoints that have more finished epochs behind them.
+        """
+        notices: list[str] = []
+        for path in reversed(self.paths()):
+            try:
+                with self._filesystem.open_input_file(path) as file:
+                    content = parse(memoryview(file.read_buffer()))
+                if most_epochs is None or content["epoch"] <= most_epochs:
+                    return content, notices
+            except (OSError, pa.ArrowException) as error:
+                notices.append(f"{path}: could not be read: {error}")
+            except Exception as error:
+                # Whatever a damaged file makes of torch.load, it is a damaged file.
+                notices.append(f"{path}: {error}")
+                self._delete(path)
+        return None, notices
+
+    def clear(self) -> None:
+        """Deletes every checkpoint and what a killed writer left; other files stay."""
+        for path in self._all():
+            if path.endswith((_SUFFIX, f"{_SUFFIX}.part")) or f"{_SUFFIX}." in path:
+                self._delete(path)
+
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            self._filesystem.delete_file(path)
+
+
+# ---------------------------------------------------------------------------------------------------
+# When, and beside the training
+
+
+class Keeper:
+    """Takes a run's checkpoints: each rank has one, and that of rank 0 has the store.
+
+    What a checkpoint costs is measured: the copy, during which training waits, and the processor time of the
+    thread that writes. The next one is taken as soon as all of them together stay within `share` of the time
+    since the start, one by one and at least `least_seconds` apart. So a run loses
+    max(least_seconds, cost / share) at worst, plus the writing, and half of that on average.
+
+    A write that fails is tried again, then given up with a notice; it never fails the run.
+    """
+
+    def __init__(
+        self,
+        store: Store | None,
+        should_stop: Callable[[], bool] = lambda: False,
+        share: float = SHARE,
+        least_seconds: float = LEAST_SECONDS,
+        backoff_seconds: tuple[float, ...] = BACKOFF_SECONDS,
+        most_epochs: int | None = None,
+    ) -> None:
+        """
+        Args:
+          store: where to; None on all ranks but 0.
+          should_stop: whether this process is about to be taken away. Polled, so it must be cheap.
+          share: part of the time that checkpoints may take, 0 to 1.
+          least_seconds: between two of them.
+          backoff_seconds: waits before the second and every further try of a write.
+          most_epochs: finished epochs whose rows are on record; no checkpoint beyond them is taken up.
+        """
+        self._store, self.should_stop = store, should_stop
+        self.share, self.least_seconds, self._backoff = share, least_seconds, backoff_seconds
+        self._most_epochs = most_epochs
+        self.notices: list[str] = []
+        self.written = 0
+        self.spent_seconds = 0.0
+        self._cost: float | None = None
+        self._started = self._last = time.perf_counter()
+        self._buffers: list[Tensor] = []
+        self._thread: threading.Thread | None = None
+        self._abandoned = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives up what is being written; afterwards nothing is written any more."""
+        self._abandoned.set()
+        self._join()
+
+    def read(self, context: Context) -> Content | None:
+        """The newest whole checkpoint, read by rank 0 for all of them; every rank must call this."""
+        read: list[Any] = [None]
+        if self._store is not None:
+            try:
+                read[0], notices = self._store.read(self._most_epochs)
+                self.notices += notices
+            except (OSError, pa.ArrowException) as error:
+                self.notices.append(f"{self._store.place}: could not be read: {error}")
+        if context.world_size > 1:
+            torch.distributed.broadcast_object_list(read, src=0)
+        content: Content | None = read[0]
+        return content
+
+    def is_due(self, content: Callable[[], Content]) -> bool:
+        """Whether a checkpoint can be afforded now; always False where there is no store."""
+        if self._store is None or self._is_writing():
+            return False
+        now = time.perf_counter()
+        if now - self._last < self.least_seconds:
+            return False
+        if self._cost is None:
+            num_bytes = sum(tensor.nbytes for tensor in _tensors(content()))
+            self._cost = num_bytes / 1e9 / GUESSED_GB_PER_SECOND
+        return self.spent_seconds + self._cost <= self.share * (now - self._started)
+
+    def take(self, content: Content, wait: bool = False) -> None:
+        """Copies a state and has it written; training may go on when this returns.
+
+        Args:
+          content: the live state.
+          wait: return only when it is durable or given up.
+        """
+        if self._store is None:
+            return
+        self._join()
+        began = time.perf_counter()
+        copied = self._copy(content)
+        ready = None
+        if any(tensor.is_cuda for tensor in _tensors(content)):
+            # The copies are queued before the next step's kernels, which cannot overtake them.
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record()
+        self._last = time.perf_counter()
+        self._thread = threading.Thread(
+            target=self._write, args=(copied, ready, self._last - began), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        if wait:
+            self._join()
+
+    def _is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _copy(self, content: Content) -> Content:
+        """A copy in memory that is kept for the next one: pinning or touching new pages costs more."""
+        live = list(_tensors(content))
+        if [_kind(tensor) for tensor in live] != [_kind(tensor) for tensor in self._buffers]:
+            self._buffers = [
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda) for tensor in live
+            ]
+        for buffer, tensor in zip(self._buffers, live, strict=True):
+            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        buffers = iter(self._buffers)
+        copied: Content = _map_tensors(content, lambda _: next(buffers))
+        return copied
+
+    def _write(self, content: Content, ready: "torch.cuda.Event | None", copy_seconds: float) -> None:
+        assert self._store is not None
+        began = time.thread_time()
+        try:
+            if ready is not None:
+                ready.synchronize()
+            for delay in (*self._backoff, None):
+                try:
+                    self._store.write(content, self._abandoned)
+                    self.written += 1
+                    return
+                except _Abandoned:
+                    return
+                except Exception as error:
+                    place = f"{self._store.place}: epoch {content['epoch']}, step {content['step']}"
+                    if delay is None or self._abandoned.wait(delay):
+                        self.notices.append(f"{place}: no checkpoint: {type(error).__name__}: {error}")
+                        return
+        finally:
+            self._cost = copy_seconds + time.thread_time() - began
+            self.spent_seconds += self._cost
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a tree, in the order of `_map_tensors`."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _tensors(value)
+
+
+def _map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A tree of new containers with its tensors replaced."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map_tensors(value, function) for value in tree)
+    return tree
+
+
+# ---------------------------------------------------------------------------------------------------
+# How large
+
+
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """Bytes of one checkpoint's tensors, without building anything: weights, their average, the optimizer.
+
+    The file is larger by about 0.4 KB a tensor. A run holds `KEPT` of them, and one more while it writes.
+
+    Raises:
+      DataError: the data, which say how many classes there are, cannot be read.
+    """
+    return _state_bytes(config.model, config.optim, config.ema is not None, config.data.info().num_classes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _state_bytes(
+    model_config: ModelConfig, optim_config: OptimConfig, has_ema: bool, num_classes: int
+) -> int:
+    with torch.device("meta"):
+        model = model_config.build(num_classes)
+    optimizer = optim_config.build(model, 1)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    # On the meta device a step computes nothing, and leaves the state it would leave.
+    optimizer.step()
+    weights: int = sum(tensor.nbytes for tensor in model.state_dict().values())
+    moments: int = sum(tensor.nbytes for tensor in _tensors(optimizer.state_dict()))
+    return weights * (2 if has_ema else 1) + moments
