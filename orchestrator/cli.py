@@ -379,18 +379,41 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
 
 
 @app.command(epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json")
-def plan(file: SweepFile, sets: Sets = None, points: Points = None, as_json: AsJson = False) -> None:
-    """Lists the trials of a sweep and what they amount to; starts nothing, writes nothing."""
+def plan(
+    file: SweepFile,
+    sets: Sets = None,
+    points: Points = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where it is to run: 8xH100, 64xcpu [default: this machine].")
+    ] = None,
+    past: Annotated[Path, typer.Option(help="Folder of earlier sweeps, whose epochs tell speeds.")] = Path(
+        "runs"
+    ),
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this CPU for a second where no earlier sweep tells.")
+    ] = False,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="Instead of resources.price in the file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
+    from orchestrator.cost import estimate
+    from orchestrator.machine import described, past_samples, probe_rates, this_machine
     from orchestrator.sweep import load_sweep
-    from orchestrator.terminal import large, rows_table
+    from orchestrator.terminal import cost_table, cost_text, large, rows_table
 
     made = _plan(load_sweep(file, _overrides(sets), points), file)
+    try:
+        machine = described(on) if on else this_machine()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--on") from error
+    samples, notices = past_samples(past)
+    rates = probe_rates() if measure else None
+    cost = estimate(made, machine, samples, rates, price_per_gpu_hour)
     if as_json:
-        print(
-            json.dumps(
-                {"name": made.sweep.name, "trials": [_trial_row(made, t) for t in made.trials]}, indent=2
-            )
-        )
+        trials = [_trial_row(made, trial) for trial in made.trials]
+        print(json.dumps({"name": made.sweep.name, "cost": cost.plain(), "trials": trials}, indent=2))
         return
     console = _console()
     _say(console, f"{made.sweep.name}  {made.sweep.question}\n", "bold")
@@ -420,6 +443,11 @@ def plan(file: SweepFile, sets: Sets = None, points: Points = None, as_json: AsJ
         _say(console, line, "dim")
     console.print()
     console.print(rows_table([_short_row(made, trial) for trial in made.trials]))
+    console.print()
+    console.print(cost_table(cost))
+    console.print(cost_text(cost))
+    for line in notices:
+        _say(console, f"note: {line}", "dim")
     if differences := _detectable(made):
         _say(console, "\nSmallest difference that so many points tell from chance with 80 % power:", "bold")
         console.print(rows_table(differences))

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import TypeAdapter
 
@@ -240,11 +241,17 @@ def provenance() -> dict[str, Any]:
         "code": _code(),
         "python": sys.version.split()[0],
         "versions": versions,
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "processor": _processor()},
+        "machine": {
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "processor": processor(),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        },
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

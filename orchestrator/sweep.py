@@ -32,6 +32,25 @@ class SweepError(ValueError):
         super().__init__("\n".join(lines))
 
 
+class Price(Frozen):
+    """What an hour costs."""
+
+    per_gpu_hour: float | None = Field(None, ge=0, description="Of one GPU, with what comes along.")
+    per_core_hour: float | None = Field(None, ge=0, description="Of one CPU core, where there are no GPUs.")
+    currency: str = Field("", description="Printed behind the figure; any text.")
+
+
+class Budget(Frozen):
+    """What a sweep may spend: a run hands out no more trials once it is reached."""
+
+    max_gpu_hours: float | None = Field(None, gt=0, description="Hours times GPUs, of all attempts.")
+    max_core_hours: float | None = Field(None, gt=0, description="Hours times cores, without GPUs.")
+
+    def cap(self, unit: str) -> float | None:
+        """The limit in "GPU-hours" or "core-hours"."""
+        return self.max_gpu_hours if unit == "GPU-hours" else self.max_core_hours
+
+
 class Resources(Frozen):
     """What one trial gets, and how trials share the machine."""
 
@@ -50,6 +69,7 @@ class Resources(Frozen):
     hang_minutes: float = Field(
         30, gt=0, description="A trial that makes no step for so long is ended, and tried again."
     )
+    price: Price | None = Field(None, description="Of an hour, for the plan.")
 
 
 class Noise(Frozen):
@@ -118,6 +138,7 @@ class Sweep(Frozen):
     replicates: int = Field(1, gt=0, description="Runs of every point that differ in their seeds only.")
     noise: Noise | None = Field(None, description="Extra runs for the noise floor; none if left out.")
     resources: Resources = Field(default_factory=Resources)
+    budget: Budget | None = Field(None, description="What the sweep may spend; without end if left out.")
     error: Literal["last_epoch", "best_epoch"] = Field(
         "last_epoch", description="Which epoch's error counts; the best one hides late divergence."
     )

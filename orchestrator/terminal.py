@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cost import Estimate, Span
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.results import Event, Record, Result, fold, results_of
@@ -305,6 +306,75 @@ def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> T
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     return table
+
+
+def span(estimate: Span | None, digits: int = 2) -> str:
+    """An estimate with its range, as `1.2 (0.9-1.5)`."""
+    if estimate is None:
+        return "?"
+    low, central, high = (
+        f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
+        for value in (estimate.low, estimate.central, estimate.high)
+    )
+    return f"{central} ({low}-{high})"
+
+
+#: Where the seconds of a cost are from, for people.
+_BASES = {
+    "measured": "same shape",
+    "scaled": "other shapes",
+    "table": "data sheet",
+    "probe": "probe",
+    None: "unknown",
+}
+
+
+def cost_table(cost: Estimate) -> Table:
+    """What each distinct shape will cost; fits 100 columns where names are short."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    unit = "GPU-h" if cost.unit == "GPU-hours" else "core-h"
+    for name in ("cell", "arm", "shape"):
+        table.add_column(name, overflow="fold")
+    for name in ("trials", "params M", "flops G", "peak GiB", "s/epoch", unit):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("s/epoch from")
+    for shape in cost.shapes:
+        (cell, arm), *more = shape.arms
+        table.add_row(
+            cell,
+            f"{arm} +{len(more)}" if more else arm,
+            shape.shape.name,
+            str(shape.trials),
+            f"{shape.params_m:.3g}",
+            f"{shape.flops_g:.3g}",
+            f"{shape.footprint.peak / 2**30:.2g}",
+            span(shape.seconds),
+            span(shape.hours),
+            _BASES[shape.basis],
+        )
+    return table
+
+
+def cost_text(cost: Estimate) -> Text:
+    """Totals, and what to look at before starting."""
+    lanes = ", then ".join(str(count) for count in cost.lanes)
+    text = Text()
+    if cost.hours is None:
+        text.append(
+            f"\nspeed unknown on {cost.machine.device}: no earlier sweep ran on it; --measure times this CPU"
+        )
+    else:
+        text.append(f"\n{span(cost.hours)} {cost.unit}", style="bold")
+        text.append(f" on {cost.machine.device}")
+        if cost.wall_hours is not None:
+            low, high = duration(3600 * cost.wall_hours.low), duration(3600 * cost.wall_hours.high)
+            text.append(f"; {duration(3600 * cost.wall_hours.central)} ({low} to {high}) from start to end")
+    text.append(f"; {lanes} trial(s) at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
+    if cost.price is not None:
+        text.append(f"; price {span(cost.price)} {cost.currency}".rstrip())
+    for warning in cost.warnings:
+        text.append(f"\nwarning: {warning}", style="yellow")
+    return text
 
 
 def _cell(value: Any) -> str:

@@ -33,16 +33,16 @@ EDGES = (
     "report",
     "terminal",
     "evidence",
+    "machine",
 )
 #: Modules of a lower rank may not import those of a higher one.
 RANKS = {
     **dict.fromkeys(("gang", "space"), 0),
     "design": 1,
-    "cost": 1,
     "sweep": 2,
     "plan": 3,
     "results": 4,
-    **dict.fromkeys(("confirm", "merge", "dispatch", "ledger", *STATISTICS), 5),
+    **dict.fromkeys(("confirm", "merge", "cost", "dispatch", "ledger", *STATISTICS), 5),
     # Edges, one outside library each.
     **dict.fromkeys(EDGES, 6),
     "cli": 7,

@@ -36,8 +36,8 @@ def derive_seed(*names: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-def _column(label: str) -> Any:
-    return field(metadata={"label": label})
+def _column(label: str, **default: Any) -> Any:
+    return field(metadata={"label": label}, **default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ class Epoch:
     train_seconds: float = _column("seconds of training in this epoch")
     val_seconds: float = _column("seconds of evaluation after this epoch")
     test_top1_error_pct: float | None = _column("top-1 error on the final split (%), last epoch only")
+    peak_memory_gib: float | None = _column("peak of a GPU's memory in this epoch (GiB)", default=None)
 
 
 #: Fields of a row that measure the machine and not the run: two identical runs may differ in them.
-TIMING_FIELDS = ("train_seconds", "val_seconds")
+TIMING_FIELDS = ("train_seconds", "val_seconds", "peak_memory_gib")
 
 EPOCH_LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in dataclasses.fields(Epoch)}

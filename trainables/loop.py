@@ -164,6 +164,8 @@ def train(
             )
         if run.state.epoch == config.schedule.epochs:
             break
+        if context.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(context.device)
         train_loss, lr = run.train_epoch(splits["train"])
         trained = time.perf_counter()
         raw, averaged = run.evaluate(splits["val"])
@@ -192,11 +194,20 @@ def train(
                 train_seconds=train_seconds,
                 val_seconds=time.perf_counter() - trained,
                 test_top1_error_pct=test_error_pct,
+                peak_memory_gib=_peak_gib(context.device),
             ),
             run.state,
         )
     if run.state.error_pct > dead_above_pct:
         raise Diverged(f"ended at {run.state.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
+
+
+def _peak_gib(device: torch.device) -> float | None:
+    """Of torch's allocations since the epoch began; None on a CPU, where torch does not count them.
+
+    A process's resident memory would not do: in a lane it holds what earlier trials left.
+    """
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,777 @@
+"""What a sweep will cost before it runs: memory, seconds, hours, money; and what it did cost, beside that.
+
+Memory and work of a step come from `trainables.footprint`, counted and not guessed. Seconds come from the
+best source there is, and say which:
+
+  measured  rows of the same shape on the same device, from runs before
+  scaled    rows of other shapes on the same device, scaled by the work
+  table     a GPU's data sheet, times the share of it that published training runs reach
+  probe     a second of arithmetic on this CPU (`plan --measure`)
+"""
+
+import dataclasses
+import heapq
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import nnls
+
+from orchestrator.gang import Gang, Node, num_lanes
+from orchestrator.plan import Plan, Trial, by_gang, unique_trials
+from orchestrator.results import Record
+from trainables.config import Divergence, Ema, Seeds, TrainConfig
+from trainables.data import num_steps
+from trainables.footprint import Footprint, Work, footprint
+from trainables.optim import Cosine
+
+Basis = Literal["measured", "scaled", "table", "probe"]
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An estimate with the range it is expected in; the unit is its name's."""
+
+    low: float
+    central: float
+    high: float
+
+    def __mul__(self, times: float) -> "Span":
+        return Span(self.low * times, self.central * times, self.high * times)
+
+    def __add__(self, other: "Span") -> "Span":
+        # Estimates of one device are wrong in the same direction, so their ranges add up whole.
+        return Span(self.low + other.low, self.central + other.central, self.high + other.high)
+
+
+NOTHING = Span(0.0, 0.0, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Devices
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU by its data sheet.
+
+    Attributes:
+      memory_gib: as sold, in GB of the data sheet; a few per cent of it are not for programs.
+      fp32_tflops: outside of tensor cores, which torch leaves out for fp32 matrix products by default.
+      half_tflops: fp16 or bf16 on tensor cores, fp32 sums, without sparsity.
+      bandwidth_gb_s: of its memory.
+      source: where the figures are from.
+    """
+
+    memory_gib: float
+    fp32_tflops: float
+    half_tflops: float
+    bandwidth_gb_s: float
+    source: str
+
+
+#: By the name that `plan --on` takes; the SXM variant where there are several.
+DEVICES: dict[str, Device] = {
+    "V100": Device(32, 15.7, 125, 900, "NVIDIA V100 data sheet (SXM2, 32 GB)"),
+    "T4": Device(16, 8.1, 65, 320, "NVIDIA T4 data sheet"),
+    "A100-40GB": Device(40, 19.5, 312, 1555, "NVIDIA A100 data sheet (SXM4)"),
+    "A100-80GB": Device(80, 19.5, 312, 2039, "NVIDIA A100 data sheet (SXM4)"),
+    "H100": Device(80, 67, 989, 3350, "NVIDIA H100 data sheet (SXM5), half of the figures with sparsity"),
+    "H200": Device(141, 67, 989, 4800, "NVIDIA H200 data sheet (SXM), half of the figures with sparsity"),
+    "RTX-3090": Device(24, 35.6, 71, 936, "NVIDIA GA102 architecture paper, fp16 with fp32 sums"),
+    "RTX-4090": Device(24, 82.6, 165.2, 1008, "NVIDIA Ada architecture paper, fp16 with fp32 sums"),
+}
+
+
+def device_called(name: str) -> str | None:
+    """The entry of `DEVICES` that a name means, as torch or a person gives it; None if it is not there."""
+    squeezed = re.sub(r"[^a-z0-9]", "", name.lower())
+    for key in DEVICES:
+        model, _, size = key.lower().replace("rtx-", "rtx").partition("-")
+        if model in squeezed and (not size or size in squeezed):
+            return key
+    return "A100-80GB" if "a100" in squeezed else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device takes for each part of `Work`; parts do not overlap."""
+
+    seconds_per_flop: float
+    seconds_per_byte: float
+    seconds_per_kernel: float
+
+    def seconds(self, work: Work) -> float:
+        """Of some work, one thing after the other."""
+        return float(np.dot(_features(work), dataclasses.astuple(self)))
+
+
+def _features(work: Work) -> tuple[float, float, float]:
+    return work.flops, work.moved_bytes, work.kernels
+
+
+#: Host time to start an operation. Source: 5 to 10 µs for an eager kernel, and a step of a small model that
+#: is nothing but that.
+_KERNEL_SECONDS = 7.5e-6
+
+# ---------------------------------------------------------------------------------------------------
+# Shapes: what of a trial decides its cost per epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a trial decides its memory and its seconds per epoch; trials of one shape cost the same."""
+
+    config: TrainConfig
+    gang: Gang
+
+    @property
+    def name(self) -> str:
+        """Batch, precision, optimizer and averaging, as people call them; the arm says the rest."""
+        config = self.config
+        parts = [f"b{config.batch_size}"]
+        if self.gang.workers > 1:
+            parts.append(f"x{self.gang.workers}")
+        parts += [config.precision, config.optim.name]
+        return " ".join([*parts, "ema"] if config.ema else parts)
+
+
+def shape_of(trial: Trial) -> Shape:
+    """A trial without what does not matter to its cost: rates, decay, length, seeds."""
+    config = trial.config
+    plain = config.model_copy(
+        update={
+            "optim": config.optim.model_copy(
+                update={"lr": 1e-3, "weight_decay": 0.1 if config.optim.weight_decay else 0.0}
+            ),
+            "ema": Ema() if config.ema else None,
+            "schedule": Cosine(epochs=1),
+            "label_smoothing": 0.1,
+            "divergence": Divergence(),
+            "seeds": Seeds(),
+        }
+    )
+    return Shape(plain, trial.gang)
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """What an epoch of a shape amounts to for each of its workers.
+
+    Attributes:
+      work: training and evaluation after it.
+      decoded: images read and augmented one by one; 0 where they are kept in memory.
+      test: work of the evaluation on the final split, once per trial.
+    """
+
+    work: Work
+    decoded: float
+    test: Work
+
+
+def counted(plan: Plan, shape: Shape, on_gpu: bool) -> tuple[Footprint, Epochs]:
+    """The footprint of a shape, and its epochs."""
+    config, info, workers = shape.config, plan.infos[shape.config.data], shape.gang.workers
+    sizes = info.sizes
+    found = footprint(config, info.num_classes, sizes["train"], sum(sizes.values()), workers, on_gpu)
+    networks = 2 if config.ema else 1
+    evaluated = found.evaluated * (networks / workers)
+    precise = found.evaluated * (networks * min(config.precise_bn_images, sizes["train"]))
+    steps = num_steps(sizes["train"], config.batch_size)
+    # Batch norm is all that there are buffers for.
+    work = found.step * steps + evaluated * sizes["val"] + precise * float(found.has_buffers)
+    decoded = 0.0 if config.augment.name == "light" else (sizes["train"] + networks * sizes["val"]) / workers
+    return found, Epochs(work, decoded, evaluated * sizes["test"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured of one shape on one device.
+
+    Attributes:
+      seconds: of every epoch but a trial's last, which also evaluates on the final split.
+      peak_gib: largest peak of a worker's memory, None where none was recorded.
+    """
+
+    shape: Shape
+    device: str
+    epochs: Epochs
+    seconds: tuple[float, ...]
+    peak_gib: float | None = None
+
+
+def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: bool) -> list[Sample]:
+    """What the records of a sweep tell about its shapes, for sweeps to come."""
+    seconds: dict[Shape, list[float]] = {}
+    peaks: dict[Shape, list[float]] = {}
+    for trial in unique_trials(plan.trials):
+        rows = records[trial.id].rows if trial.id in records else {}
+        kept = [row for row in rows.values() if row.test_top1_error_pct is None] or list(rows.values())
+        shape = shape_of(trial)
+        seconds.setdefault(shape, []).extend(row.train_seconds + row.val_seconds for row in kept)
+        peaks.setdefault(shape, []).extend(
+            row.peak_memory_gib for row in rows.values() if row.peak_memory_gib is not None
+        )
+    return [
+        Sample(shape, device, counted(plan, shape, on_gpu)[1], tuple(found), max(peaks[shape], default=None))
+        for shape, found in seconds.items()
+        if found
+    ]
+
+
+def seconds_per_epoch(
+    shape: Shape, epochs: Epochs, device: str, samples: Sequence[Sample], rates: Rates | None
+) -> tuple[Span, Basis] | None:
+    """Seconds of one epoch with a range, from the best source there is; None if there is none.
+
+    Args:
+      shape, epochs: what is to run.
+      device: on what; the name of a GPU of `DEVICES`, or of a processor.
+      samples: from runs before; those of other devices are passed over.
+      rates: of this device by a probe, for want of samples.
+    """
+    usable = [
+        sample
+        for sample in samples
+        if sample.device == device and sample.shape.config.augment.name == shape.config.augment.name
+    ]
+    same = [second for sample in usable if sample.shape == shape for second in sample.seconds]
+    if same:
+        central = statistics.median(same)
+        low, high = np.quantile(same, [0.1, 0.9])
+        # However quiet the rows were, tomorrow's machine may be a little busier.
+        return Span(min(low, 0.95 * central), central, max(high, 1.05 * central)), "measured"
+    if usable:
+        return scaled(epochs, usable), "scaled"
+    if device in DEVICES:
+        return from_table(shape, epochs, DEVICES[device]), "table"
+    if rates is not None:
+        central = rates.seconds(epochs.work) + epochs.decoded / _DECODED_PER_SECOND.central
+        return Span(central / 2, central, 2 * central), "probe"
+    return None
+
+
+#: Shares of the three parts that a fit starts from and leaves only where rows say so: a core of 40 G
+#: multiply-adds and 12 GB per second. Only their ratios count; the rows set the scale.
+_PRIOR = Rates(1 / 40e9, 1 / 12e9, 1e-5)
+
+#: Weight of the prior in the fit, in rows.
+_PRIOR_ROWS = 0.05
+
+
+def fit_rates(samples: Sequence[Sample]) -> Rates:
+    """Seconds per multiply-add, byte and operation, by least squares of relative errors, none below 0.
+
+    With one sample it is the prior at the sample's scale; each further one says more of the shares.
+    """
+    seconds = np.array([statistics.median(sample.seconds) for sample in samples])
+    features = np.array([_features(sample.epochs.work) for sample in samples]) * dataclasses.astuple(_PRIOR)
+    scale = float(np.median(seconds / features.sum(axis=1)))
+    relative = scale * features / seconds[:, None]
+    weight = math.sqrt(_PRIOR_ROWS)
+    matrix = np.vstack([relative, weight * np.eye(3)])
+    shares, _ = nnls(matrix, np.concatenate([np.ones(len(samples)), np.full(3, weight)]))
+    return Rates(
+        *(
+            float(share) * scale * prior
+            for share, prior in zip(shares, dataclasses.astuple(_PRIOR), strict=True)
+        )
+    )
+
+
+def scaled(epochs: Epochs, samples: Sequence[Sample]) -> Span:
+    """Seconds of an epoch from those of other shapes.
+
+    The centre is a fit to all of them. The range spans the two nearest shapes' seconds times the ratio of
+    multiply-adds, and times the ratio of bytes moved, and a tenth more either way: which of the two counts
+    is what is not known of a new shape.
+    """
+    central = fit_rates(samples).seconds(epochs.work)
+
+    def distance(sample: Sample) -> float:
+        return abs(math.log(sample.epochs.work.moved_bytes / epochs.work.moved_bytes))
+
+    guesses = [central]
+    for sample in sorted(samples, key=distance)[:2]:
+        second = statistics.median(sample.seconds)
+        guesses.append(second * epochs.work.flops / sample.epochs.work.flops)
+        guesses.append(second * epochs.work.moved_bytes / sample.epochs.work.moved_bytes)
+    return Span(min(guesses) / 1.1, central, max(guesses) * 1.1)
+
+
+#: Share of the data sheet's speed (multiply-adds at the peak, then bytes at the full bandwidth) that
+#: published training runs reach; low is slow. Source: minutes per epoch on V100 in Xiao et al. 2021, tables 1
+#: and 2, and timm's images per second on RTX 3090; `python -m benchmarks.planned_actual --table` has them.
+REACHED = Span(0.21, 0.42, 0.85)
+
+#: Images per second and core: decoding, random crop, AutoAugment. Source: 450 to 890 with decoding and crop
+#: alone, by library, on Zen 4; AutoAugment takes some of it.
+_DECODED_PER_SECOND = Span(200.0, 350.0, 600.0)
+
+
+def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
+    """Seconds of an epoch from a data sheet: what the slowest of GPU, host and loader needs."""
+    peak = device.fp32_tflops if shape.config.precision == "fp32" else device.half_tflops
+    work = epochs.work
+    ideal = 2 * work.flops / (peak * 1e12) + work.moved_bytes / (device.bandwidth_gb_s * 1e9)
+    host = work.kernels * _KERNEL_SECONDS
+    loaders = max(shape.gang.cpus - 1, 1)
+
+    def seconds(reached: float, decoded_per_second: float) -> float:
+        decoding = epochs.decoded / (decoded_per_second * loaders)
+        computing = max(ideal / reached, host)
+        # Without a core to spare, the process that trains also decodes.
+        return computing + decoding if shape.gang.cpus == 1 else max(computing, decoding)
+
+    return Span(
+        seconds(REACHED.high, _DECODED_PER_SECOND.high),
+        seconds(REACHED.central, _DECODED_PER_SECOND.central),
+        seconds(REACHED.low, _DECODED_PER_SECOND.low),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# The sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a sweep is to run on.
+
+    Attributes:
+      device: name of the GPU, as in `DEVICES` where it is there, else of the processor.
+      nodes: machines with their CPUs and GPUs.
+      memory_gib: of one GPU, else of the node; None where unknown.
+    """
+
+    device: str
+    nodes: tuple[Node, ...]
+    memory_gib: float | None = None
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether trials that leave it open get a GPU."""
+        return any(node.gpus >= 1 for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeCost:
+    """One shape of a sweep.
+
+    Attributes:
+      arms: whose trials have it, cell and arm.
+      trials, epochs: how many, and their epochs in all.
+      seconds: per epoch; None where nothing is known of its speed.
+      hours: GPU-hours of all its trials, core-hours where they run on CPUs.
+    """
+
+    shape: Shape
+    arms: tuple[tuple[str, str], ...]
+    trials: int
+    epochs: int
+    params_m: float
+    flops_g: float
+    activations_m: float
+    footprint: Footprint
+    seconds: Span | None
+    basis: Basis | None
+    hours: Span | None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; memory in GiB."""
+        held = {
+            f"{name}_gib": getattr(self.footprint, name) / GIB
+            for name in (
+                "peak",
+                "params",
+                "gradients",
+                "optimizer",
+                "ema",
+                "activations",
+                "images",
+                "buckets",
+                "state",
+            )
+        }
+        config = self.shape.config
+        return {
+            "cells_and_arms": [list(pair) for pair in self.arms],
+            "batch_size": config.batch_size,
+            "workers": self.shape.gang.workers,
+            "precision": config.precision,
+            "optimizer": config.optim.name,
+            "ema": config.ema is not None,
+            "trials": self.trials,
+            "epochs": self.epochs,
+            "params_m": self.params_m,
+            "flops_g": self.flops_g,
+            "activations_m": self.activations_m,
+            **held,
+            "seconds_per_epoch": dataclasses.asdict(self.seconds) if self.seconds else None,
+            "seconds_from": self.basis,
+            "hours": dataclasses.asdict(self.hours) if self.hours else None,
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will cost.
+
+    Attributes:
+      hours: GPU-hours of all trials, core-hours on CPUs; None if any shape's speed is unknown.
+      unit: "GPU-hours" or "core-hours".
+      wall_hours: from start to end with so many lanes.
+      lanes: trials at a time, the largest gang's first.
+      checkpoint_gib: of all trials in flight; one that has ended keeps none.
+      price: in `currency`; None where no price is given.
+      warnings: what a person should look at before starting.
+    """
+
+    machine: Machine
+    shapes: tuple[ShapeCost, ...]
+    hours: Span | None
+    unit: str
+    wall_hours: Span | None
+    lanes: tuple[int, ...]
+    checkpoint_gib: float
+    price: Span | None
+    currency: str
+    warnings: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        content = {
+            key: dataclasses.asdict(value) if isinstance(value, Span) else value
+            for key in (
+                "hours",
+                "unit",
+                "wall_hours",
+                "lanes",
+                "checkpoint_gib",
+                "price",
+                "currency",
+                "warnings",
+            )
+            for value in [getattr(self, key)]
+        }
+        return {"device": self.machine.device, **content, "shapes": [shape.plain() for shape in self.shapes]}
+
+
+def estimate(
+    plan: Plan,
+    machine: Machine,
+    samples: Sequence[Sample] = (),
+    rates: Rates | None = None,
+    price_per_gpu_hour: float | None = None,
+) -> Estimate:
+    """What all trials of a plan will cost on a machine.
+
+    Args:
+      plan: the sweep.
+      machine: where it is to run.
+      samples: what runs before have measured.
+      rates: of the machine's processor by a probe, for want of samples.
+      price_per_gpu_hour: instead of the file's.
+    """
+    trials = unique_trials(plan.trials)
+    groups: dict[Shape, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(shape_of(trial), []).append(trial)
+    shapes = {
+        shape: _shape_cost(plan, machine, shape, members, samples, rates) for shape, members in groups.items()
+    }
+    known = all(cost.hours is not None for cost in shapes.values())
+    hours = sum((cost.hours for cost in shapes.values() if cost.hours), NOTHING) if known else None
+    on_gpu = any(bool(shape.gang.on(machine.nodes).gpus) for shape in shapes)
+    wall, lanes, in_flight = NOTHING, [], 0.0
+    for gang, members in by_gang(trials).items():
+        count = plan.sweep.resources.lanes or num_lanes(gang.on(machine.nodes), machine.nodes, len(members))
+        lanes.append(min(count, len(members)))
+        in_flight = max(in_flight, lanes[-1] * max(shapes[shape_of(t)].footprint.state for t in members))
+        if known and lanes[-1]:
+            runs = [_trial_seconds(shapes[shape_of(trial)], trial) for trial in members]
+            wall += Span(
+                *(
+                    makespan([getattr(run, end) for run in runs], lanes[-1]) + _LANE_START_SECONDS
+                    for end in ("low", "central", "high")
+                )
+            )
+    price, currency = _price(plan, hours, on_gpu, price_per_gpu_hour)
+    found = Estimate(
+        machine=machine,
+        shapes=tuple(shapes.values()),
+        hours=hours,
+        unit="GPU-hours" if on_gpu else "core-hours",
+        wall_hours=wall * (1 / 3600) if known and all(lanes) else None,
+        lanes=tuple(lanes),
+        checkpoint_gib=in_flight / GIB,
+        price=price,
+        currency=currency,
+        warnings=(),
+    )
+    return dataclasses.replace(found, warnings=tuple(_warnings(plan, found)))
+
+
+#: From the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker group.
+_LANE_START_SECONDS = 15.0
+
+
+def _shape_cost(
+    plan: Plan,
+    machine: Machine,
+    shape: Shape,
+    members: Sequence[Trial],
+    samples: Sequence[Sample],
+    rates: Rates | None,
+) -> ShapeCost:
+    gang = shape.gang.on(machine.nodes)
+    found, epochs = counted(plan, shape, bool(gang.gpus))
+    model = plan.cost(members[0]).model
+    timed = seconds_per_epoch(shape, epochs, machine.device, samples, rates)
+    cost = ShapeCost(
+        shape=shape,
+        arms=tuple(dict.fromkeys((trial.cell_name, trial.arm) for trial in members)),
+        trials=len(members),
+        epochs=sum(trial.config.schedule.epochs for trial in members),
+        params_m=model.params_m,
+        flops_g=model.flops_g,
+        activations_m=model.activations_m,
+        footprint=found,
+        seconds=timed[0] if timed else None,
+        basis=timed[1] if timed else None,
+        hours=None,
+    )
+    if cost.seconds is None:
+        return cost
+    seconds = sum((_trial_seconds(cost, trial) for trial in members), NOTHING)
+    return dataclasses.replace(cost, hours=seconds * (_units(gang) / 3600))
+
+
+def _units(gang: Gang) -> float:
+    """GPUs of a gang, or cores where it has none: what its hours are counted in."""
+    return gang.workers * (gang.gpus or gang.cpus)
+
+
+def _trial_seconds(cost: ShapeCost, trial: Trial) -> Span:
+    assert cost.seconds is not None
+    return cost.seconds * trial.config.schedule.epochs
+
+
+def makespan(seconds: Iterable[float], lanes: int) -> float:
+    """When the last of some jobs ends, if each in turn goes to the lane that is free first."""
+    free = [0.0] * lanes
+    for job in seconds:
+        heapq.heapreplace(free, free[0] + job)
+    return max(free)
+
+
+def _price(
+    plan: Plan, hours: Span | None, on_gpu: bool, per_gpu_hour: float | None
+) -> tuple[Span | None, str]:
+    price = plan.sweep.resources.price
+    per_hour = None
+    if on_gpu:
+        per_hour = price.per_gpu_hour if per_gpu_hour is None and price else per_gpu_hour
+    elif price:
+        per_hour = price.per_core_hour
+    currency = price.currency if price else ""
+    return (hours * per_hour if hours and per_hour is not None else None), currency
+
+
+# ---------------------------------------------------------------------------------------------------
+# What to look at before starting
+
+#: Of a device's memory, what programs get: the rest is the context's and the allocator's slack.
+_USABLE = 0.9
+
+#: Resident memory of a worker before it has trained anything: interpreter, torch, Ray. Measured.
+_PROCESS_GIB = 0.8
+
+
+def _warnings(plan: Plan, found: Estimate) -> list[str]:
+    return [
+        *_memory_warnings(found),
+        *_input_warnings(plan, found),
+        *_batch_warnings(plan),
+        *_pairing_warnings(plan),
+        *_selection_warnings(plan),
+        *_budget_warnings(plan, found),
+    ]
+
+
+def _memory_warnings(found: Estimate) -> list[str]:
+    machine, lines = found.machine, []
+    if machine.memory_gib is None:
+        return []
+    if found.unit == "core-hours":
+        largest = max(cost.footprint.peak / GIB + _PROCESS_GIB for cost in found.shapes)
+        workers = max(
+            (count * cost.shape.gang.workers for count in found.lanes for cost in found.shapes), default=0
+        )
+        if largest * workers > _USABLE * machine.memory_gib:
+            lines.append(
+                f"memory: {workers} worker(s) of up to {largest:.1f} GiB each need more than this machine's "
+                f"{machine.memory_gib:.1f} GiB; set resources.lanes, or a smaller batch_size"
+            )
+        return lines
+    for cost in found.shapes:
+        if (peak := cost.footprint.peak / GIB) > _USABLE * machine.memory_gib:
+            (cell, arm), *more = cost.arms
+            lines.append(
+                f"memory: {cell} {arm}{' and others' if more else ''} ({cost.shape.name}) needs "
+                f"{peak:.1f} GiB of {machine.memory_gib:g} on {machine.device}; set resources.workers, or a "
+                "smaller batch_size"
+            )
+    return lines
+
+
+def _input_warnings(plan: Plan, found: Estimate) -> list[str]:
+    if found.machine.device not in DEVICES:
+        return []
+    lines = {}
+    for cost in found.shapes:
+        if cost.basis != "table" or cost.seconds is None:
+            continue
+        _, epochs = counted(plan, cost.shape, True)
+        computing = from_table(
+            cost.shape, dataclasses.replace(epochs, decoded=0.0), DEVICES[found.machine.device]
+        )
+        if epochs.decoded and cost.seconds.central > 1.5 * computing.central:
+            cpus = cost.shape.gang.cpus
+            share = 100 * computing.central / cost.seconds.central
+            lines[cpus] = (
+                f"input: {cpus} CPU(s) per worker decode too slowly, so that the GPU would be busy for about "
+                f"{share:.0f} % of the time; raise resources.cpus_per_worker"
+            )
+    return list(lines.values())
+
+
+def _batch_warnings(plan: Plan) -> list[str]:
+    lines = {}
+    for trial in plan.trials:
+        workers, batch = trial.gang.workers, trial.config.batch_size
+        if batch % workers:
+            lines[batch, workers] = (
+                f"batch: batch_size {batch} is not divisible by {workers} workers; their shares differ by an "
+                "image"
+            )
+    return list(lines.values())
+
+
+def _pairing_warnings(plan: Plan) -> list[str]:
+    sweep, lines = plan.sweep, []
+    for path, window in sweep.vary.items():
+        if apart := [arm for arm in sweep.arms if arm in window.by_name]:
+            lines.append(
+                f"pairing: vary.{path} has windows by arm ({', '.join(apart)}), so the arms' points share "
+                "quantiles and seeds, but not values"
+            )
+        if window.everywhere is None:
+            for cell in sweep.all_cells():
+                without = [arm for arm in sweep.arms if window.domain(arm, cell) is None]
+                if without and len(without) < len(sweep.arms):
+                    lines.append(f"pairing: vary.{path} does not vary in {', '.join(without)}")
+                    break
+    ids: dict[str, tuple[str, str]] = {}
+    same: dict[tuple[tuple[str, str], tuple[str, str]], None] = {}
+    for trial in plan.trials:
+        first = ids.setdefault(trial.id, (trial.cell_name, trial.arm))
+        if first != (trial.cell_name, trial.arm):
+            same[first, (trial.cell_name, trial.arm)] = None
+    lines += [
+        f"pairing: {cell} {arm} has the same trials as {other_cell} {other}; each is trained once"
+        for (other_cell, other), (cell, arm) in same
+    ]
+    return lines
+
+
+def _selection_warnings(plan: Plan) -> list[str]:
+    lines = [
+        f"selection: {info.name} selects on the split that the final numbers are from; they will flatter"
+        for config, info in plan.infos.items()
+        if getattr(config, "selection", "held_out") == "final"
+    ]
+    if plan.sweep.error == "best_epoch":
+        lines.append(
+            "selection: error: best_epoch takes each trial's luckiest epoch and hides late divergence"
+        )
+    return lines
+
+
+def _budget_warnings(plan: Plan, found: Estimate) -> list[str]:
+    budget = plan.sweep.budget
+    cap = None if budget is None else budget.cap(found.unit)
+    if cap is None or found.hours is None:
+        return []
+    if found.hours.central > cap:
+        return [
+            f"budget: about {found.hours.central:.3g} {found.unit} are expected, and the budget is {cap:g}"
+        ]
+    if found.hours.high > cap:
+        return [f"budget: up to {found.hours.high:.3g} {found.unit} are possible, and the budget is {cap:g}"]
+    return []
+
+
+# ---------------------------------------------------------------------------------------------------
+# What it did cost
+
+
+def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> float:
+    """GPU-hours of all attempts so far, core-hours of gangs without GPUs; running ones by their epochs."""
+    hours = 0.0
+    for trial in unique_trials(plan.trials):
+        if (record := records.get(trial.id)) is None:
+            continue
+        rows = sum(row.train_seconds + row.val_seconds for row in record.rows.values())
+        seconds = max(record.busy_seconds, rows) if record.running else record.busy_seconds
+        hours += seconds / 3600 * _units(trial.gang.on(nodes))
+    return hours
+
+
+def within_budget(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> bool:
+    """Whether a run may hand out another trial: what has been spent is below the file's budget."""
+    budget = plan.sweep.budget
+    if budget is None:
+        return True
+    on_gpu = any(bool(trial.gang.on(nodes).gpus) for trial in plan.trials)
+    cap = budget.cap("GPU-hours" if on_gpu else "core-hours")
+    return cap is None or spent_hours(plan, records, nodes) < cap
+
+
+def planned_actual(plan: Plan, planned: Estimate, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """What was planned beside what came, a row per shape that has run; None where nothing is known."""
+    samples = samples_of(plan, records, planned.machine.device, planned.unit == "GPU-hours")
+    measured = {sample.shape: sample for sample in samples}
+    rows = []
+    for cost in planned.shapes:
+        if (sample := measured.get(cost.shape)) is None:
+            continue
+        members = [trial for trial in unique_trials(plan.trials) if shape_of(trial) == cost.shape]
+        ended = [trial for trial in members if trial.id in records and records[trial.id].rows]
+        units = _units(cost.shape.gang.on(planned.machine.nodes)) / 3600
+        done = sum(len(records[trial.id].rows) for trial in ended)
+        rows.append(
+            {
+                "arms": ", ".join(f"{cell} {arm}" for cell, arm in cost.arms),
+                "shape": cost.shape.name,
+                "trials": f"{len(ended)}/{len(members)}",
+                "planned_seconds_per_epoch": cost.seconds.central if cost.seconds else None,
+                "seconds_per_epoch": statistics.median(sample.seconds),
+                # Of the epochs that have run, so that a sweep cut short compares like with like.
+                "planned_hours": cost.seconds.central * done * units if cost.seconds else None,
+                "hours": sum(records[trial.id].busy_seconds for trial in ended) * units,
+                "planned_peak_gib": cost.footprint.peak / GIB,
+                "peak_gib": sample.peak_gib,
+            }
+        )
+    return rows
