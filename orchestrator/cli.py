@@ -248,6 +248,7 @@ def _execute(
       typer.Exit: a person cut it short, or another run took over.
     """
     from orchestrator import lanes
+    from orchestrator.cost import within_budget
     from orchestrator.folder import save_question
     from orchestrator.terminal import Display, Progress, duration
 
@@ -281,7 +282,7 @@ def _execute(
                     tracker.observe(events)
 
             try:
-                draining = False
+                draining, nodes = False, lanes.nodes()
                 while True:
                     # Asked before the events are: what came in between is in them.
                     done = run.done
@@ -295,6 +296,10 @@ def _execute(
                     elif wanted == "drain" and not draining:
                         draining = True
                         _say(console, "stopping: trials in flight go on to their end, no more are started")
+                        run.drain()
+                    elif not draining and not within_budget(plan, records, nodes):
+                        draining = True
+                        _say(console, "the budget is spent: trials in flight go on, no more are started")
                         run.drain()
                     if stopped:
                         break

@@ -321,8 +321,8 @@ def span(estimate: Span | None, digits: int = 2) -> str:
 
 #: Where the seconds of a cost are from, for people.
 _BASES = {
-    "measured": "same shape",
-    "scaled": "other shapes",
+    "measured": "rows",
+    "scaled": "scaled rows",
     "table": "data sheet",
     "probe": "probe",
     None: "unknown",
@@ -331,18 +331,17 @@ _BASES = {
 
 def cost_table(cost: Estimate) -> Table:
     """What each distinct shape will cost; fits 100 columns where names are short."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
+    for name in ("cell arm", "batch, optimizer"):
+        table.add_column(name)
     unit = "GPU-h" if cost.unit == "GPU-hours" else "core-h"
-    for name in ("cell", "arm", "shape"):
-        table.add_column(name, overflow="fold")
-    for name in ("trials", "params M", "flops G", "peak GiB", "s/epoch", unit):
+    for name in ("trials", "params M", "flops G", "GiB", "s/epoch", unit):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("s/epoch from")
+    table.add_column("from", no_wrap=True)
     for shape in cost.shapes:
         (cell, arm), *more = shape.arms
         table.add_row(
-            cell,
-            f"{arm} +{len(more)}" if more else arm,
+            f"{cell} {arm}" + (f" +{len(more)}" if more else ""),
             shape.shape.name,
             str(shape.trials),
             f"{shape.params_m:.3g}",

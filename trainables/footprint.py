@@ -169,7 +169,7 @@ def _counted(
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
             optimizer.step()
             step = watch.work - began
-            del pixels, images_BCHW, logits_BK, loss
+            del pixels, images_BCHW, targets, logits_BK, loss
         state = watch.live - images - buckets.numel() - gradients
         if ema is not None:
             ema.update(model, 1)
