@@ -143,9 +143,7 @@ def main() -> None:
     def sample(name: str, part: list[float]) -> Sample:
         return Sample(shapes[name], device, found[name][1], tuple(part))
 
-    print(
-        f"{device}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; n = {options.rounds} epochs"
-    )
+    print(f"{device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; n = {options.rounds} epochs")
     print(
         f"{'':22}{'peak MiB':>9}{'planned':>9}{'':>7}{'CPU s/epoch':>13}{'from others':>13}{'':>7}"
         f"{'range':>14}{'from first half':>17}{'':>7}"

@@ -116,8 +116,8 @@ def _features(work: Work) -> tuple[float, float, float]:
     return work.flops, work.moved_bytes, work.kernels
 
 
-#: Host time to start an operation: the middle of the customary 5 to 10 µs of eager torch; not measured here.
-_KERNEL_SECONDS = 7.5e-6
+#: Host time to start an operation: the customary 5 to 10 µs of eager torch; not measured here.
+_KERNEL_SECONDS = Span(5e-6, 7.5e-6, 1e-5)
 
 # ---------------------------------------------------------------------------------------------------
 # Shapes: what of a trial decides its cost per epoch
@@ -324,19 +324,18 @@ def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
     peak = device.fp32_tflops if shape.config.precision == "fp32" else device.half_tflops
     work = epochs.work
     ideal = 2 * work.flops / (peak * 1e12) + work.moved_bytes / (device.bandwidth_gb_s * 1e9)
-    host = work.kernels * _KERNEL_SECONDS
     loaders = max(shape.gang.cpus - 1, 1)
 
-    def seconds(reached: float, decoded_per_second: float) -> float:
+    def seconds(reached: float, kernel_seconds: float, decoded_per_second: float) -> float:
         decoding = epochs.decoded / (decoded_per_second * loaders)
-        computing = max(ideal / reached, host)
+        computing = max(ideal / reached, work.kernels * kernel_seconds)
         # Without a core to spare, the process that trains also decodes.
         return computing + decoding if shape.gang.cpus == 1 else max(computing, decoding)
 
     return Span(
-        seconds(REACHED.high, _DECODED_PER_SECOND.high),
-        seconds(REACHED.central, _DECODED_PER_SECOND.central),
-        seconds(REACHED.low, _DECODED_PER_SECOND.low),
+        seconds(REACHED.high, _KERNEL_SECONDS.low, _DECODED_PER_SECOND.high),
+        seconds(REACHED.central, _KERNEL_SECONDS.central, _DECODED_PER_SECOND.central),
+        seconds(REACHED.low, _KERNEL_SECONDS.high, _DECODED_PER_SECOND.low),
     )
 
 
