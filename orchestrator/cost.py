@@ -599,12 +599,22 @@ _PROCESS_GIB = 0.8
 
 def _warnings(plan: Plan, found: Estimate) -> list[str]:
     return [
+        *_room_warnings(plan, found),
         *_memory_warnings(found),
         *_input_warnings(plan, found),
         *_batch_warnings(plan),
         *_pairing_warnings(plan),
         *_selection_warnings(plan),
         *_budget_warnings(plan, found),
+    ]
+
+
+def _room_warnings(plan: Plan, found: Estimate) -> list[str]:
+    nodes = found.machine.nodes
+    return [
+        f"resources: {len(members)} trial(s) need {gang.on(nodes)}, more than there is here; see --on"
+        for gang, members in by_gang(unique_trials(plan.trials)).items()
+        if not num_lanes(gang.on(nodes), nodes, len(members))
     ]
 
 

@@ -299,6 +299,7 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
             {"vary": {"optim.lr": {"p": {"uniform": [1e-3, 2e-3]}}}},
             "pairing: vary.optim.lr does not vary in c",
         ),
+        ({"resources": {"cpus_per_worker": 3}}, "resources: 6 trial(s) need 1 worker(s) with 3 CPU each"),
         ({"error": "best_epoch"}, "selection: error: best_epoch"),
         (
             {"budget": {"max_core_hours": 0.1}},
