@@ -332,7 +332,7 @@ _BASES = {
 def cost_table(cost: Estimate) -> Table:
     """What each distinct shape will cost; fits 100 columns where names are short."""
     table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
-    for name in ("cell arm", "batch, optimizer"):
+    for name in ("cell arm", "batch"):
         table.add_column(name)
     unit = "GPU-h" if cost.unit == "GPU-hours" else "core-h"
     for name in ("trials", "params M", "flops G", "GiB", "s/epoch", unit):
