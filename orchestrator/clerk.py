@@ -25,6 +25,11 @@ PULSE_SECONDS = 15.0
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
 
 
+def stack_path(folder: Path, trial_id: str, attempt: int, rank: int) -> Path:
+    """Where a worker that does not get on leaves its stack; empty while it does."""
+    return folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.stack"
+
+
 class Clerk:
     """Hands trials to worker groups, writes the journal, decides who tries again."""
 
@@ -129,8 +134,23 @@ class Clerk:
 
     async def lose(self, lane: str, cause: Cause, detail: str) -> None:
         """The lane's worker group is gone."""
+        if (hang := self._hang(lane)) is not None:
+            cause, detail = "hang", hang
         self._dispatch.lose(lane, cause, detail, self._clock())
         await self._commit()
+
+    def _hang(self, lane: str) -> str | None:
+        """Where a worker of the lane wrote its stack because it did not get on, if one did."""
+        desk = self._dispatch.desks.get(lane)
+        if desk is None or desk.attempt is None:
+            return None
+        job = desk.attempt.job
+        first = stack_path(self._folder, job.trial, job.attempts, rank=0)
+        with contextlib.suppress(OSError):
+            for path in sorted(first.parent.glob(f"attempt-{job.attempts}.rank-*.stack")):
+                if path.stat().st_size:
+                    return f"it made no step for a long time; see {path.relative_to(self._folder)}"
+        return None
 
     async def close_lane(self, lane: str) -> None:
         """The workers of a lane are to leave when they ask next."""
@@ -149,6 +169,7 @@ class Clerk:
         Returns:
           The number of the last job that is not for this group.
         """
+        await self.lose(lane, "process", "a worker process died")
         number = self._dispatch.enter(lane, node, self._clock())
         await self._commit()
         return number
@@ -184,6 +205,9 @@ class Clerk:
         self, lane: str, number: int, end: AttemptEnd, detail: str, log: str = "", weights: str = ""
     ) -> None:
         """An attempt is over; the first rank to say so is heard."""
+        if end == "failed" and (hang := self._hang(lane)) is not None:
+            # One rank hung, and the others failed for it.
+            detail = hang
         ended = self._dispatch.end(lane, number, end, detail, self._clock(), weights)
         if ended is None:
             return

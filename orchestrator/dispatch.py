@@ -24,9 +24,14 @@ MAX_LOSSES = 5
 #: Seconds without a sign of a lane's Tune actor after which it is taken for dead; it asks every two.
 LANE_SILENCE_SECONDS = 60.0
 
-#: What took a worker group away: its process died; its machine did; its machine ran out of memory.
-Cause = Literal["process", "node", "memory"]
-_END_OF: dict[Cause, AttemptEnd] = {"process": "lost", "node": "preempted", "memory": "out_of_memory"}
+#: What took a worker group away: its process died; its machine did; its machine ran out of memory; it hung.
+Cause = Literal["process", "node", "memory", "hang"]
+_END_OF: dict[Cause, AttemptEnd] = {
+    "process": "lost",
+    "node": "preempted",
+    "memory": "out_of_memory",
+    "hang": "failed",
+}
 
 
 @dataclasses.dataclass(slots=True)

@@ -20,6 +20,7 @@ told to workers by `ray.train.get_preemption_info`, a barrier as well, so a thre
 
 import contextlib
 import dataclasses
+import faulthandler
 import gc
 import os
 import shutil
@@ -30,14 +31,14 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.clerk import Clerk
+from orchestrator.clerk import Clerk, stack_path
 from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.results import AttemptEnd, Event, Record
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two questions to Ray Train whether a machine is to be taken away; Ray looks every five.
 _PREEMPTION_POLL_SECONDS = 2.0
+
+#: Least seconds between two signs of life of a trial.
+_BEAT_SECONDS = 1.0
 
 #: Seconds a step of a lane waits before it looks whether its worker group is still there.
 _POLL_SECONDS = 2.0
@@ -100,7 +104,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     threading.Thread(target=_watch_for_preemption, args=(preempted,), daemon=True).start()
     while (taken := ray.get(clerk.take.remote(lane, number))) is not None:
         number, job = taken
-        _run_job(job, number, clerk, lane, Path(settings["folder"]), context, preempted.is_set)
+        _run_job(job, number, settings, context, preempted.is_set)
 
 
 def _watch_for_preemption(preempted: threading.Event) -> None:
@@ -121,9 +125,7 @@ def _watch_for_preemption(preempted: threading.Event) -> None:
 def _run_job(
     job: dict[str, Any],
     number: int,
-    clerk: Any,
-    lane: str,
-    folder: Path,
+    settings: dict[str, Any],
     context: "Context",
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -135,6 +137,8 @@ def _run_job(
     from trainables.config import TrainConfig
     from trainables.loop import train
 
+    clerk, lane, folder = settings["clerk"], settings["lane"], Path(settings["folder"])
+
     def end(
         kind: AttemptEnd, detail: str = "", log: str = "", weights: str = "", by_all: bool = False
     ) -> None:
@@ -143,11 +147,14 @@ def _run_job(
 
     store = Store(checkpoint_path(folder, job["trial"])) if context.rank == 0 else None
     # Rows the journal lost in a crash are made again, even where a checkpoint is past them.
-    keeper = Keeper(store, should_stop, most_epochs=job.get("epochs"))
+    watch = _Watch(job, number, settings, context.rank)
+    keeper = Keeper(
+        store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=watch.look
+    )
     try:
         config = TrainConfig.model_validate_json(job["config"])
         # Once this block is left nothing is written any more, and the clerk may delete.
-        with keeper:
+        with keeper, watch:
             # The state is wanted once the last row is out.
             for row, state in train(config, context, keeper=keeper):  # noqa: B007
                 wanted = [True]
@@ -184,6 +191,48 @@ def _run_job(
             torch.cuda.empty_cache()
 
 
+class _Watch:
+    """One rank's watch over an attempt: tells the clerk where it is, and ends a process that hangs.
+
+    A timer of the interpreter's own, which needs neither its lock nor its threads, writes down where all of
+    them stand and ends the process, unless the loop winds it up again. Ray Train then restarts the group.
+    """
+
+    def __init__(self, job: dict[str, Any], number: int, settings: dict[str, Any], rank: int) -> None:
+        self._clerk, self._lane, self._number, self._rank = settings["clerk"], settings["lane"], number, rank
+        self._seconds = settings["hang_seconds"]
+        self._path = stack_path(Path(settings["folder"]), job["trial"], job["attempt"], rank)
+        self._told = 0.0
+        self._answer: Any = None
+        self.unwanted = False
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("w")
+        self._wind_up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _wind_up(self) -> None:
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+    def look(self, step: int) -> None:
+        """The loop is at this step."""
+        self._wind_up()
+        now = time.monotonic()
+        if self._rank or now - self._told < _BEAT_SECONDS:
+            return
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            # Nobody waits for this attempt any more: its lane was taken for dead, or the run was stopped.
+            self.unwanted = not ray.get(self._answer)
+        self._told = now
+        self._answer = self._clerk.beat.remote(self._lane, self._number, step)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Lanes, as Tune sees them
 
@@ -191,12 +240,26 @@ def _run_job(
 class Lane(tune.Trainable):  # type: ignore[misc]
     """One Ray Train run that outlives the trials it takes."""
 
-    def setup(self, config: dict[str, Any], clerk: Any, gang: Gang, folder: str, scratch: str) -> None:
+    def setup(
+        self,
+        config: dict[str, Any],
+        clerk: Any,
+        gang: Gang,
+        folder: str,
+        scratch: str,
+        hang_seconds: float,
+    ) -> None:
         """Starts the worker group and opens the first slot."""
         self._clerk, self._lane = clerk, uuid.uuid4().hex[:8]
         self._error: BaseException | None = None
         ray.get(self._clerk.open_slot.remote(self._lane))
-        settings = {"clerk": clerk, "lane": self._lane, "folder": folder, "threads": gang.cpus}
+        settings = {
+            "clerk": clerk,
+            "lane": self._lane,
+            "folder": folder,
+            "threads": gang.cpus,
+            "hang_seconds": hang_seconds,
+        }
         self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
         self._thread.start()
 
@@ -476,7 +539,12 @@ class Run:
         for start in range(0, len(jobs), 1000):
             ray.get(self._clerk.add.remote(jobs[start : start + 1000]))
         lane = tune.with_parameters(
-            Lane, clerk=self._clerk, gang=gang, folder=str(self.folder), scratch=str(scratch / "train")
+            Lane,
+            clerk=self._clerk,
+            gang=gang,
+            folder=str(self.folder),
+            scratch=str(scratch / "train"),
+            hang_seconds=60 * self._resources.hang_minutes,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
         left, idle_rounds = len(jobs), 0

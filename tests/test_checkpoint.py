@@ -1,5 +1,6 @@
 """Checkpoints: a run that was stopped anywhere, any number of times, ends like one left alone."""
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.fs
@@ -478,7 +480,8 @@ class FakeClerk:
     """Takes what a worker says; a method's `remote` is a plain call."""
 
     def __init__(self):
-        self.rows, self.ends = [], []
+        self.rows, self.ends, self.steps = [], [], []
+        self.beat = SimpleNamespace(remote=lambda lane, number, step: self.steps.append(step) or True)
         self.row = SimpleNamespace(remote=self._row)
         self.end = SimpleNamespace(remote=self._end)
 
@@ -496,13 +499,77 @@ def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
     from orchestrator import lanes
 
     monkeypatch.setattr(lanes.ray, "get", lambda value: value)
-    job = {"trial": "abc", "config": config_of(SGD).model_dump_json()}
+    monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
+    monkeypatch.setattr(lanes, "_BEAT_SECONDS", 0.0)
+    job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 2}
     clerk = FakeClerk()
+    settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
     with pytest.raises(Preempted):
-        lanes._run_job(job, 1, clerk, "lane", tmp_path, Context(), StopAt(13))
+        lanes._run_job(job, 1, settings, Context(), StopAt(13))
     assert [end[:2] for end in clerk.ends] == [("preempted", "after step 3 of epoch 2")]
-    lanes._run_job(job, 2, clerk, "lane", tmp_path, Context())
+    assert (clerk.steps[0], clerk.steps[-1]) == (0, 13)
+    clerk.steps.clear()
+    lanes._run_job(job | {"attempt": 2}, 2, settings, Context())
+    # The clerk hears where it goes on, and so what is not done again.
+    assert clerk.steps[0] == 13
     rows, weights = run_alone(config_of(SGD))
     assert clerk.rows == rows
     assert clerk.ends[1] == ("finished", "", "", weights)
     assert Store(lanes.checkpoint_path(tmp_path, "abc")).read()[0]["step"] == 3
+    assert not list((tmp_path / "trials" / "abc").glob("*.stack"))
+
+
+def test_an_attempt_that_nobody_waits_for_any_more_ends(config_of, tmp_path, monkeypatch, every_step):
+    from orchestrator import lanes
+
+    monkeypatch.setattr(lanes.ray, "get", lambda value: value)
+    monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
+    monkeypatch.setattr(lanes, "_BEAT_SECONDS", 0.0)
+    job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 0}
+    clerk = FakeClerk()
+    clerk.beat = SimpleNamespace(remote=lambda lane, number, step: clerk.steps.append(step) or step < 4)
+    settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
+    with pytest.raises(Preempted):
+        lanes._run_job(job, 1, settings, Context())
+    assert max(clerk.steps) <= 6
+
+
+HANGING = """
+import sys, time
+from types import SimpleNamespace
+from typing import Any
+from orchestrator import lanes
+clerk = SimpleNamespace(beat=SimpleNamespace(remote=lambda *told: True))
+lanes.ray.wait = lambda values, timeout: (values, [])
+lanes.ray.get = lambda value: value
+settings = {"clerk": clerk, "lane": "lane", "folder": sys.argv[1], "hang_seconds": 1.0}
+with lanes._Watch({"trial": "abc", "attempt": 1}, 1, settings, 0) as watch:
+    for step in range(4):
+        time.sleep(0.5)
+        watch.look(step)
+    def stuck_in_here():
+        time.sleep(600)
+    stuck_in_here()
+"""
+
+
+def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
+    from orchestrator.clerk import Clerk, stack_path
+    from orchestrator.dispatch import Job
+
+    done = subprocess.run([sys.executable, "-c", HANGING, tmp_path], timeout=120, capture_output=True)
+    assert done.returncode == 1
+    assert "stuck_in_here" in stack_path(tmp_path, "abc", 1, 0).read_text()
+
+    async def told() -> list[dict[str, Any]]:
+        clerk = Clerk(str(tmp_path))
+        await clerk.add([Job("abc", "arm", "{}", retries=0)])
+        await clerk.open_slot("lane")
+        last = await clerk.enter("lane", "node")
+        await clerk.take("lane", last)
+        await clerk.lose("lane", "process", "a worker process died")
+        return await clerk.drain()
+
+    end = asyncio.run(told())[-1]
+    assert (end["end"], end["final"]) == ("failed", True)
+    assert "it made no step for a long time; see trials/abc/attempt-1.rank-0.stack" in end["detail"]

@@ -249,6 +249,7 @@ class Keeper:
         least_seconds: float = LEAST_SECONDS,
         backoff_seconds: tuple[float, ...] = BACKOFF_SECONDS,
         most_epochs: int | None = None,
+        on_look: Callable[[int], None] = lambda step: None,
     ) -> None:
         """
         Args:
@@ -258,8 +259,9 @@ class Keeper:
           least_seconds: between two of them.
           backoff_seconds: waits before the second and every further try of a write.
           most_epochs: finished epochs whose rows are on record; no checkpoint beyond them is taken up.
+          on_look: hears of the run's step when it begins, about once a second, and before evaluating.
         """
-        self._store, self.should_stop = store, should_stop
+        self._store, self.should_stop, self.on_look = store, should_stop, on_look
         self.share, self.least_seconds, self._backoff = share, least_seconds, backoff_seconds
         self._most_epochs = most_epochs
         self.notices: list[str] = []

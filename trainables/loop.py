@@ -152,6 +152,7 @@ def train(
         run.state.load(checkpoint)
     elif keeper is not None and (content := keeper.read(context)) is not None:
         run.state.restore(content)
+    run.tell_step()
     chance_pct = 100 * (1 - 1 / info.num_classes)
     dead_above_pct = chance_pct - config.divergence.margin_pct
     window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
@@ -168,6 +169,7 @@ def train(
             torch.cuda.reset_peak_memory_stats(context.device)
         train_loss, lr = run.train_epoch(splits["train"])
         trained = time.perf_counter()
+        run.tell_step()
         raw, averaged = run.evaluate(splits["val"])
         if not math.isfinite(averaged.loss):
             raise Diverged(f"the validation loss is {averaged.loss} after epoch {run.state.epoch + 1}")
@@ -326,6 +328,7 @@ class _Run:
           Seconds a step takes, averaged over ranks.
         """
         state, context, keeper = self.state, self.context, self.keeper
+        self.tell_step()
         due = keeper is not None and keeper.is_due(state.content)
         stop = keeper is not None and keeper.should_stop()
         message = torch.tensor(
@@ -343,6 +346,11 @@ class _Run:
             context.sum(torch.zeros(1, device=context.device))
             raise Preempted(f"after step {state.step} of epoch {state.epoch + 1}")
         return seconds / context.world_size
+
+    def tell_step(self) -> None:
+        """Lets who keeps watch know that the run goes on, and where it is."""
+        if self.keeper is not None:
+            self.keeper.on_look(self.state.epoch * self.steps_per_epoch + self.state.step)
 
     def _agree_on_buffers(self) -> None:
         """Gives every rank the BN statistics of rank 0, so that what is evaluated is what is saved."""
