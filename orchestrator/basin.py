@@ -33,7 +33,7 @@ from scipy.stats import qmc, sobol_indices, uniform
 
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Result
-from orchestrator.space import Choice, Domain, LogUniform
+from orchestrator.space import Choice, Domain, Listed, LogUniform
 from orchestrator.stats import AREA_LIMIT_PP, CENSORING, CONFIDENCE, MIN_SAMPLE, Estimate
 
 Array = NDArray[np.float64]
@@ -56,13 +56,13 @@ class Axis:
 
     Attributes:
       name: its path.
-      kind: `log` and `linear` are ordered, `choice` is not.
-      low, high: the ends of its window; 0 and the number of levels of a choice.
-      levels: the values of a choice.
+      kind: `log`, `linear` and `ordinal` are ordered, `choice` is not.
+      low, high: the ends of its window; 0 and the number of values where they are listed.
+      levels: the values of a choice or an ordinal.
     """
 
     name: str
-    kind: Literal["log", "linear", "choice"]
+    kind: Literal["log", "linear", "ordinal", "choice"]
     low: float
     high: float
     levels: tuple[Any, ...] = ()
@@ -70,8 +70,9 @@ class Axis:
     @classmethod
     def of(cls, name: str, domain: Domain) -> "Axis":
         """From what the sweep file says."""
-        if isinstance(domain, Choice):
-            return cls(name, "choice", 0.0, float(len(domain.choice)), domain.choice)
+        if isinstance(domain, Listed):
+            kind: Literal["choice", "ordinal"] = "choice" if isinstance(domain, Choice) else "ordinal"
+            return cls(name, kind, 0.0, float(len(domain.values)), domain.values)
         low, high = (float(end) for end in domain.ends)
         return cls(name, "log" if isinstance(domain, LogUniform) else "linear", low, high)
 
@@ -88,11 +89,11 @@ class Axis:
     @property
     def unit(self) -> str:
         """Of `width`."""
-        return {"log": "octaves", "linear": "units", "choice": "levels"}[self.kind]
+        return {"log": "octaves", "linear": "units", "ordinal": "levels", "choice": "levels"}[self.kind]
 
     def quantile(self, value: Any) -> float:
-        """Where a value lies, 0 at the low end and 1 at the high one; the middle of a choice's level."""
-        if self.kind == "choice":
+        """Where a value lies, 0 at the low end and 1 at the high one; the middle of a listed value."""
+        if self.levels:
             return (self.levels.index(value) + 0.5) / len(self.levels)
         if self.kind == "log":
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -100,7 +101,7 @@ class Axis:
 
     def at(self, quantile: float) -> Any:
         """The value at a quantile."""
-        if self.kind == "choice":
+        if self.levels:
             return self.levels[min(int(quantile * len(self.levels)), len(self.levels) - 1)]
         if self.kind == "log":
             return self.low * math.exp(quantile * math.log(self.high / self.low))
@@ -168,9 +169,15 @@ def landscapes(plan: Plan, results: Iterable[Result]) -> list[Landscape]:
 
 def _landscape(plan: Plan, by_point: Mapping[int, Sequence[Result]]) -> Landscape:
     first = next(iter(by_point.values()))[0].trial
-    domains = plan.sweep.domains(first.arm, first.cell)
+    trials = [result.trial for results in by_point.values() for result in results]
+    # A parameter that exists at some points only, or moves with another, is no coordinate of its own.
+    domains = {
+        name: domain
+        for name, domain in plan.sweep.domains(first.arm, first.cell).items()
+        if plan.sweep.vary[name].zip is None and all(name in trial.values for trial in trials)
+    }
     axes = tuple(axis for name, domain in domains.items() if (axis := Axis.of(name, domain)).width > 0)
-    axes = tuple(axis for axis in axes if axis.ordered or len(axis.levels) > 1)
+    axes = tuple(axis for axis in axes if not axis.levels or len(axis.levels) > 1)
     rows: list[tuple[int, Trial, float, bool]] = []
     for point, results in by_point.items():
         errors = [result.error_pct for result in results if result.error_pct is not None]

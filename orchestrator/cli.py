@@ -1,5 +1,6 @@
 """The command line. Heavy imports stand inside the commands, so that --help is immediate."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -87,14 +88,23 @@ def _overrides(sets: list[str] | None) -> "list[Override]":
     return [Override.parse(text) for text in sets or ()]
 
 
-def _plan(sweep: "Sweep", source: Path) -> "Plan":
-    """Looks at the data and draws the trials; all faults at once."""
+def _plan(file: Path, sets: list[str] | None, points: int | None) -> "Plan":
+    """Reads a sweep file, looks at the data and draws the trials; all faults at once."""
+    from orchestrator.sweep import load_sweep
+
+    overrides = _overrides(sets)
+    return _planned(load_sweep(file, overrides, points), file, overrides, points)
+
+
+def _planned(sweep: "Sweep", file: Path, overrides: "list[Override]", points: int | None) -> "Plan":
     from pydantic import ValidationError
 
     from orchestrator.plan import data_configs, make_plan
-    from orchestrator.sweep import SweepError
-    from trainables.config import Fault, faults_of
+    from orchestrator.sweep import located
+    from orchestrator.where import ConstraintError
+    from trainables.config import faults_of
     from trainables.data import DataError
+    from trainables.faults import Fault
 
     infos, faults = {}, []
     for config, key in data_configs(sweep).items():
@@ -102,14 +112,15 @@ def _plan(sweep: "Sweep", source: Path) -> "Plan":
             infos[config] = config.info()
         except DataError as error:
             faults.append(Fault(key, str(error)))
-    if faults:
-        raise SweepError(str(source), faults)
-    try:
-        return make_plan(sweep, infos)
-    except ValidationError as error:
-        raise SweepError(
-            str(source), [Fault(f"vary: {f.path}", f.rule, f.found) for f in faults_of(error)]
-        ) from error
+    if not faults:
+        try:
+            return make_plan(sweep, infos)
+        except ValidationError as error:
+            # Each value alone is valid; which of them do not go together, only the rule can say.
+            faults = [dataclasses.replace(f, path=f"vary: {f.path}") for f in faults_of(error)]
+        except ConstraintError as error:
+            faults = [Fault("where", str(error))]
+    raise located(faults, file, overrides, points)
 
 
 @app.command(
@@ -135,13 +146,14 @@ def run(
     from orchestrator.sweep import load_sweep
 
     console = _console()
-    sweep = load_sweep(file, _overrides(sets), points)
+    overrides = _overrides(sets)
+    sweep = load_sweep(file, overrides, points)
     folder = out or Path("runs") / sweep.name
     if (folder / "sweep.yaml").is_file():
         before, sweep = sweep, merge_points(folder, sweep)
         if sweep != before:
             _say(console, f"{folder} was extended before; it keeps its larger number of points")
-    plan = confirmed_plan(folder, _plan(sweep, file))
+    plan = confirmed_plan(folder, _planned(sweep, file, overrides, points))
     with held(folder) as lease:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         records = known.records if known else {}
@@ -405,10 +417,9 @@ def plan(
     """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
     from orchestrator.cost import estimate
     from orchestrator.machine import described, past_samples, probe_rates, this_machine
-    from orchestrator.sweep import load_sweep
-    from orchestrator.terminal import cost_table, cost_text, large, rows_table
+    from orchestrator.terminal import cost_table, cost_text, large, removal_rows, rows_table
 
-    made = _plan(load_sweep(file, _overrides(sets), points), file)
+    made = _plan(file, sets, points)
     try:
         machine = described(on) if on else this_machine()
     except ValueError as error:
@@ -418,7 +429,9 @@ def plan(
     cost = estimate(made, machine, samples, rates, price_per_gpu_hour)
     if as_json:
         trials = [_trial_row(made, trial) for trial in made.trials]
-        print(json.dumps({"name": made.sweep.name, "cost": cost.plain(), "trials": trials}, indent=2))
+        removed = [dataclasses.asdict(removal) for removal in made.removals]
+        told = {"name": made.sweep.name, "cost": cost.plain(), "removed": removed, "trials": trials}
+        print(json.dumps(told, indent=2))
         return
     console = _console()
     _say(console, f"{made.sweep.name}  {made.sweep.question}\n", "bold")
@@ -444,6 +457,10 @@ def plan(
             }
         )
     console.print(rows_table(rows))
+    if made.removals:
+        _say(console, "\nShare of the points drawn that each constraint removes:", "bold")
+        console.print(rows_table(removal_rows(made)))
+        _say(console, "a point that one arm breaks is left out in every arm of the cell", "dim")
     for line in _lr_notes(made):
         _say(console, line, "dim")
     console.print()
@@ -518,6 +535,25 @@ def _short_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
     if not any(trial.replicate for trial in made.trials):
         del row["replicate"]
     return row | {path: values.get(path) for path in made.sweep.vary}
+
+
+@app.command(epilog="Example: vitc-sweep schema --out sweep.schema.json")
+def schema(
+    out: Annotated[Path | None, typer.Option(help="File to write [default: print].")] = None,
+) -> None:
+    """Prints the JSON Schema of sweep files, by which an editor completes and checks them.
+
+    The first lines of a file name it: `# yaml-language-server: $schema=sweep.schema.json`.
+    """
+    from orchestrator.journal import write_atomically
+    from orchestrator.schema import sweep_schema
+
+    text = json.dumps(sweep_schema(), indent=1) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomically(out, text)
+        print(f"{out}: JSON Schema of a sweep file")
 
 
 @app.command(epilog="Example: vitc-sweep status runs/lr_wd --json")

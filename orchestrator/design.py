@@ -10,8 +10,9 @@ those at hand, blocks of points that are independent of each other.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ Quantiles = dict[str, NDArray[np.float64]]
 
 
 class _Drawn(Frozen):
+    #: Whether a longer design begins with the shorter one.
+    extendable: ClassVar[bool] = True
+
     points: int = Field(gt=0, description="Points per arm and cell.")
     seed: int = Field(0, ge=0, description="Another seed, other points.")
 
@@ -122,7 +126,7 @@ class GridDesign(Frozen):
 
     def num_points(self, levels: Levels) -> int:
         """How many points the design has."""
-        return int(np.prod([len(self._values(count)) for count in levels.values()], dtype=int))
+        return math.prod(self.levels if count is None else count for count in levels.values())
 
     def block(self, point: int) -> int:
         """A grid is one part."""
@@ -134,4 +138,28 @@ class GridDesign(Frozen):
         return {name: rows[:, column] for column, name in enumerate(levels)}
 
 
-Design = Annotated[RandomDesign | SobolDesign | GridDesign, Field(discriminator="kind")]
+class LatinDesign(_Drawn):
+    """A Latin hypercube: of `points` equal intervals of every parameter each holds one point.
+
+    It spreads a few points well in each parameter alone. It cannot be extended: with another number of points
+    all of them move, so a folder keeps the number it began with; take `sobol` where more may be wanted.
+
+    Source: McKay, Beckman and Conover 1979; `scipy.stats.qmc.LatinHypercube`, one per parameter, from the
+    parameter's name: independent permutations make a Latin hypercube.
+    """
+
+    kind: Literal["latin"] = "latin"
+    extendable: ClassVar[bool] = False
+
+    def quantiles(self, levels: Levels) -> Quantiles:
+        """Per parameter a quantile in [0, 1) for each point."""
+        return {name: self._stratified(name) for name in levels}
+
+    def _stratified(self, name: str) -> NDArray[np.float64]:
+        rng = np.random.default_rng(derive_seed(self.seed, "latin", name))
+        column: NDArray[np.float64] = qmc.LatinHypercube(1, rng=rng).random(self.points)[:, 0]
+        # scipy puts point i at (i + 1 - u) / n with u in [0, 1), which may be 1; quantiles stay below.
+        return np.minimum(column, np.nextafter(1, 0))
+
+
+Design = Annotated[RandomDesign | SobolDesign | GridDesign | LatinDesign, Field(discriminator="kind")]

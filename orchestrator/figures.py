@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from orchestrator.gaps import Gap
 from orchestrator.peak import TuningCurve
 from orchestrator.results import Result
-from orchestrator.space import Choice, Domain, LogUniform
+from orchestrator.space import Domain, Listed, LogUniform
 from orchestrator.stats import (
     AREA_LIMIT_PP,
     MEASURES,
@@ -179,10 +179,10 @@ class _Scale:
         self.values: list[str] = []
         self.log = False
         self.low = self.high = 0.0
-        if any(isinstance(domain, Choice) for domain in domains):
+        if any(isinstance(domain, Listed) for domain in domains):
             # Also the values of a number that another arm draws from an interval would need a place of
             # their own; `place` adds them.
-            listed = (value for domain in domains if isinstance(domain, Choice) for value in domain.choice)
+            listed = (value for domain in domains if isinstance(domain, Listed) for value in domain.values)
             self.values = list(dict.fromkeys(str(value) for value in listed))
         else:
             ends = [float(end) for domain in domains for end in domain.extremes()]
@@ -290,7 +290,7 @@ def error_over_parameter(
     axes = figure.subplots()
     scale = _Scale(list(domains.values()))
     counted = {
-        arm: [result for result in results if result.error_pct is not None]
+        arm: [r for r in results if r.error_pct is not None and path in r.trial.values]
         for arm, results in arms.items()
         if arm in domains
     }
@@ -410,7 +410,11 @@ def error_over_plane(
         if place >= len(names):
             axes.set_axis_off()
             continue
-        results = [result for result in arms[names[place]] if result.error_pct is not None]
+        results = [
+            result
+            for result in arms[names[place]]
+            if result.error_pct is not None and set(paths) <= set(result.trial.values)
+        ]
         good = [result for result in results if not _diverged(result)]
         lost = [result for result in results if _diverged(result)]
 

@@ -133,12 +133,7 @@ def save_question(path: Path, plan: Plan) -> None:
     if (path / "sweep.yaml").is_file():
         _check_same_question(path, plan)
     sweep = plan.sweep.model_dump(mode="json", exclude_unset=True)
-    sweep["vary"] = {
-        name: window.everywhere.model_dump()
-        if window.everywhere
-        else {key: domain.model_dump() for key, domain in window.by_name.items()}
-        for name, window in plan.sweep.vary.items()
-    }
+    sweep["vary"] = {name: window.plain() for name, window in plan.sweep.vary.items()}
     data = [
         {"config": config.model_dump(mode="json"), "info": _plain_info(info)}
         for config, info in plan.infos.items()
@@ -218,12 +213,24 @@ def merge_points(path: Path, sweep: Sweep) -> Sweep:
     """The sweep with as many points as the folder already asks for, if that is more.
 
     A sweep that was extended once stays extended.
+
+    Raises:
+      FolderError: the number of points differs, and the design is of a kind that has to start anew.
     """
     try:
         old = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
     except (SweepError, YamlError):
         return sweep
     before, now = getattr(old.design, "points", None), getattr(sweep.design, "points", None)
+    if (
+        before != now
+        and old.design.kind == sweep.design.kind
+        and not getattr(sweep.design, "extendable", True)
+    ):
+        raise FolderError(
+            f"{path}: a {sweep.design.kind} design cannot be extended: with {now} points instead of {before} "
+            "all of them move. Choose another folder with --out, or `design.kind: sobol`, which grows"
+        )
     if before is None or now is None or before <= now or old.design.kind != sweep.design.kind:
         return sweep
     return sweep.model_copy(update={"design": sweep.design.model_copy(update={"points": before})})

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.plan import Confirmation, Plan, Trial, make_plan, with_confirmation
+from orchestrator.question import touches
 from orchestrator.results import Record
-from orchestrator.space import Domain
-from orchestrator.sweep import Cell, Settings, Sweep, Window, cell_name
+from orchestrator.sweep import Cell, Settings, Sweep, Window, cell_name, check
 from trainables.config import leaves, set_paths
 
 #: Settings an arm may not have to itself when its sweep is joined with another: under them errors of two
@@ -104,7 +104,7 @@ def merge(parts: Mapping[str, Part]) -> Merged:
     if len(primaries) > 1:
         notices.append("the sweeps declare different primary contrasts, so the comparison has none")
     sweep = _joint_sweep(parts, arms)
-    if faults := sweep.check():
+    if faults := check(sweep):
         raise MergeError(parts, [f"one sweep file cannot hold them all: {fault}" for fault in faults])
     infos = {config: info for part in parts.values() for config, info in part.plan.infos.items()}
     try:
@@ -143,6 +143,8 @@ def _differences(parts: Mapping[str, Part], first: str, other: str) -> Iterator[
     seeds = [_num_confirm_seeds(parts[name].plan) for name in (first, other)]
     if all(seeds) and seeds[0] != seeds[1]:
         yield differ("seeds of confirm", *seeds)
+    if a.where != b.where:
+        yield differ("where", *(" and ".join(sweep.where) or "none" for sweep in (a, b)))
     yield from _design_differences(a, b, first, other)
     yield from _window_differences(a, b, first, other)
     sweeps = [part.plan.sweep for part in parts.values()]
@@ -171,7 +173,11 @@ def _design_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[
         if of_a == of_b:
             continue
         text = f"design.{key}: {of_a} in {first}, {of_b} in {other}, so the points differ"
-        if key == "points" and fields_a["kind"] == fields_b["kind"]:
+        if (
+            key == "points"
+            and fields_a["kind"] == fields_b["kind"]
+            and getattr(a.design, "extendable", False)
+        ):
             shorter = first if of_a < of_b else other
             text = (
                 f"design.points: {of_a} in {first}, {of_b} in {other}; "
@@ -188,20 +194,16 @@ def _window_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[
             window is None or (bool(window.by_name) and set(window.by_name) <= set(sweep.arms))
             for window, sweep in zip(windows, (a, b), strict=True)
         ]
-        if windows[0] != windows[1] and not all(by_arm):
+        beside = [window and (window.when, window.zip) for window in windows]
+        if windows[0] != windows[1] and not (all(by_arm) and (None in beside or beside[0] == beside[1])):
             of_a, of_b = (_window_text(window) for window in windows)
             yield f"vary.{path}: {of_a} in {first}, {of_b} in {other}, so the points differ"
 
 
 def _window_text(window: Window | None) -> str:
-    def text(domain: Domain) -> str:
-        return ", ".join(f"{word} {list(value)}" for word, value in domain.model_dump().items())
-
     if window is None:
         return "not varied"
-    if window.everywhere is not None:
-        return text(window.everywhere)
-    return "; ".join(f"{name}: {text(domain)}" for name, domain in window.by_name.items())
+    return "; ".join(f"{word} {value}" for word, value in window.plain().items())
 
 
 def _facts(plan: Plan, cell: Cell, own: Sequence[str], varied: Sequence[str]) -> dict[str, str]:
@@ -215,19 +217,11 @@ def _facts(plan: Plan, cell: Cell, own: Sequence[str], varied: Sequence[str]) ->
         for split, size in info.sizes.items():
             found.setdefault(f"data: {split} split", set()).add(f"{size} images, {info.splits[split]}")
         for path, value in leaves(trial.config.model_dump(mode="json")):
-            is_varied = any(_touches(path, key) for key in varied)
-            is_own = any(_touches(path, key) for key in own) and path not in _ALWAYS_SHARED
+            is_varied = any(touches(path, key) for key in varied)
+            is_own = any(touches(path, key) for key in own) and path not in _ALWAYS_SHARED
             if not is_varied and not is_own and path.split(".")[0] not in _NOT_COMPARED:
                 found.setdefault(path, set()).add(str(value))
     return {what: " or ".join(sorted(values)) for what, values in found.items()}
-
-
-def _touches(path: str, setting: str) -> bool:
-    """Whether setting one path may change another: the same, a part, a whole, or by a change of kind."""
-    parent, _, last = setting.rpartition(".")
-    if parent and last in ("name", "family"):
-        setting = parent
-    return path == setting or path.startswith(f"{setting}.") or setting.startswith(f"{path}.")
 
 
 # ---------------------------------------------------------------------------------------------- joined
@@ -296,11 +290,11 @@ def _joint_sweep(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Sweep:
     """One sweep with the settings of the first part and the arms of all."""
     first = next(iter(parts.values())).plan.sweep
     bases = {name: _flat(part.plan.sweep.base) for name, part in parts.items()}
-    models = [{p: v for p, v in base.items() if _touches(p, "model")} for base in bases.values()]
+    models = [{p: v for p, v in base.items() if touches(p, "model")} for base in bases.values()]
     base = dict(first.base)
     if any(model != models[0] for model in models):
         # Models are the arms' own: none of them may stand in the settings that all arms share.
-        base = {path: value for path, value in base.items() if not _touches(path, "model")}
+        base = {path: value for path, value in base.items() if not touches(path, "model")}
     shared, joint_arms = _flat(base), {}
     for arm in arms:
         sweep = parts[arm.part].plan.sweep
@@ -326,7 +320,7 @@ def _joint_sweep(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Sweep:
         "primary": first.primary if len(primaries) == 1 else None,
     }
     kept = {key: getattr(first, key) for key in first.model_fields_set}
-    # All was checked when the parts were read; names are checked once more by `Sweep.check`.
+    # All was checked when the parts were read; names are checked once more by `check`.
     return Sweep.model_construct(**kept | changes)
 
 
@@ -347,12 +341,13 @@ def _joint_windows(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> dict[str,
     for path in dict.fromkeys(path for part in parts.values() for path in part.plan.sweep.vary):
         found = [part.plan.sweep.vary.get(path) for part in parts.values()]
         by_arm = {
-            arm.new: window.by_name[arm.old]
+            arm.new: its.by_name[arm.old]
             for arm in arms
-            if (window := parts[arm.part].plan.sweep.vary.get(path)) and arm.old in window.by_name
+            if (its := parts[arm.part].plan.sweep.vary.get(path)) and arm.old in its.by_name
         }
         # Windows by arm are joined; all others are known to be equal.
-        windows[path] = Window(by_name=by_arm) if by_arm else next(w for w in found if w is not None)
+        window = next(w for w in found if w is not None)
+        windows[path] = window.model_copy(update={"by_name": by_arm}) if by_arm else window
     return windows
 
 

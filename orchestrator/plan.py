@@ -1,13 +1,19 @@
 """From a sweep to its trials: identities, order, gangs, and how many run at a time."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from orchestrator.gang import Gang
-from orchestrator.sweep import Cell, Sweep, cell_name, iterate
-from trainables.config import DataConfig, Seeds, TrainConfig, identity
+from orchestrator.question import Layers, Resources, Sweep, cell_name, iterate, touches
+from orchestrator.space import Cell
+from orchestrator.where import DERIVED, Constraint, ConstraintError
+from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
 from trainables.data import DataInfo, num_steps
 from trainables.vit import Cost
 
@@ -72,13 +78,39 @@ class TrialCost:
     train_flops: int
 
 
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """How much of one arm's window a constraint takes away.
+
+    Attributes:
+      cell_name, arm: whose window.
+      constraint: as in the file.
+      removed: points of the design that break it in this arm.
+      drawn: points of the design.
+    """
+
+    cell_name: str
+    arm: str
+    constraint: str
+    removed: int
+    drawn: int
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Every trial of a sweep, in the order they are to run."""
+    """Every trial of a sweep, in the order they are to run.
+
+    Attributes:
+      sweep: what was asked.
+      trials: what is to run.
+      infos: of every data set that is needed.
+      removals: per cell, arm and constraint. A point that one arm breaks is missing in all arms of the cell.
+    """
 
     sweep: Sweep
     trials: tuple[Trial, ...]
     infos: Mapping[DataConfig, DataInfo]
+    removals: tuple[Removal, ...] = ()
 
     def cost(self, trial: Trial) -> TrialCost:
         """From closed forms; nothing is built."""
@@ -98,50 +130,116 @@ def data_configs(sweep: Sweep) -> dict[DataConfig, str]:
     """The data sets a sweep needs, each with the key of the file that named it."""
     found: dict[DataConfig, str] = {}
     for arm, cell in iterate(sweep):
-        first = {path: domain.extremes()[0] for path, domain in sweep.domains(arm, cell).items()}
-        config, _ = sweep.settings(arm, cell, first)
-        found.setdefault(config.data, sweep.source_of("data", arm, cell))
+        domains = sweep.windows(arm, cell)
+        # Data are drawn from lists only, so these are all that can be drawn.
+        tried = [
+            [
+                (path, value)
+                for value in (domain.extremes() if touches(path, "data") else domain.extremes()[:1])
+            ]
+            for path, domain in domains.items()
+        ]
+        for values in itertools.product(*tried):
+            config, _ = sweep.settings(arm, cell, sweep.existing(arm, cell, dict(values)))
+            found.setdefault(config.data, sweep.source_of("data", arm, cell))
     return found
 
 
 def make_plan(sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
     """Draws the points and makes the trials.
 
-    Points come first in the order, then cells, then arms: a sweep cut off anywhere has its arms paired.
+    Points come first in the order, then cells, then arms: a sweep cut off anywhere has its arms paired. A
+    point that breaks a constraint in one arm is left out in every arm of the cell, so that they stay paired;
+    no other is drawn for it, so that a point is the same whatever became of those before it.
 
     Raises:
       ValueError: a drawn combination of values is no valid run, though each value alone is.
+      ConstraintError: a constraint compares what cannot be compared, or leaves a cell without points.
     """
     levels = sweep.levels()
     quantiles = sweep.design.quantiles(levels)
+    num_points = sweep.design.num_points(levels)
+    constraints = sweep.constraints()
+    removed = {
+        (cell_name(cell), arm, rule.text): 0
+        for cell in sweep.all_cells()
+        for arm in sweep.arms
+        for rule in constraints
+    }
+    kept: dict[Cell, int] = {}
     trials = []
-    for point in range(sweep.design.num_points(levels)):
-        for arm, cell in iterate(sweep):
-            values = {
-                path: domain.at(float(quantiles[path][point]))
-                for path, domain in sweep.domains(arm, cell).items()
-            }
-            config, resources = sweep.settings(arm, cell, values)
-            first = Trial(
-                id="",
-                arm=arm,
-                cell=cell,
-                point=point,
-                replicate=0,
-                values=values,
-                config=config,
-                gang=Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
-                block=sweep.design.block(point),
-            )
-            for role, replicate, seeds in _runs_of_point(sweep, point, config):
-                trials.append(_again(first, infos, role, replicate, seeds))
+    for point in range(num_points):
+        at = {path: float(column[point]) for path, column in quantiles.items()}
+        for cell in sweep.all_cells():
+            drafts = [_Draft.of(sweep, arm, cell, at) for arm in sweep.arms]
+            broken = [[rule for rule in constraints if not draft.fulfils(rule, infos)] for draft in drafts]
+            for draft, rules in zip(drafts, broken, strict=True):
+                for rule in rules:
+                    removed[cell_name(cell), draft.arm, rule.text] += 1
+                if draft.fault is not None and not any(broken):
+                    raise draft.fault
+            if any(broken):
+                continue
+            rank = kept[cell] = kept.get(cell, -1) + 1
+            for draft in drafts:
+                first = draft.trial(cell, point)
+                for role, replicate, seeds in _runs_of_point(sweep, point, rank, first.config):
+                    trials.append(_again(first, infos, role, replicate, seeds))
+    if empty := [cell_name(cell) for cell in sweep.all_cells() if cell not in kept]:
+        raise ConstraintError(f"leaves none of {num_points} points in cell {', '.join(empty)}")
     # A stable sort: replicates of a point stay together, cells and arms in the order of the file.
     trials.sort(key=lambda trial: (trial.point, trial.role != "sweep", trial.replicate))
-    return Plan(sweep, tuple(trials), infos)
+    removals = [Removal(*key, count, num_points) for key, count in removed.items()]
+    return Plan(sweep, tuple(trials), infos, tuple(removals))
 
 
-def _runs_of_point(sweep: Sweep, point: int, config: TrainConfig) -> Iterator[tuple[Role, int, Seeds]]:
-    """The seeds of every run of a point; the same in every arm and cell."""
+@dataclass(frozen=True)
+class _Draft:
+    """One point in one arm and cell, which constraints may yet remove."""
+
+    arm: str
+    values: dict[str, Any]
+    layers: Layers
+    sweep: Sweep
+    run: tuple[TrainConfig, Resources] | None
+    fault: ValidationError | None
+
+    @classmethod
+    def of(cls, sweep: Sweep, arm: str, cell: Cell, quantiles: Mapping[str, float]) -> "_Draft":
+        values = sweep.draw(arm, cell, quantiles)
+        layers = sweep.layers(arm, cell, values)
+        try:
+            return cls(arm, values, layers, sweep, sweep.settings(arm, cell, values), None)
+        except ValidationError as error:
+            return cls(arm, values, layers, sweep, None, error)
+
+    @functools.cached_property
+    def tree(self) -> dict[str, Any]:
+        return self.sweep.merged(self.layers)[0]
+
+    def fulfils(self, rule: Constraint, infos: Mapping[DataConfig, DataInfo]) -> bool:
+        def lookup(name: str) -> Any:
+            if name not in DERIVED:
+                return setting(self.tree, name)
+            if self.run is None:
+                raise KeyError(name)
+            config, _ = self.run
+            return DERIVED[name](config.model.cost(infos[config.data].num_classes))
+
+        return rule.holds(lookup)
+
+    def trial(self, cell: Cell, point: int) -> Trial:
+        assert self.run is not None, "a draft without a run is raised or removed"
+        config, resources = self.run
+        gang = Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+        block = self.sweep.design.block(point)
+        return Trial("", self.arm, cell, point, 0, self.values, config, gang, block=block)
+
+
+def _runs_of_point(
+    sweep: Sweep, point: int, rank: int, config: TrainConfig
+) -> Iterator[tuple[Role, int, Seeds]]:
+    """The seeds of every run of a point, the same in every arm; `rank` counts the points that were kept."""
     if "seeds" in config.model_fields_set:
         first = config.seeds
     else:
@@ -149,7 +247,7 @@ def _runs_of_point(sweep: Sweep, point: int, config: TrainConfig) -> Iterator[tu
     yield "sweep", 0, first
     for replicate in range(1, sweep.replicates):
         yield "sweep", replicate, Seeds.derived(sweep.design.seed, "point", point, "replicate", replicate)
-    if sweep.noise is not None and point < sweep.noise.points:
+    if sweep.noise is not None and rank < sweep.noise.points:
         for replicate in range(1, sweep.noise.seeds):
             others = Seeds.derived(sweep.design.seed, "point", point, "noise", replicate)
             yield "noise_init", replicate, first.model_copy(update={"init": others.init})

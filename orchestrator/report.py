@@ -46,7 +46,7 @@ from orchestrator.peak import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.plan import Plan, Trial, TrialCost, unique_trials
 from orchestrator.power import POWER, Detectable, Planted, detectable
 from orchestrator.results import RULES, Record, Result, results_of
-from orchestrator.space import Choice, Domain, IntRange, LogUniform, Uniform
+from orchestrator.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from orchestrator.stats import (
     CONFIDENCE,
     MEASURES,
@@ -1573,6 +1573,8 @@ def _domain_text(domain: Domain) -> str:
             return f"{low} to {high}, whole numbers"
         case Choice():
             return "one of " + ", ".join(map(str, domain.choice))
+        case Ordinal():
+            return "one of " + ", ".join(map(str, domain.ordinal)) + ", in this order"
 
 
 # ---------------------------------------------------------------------------------------------- figures

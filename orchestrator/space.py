@@ -1,30 +1,70 @@
-"""What varies: domains, each a function from a quantile to a value."""
+"""What varies: domains, each a function from a quantile to a value, and windows, which say where."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from trainables.base import Frozen
+from trainables.config import leaves
+from trainables.faults import nearest
+
+Cell = tuple[tuple[str, str], ...]
+
+#: More than any window needs; every value is tried before anything runs.
+MAX_VALUES = 1000
 
 
-class Choice(Frozen):
-    """One of the values listed, each equally likely."""
+class Listed(Frozen):
+    """Shared by the domains that list their values, each equally likely."""
 
-    choice: tuple[Any, ...] = Field(min_length=1, description="The values.")
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The values, in the order of the file."""
+        raise NotImplementedError
 
     @property
     def num_levels(self) -> int | None:
         """How many values there are."""
-        return len(self.choice)
+        return len(self.values)
 
     def at(self, quantile: float) -> Any:
         """The value at a quantile of [0, 1)."""
-        return self.choice[min(int(quantile * len(self.choice)), len(self.choice) - 1)]
+        return self.values[min(int(quantile * len(self.values)), len(self.values) - 1)]
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that must all be valid for every value to be."""
+        return self.values
+
+
+class Choice(Listed):
+    """One of the values listed, each equally likely. Nearness in the list means nothing."""
+
+    choice: tuple[Any, ...] = Field(
+        min_length=1,
+        max_length=MAX_VALUES,
+        description="The values: numbers, words, or whole structures such as a model.",
+        examples=[[16, 32], ["patchify", "conv"]],
+    )
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The values, in the order of the file."""
         return self.choice
+
+
+class Ordinal(Listed):
+    """One of the values listed, each equally likely, in an order that means something: small to large."""
+
+    ordinal: tuple[Any, ...] = Field(
+        min_length=1, max_length=MAX_VALUES, description="The values, in order.", examples=[[64, 128, 256]]
+    )
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The values, in order."""
+        return self.ordinal
 
 
 class _Interval(Frozen):
@@ -49,13 +89,15 @@ class _Interval(Frozen):
         low, high = self.ends
         if low > high:
             raise ValueError(f"low <= high must hold, got {low} and {high}")
+        if not math.isfinite(high - low):
+            raise ValueError(f"the ends are too far apart, got {low} and {high}")
         return self
 
 
 class Uniform(_Interval):
     """A number between two ends."""
 
-    uniform: tuple[float, float] = Field(description="Low and high.")
+    uniform: tuple[float, float] = Field(description="Low and high.", examples=[[0, 0.3]])
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -72,7 +114,9 @@ class Uniform(_Interval):
 class LogUniform(_Interval):
     """A number above 0 between two ends, uniform in its logarithm."""
 
-    log_uniform: tuple[float, float] = Field(description="Low and high, both above 0.")
+    log_uniform: tuple[float, float] = Field(
+        description="Low and high, both above 0.", examples=[[2.5e-4, 8e-3]]
+    )
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -83,6 +127,8 @@ class LogUniform(_Interval):
     def _positive(self) -> Self:
         if self.log_uniform[0] <= 0:
             raise ValueError(f"a log_uniform domain must lie above 0, got {list(self.log_uniform)}")
+        if not math.isfinite(self.log_uniform[1] / self.log_uniform[0]):
+            raise ValueError(f"the ends are too far apart, got {list(self.log_uniform)}")
         return self
 
     def at(self, quantile: float) -> float:
@@ -95,7 +141,7 @@ class LogUniform(_Interval):
 class IntRange(_Interval):
     """A whole number between two ends, each equally likely."""
 
-    int_range: tuple[int, int] = Field(description="Low and high.")
+    int_range: tuple[int, int] = Field(description="Low and high.", examples=[[2, 12]])
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -113,10 +159,18 @@ class IntRange(_Interval):
         return min(low + int(quantile * (high - low + 1)), high)
 
 
-DOMAINS: tuple[type[Choice | Uniform | LogUniform | IntRange], ...] = (Choice, Uniform, LogUniform, IntRange)
+DOMAINS: tuple[type[Choice | Ordinal | Uniform | LogUniform | IntRange], ...] = (
+    Choice,
+    Ordinal,
+    Uniform,
+    LogUniform,
+    IntRange,
+)
 
 #: The word that names a domain in a file is its one field.
 DOMAIN_WORDS: tuple[str, ...] = tuple(word for domain in DOMAINS for word in domain.model_fields)
+
+_WANTED = f"a domain is one of {{{', '.join(DOMAIN_WORDS)}}}, as in {{uniform: [0, 1]}}"
 
 
 def _word(value: Any) -> str:
@@ -126,12 +180,80 @@ def _word(value: Any) -> str:
 
 Domain = Annotated[
     Annotated[Choice, Tag("choice")]
+    | Annotated[Ordinal, Tag("ordinal")]
     | Annotated[Uniform, Tag("uniform")]
     | Annotated[LogUniform, Tag("log_uniform")]
     | Annotated[IntRange, Tag("int_range")],
-    Discriminator(
-        _word,
-        custom_error_type="unknown_domain",
-        custom_error_message=f"a domain is one of {{{', '.join(DOMAIN_WORDS)}}}, as in {{uniform: [0, 1]}}",
-    ),
+    Discriminator(_word, custom_error_type="unknown_domain", custom_error_message=_WANTED),
 ]
+
+
+def _flat(value: Any) -> Any:
+    """Nested mappings as dotted paths; nothing may be said twice."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[str, Any] = {}
+    for path, leaf in leaves(value):
+        if path in flat:
+            raise ValueError(f"`{path}` is set twice, once dotted and once nested")
+        flat[path] = leaf
+    return flat
+
+
+#: Settings by dotted path; nested mappings mean the same.
+Settings = Annotated[dict[str, Any], BeforeValidator(_flat)]
+
+
+class Window(Frozen):
+    """Where one parameter is drawn: one domain for all, or one per arm or level of a cell factor.
+
+    Beside the domain may stand `when`, which other settings the parameter needs to exist, and `zip`, the
+    parameter it moves together with.
+    """
+
+    everywhere: Domain | None = Field(None, description="The domain in every arm and cell.")
+    by_name: dict[str, Domain] = Field(default_factory=dict, description="Domains by arm or level.")
+    when: Settings = Field(
+        default_factory=dict,
+        description="Drawn only where these settings have this value, or one of these values.",
+        examples=[{"optim.name": "sgd"}],
+    )
+    zip: str | None = Field(
+        None,
+        description="Another varied path: both take the same quantile at every point.",
+        examples=["model.width"],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise ValueError(_WANTED)
+        if "everywhere" in data or "by_name" in data:
+            return data
+        beside = {key: data[key] for key in ("when", "zip") if key in data}
+        domains = {key: value for key, value in data.items() if key not in beside}
+        # A name stands for a mapping; what stands for a list was meant as a domain.
+        if any(word in DOMAIN_WORDS for word in domains):
+            return {"everywhere": domains, **beside}
+        if not domains or not all(isinstance(value, Mapping) for value in domains.values()):
+            close = next((word for key in domains if (word := nearest(key, DOMAIN_WORDS))), "")
+            raise ValueError(_WANTED + (f"; did you mean `{close}`?" if close else ""))
+        return {"by_name": domains, **beside}
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        domains = {name: domain.model_dump(mode="json") for name, domain in self.by_name.items()}
+        whole = self.everywhere.model_dump(mode="json") if self.everywhere is not None else domains
+        return whole | ({"when": self.when} if self.when else {}) | ({"zip": self.zip} if self.zip else {})
+
+    def domains(self) -> list[Domain]:
+        """Every domain it has."""
+        return [self.everywhere] if self.everywhere is not None else list(self.by_name.values())
+
+    def domain(self, arm: str, cell: Cell) -> Domain | None:
+        """The domain in force; None where the parameter does not vary."""
+        if self.everywhere is not None:
+            return self.everywhere
+        names = [name for name in (arm, *(level for _, level in cell)) if name in self.by_name]
+        return self.by_name[names[0]] if names else None

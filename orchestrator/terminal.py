@@ -114,6 +114,22 @@ def progress_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def removal_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Per cell and constraint the share of each arm's points that break it, and what is left of the cell."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for removal in plan.removals:
+        row = rows.setdefault(
+            (removal.cell_name, removal.constraint),
+            {"constraint": removal.constraint, "cell": removal.cell_name},
+        )
+        row[removal.arm] = f"{removal.removed / removal.drawn:.0%}"
+    for cell, row in ((key[0], row) for key, row in rows.items()):
+        left = {trial.point for trial in plan.trials if trial.cell_name == cell}
+        drawn = plan.removals[0].drawn
+        row["points left in the cell"] = f"{len(left)} of {drawn}"
+    return list(rows.values())
+
+
 @dataclass
 class Progress:
     """Where a run stands: folded events, and how fast it goes."""

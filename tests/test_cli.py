@@ -108,7 +108,7 @@ BAD = {
     ),
     "a wrong type": (
         {"design": {"kind": "sobol", "points": "many"}},
-        ["design.points: Input should be a valid integer", "'many'"],
+        ["design.points: must be a whole number", "'many'"],
     ),
     "an unknown design": (
         {"design": {"kind": "magic", "points": 8}},
@@ -146,8 +146,8 @@ def test_all_faults_of_a_file_are_told_at_once_with_the_keys_that_caused_them(cl
     code, _, err = cli("plan", edited(tmp_path, **tree))
     assert code == 2
     for message in (
-        "base.schedule.epochs: Input should be greater than 0 (got 0)",
-        "base.batch_size: Input should be a valid integer",
+        "base.schedule.epochs: must be greater than 0 (got 0)",
+        "base.batch_size: must be a whole number",
         "heads must divide width, got heads=7, width=64",
         "patch_size must divide image_size, got patch_size=8, image_size=30",
         "the stem's strides must multiply to patch_size, got [2, 2]",

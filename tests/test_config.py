@@ -64,6 +64,7 @@ OTHERS = [
         for design in (
             {"kind": "random", "points": 4},
             {"kind": "sobol", "points": 4, "scrambles": 2},
+            {"kind": "latin", "points": 4},
             {"kind": "grid", "levels": 3},
         )
     ),
@@ -298,27 +299,30 @@ def test_leaves_are_dotted_paths_and_an_empty_mapping_is_a_value():
         ({"optim.name": "lion"}, "optim.name: must be one of 'adamw', 'sgd' (got 'lion')"),
         ({"optim": {}}, "optim.name: is missing"),
         ({"data": {"name": "imagenet"}}, "data.name: must be one of 'digits', 'parquet' (got 'imagenet')"),
-        ({"batch_size": 0}, "batch_size: Input should be greater than 0 (got 0)"),
-        ({"optim.lr": math.nan}, "optim.lr: Input should be a finite number (got nan)"),
+        ({"batch_size": 0}, "batch_size: must be greater than 0 (got 0)"),
+        ({"optim.lr": math.nan}, "optim.lr: must be a finite number (got nan)"),
         (
             {"schedule.warmup": "200%"},
-            "schedule.warmup.share: Input should be less than or equal to 1 (got 2.0)",
+            "schedule.warmup.share: must be less than or equal to 1 (got 2.0)",
         ),
-        ({"model.stem": "sonv"}, "model.stem: Input should be 'patchify' or 'conv' (got 'sonv')"),
+        (
+            {"model.stem": "sonv"},
+            "model.stem: must be one of 'patchify', 'conv' (got 'sonv'); did you mean `conv`?",
+        ),
         (
             {"model.stem": {"norm": "x"}},
-            "model.stem.norm: Input should be 'batch', 'layer' or 'none' (got 'x')",
+            "model.stem.norm: must be one of 'batch', 'layer', 'none' (got 'x')",
         ),
         (
             {"model.size": "2gf"},
-            "model.size: Input should be 'nano', '1gf', '4gf', '18gf' or '36gf' (got '2gf')",
+            "model.size: must be one of 'nano', '1gf', '4gf', '18gf', '36gf' (got '2gf')",
         ),
         (
             {"model": {"family": "regnety", "size": "2gf"}},
-            "model.size: Input should be 'nano', '1gf', '4gf', '16gf' or '32gf' (got '2gf')",
+            "model.size: must be one of 'nano', '1gf', '4gf', '16gf', '32gf' (got '2gf')",
         ),
-        ({"recipe": ["x"]}, "recipe: Input should be 'light' or 'paper' (got ['x'])"),
-        ({"model": "vit_q"}, f"model: no model is called 'vit_q'; these are: {', '.join(NAMED_MODELS)}"),
+        ({"recipe": ["x"]}, "recipe: must be one of 'light', 'paper' (got ['x'])"),
+        ({"model": "vit_q"}, f"model: no model is called 'vit_q' (these are: {', '.join(NAMED_MODELS)})"),
     ],
     ids=str,
 )

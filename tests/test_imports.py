@@ -10,8 +10,12 @@ STATISTICS = ("stats", "peak", "basin", "fairness", "gaps", "noise", "power")
 PURE = {
     "gang",
     "space",
+    "where",
     "design",
+    "question",
+    "source",
     "sweep",
+    "schema",
     "cost",
     "plan",
     "results",
@@ -37,9 +41,10 @@ EDGES = (
 )
 #: Modules of a lower rank may not import those of a higher one.
 RANKS = {
-    **dict.fromkeys(("gang", "space"), 0),
+    **dict.fromkeys(("gang", "space", "where", "source"), 0),
     "design": 1,
-    "sweep": 2,
+    **dict.fromkeys(("question", "sweep"), 2),
+    "schema": 3,
     "plan": 3,
     "results": 4,
     **dict.fromkeys(("confirm", "merge", "cost", "dispatch", "ledger", *STATISTICS), 5),

@@ -385,8 +385,8 @@ def test_a_diverged_run_ends_with_1_and_says_why(config_file, capsys):
     ("content", "settings", "words"),
     [
         ("a: 1\na: 2\n", {}, "run.yaml:2: the key 'a' stands here twice"),
-        ("- 1\n", {}, "file: Input should be a valid dictionary"),
-        (None, {"batch_size": 0, "nonsense": 1}, "2 fault(s)\n  batch_size: Input should be greater than 0"),
+        ("- 1\n", {}, "file: must be a valid dictionary"),
+        (None, {"batch_size": 0, "nonsense": 1}, "2 faults\n  batch_size: must be greater than 0"),
         (None, {"data": "/nowhere"}, "data: /nowhere: there is no such file or folder"),
         (None, {"batch_size": 1}, "leave fewer than 2 images"),
     ],

@@ -7,10 +7,21 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from orchestrator.space import DOMAIN_WORDS, DOMAINS, Choice, Domain, IntRange, LogUniform, Uniform
+from orchestrator.space import (
+    DOMAIN_WORDS,
+    DOMAINS,
+    Choice,
+    Domain,
+    IntRange,
+    Listed,
+    LogUniform,
+    Ordinal,
+    Uniform,
+)
 
 EXAMPLES = [
     Choice(choice=("a", "b", "c")),
+    Ordinal(ordinal=(16, 32, 64)),
     Uniform(uniform=(-2.0, 5.0)),
     Uniform(uniform=(3.0, 3.0)),
     LogUniform(log_uniform=(2.5e-4, 8e-3)),
@@ -22,15 +33,15 @@ EXAMPLES = [
 
 def test_the_examples_cover_every_domain():
     assert {type(example) for example in EXAMPLES} == set(DOMAINS)
-    assert DOMAIN_WORDS == ("choice", "uniform", "log_uniform", "int_range")
+    assert DOMAIN_WORDS == ("choice", "ordinal", "uniform", "log_uniform", "int_range")
 
 
 @pytest.mark.parametrize("domain", EXAMPLES, ids=str)
 @given(quantile=st.floats(0, 1))
 def test_every_value_lies_inside_and_order_is_kept(domain, quantile):
     value = domain.at(quantile)
-    if isinstance(domain, Choice):
-        assert value in domain.choice
+    if isinstance(domain, Listed):
+        assert value in domain.values
     else:
         low, high = domain.ends
         assert low <= value <= high
@@ -92,7 +103,7 @@ def test_choice_draws_every_value_equally_often():
         ({"uniform": [0, float("inf")]}, "finite"),
         ({"uniform": [0]}, "required"),
         ({"choice": []}, "at least 1 item"),
-        ({"choise": [1]}, "a domain is one of {choice, uniform, log_uniform, int_range}"),
+        ({"choise": [1]}, "a domain is one of {choice, ordinal, uniform, log_uniform, int_range}"),
         ({"uniform": [0, 1], "choice": [1]}, "not permitted"),
         (3, "a domain is one of"),
     ],

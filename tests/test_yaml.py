@@ -34,7 +34,7 @@ def test_words_and_numbers_are_read_as_people_mean_them(text, value):
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line():
-    with pytest.raises(YamlError, match=r"^f\.yaml:4: the key 'lr' stands here twice$"):
+    with pytest.raises(YamlError, match=r"^f\.yaml:4:3: the key 'lr' stands here twice, first in line 2$"):
         parse_yaml("optim:\n  lr: 1\n  wd: 2\n  lr: 3\n", "f.yaml")
 
 
@@ -52,14 +52,16 @@ def test_a_mapping_can_take_over_the_keys_of_another():
     [("a: 1\n\tb: 2\n", 2), ("a: [1, 2\nb: 3\n", 2), ("a: 1\nb: *nowhere\n", 2), ("a: 1\n? [x]\n: 2\n", 2)],
 )
 def test_what_is_no_yaml_is_refused_with_its_line(text, line):
-    with pytest.raises(YamlError, match=rf"^f\.yaml:{line}: "):
+    with pytest.raises(YamlError, match=rf"^f\.yaml:{line}:[0-9]+: "):
         parse_yaml(text, "f.yaml")
 
 
 def test_tags_that_would_run_code_are_refused_and_run_nothing(tmp_path):
     mark = tmp_path / "ran"
     text = f"a: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{mark}']]"
-    with pytest.raises(YamlError, match=r"f:1: could not determine a constructor"):
+    with pytest.raises(
+        YamlError, match=r"f:1:4: the tag '!!python/object/apply:pathlib.Path.touch' is refused"
+    ):
         parse_yaml(text, "f")
     assert not mark.exists()
 
@@ -68,7 +70,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(YamlError, match=r"none\.yaml: No such file"):
         load_yaml(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("größe: 1".encode("latin-1"))
-    with pytest.raises(YamlError, match=r"latin\.yaml: is not UTF-8"):
+    with pytest.raises(YamlError, match=r"latin\.yaml:1: is not UTF-8"):
         load_yaml(tmp_path / "latin.yaml")
     (tmp_path / "zero.yaml").write_bytes(b"a: \x00")
     with pytest.raises(YamlError, match=r"zero\.yaml"):

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,8 +21,9 @@ from trainables.checkpoint import LEAST_SECONDS, SHARE, Keeper, Store
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
 from trainables.data import DataError
+from trainables.faults import fault_lines, placed
 from trainables.loop import train
-from trainables.yaml import YamlError, load_yaml
+from trainables.yaml import YamlError, load_document
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,15 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        config = TrainConfig.model_validate(load_yaml(options.config))
+        document = load_document(options.config)
+        config = TrainConfig.model_validate(document.value)
         config.data.info()
     except YamlError as error:
         print(error, file=sys.stderr)
         return 2
     except ValidationError as error:
-        faults = faults_of(error)
-        lines = [f"{options.config}: {len(faults)} fault(s)", *(f"  {fault}" for fault in faults)]
-        print("\n".join(lines), file=sys.stderr)
+        faults = [replace(f, place=placed(f, document.places)) for f in faults_of(error)]
+        print(fault_lines(str(options.config), faults), file=sys.stderr)
         return 2
     except DataError as error:
         print(f"{options.config}: data: {error}", file=sys.stderr)

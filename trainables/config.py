@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
 from trainables.baselines import RegNetYConfig, ResNetConfig
 from trainables.data import Digits, Parquet
+from trainables.faults import Fault as Fault
+from trainables.faults import faults_in, nearest
 from trainables.optim import SGD, AdamW, Cosine, Duration, Share
 from trainables.vit import ViTConfig
 
@@ -37,7 +39,9 @@ _SHORT_MODELS: dict[str, dict[str, Any]] = {
 
 def _known(model: Any) -> Any:
     if isinstance(model, str):
-        raise ValueError(f"no model is called {model!r}; these are: {', '.join(_SHORT_MODELS)}")
+        close = nearest(model, _SHORT_MODELS)
+        meant = f"; did you mean `{close}`?" if close else ""
+        raise ValueError(f"no model is called {model!r}{meant} (these are: {', '.join(_SHORT_MODELS)})")
     return model
 
 
@@ -90,9 +94,9 @@ class Divergence(Frozen):
 class Seeds(Frozen):
     """One seed for each stream of randomness, so that each can be varied alone."""
 
-    init: int = Field(0, ge=0, description="Initial weights.")
-    order: int = Field(0, ge=0, description="Order of the training images.")
-    augment: int = Field(0, ge=0, description="Crops, mixing and stochastic depth.")
+    init: int = Field(0, ge=0, lt=2**63, description="Initial weights.")
+    order: int = Field(0, ge=0, lt=2**63, description="Order of the training images.")
+    augment: int = Field(0, ge=0, lt=2**63, description="Crops, mixing and stochastic depth.")
 
     @classmethod
     def derived(cls, *names: object) -> "Seeds":
@@ -213,66 +217,54 @@ def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
         set_path(tree, path, settings[path])
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing wrong with an input: where, which rule, what was there."""
-
-    path: str
-    rule: str
-    found: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.rule}" + (f" (got {self.found})" if self.found else "")
+def faults_of(error: ValidationError) -> list[Fault]:
+    """What is wrong with a run's configuration."""
+    return faults_in(error, TrainConfig)
 
 
-Location = tuple[int | str, ...]
+def setting(tree: Mapping[str, Any], path: str) -> Any:
+    """The value that a path has in a run, which may not be whole yet: from the tree, or by default.
+
+    Args:
+      tree: of a `TrainConfig`, as `set_paths` leaves it.
+      path: dotted.
+
+    Raises:
+      KeyError: the run has no such setting.
+    """
+    recipe = tree.get("recipe", "light")
+    whole: dict[str, Any] = {}
+    for source in (RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}, tree):
+        set_paths(whole, dict(leaves(source)))
+    first, _, rest = path.partition(".")
+    field = TrainConfig.model_fields.get(first)
+    if field is None:
+        raise KeyError(path)
+    try:
+        # Validated if it can be, since a size or a stem's word stands for other fields.
+        value = _PARTS[first].validate_python(whole[first])
+    except KeyError:
+        value = field.get_default(call_default_factory=True)
+    except ValidationError:
+        value = whole[first]
+    for key in rest.split(".") if rest else ():
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, BaseModel) and key in type(value).model_fields:
+            value = getattr(value, key)
+        else:
+            raise KeyError(path)
+    if value is PydanticUndefined:
+        raise KeyError(path)
+    return value
 
 
-def _without_tags(location: Location) -> Iterable[int | str]:
-    return (part for part in location if part not in _TAGS)
-
-
-def faults_of(
-    error: ValidationError, place: Callable[[Location], Iterable[int | str]] = _without_tags
-) -> list[Fault]:
-    """A pydantic error as faults; `place` takes out of its paths what pydantic puts in at unions."""
-    faults = []
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in place(item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        found = "" if item["type"] in ("missing", "value_error") else _shorten(item["input"])
-        if item["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif item["type"] == "missing":
-            message = "is missing"
-        elif item["type"] == "union_tag_not_found":
-            key = item["ctx"]["discriminator"].strip("'")
-            path, message, found = f"{path}.{key}", "is missing", ""
-        elif item["type"] == "union_tag_invalid":
-            path = f"{path}.{item['ctx']['discriminator'].strip(chr(39))}"
-            message, found = f"must be one of {item['ctx']['expected_tags']}", repr(item["ctx"]["tag"])
-        faults.append(Fault(path or "file", message, found))
-    return faults
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _tags(*unions: Any) -> frozenset[str]:
-    """The tags of discriminated unions and the class names of plain ones."""
-    # Spaces, so that no field can be called the same.
-    tags = {"stem word", "stem layers", "part of the run", "number of epochs"}
-    for members in unions:
-        for member in members.__args__:
-            for key in ("name", "family"):
-                if (field := member.model_fields.get(key)) is not None:
-                    tags.add(field.default)
-    return frozenset(tags)
-
-
-_TAGS = _tags(ModelConfig, DataConfig, Light | Paper, OptimConfig)
+#: Each field of a run alone.
+_PARTS: dict[str, TypeAdapter[Any]] = {
+    # pydantic keeps a field's rules beside its type.
+    name: TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)  # type: ignore[arg-type]
+    for name, field in TrainConfig.model_fields.items()
+}
 
 
 def identity(config: TrainConfig, data_fingerprint: str) -> str:

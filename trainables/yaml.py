@@ -1,79 +1,265 @@
-"""Reading YAML as people mean it: data only, numbers as numbers, no key twice."""
+"""Reading YAML as people mean it: data only, numbers as numbers, no key twice, every key with its place.
+
+PyYAML follows YAML 1.1, in which 1e-4 is text, `no` is false, 1:30 is ninety, 010 is eight and 2021-06-28 is
+a date. Here the first is a number and the others are what stands there, as in YAML 1.2. Keys are text.
+"""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+#: A configuration is a few kilobytes; what is larger is another kind of file, or hostile.
+MAX_BYTES = 256 * 1024
+#: Values after every alias has been written out: a few lines of aliases of aliases can mean billions.
+MAX_VALUES = 50_000
+
 
 class YamlError(ValueError):
-    """The file cannot be read as YAML; the message names file and line."""
+    """The file cannot be read as YAML.
+
+    Attributes:
+      place: file, and line and column where they are known.
+      rule: what is wrong.
+    """
+
+    def __init__(self, place: str, rule: str) -> None:
+        self.place, self.rule = place, rule
+        super().__init__(f"{place}: {rule}")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a YAML text says, and where.
+
+    Attributes:
+      value: the content, as dicts, lists, numbers, texts, truth values and None.
+      places: `file:line:column` of every key and list item, by dotted path; of the file under "".
+    """
+
+    value: Any
+    places: Mapping[str, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads 1e-4 as text, after YAML 1.1, which wants 1.0e-4; this reads a number.
+    """Only composes; what plain scalars mean is said below."""
 
-    It also reads `off`, `no` and `y` as truth values; here only true and false are.
-    """
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - as PyYAML wants it
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            # `<<: *anchor` takes another mapping's keys over; what stands here itself wins.
-            if key_node.tag == "tag:yaml.org,2002:merge":
+
+_NUMBER = list("-+.0123456789")
+_CORE = "tag:yaml.org,2002:"
+for _tag, _pattern, _first in (
+    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(true|True|false|False)$", list("tTfF")),
+    ("int", r"([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+)$", _NUMBER),
+    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$", _NUMBER),
+    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", _NUMBER),
+    ("merge", r"<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(_CORE + _tag, re.compile(_pattern), _first)
+
+
+class _Reader:
+    """Turns composed nodes into values, counting them and noting where they stand."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.num_values = 0
+        self.places: dict[str, str] = {}
+
+    def fail(self, node: yaml.Node, rule: str) -> YamlError:
+        return YamlError(_place(self.name, node.start_mark), rule)
+
+    def read(self, node: yaml.Node, path: str, within: frozenset[int] = frozenset()) -> Any:
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise YamlError(
+                self.name, f"stands for more than {MAX_VALUES} values once its aliases are written out"
+            )
+        if id(node) in within:
+            raise self.fail(node, "an alias inside what it stands for would go on for ever")
+        within |= {id(node)}
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
+            return self.mapping(node, path, within)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_CORE}seq":
+            values = []
+            for index, item in enumerate(node.value):
+                self.places[inner := _join(path, str(index))] = _place(self.name, item.start_mark)
+                values.append(self.read(item, inner, within))
+            return values
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node)
+        raise self.fail(node, _bad_tag(node.tag))
+
+    def mapping(self, node: yaml.MappingNode, path: str, within: frozenset[int]) -> dict[str, Any]:
+        taken_over: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == f"{_CORE}merge":
+                # `<<: *anchor` takes another mapping's keys over; what stands here itself wins.
+                sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for source in sources:
+                    if not isinstance(source, yaml.MappingNode):
+                        raise self.fail(value_node, "`<<` takes a mapping, or a list of them")
+                    taken_over = self.read(source, path, within) | taken_over
                 continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.fail(key_node, "a key must be a word")
+            # Keys are names: the level 10 of a factor is called "10".
+            key = key_node.value
+            if key in lines:
+                raise self.fail(
+                    key_node, f"the key {_short(key)} stands here twice, first in line {lines[key]}"
                 )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            lines[key] = key_node.start_mark.line + 1
+            inner = _join(path, key)
+            own[key] = self.read(value_node, inner, within)
+            self.places[inner] = _place(self.name, key_node.start_mark)
+        return {key: taken_over[key] for key in taken_over if key not in own} | own
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        text = node.value
+        try:
+            match node.tag.removeprefix(_CORE):
+                case "str":
+                    return text
+                case "null":
+                    return None
+                case "bool":
+                    return {"true": True, "false": False}[text.lower()]
+                case "int":
+                    plain = text.replace("_", "")
+                    return int(plain, 0) if plain[:2] in ("0x", "0o") else int(plain)
+                case "float":
+                    plain = text.replace("_", "").lower()
+                    return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
+        # A tag that is written out may not fit: `!!int x`. Python refuses numbers of thousands of digits.
+        except (ValueError, KeyError) as error:
+            raise self.fail(
+                node, f"{_short(text)} is not of the type {node.tag.removeprefix(_CORE)}"
+            ) from error
+        raise self.fail(node, _bad_tag(node.tag))
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+def _bad_tag(tag: str) -> str:
+    return f"the tag {_short(tag.replace(_CORE, '!!'))} is refused: this file holds data only"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _place(name: str, mark: yaml.Mark) -> str:
+    return f"{name}:{mark.line + 1}:{mark.column + 1}"
+
+
+#: PyYAML speaks of tokens; people think of lists, quotes and indentation.
+_SAID_SIMPLER = (
+    (r"found character '\\t' that cannot start any token", "a tab stands here; YAML is indented by spaces"),
+    (r"found character (.*) that cannot start any token", r"a word cannot begin with \1; quote it"),
+    (r"mapping values are not allowed here", "no key can stand here: quote the text, or indent it right"),
+    (r"found undefined alias '(.*)'", r"*\1 stands for nothing: no &\1 comes before it"),
+    (r"could not find expected ':'", "this line is no `key: value`"),
+    (r"expected <block end>, but found .*", "does not fit the indentation of the lines above"),
+    (r"expected ',' or '(.)', but got .*", r"a `,` or `\1` is missing before this"),
+    (r"expected a single document in the stream", "a second document begins here; one file is one document"),
+    (r"found unexpected end of stream", "the file ends inside quotes"),
+    (r"expected the node content, but found .*", "a value is missing here"),
+)  # fmt: skip
+
+
+def _said_simpler(problem: str) -> str:
+    for pattern, text in _SAID_SIMPLER:
+        if re.fullmatch(pattern, problem):
+            return re.sub(pattern, text, problem)
+    return problem
+
+
+def parse_document(text: str, name: str) -> Document:
+    """What a YAML text says, and where.
+
+    Raises:
+      YamlError: it is not YAML, a key stands twice in one mapping, or it holds more than data.
+    """
+    reader = _Reader(name)
+    try:
+        node = yaml.compose(text, _Loader)
+        value = None if node is None else reader.read(node, "")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = _place(name, mark) if mark else name
+        rule = _said_simpler(error.problem or str(error.context))
+        opened = error.context_mark
+        if (
+            error.problem_mark
+            and opened
+            and opened.line != error.problem_mark.line
+            and "flow" in str(error.context)
+        ):
+            rule += f" (the bracket was opened in line {opened.line + 1})"
+        raise YamlError(place, rule) from error
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise YamlError(
+            f"{name}:{line}:{column}", f"the character U+{ord(text[error.position]):04X} is not allowed"
+        ) from error
+    except RecursionError as error:
+        raise YamlError(name, "is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, YamlError):
+            raise
+        raise YamlError(name, str(error)) from error
+    return Document(value, {"": name, **reader.places})
 
 
 def parse_yaml(text: str, name: str) -> Any:
     """The value a YAML text stands for.
 
     Raises:
-      YamlError: it is not YAML, or a key stands twice in one mapping.
+      YamlError: as `parse_document`.
+    """
+    return parse_document(text, name).value
+
+
+def load_document(path: Path) -> Document:
+    """What a YAML file says, and where.
+
+    Raises:
+      YamlError: no such file, too large, not text, or not YAML.
     """
     try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{name}:{mark.line + 1}" if mark else name
-        raise YamlError(f"{place}: {error.problem or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YamlError(f"{name}: {error}") from error
+        # Bounded, so that no file, device or pipe is read without end.
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise YamlError(str(path), f"is larger than {MAX_BYTES // 1024} KiB, so it is no configuration")
+        text = content.decode("utf-8-sig")
+    except IsADirectoryError as error:
+        raise YamlError(str(path), "is a folder, not a file") from error
+    except OSError as error:
+        raise YamlError(str(path), error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise YamlError(
+            f"{path}:{line}", f"is not UTF-8 text (byte 0x{error.object[error.start]:02x})"
+        ) from error
+    return parse_document(text, str(path))
 
 
 def load_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-      YamlError: no such file, not text, or not YAML.
+      YamlError: as `load_document`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise YamlError(f"{path}: {reason}") from error
-    return parse_yaml(text, str(path))
+    return load_document(path).value

@@ -1,0 +1,194 @@
+"""What a sweep file says, unchecked: the file, those it extends and `--set` on top, with their places."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainables.config import leaves
+from trainables.faults import Fault, fault_lines, placed, shorten
+from trainables.yaml import YamlError, load_document, parse_yaml
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be run as written: the file, and everything wrong with it."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        self.source, self.faults = source, tuple(faults)
+        super().__init__(fault_lines(source, faults))
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One `--set key=value`."""
+
+    key: str
+    value: Any
+
+    @classmethod
+    def parse(cls, text: str) -> "Override":
+        """From `key=value`; the value is YAML.
+
+        Raises:
+          SweepError: there is no `=`, or the value is not YAML.
+        """
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip(" ."):
+            raise SweepError("--set", [Fault(text, "must be key=value")])
+        try:
+            return cls(key.strip(), parse_yaml(value, f"--set {key.strip()}"))
+        except YamlError as error:
+            raise SweepError("--set", [Fault("", error.rule, place=error.place)]) from error
+
+    @property
+    def place(self) -> str:
+        """How messages name it."""
+        return f"--set {self.key}={shorten(self.value) if not isinstance(self.value, str) else self.value}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tree of a sweep file.
+
+    Attributes:
+      name: of the file, for messages.
+      tree: keys and values as they stand there.
+      places: where each key stands, by dotted path: `file:line:column`, or the option that set it.
+    """
+
+    name: str
+    tree: dict[str, Any]
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def error(self, faults: Iterable[Fault]) -> SweepError:
+        """Faults with their places."""
+        return SweepError(
+            self.name, [dataclasses.replace(f, place=f.place or placed(f, self.places)) for f in faults]
+        )
+
+
+# ------------------------------------------------------------------------------------ files and extends
+
+#: Where a mapping from dotted paths to values begins: keys deeper than this are settings.
+_SETTINGS_DEPTH = {"base": 1, "arms": 2, "cells": 3}
+#: Files that one sweep file may come to be read from: lists of lists of files grow quickly.
+MAX_FILES = 100
+
+
+def read_source(path: Path) -> Source:
+    """A sweep file with the files it extends laid under it.
+
+    `extends: other.yaml`, or a list of files of which later ones win, is relative to the file it stands in.
+    Mappings are merged key by key; settings under base, arms and cells by their dotted paths; a window
+    under vary, a list and any other value replace what was there whole. `null` takes a key away, except
+    among settings, where it is a value. A `design` of another kind keeps nothing of the old one. `name` is
+    not taken over.
+
+    Raises:
+      SweepError: a file cannot be read, is no mapping, or extends itself.
+    """
+    return _read(path, str(path), (), [])
+
+
+def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) -> Source:
+    read.append(path)
+    try:
+        document = load_document(path)
+    except YamlError as error:
+        raise SweepError(source, [Fault("", error.rule, place=error.place)]) from error
+    tree = document.value
+    if not isinstance(tree, dict):
+        rule = "must be a mapping of keys to values" if tree is not None else "is empty"
+        found = shorten(tree) if tree is not None else ""
+        raise SweepError(source, [Fault("file", rule, found, place=str(path) if above else "")])
+    tree = dict(tree)
+    own = Source(source, tree, document.places)
+    parents = tree.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise own.error([Fault("extends", "must be a file, or a list of files", shorten(parents))])
+    here = (*above, path.resolve())
+    under: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for parent in parents:
+        other = path.parent / parent
+        if other.resolve() in here:
+            way = " extends ".join(
+                str(file) for file in (*here[here.index(other.resolve()) :], other.resolve())
+            )
+            raise own.error([Fault("extends", f"goes round in a circle: {way}")])
+        if not other.exists():
+            raise own.error([Fault("extends", "there is no such file", shorten(parent))])
+        if len(read) >= MAX_FILES:
+            raise own.error([Fault("extends", f"leads to more than {MAX_FILES} files")])
+        base = _read(other, source, here, read)
+        under = _merged(under, {key: value for key, value in base.tree.items() if key != "name"}, ())
+        places |= base.places
+    return Source(source, _merged(under, tree, ()) if parents else tree, places | dict(document.places))
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """One mapping of a sweep file laid over another; `path` says which."""
+    result = dict(under)
+    if path and len(path) == _SETTINGS_DEPTH.get(path[0]):
+        for key, value in leaves(over):
+            _replace(result, key, value)
+        return result
+    if path == ("design",) and "kind" in over and over["kind"] != under.get("kind"):
+        return dict(over)
+    for key, value in over.items():
+        before = result.get(key)
+        if value is None and under:
+            result.pop(key, None)
+        elif isinstance(before, Mapping) and isinstance(value, Mapping) and path != ("vary",):
+            result[key] = _merged(before, value, (*path, key))
+        else:
+            result[key] = value
+    return result
+
+
+# -------------------------------------------------------------------------------------- the command line
+
+
+def with_overrides(
+    source: Source, overrides: Sequence[Override], points: int | None, sweep_keys: Iterable[str]
+) -> Source:
+    """The file with what the command line sets on top.
+
+    Args:
+      source: the file.
+      overrides: in order; a key that begins with none of `sweep_keys` is a path into `base`.
+      points: of the design, if given.
+      sweep_keys: the keys that a sweep file has at its top.
+    """
+    tree, places, known = dict(source.tree), dict(source.places), set(sweep_keys)
+    for override in overrides:
+        first, _, rest = override.key.partition(".")
+        if first in known and not rest:
+            tree[first] = override.value
+        else:
+            branch, key = (first, rest) if first in known else ("base", override.key)
+            below = tree.get(branch)
+            tree[branch] = below = dict(below) if isinstance(below, dict) else {}
+            _replace(below, key, override.value)
+        path = override.key if first in known else f"base.{override.key}"
+        places = {key: place for key, place in places.items() if not key.startswith(f"{path}.")}
+        places[path] = override.place
+    if points is not None and isinstance(tree.get("design"), dict):
+        tree["design"] = tree["design"] | {"points": points}
+        places["design.points"] = f"--points {points}"
+    return Source(source.name, tree, places)
+
+
+def _replace(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a path in a tree whose keys may themselves be dotted; what lay below it is dropped."""
+    for key in [key for key in tree if key == path or key.startswith(f"{path}.")]:
+        del tree[key]
+    wholes = [key for key in tree if path.startswith(f"{key}.") and isinstance(tree[key], dict)]
+    if wholes:
+        whole = max(wholes, key=len)
+        tree[whole] = branch = dict(tree[whole])
+        _replace(branch, path.removeprefix(f"{whole}."), value)
+    else:
+        tree[path] = value
