@@ -92,27 +92,43 @@ class Sweep(Frozen):
 
     name: Name = Field(description="Of the folder of results; the file's name if left out.")
     question: str = Field("", description="In words; it heads the report.")
-    base: Settings = Field(description="Settings that all trials share, by path into TrainConfig.")
-    arms: dict[Name, Settings] = Field(min_length=1, description="What is compared, by name.")
+    base: Settings = Field(
+        description="Settings that all trials share, by path into TrainConfig.",
+        examples=[{"model": "vit_c_1gf", "data": "digits", "schedule.epochs": 20}],
+    )
+    arms: dict[Name, Settings] = Field(
+        min_length=1,
+        description="What is compared, by name.",
+        examples=[{"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}}],
+    )
     cells: dict[Name, dict[Name, Settings]] = Field(
-        default_factory=dict, description="Under which settings it is compared: factor, level, settings."
+        default_factory=dict,
+        description="Under which settings it is compared: factor, level, settings.",
+        examples=[{"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}}],
     )
     vary: dict[str, Window] = Field(
-        default_factory=dict, max_length=500, description="What is drawn, and from where."
+        default_factory=dict,
+        max_length=500,
+        description="What is drawn, and from where.",
+        examples=[{"optim.lr": {"log_uniform": [2.5e-4, 8e-3]}}],
     )
     where: tuple[Annotated[str, AfterValidator(_readable)], ...] = Field(
         (),
         description="What every run must fulfil; a point that fails in one arm is left out of its cell.",
         examples=[["optim.lr * optim.weight_decay < 1e-3", "flops_g <= 2"]],
     )
-    design: Design = Field(description="How points are drawn.")
+    design: Design = Field(description="How points are drawn.", examples=[{"kind": "sobol", "points": 32}])
     replicates: int = Field(1, gt=0, description="Runs of every point that differ in their seeds only.")
     noise: Noise | None = Field(None, description="Extra runs for the noise floor; none if left out.")
-    resources: Resources = Field(default_factory=Resources)
+    resources: Resources = Field(
+        default_factory=Resources, description="What a trial gets, and how many run at a time."
+    )
     error: Literal["last_epoch", "best_epoch"] = Field(
         "last_epoch", description="Which epoch's error counts; the best one hides late divergence."
     )
-    primary: Primary | None = None
+    primary: Primary | None = Field(
+        None, description="The one contrast declared beforehand; none if left out."
+    )
 
     def all_cells(self) -> list[Cell]:
         """Every combination of levels, in the order of the file; one empty cell if there are none."""

@@ -62,10 +62,18 @@ class Source:
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def error(self, faults: Iterable[Fault]) -> SweepError:
-        """Faults with their places."""
-        return SweepError(
-            self.name, [dataclasses.replace(f, place=f.place or placed(f, self.places)) for f in faults]
-        )
+        """Faults with their places, in the order of the file."""
+        found = [
+            dataclasses.replace(fault, place=fault.place or placed(fault, self.places)) for fault in faults
+        ]
+        return SweepError(self.name, sorted(found, key=_order))
+
+
+def _order(fault: Fault) -> tuple[str, list[int]]:
+    file, *numbers = fault.place.split(":")
+    return (
+        (file, [int(number) for number in numbers]) if all(map(str.isdecimal, numbers)) else (fault.place, [])
+    )
 
 
 # ------------------------------------------------------------------------------------ files and extends

@@ -170,7 +170,8 @@ DOMAINS: tuple[type[Choice | Ordinal | Uniform | LogUniform | IntRange], ...] = 
 #: The word that names a domain in a file is its one field.
 DOMAIN_WORDS: tuple[str, ...] = tuple(word for domain in DOMAINS for word in domain.model_fields)
 
-_WANTED = f"a domain is one of {{{', '.join(DOMAIN_WORDS)}}}, as in {{uniform: [0, 1]}}"
+#: The rule for what is no domain.
+WANTED = f"a domain is one of {{{', '.join(DOMAIN_WORDS)}}}, as in {{uniform: [0, 1]}}"
 
 
 def _word(value: Any) -> str:
@@ -184,7 +185,7 @@ Domain = Annotated[
     | Annotated[Uniform, Tag("uniform")]
     | Annotated[LogUniform, Tag("log_uniform")]
     | Annotated[IntRange, Tag("int_range")],
-    Discriminator(_word, custom_error_type="unknown_domain", custom_error_message=_WANTED),
+    Discriminator(_word, custom_error_type="unknown_domain", custom_error_message=WANTED),
 ]
 
 
@@ -228,7 +229,7 @@ class Window(Frozen):
     @classmethod
     def _from_file(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
-            raise ValueError(_WANTED)
+            raise ValueError(WANTED)
         if "everywhere" in data or "by_name" in data:
             return data
         beside = {key: data[key] for key in ("when", "zip") if key in data}
@@ -238,7 +239,7 @@ class Window(Frozen):
             return {"everywhere": domains, **beside}
         if not domains or not all(isinstance(value, Mapping) for value in domains.values()):
             close = next((word for key in domains if (word := nearest(key, DOMAIN_WORDS))), "")
-            raise ValueError(_WANTED + (f"; did you mean `{close}`?" if close else ""))
+            raise ValueError(WANTED + (f"; did you mean `{close}`?" if close else ""))
         return {"by_name": domains, **beside}
 
     def plain(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import graphlib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from orchestrator.question import (
     touches,
 )
 from orchestrator.source import Override, Source, SweepError, read_source, with_overrides
-from orchestrator.space import DOMAIN_WORDS, Cell, Domain, Listed, Settings, Window
+from orchestrator.space import DOMAIN_WORDS, WANTED, Cell, Domain, Listed, Settings, Window
 from orchestrator.where import DERIVED, ConstraintError
 from trainables.config import TrainConfig, setting
 from trainables.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
@@ -97,16 +98,54 @@ def _built(source: Source) -> Sweep:
     try:
         sweep = Sweep.model_validate(source.tree)
     except ValidationError as error:
-        raise source.error(map(_as_written, faults_in(error, Sweep))) from error
+        faults = [_as_written(fault) for fault in faults_in(error, Sweep)]
+        raise source.error(faults + _faults_of_the_rest(source.tree, faults)) from error
     if faults := check(sweep):
         raise source.error(faults)
     return sweep
+
+
+def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:
+    """What else is wrong where the form is faulty: checked with harmless things in the faulty places."""
+    rest = dict(tree)
+    silent = set()
+    for fault in faults:
+        first, _, path = fault.path.partition(".")
+        if first in ("base", "arms", "cells", "name", "file"):
+            return []
+        if first == "design":
+            rest["design"] = {"kind": "random", "points": 1}
+        elif first == "vary" and path and isinstance(rest["vary"], Mapping):
+            faulty = {name for name in rest["vary"] if f"{path}.".startswith(f"{name}.")}
+            silent |= faulty
+            rest["vary"] = {name: window for name, window in rest["vary"].items() if name not in faulty}
+        elif first == "where" and path:
+            rest["where"] = [_HOLDS if str(i) == path else text for i, text in enumerate(rest["where"])]
+        else:
+            rest.pop(first, None)
+    try:
+        found = check(Sweep.model_validate(rest))
+    except ValidationError:
+        return []
+    return [fault for fault in found if not _concerns(fault, silent)]
+
+
+#: A constraint that every run fulfils.
+_HOLDS = "batch_size > 0"
+
+
+def _concerns(fault: Fault, varied: Iterable[str]) -> bool:
+    """Whether a fault may only be there because these parameters have no window."""
+    return any(fault.path.endswith(f".{path}") or fault.found == path for path in varied)
 
 
 def _as_written(fault: Fault) -> Fault:
     """A fault of the file's form: paths as they stand there, and keys of a run that stand at the top."""
     path = fault.path.replace(".everywhere", "", 1).replace(".by_name", "", 1)
     fault = dataclasses.replace(fault, path=path if fault.path.startswith("vary.") else fault.path)
+    if fault.rule == WANTED and fault.found:
+        meant = (nearest(word, DOMAIN_WORDS) for word in re.findall(r"\w+", fault.found))
+        return dataclasses.replace(fault, hint=next(filter(None, meant), ""))
     at_top = fault.rule == "unknown key" and "." not in fault.path
     if at_top and not fault.hint and (hint := nearest_path(fault.path, paths_of(TrainConfig))):
         return dataclasses.replace(fault, hint=f"base.{hint}")
@@ -117,8 +156,19 @@ def _as_written(fault: Fault) -> Fault:
 
 
 def check(sweep: Sweep) -> list[Fault]:
-    """What is wrong with a sweep whose form is right: its size, its names, then the settings of its runs."""
-    return [*_too_large(sweep)] or [*_name_faults(sweep)] or _setting_faults(sweep)
+    """What is wrong with a sweep whose form is right: its size, its names, and the settings of its runs."""
+    if faults := [*_too_large(sweep)]:
+        return faults
+    faults = [*_name_faults(sweep)]
+    if any(fault.path.startswith(("arms", "cells")) for fault in faults):
+        return faults
+    # Parameters and constraints with faulty names are left out of what follows.
+    faulty = {path for path in sweep.vary for fault in faults if fault.path.startswith(f"vary.{path}")}
+    vary = {path: window for path, window in sweep.vary.items() if not {path, window.zip} & faulty}
+    where = () if any(fault.path.startswith("where") for fault in faults) else sweep.where
+    rest = sweep.model_copy(update={"vary": vary, "where": where})
+    found = [fault for fault in _setting_faults(rest) if not _concerns(fault, set(sweep.vary) - set(vary))]
+    return faults + found
 
 
 def _too_large(sweep: Sweep) -> Iterator[Fault]:
@@ -187,10 +237,10 @@ def _groups(sweep: Sweep, window: Window) -> list[str]:
 
 def _setting_faults(sweep: Sweep) -> list[Fault]:
     """What is wrong with the settings, found by trying the ends of every domain in every arm and cell."""
-    faults: dict[str, Fault] = {}
+    faults: dict[tuple[str, str], Fault] = {}
 
     def add(fault: Fault) -> None:
-        faults.setdefault(str(fault), fault)
+        faults.setdefault((fault.path, fault.rule), fault)
 
     for path, window in sweep.vary.items():
         if isinstance(sweep.design, GridDesign) and len({d.num_levels for d in window.domains()}) > 1:
@@ -199,7 +249,8 @@ def _setting_faults(sweep: Sweep) -> list[Fault]:
     for cell, arm in itertools.product(sweep.all_cells(), sweep.arms):
         domains = sweep.windows(arm, cell)
         if tied := [*_tie_faults(sweep, domains)]:
-            faults |= {str(fault): fault for fault in tied}
+            for fault in tied:
+                add(fault)
             continue
         try:
             sweep.when_order(domains)
@@ -217,7 +268,9 @@ def _setting_faults(sweep: Sweep) -> list[Fault]:
             layers = sweep.layers(arm, cell, values)
             found = _faults(sweep, layers)
             if removed := _constraint_faults(sweep, layers, not found):
-                faults |= {str(fault): fault for fault in removed if fault.rule}
+                for fault in removed:
+                    if fault.rule and not any(path == fault.path for path, _ in faults):
+                        add(fault)
                 continue
             for fault in found:
                 add(_blamed(sweep, fault, layers))
@@ -310,4 +363,10 @@ def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
         fewer = {key: layer for key, layer in layers.items() if key != name}
         if fault in _faults(sweep, fewer):
             layers = fewer
-    return dataclasses.replace(fault, path=source_of(fault.path, layers))
+    _, belongs, owner = fault.rule.partition("it belongs to ")
+    path = source_of(fault.path, layers)
+    if belongs and path.startswith("vary."):
+        parent = fault.path.rpartition(".")[0]
+        word = "family" if parent == "model" else "name"
+        return Fault(path, fault.rule, hint=f"when: {{{parent}.{word}: {owner}}}")
+    return dataclasses.replace(fault, path=path)

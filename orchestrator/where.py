@@ -87,11 +87,9 @@ class Constraint:
                 warnings.simplefilter("ignore")
                 tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
-            raise ConstraintError(
-                f"is no comparison: {error.msg} at character {error.offset or 1}"
-            ) from error
+            raise ConstraintError(f"is no comparison ({error.msg})") from error
         except (ValueError, RecursionError, MemoryError) as error:
-            raise ConstraintError(f"is no comparison: {error}") from error
+            raise ConstraintError(f"is no comparison ({error})") from error
         names: dict[str, None] = {}
         _check(tree, names)
         if not isinstance(tree, ast.Compare | ast.BoolOp | ast.UnaryOp):
@@ -114,7 +112,7 @@ class Constraint:
             raise ConstraintError(f"divides by 0 in `{self.text}`") from error
         except (TypeError, OverflowError) as error:
             values = ", ".join(f"{name} = {_shown(lookup, name)}" for name in self.names)
-            raise ConstraintError(f"means nothing where {values}") from error
+            raise ConstraintError(f"compares what cannot be compared where {values}") from error
 
 
 def _shown(lookup: Lookup, name: str) -> str:

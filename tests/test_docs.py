@@ -1,16 +1,20 @@
 """What the documents say can be done, can be done."""
 
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import typer.main
 
 from orchestrator.cli import app
-from orchestrator.sweep import build_sweep, load_sweep
-from trainables.yaml import parse_yaml
+from orchestrator.plan import data_configs, make_plan
+from orchestrator.sweep import Sweep, build_sweep, load_sweep
+from trainables.yaml import load_yaml, parse_yaml
 
 ROOT = Path(__file__).parent.parent
+SCHEMA = json.loads((ROOT / "docs" / "sweep.schema.json").read_text())
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cluster").glob("*.md")])
 
 
@@ -56,3 +60,41 @@ def test_every_command_shown_has_its_verb_and_options(path):
             }
             for option in re.findall(r"(?<= )--[a-z-]+", rest):
                 assert option in options, f"{verb} {option}"
+
+
+EXAMPLES = {
+    text.splitlines()[0].removeprefix("# "): text
+    for text in blocks((ROOT / "docs" / "sweep-files.md").read_text(), "yaml")
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_of_a_sweep_file_can_be_planned_and_fits_the_schema(name, tmp_path):
+    for file, text in EXAMPLES.items():
+        (tmp_path / file).write_text(text)
+    sweep = load_sweep(tmp_path / name)
+    plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
+    assert len({trial.arm for trial in plan.trials}) == 2
+    assert len(plan.trials) >= len(sweep.all_cells()) * 2
+    jsonschema.Draft202012Validator(SCHEMA).validate(load_yaml(tmp_path / name))
+
+
+def test_the_table_of_keys_names_every_key_of_a_sweep_and_no_other():
+    text = (ROOT / "docs" / "sweep-files.md").read_text()
+    keys = re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)
+    assert sorted(keys) == sorted([*Sweep.model_fields, "extends"])
+
+
+def test_the_committed_schema_is_what_the_command_prints(capsys):
+    with pytest.raises(SystemExit) as end:
+        app(["schema"])
+    assert end.value.code in (0, None)
+    assert capsys.readouterr().out == (ROOT / "docs" / "sweep.schema.json").read_text()
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_search_space_names_the_schema_and_fits_it(path):
+    [named] = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", path.read_text(), re.MULTILINE)
+    assert (path.parent / named).resolve() == ROOT / "docs" / "sweep.schema.json"
+    jsonschema.Draft202012Validator(SCHEMA).validate(load_yaml(path))

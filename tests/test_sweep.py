@@ -251,7 +251,8 @@ def base_with(**changes) -> dict:
         ),
         (
             {"vary": {"optim.lr": {"log_uniform": [1e-4, 1e-3]}, "optim.momentum": {"uniform": [0, 0.9]}}},
-            "vary.optim.momentum: unknown key (got 0.0)",
+            "vary.optim.momentum: unknown key here: it belongs to sgd; "
+            "did you mean `when: {optim.name: sgd}`?",
         ),
         (
             {

@@ -131,12 +131,12 @@ class TrainConfig(Frozen):
     recipe: Literal["light", "paper"] = Field(
         "light", description="light: small images. paper: ImageNet. Both fill only what is not set."
     )
-    model: Model
-    data: Data
-    augment: Augment = Field(default_factory=Light)
+    model: Model = Field(description="What is trained: by name, as `vit_c_4gf`, or written out.")
+    data: Data = Field(description="What it is trained on: `digits`, or Parquet files by their path.")
+    augment: Augment = Field(default_factory=Light, description="What happens to images before the network.")
     mixup: Mixup | None = Field(None, description="Mixup and CutMix; none if left out.")
-    optim: Optim
-    schedule: Cosine
+    optim: Optim = Field(description="The optimizer, with its learning rate and weight decay.")
+    schedule: Cosine = Field(description="Length of the run, and the learning rate over it.")
     batch_size: int = Field(gt=0, description="Images per optimizer step, over all workers of the trial.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability given to all classes alike.")
     ema: Ema | None = Field(None, description="Averaging of weights; none if left out.")
@@ -148,8 +148,13 @@ class TrainConfig(Frozen):
         "auto", description="auto: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."
     )
     clip_grad_norm: float | None = Field(None, gt=0, description="Largest gradient norm; the paper: none.")
-    divergence: Divergence = Field(default_factory=Divergence)
-    seeds: Seeds = Field(default_factory=Seeds)
+    divergence: Divergence = Field(
+        default_factory=Divergence, description="When a run counts as diverged; the same for all arms."
+    )
+    seeds: Seeds = Field(
+        default_factory=Seeds,
+        description="One seed per stream; left out, a sweep derives them from the point.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -69,10 +69,13 @@ def nearest(word: object, known: Iterable[str]) -> str:
     plain = str(word)[:80].strip().lower().replace("-", "_").replace(" ", "_")
     also = _ALSO_CALLED.get(plain, plain)
     by_lower = {name.lower(): name for name in names}
-    # Of very short words almost any other is a neighbour.
-    if also in by_lower or len(plain) < 4:
-        return by_lower.get(also, "")
-    found = difflib.get_close_matches(plain, by_lower, n=1, cutoff=0.6)
+    if also in by_lower:
+        return by_lower[also]
+    # Of short words, and of sizes such as 2gf, almost any other is a neighbour.
+    short = len(plain) < 4
+    if short and not plain.isalpha():
+        return ""
+    found = difflib.get_close_matches(plain, by_lower, n=1, cutoff=0.8 if short else 0.6)
     return by_lower[found[0]] if found else ""
 
 
@@ -223,7 +226,9 @@ def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
             rule, found = f"must be one of {context['expected_tags']}", shorten(context["tag"])
             hint = nearest(context["tag"], _quoted(context["expected_tags"]))
         faults.append(Fault(path or "file", rule, found, hint))
-    return faults
+    # A key that is misspelt is not missing as well.
+    meant = {f"{fault.path.rpartition('.')[0]}.{fault.hint}".lstrip(".") for fault in faults if fault.hint}
+    return [fault for fault in faults if fault.rule != "is missing" or fault.path not in meant]
 
 
 def _listed(expected: str) -> str:

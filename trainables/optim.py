@@ -69,7 +69,7 @@ class SGD(_Base):
 class Share(Frozen):
     """A part of the whole run, written as `10%`."""
 
-    share: float = Field(ge=0, le=1)
+    share: float = Field(ge=0, le=1, description="Part of the run.")
 
 
 def _parse_percent(value: Any) -> Any:

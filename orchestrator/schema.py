@@ -1,0 +1,255 @@
+"""The JSON Schema (2020-12) of sweep files: what an editor completes and checks them by.
+
+Taken from the pydantic models, so it says what the program says, but for what a schema cannot: whether names
+refer to each other, whether values drawn together make a run, and what a constraint means. It is stricter in
+two ways: numbers in quotes are refused, and inside a nested setting no key may be dotted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from orchestrator.question import Resources, Sweep
+from orchestrator.space import DOMAINS, Window
+from trainables.config import NAMED_MODELS, TrainConfig
+
+Schema = dict[str, Any]
+
+_NULL: Schema = {"type": "null"}
+_PERCENT: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]*)?%$", "examples": ["10%"]}
+
+
+def sweep_schema() -> Schema:
+    """The schema, self-contained: every definition is in it."""
+    run, run_defs = _taken_apart(TrainConfig)
+    for definition in run_defs.values():
+        # base, cells, arms and what is drawn each give a part; a size or a recipe fills in others.
+        definition.pop("required", None)
+    _add_percentages({"run": run, **run_defs})
+    resources, resources_defs = _taken_apart(Resources)
+    sweep, sweep_defs = _taken_apart(Sweep)
+    defs = {**sweep_defs, **resources_defs, **run_defs}
+    paths = {
+        **_paths(run, defs),
+        "resources": {"$ref": "#/$defs/Resources", "description": _summary(Resources)},
+        **{f"resources.{path}": schema for path, schema in _paths(resources, defs).items()},
+    }
+    _add_short_forms(paths, defs)
+    defs["Resources"] = {key: value for key, value in resources.items() if key != "$defs"}
+    defs["Settings"] = {
+        "description": "Settings of a run by path: dotted, or nested mappings, which mean the same.",
+        "type": "object",
+        "properties": paths,
+        "additionalProperties": False,
+    }
+    defs |= _window_defs(paths)
+    top: dict[str, Schema] = {
+        "extends": {
+            "description": "The file this one is laid over, relative to it; or several, later ones win.",
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            "examples": ["lr_wd.yaml"],
+        }
+    }
+    settings: Schema = {"$ref": "#/$defs/Settings"}
+    for name, schema in sweep["properties"].items():
+        kept = {key: schema[key] for key in ("description", "examples") if key in schema}
+        match name:
+            case "base":
+                top[name] = {**settings, **kept}
+            case "arms":
+                top[name] = {
+                    "type": "object",
+                    "minProperties": 1,
+                    "additionalProperties": _or_null(settings),
+                    **kept,
+                }
+            case "cells":
+                factor: Schema = {"type": "object", "additionalProperties": _or_null(settings)}
+                top[name] = {"type": "object", "additionalProperties": _or_null(factor), **kept}
+            case "vary":
+                varied = {
+                    path: {"anyOf": [{"$ref": "#/$defs/Window"}, _NULL], "description": field["description"]}
+                    for path, field in paths.items()
+                    if not path.startswith("resources")
+                }
+                top[name] = {"type": "object", "properties": varied, "additionalProperties": False, **kept}
+            case _:
+                top[name] = schema
+    designs = []
+    for definition in _objects(top["design"], defs):
+        required = ["kind", *definition.pop("required", [])]
+        designs.append({"required": required, "properties": {"kind": definition["properties"]["kind"]}})
+    used = {name: defs[name] for name in sorted(_reachable(top, defs))}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "vitc-sweep: a sweep",
+        "description": _summary(Sweep),
+        "type": "object",
+        "properties": top,
+        "additionalProperties": False,
+        # A file that extends another may leave all of it to that one.
+        "anyOf": [
+            {"required": ["extends"]},
+            {"required": ["base", "arms", "design"], "properties": {"design": {"anyOf": designs}}},
+        ],
+        "$defs": used,
+    }
+
+
+# -------------------------------------------------------------------------------------------- the parts
+
+
+def _taken_apart(model: type[BaseModel]) -> tuple[Schema, dict[str, Schema]]:
+    """A model's schema and its definitions, in the form in which files are written."""
+    schema = _tidied(model.model_json_schema())
+    definitions: dict[str, Schema] = schema.pop("$defs", {})
+    for definition in definitions.values():
+        _describe(definition)
+    _describe(schema)
+    return schema, definitions
+
+
+def _tidied(node: Any) -> Any:
+    """Without titles, which repeat the names; unions as `anyOf`, since a part may fit several members."""
+    if isinstance(node, list):
+        return [_tidied(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    result: Schema = {}
+    for key, value in node.items():
+        if key in ("properties", "$defs"):
+            result[key] = {name: _tidied(item) for name, item in value.items()}
+        elif key == "oneOf":
+            result["anyOf"] = _tidied(value)
+        elif key in ("default", "examples", "const", "enum"):
+            result[key] = value
+        elif not (key == "discriminator" or (key == "title" and isinstance(value, str))):
+            result[key] = _tidied(value)
+    return result
+
+
+def _describe(definition: Schema) -> None:
+    """The word that names a member of a union says what the member is."""
+    for field in definition.get("properties", {}).values():
+        if "const" in field and "description" not in field and "description" in definition:
+            field["description"] = definition["description"].split("\n\n")[0].replace("\n", " ")
+
+
+def _summary(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def _or_null(schema: Schema) -> Schema:
+    """Null takes away what an extended file says."""
+    return {"anyOf": [schema, _NULL]}
+
+
+def _add_percentages(schemas: Mapping[str, Schema]) -> None:
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            members = field.get("anyOf", [])
+            if {"$ref": "#/$defs/Share"} in members:
+                members.append(_PERCENT)
+
+
+def _add_short_forms(paths: Mapping[str, Schema], defs: Mapping[str, Schema]) -> None:
+    """`model: vit_c_4gf`, `data: digits` or a path, `augment: paper`, `optim: sgd`."""
+    words: dict[str, Schema] = {
+        "model": {"enum": list(NAMED_MODELS), "description": "A model by its name."},
+        "data": {"type": "string", "description": "digits, or a Parquet file, folder or URI."},
+    }
+    for path in ("augment", "optim"):
+        names = [field["const"] for field in _fields(paths[path], defs).get("name", []) if "const" in field]
+        words[path] = {"enum": names, "description": "By its name, all else by default."}
+    for path, schema in words.items():
+        whole = {key: paths[path].pop(key) for key in ("$ref", "anyOf") if key in paths[path]}
+        paths[path]["anyOf"] = [schema, *whole.get("anyOf", [whole])]
+
+
+def _fields(schema: Schema, defs: Mapping[str, Schema]) -> dict[str, list[Schema]]:
+    """The properties of every object that a schema allows, by name."""
+    found: dict[str, list[Schema]] = {}
+    for member in _objects(schema, defs):
+        for name, field in member.get("properties", {}).items():
+            if field not in found.setdefault(name, []):
+                found[name].append(field)
+    return found
+
+
+def _objects(schema: Schema, defs: Mapping[str, Schema]) -> Iterator[Schema]:
+    if "$ref" in schema:
+        yield from _objects(defs[schema["$ref"].rpartition("/")[2]], defs)
+    for member in schema.get("anyOf", ()):
+        yield from _objects(member, defs)
+    if "properties" in schema:
+        yield schema
+
+
+def _paths(schema: Schema, defs: Mapping[str, Schema], prefix: str = "") -> dict[str, Schema]:
+    """A schema for every dotted path; what several members of a union call the same stands together."""
+    found: dict[str, Schema] = {}
+    for name, fields in _fields(schema, defs).items():
+        found[f"{prefix}{name}"] = _together(fields)
+        found |= _paths({"anyOf": fields}, defs, f"{prefix}{name}.")
+    return found
+
+
+def _together(fields: Sequence[Schema]) -> Schema:
+    if len(fields) == 1:
+        return dict(fields[0])
+    if all("const" in field for field in fields):
+        texts = [f"{field['const']}: {field['description']}" for field in fields]
+        return {"enum": [field["const"] for field in fields], "description": " ".join(texts)}
+    texts = list(dict.fromkeys(field["description"] for field in fields if "description" in field))
+    return {"anyOf": list(fields), "description": " / ".join(texts)}
+
+
+def _window_defs(paths: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Windows as files have them: a domain, or domains by arm or level, with `when` and `zip` beside."""
+    fields = TypeAdapter(Window).json_schema()["properties"]
+    beside: dict[str, Schema] = {
+        "when": {
+            "description": fields["when"]["description"],
+            "examples": fields["when"]["examples"],
+            "type": "object",
+            "properties": {path: {"description": field["description"]} for path, field in paths.items()},
+            "additionalProperties": False,
+        },
+        "zip": {key: fields["zip"][key] for key in ("description", "examples")} | {"type": "string"},
+    }
+    defs: dict[str, Schema] = {"When": beside["when"]}
+    beside["when"] = {"$ref": "#/$defs/When"}
+    bare, whole = [], []
+    for domain in DOMAINS:
+        schema = _tidied(domain.model_json_schema())
+        defs[domain.__name__] = schema
+        defs[f"{domain.__name__}Window"] = schema | {"properties": schema["properties"] | beside}
+        bare.append({"$ref": f"#/$defs/{domain.__name__}"})
+        whole.append({"$ref": f"#/$defs/{domain.__name__}Window"})
+    defs["Domain"] = {"anyOf": bare}
+    by_name: Schema = {
+        "description": "One domain per arm, or per level of one factor of cells.",
+        "type": "object",
+        "properties": beside,
+        "additionalProperties": {"$ref": "#/$defs/Domain"},
+        "minProperties": 1,
+    }
+    defs["Window"] = {"description": _summary(Window), "anyOf": [*whole, by_name]}
+    return defs
+
+
+def _reachable(node: Any, defs: Mapping[str, Schema], seen: set[str] | None = None) -> set[str]:
+    """Names of the definitions that a schema refers to, however indirectly."""
+    seen = set() if seen is None else seen
+    if isinstance(node, dict):
+        name = str(node.get("$ref", "")).rpartition("/")[2]
+        if name and name not in seen:
+            seen.add(name)
+            _reachable(defs[name], defs, seen)
+        for value in node.values():
+            _reachable(value, defs, seen)
+    elif isinstance(node, list):
+        for item in node:
+            _reachable(item, defs, seen)
+    return seen
