@@ -359,6 +359,8 @@ def _faults(sweep: Sweep, layers: Layers) -> list[Fault]:
 
 def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
     """The fault with the key of the layer that brought it in: those it is there without are innocent."""
+    if fault.rule == "is missing" and (emptied := _emptied(sweep, fault, layers)):
+        return emptied
     for name in reversed(layers):
         fewer = {key: layer for key, layer in layers.items() if key != name}
         if fault in _faults(sweep, fewer):
@@ -370,3 +372,14 @@ def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
         word = "family" if parent == "model" else "name"
         return Fault(path, fault.rule, hint=f"when: {{{parent}.{word}: {owner}}}")
     return dataclasses.replace(fault, path=path)
+
+
+def _emptied(sweep: Sweep, fault: Fault, layers: Layers) -> Fault | None:
+    """What is missing was set, but a layer above chose another member of the union, which empties the rest."""
+    keys = {path for layer in layers.values() for path in layer}
+    whole = fault.path.rpartition(".")[0]
+    for word in ("name", "family"):
+        if fault.path in keys and (chosen := f"{whole}.{word}") in keys:
+            rule = f"another {word} empties `{whole}`, and `{fault.path}` is not set again"
+            return Fault(source_of(chosen, layers), rule, shorten(setting(sweep.merged(layers)[0], chosen)))
+    return None

@@ -22,6 +22,7 @@ NOT_FOR_A_SCHEMA = {
     "extends_a_missing_file",
     "extends_itself",
     "fault_in_the_extended_file",
+    "name_that_empties",
     "names_that_lead_nowhere",
     "said_twice",
     "set_on_top",
