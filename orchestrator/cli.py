@@ -117,7 +117,14 @@ def _planned(sweep: "Sweep", file: Path, overrides: "list[Override]", points: in
             return make_plan(sweep, infos)
         except ValidationError as error:
             # Each value alone is valid; which of them do not go together, only the rule can say.
-            faults = [dataclasses.replace(f, path=f"vary: {f.path}") for f in faults_of(error)]
+            faults = [
+                Fault(
+                    "vary",
+                    f"{f.path}: {f.rule}; a constraint under `where` can leave such points out",
+                    f.found,
+                )
+                for f in faults_of(error)
+            ]
         except ConstraintError as error:
             faults = [Fault("where", str(error))]
     raise located(faults, file, overrides, points)

@@ -121,12 +121,14 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
     places: dict[str, str] = {}
     for parent in parents:
         other = path.parent / parent
-        if other.resolve() in here:
-            way = " extends ".join(
-                str(file) for file in (*here[here.index(other.resolve()) :], other.resolve())
-            )
+        try:
+            target, exists = other.resolve(), other.exists()
+        except (OSError, ValueError) as error:
+            raise own.error([Fault("extends", "is no path of a file", shorten(parent))]) from error
+        if target in here:
+            way = " extends ".join(str(file) for file in (*here[here.index(target) :], target))
             raise own.error([Fault("extends", f"goes round in a circle: {way}")])
-        if not other.exists():
+        if not exists:
             raise own.error([Fault("extends", "there is no such file", shorten(parent))])
         if len(read) >= MAX_FILES:
             raise own.error([Fault("extends", f"leads to more than {MAX_FILES} files")])

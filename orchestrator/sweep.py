@@ -375,7 +375,7 @@ def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
 
 
 def _emptied(sweep: Sweep, fault: Fault, layers: Layers) -> Fault | None:
-    """What is missing was set, but a layer above chose another member of the union, which empties the rest."""
+    """What is missing was set, but a layer above chose another member of the union: that empties the rest."""
     keys = {path for layer in layers.values() for path in layer}
     whole = fault.path.rpartition(".")[0]
     for word in ("name", "family"):

@@ -17,6 +17,7 @@ FAULTY = sorted((Path(__file__).parent / "golden" / "faults").glob("*.yaml"))
 OPTIONS = {"set_on_top": ["--set", "optim.lrr=1", "--set", "model.size=2gf", "--set", "design.pionts=4"]}
 #: A schema cannot know what a name in the same file refers to, nor what a run makes of settings together.
 NOT_FOR_A_SCHEMA = {
+    "constraint_that_leaves_nothing",
     "constraint_that_means_nothing",
     "constraints_that_cannot_be_read",
     "extends_a_missing_file",
@@ -26,6 +27,7 @@ NOT_FOR_A_SCHEMA = {
     "names_that_lead_nowhere",
     "said_twice",
     "set_on_top",
+    "values_that_do_not_go_together",
 }
 
 
