@@ -1789,7 +1789,7 @@ def _rates(plan: Plan) -> list[Row]:
 
 
 def _windows(plan: Plan) -> list[Row]:
-    """Where each parameter is drawn."""
+    """Where each parameter is drawn, and what constraints take away."""
     rows = []
     for path in plan.sweep.vary:
         groups = _grouped(
@@ -1798,7 +1798,19 @@ def _windows(plan: Plan) -> list[Row]:
             for arm in plan.sweep.arms
             if (domain := plan.sweep.domains(arm, cell).get(path)) is not None
         )
-        rows += [{"path": path, **group} for group in groups]
+        beside = "".join(
+            f"; only where {needed} is {value}" for needed, value in plan.sweep.vary[path].when.items()
+        )
+        if head := plan.sweep.vary[path].zip:
+            beside += f"; together with {head}"
+        rows += [{"path": path, **group | {"text": group["text"] + beside}} for group in groups]
+    for rule in plan.sweep.where:
+        groups = _grouped(
+            (f"{rule} (removes {removal.removed} of {removal.drawn} points)", removal.cell_name, removal.arm)
+            for removal in plan.removals
+            if removal.constraint == rule
+        )
+        rows += [{"path": "constraint", **group} for group in groups]
     return rows
 
 

@@ -52,9 +52,11 @@ MAX_TRIALS = 1_000_000
 #: Arms times cells; each of them is tried before anything runs.
 MAX_ARMS_IN_CELLS = 4096
 
+#: Every path into a run.
+RUN_PATHS = paths_of(TrainConfig)
 #: Every path that can be set: into a run, and into what it runs on.
 PATHS = {
-    **paths_of(TrainConfig),
+    **RUN_PATHS,
     **{f"resources.{path}": fields for path, fields in paths_of(Resources).items()},
 }
 
@@ -147,7 +149,7 @@ def _as_written(fault: Fault) -> Fault:
         meant = (nearest(word, DOMAIN_WORDS) for word in re.findall(r"\w+", fault.found))
         return dataclasses.replace(fault, hint=next(filter(None, meant), ""))
     at_top = fault.rule == "unknown key" and "." not in fault.path
-    if at_top and not fault.hint and (hint := nearest_path(fault.path, paths_of(TrainConfig))):
+    if at_top and not fault.hint and (hint := nearest_path(fault.path, RUN_PATHS)):
         return dataclasses.replace(fault, hint=f"base.{hint}")
     return fault
 
@@ -203,8 +205,8 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
         yield from _window_faults(sweep, path, window, names)
     for index, constraint in enumerate(sweep.constraints()):
         for name in constraint.names:
-            if name not in DERIVED and name not in paths_of(TrainConfig):
-                known = [*DERIVED, *paths_of(TrainConfig)]
+            if name not in DERIVED and name not in RUN_PATHS:
+                known = [*DERIVED, *RUN_PATHS]
                 rule = "names no setting of a run and nothing that follows from one"
                 yield Fault(f"where.{index}", rule, repr(name), nearest_path(name, known))
 
@@ -219,8 +221,9 @@ def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]
     if path.partition(".")[0] == "data" and not all(isinstance(d, Listed) for d in window.domains()):
         yield Fault(where, "what is drawn of the data must be a choice")
     for needed in window.when:
-        if needed not in PATHS:
-            yield Fault(f"{where}.when.{needed}", "names no setting", "", nearest_path(needed, PATHS))
+        if needed not in RUN_PATHS:
+            hint = nearest_path(needed, RUN_PATHS)
+            yield Fault(f"{where}.when.{needed}", "names no setting of a run", hint=hint)
         elif touches(path, needed):
             yield Fault(f"{where}.when.{needed}", "a parameter cannot wait for itself")
     if window.zip is not None:

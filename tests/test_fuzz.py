@@ -26,8 +26,8 @@ FUZZ = settings(
 MOST_SECONDS, MOST_MIB = 20, 300
 
 _FRAGMENTS = st.sampled_from(
-    "a|base|: |:\n  |- |\n|\t|{|}|[|]|, |&a |*a|<<: *a|!!int |!x |'|\"|>\n|#|%YAML 1.1\n|---\n|...\n|? |1e-4|1_0|"
-    "0x|.inf|.nan|~|null|true|\x00|\ufeff|\u2028|é|\\|9999999999|design: {kind: sobol}\n".split("|")
+    "a|base|: |:\n  |- |\n|\t|{|}|[|]|, |&a |*a|<<: *a|!!int |!x |'|\"|>\n|#|%YAML 1.1\n|---\n|...\n|? |1e-4|"
+    "1_0|0x|.inf|.nan|~|null|true|\x00|\ufeff|\u2028|é|\\|9999999999|design: {kind: sobol}\n".split("|")
 )
 
 
@@ -67,9 +67,11 @@ def _places(tree: object, path: tuple = ()) -> list[tuple]:
 
 _TREE = yaml.safe_load(LR_WD.read_text())
 _KEYS = st.sampled_from(
-    "base arms cells vary where design noise resources extends kind points levels everywhere by_name when "
-    "zip choice uniform name x . optim.lr a..b seeds".split(" ")
-    + ["", *sorted(PATHS)]
+    [
+        *PATHS,
+        *"base arms cells vary where design noise resources extends kind points levels everywhere".split(),
+        *"by_name when zip choice uniform name x . a..b seeds".split(),
+    ]
 )
 _WORDS = (
     "sobol|grid|latin|random|sgd|adamw|conv|optim.lr|vit_c_1gf|50%|optim.lr < 1|flops_g > 0|lr_wd.yaml|"

@@ -136,7 +136,10 @@ def test_a_condition_looks_at_defaults_and_at_what_a_size_stands_for():
 @pytest.mark.parametrize(
     ("when", "fault"),
     [
-        ({"optim.nam": "sgd"}, "vary.x.when.optim.nam: names no setting; did you mean `optim.name`?"),
+        (
+            {"optim.nam": "sgd"},
+            "vary.x.when.optim.nam: names no setting of a run; did you mean `optim.name`?",
+        ),
         ({"optim.name": "sdg"}, "vary.x.when: holds in no arm, cell or point: nowhere optim.name is 'sdg'"),
         ({"label_smoothing": 0.1}, "vary.x.when.label_smoothing: a parameter cannot wait for itself"),
     ],
