@@ -201,9 +201,16 @@ def _window_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[
 
 
 def _window_text(window: Window | None) -> str:
+    def text(domain: Domain) -> str:
+        return ", ".join(f"{word} {list(value)}" for word, value in domain.model_dump().items())
+
     if window is None:
         return "not varied"
-    return "; ".join(f"{word} {value}" for word, value in window.plain().items())
+    texts = [text(window.everywhere)] if window.everywhere is not None else []
+    texts += [f"{name}: {text(domain)}" for name, domain in window.by_name.items()]
+    texts += [f"when {window.when}"] if window.when else []
+    texts += [f"zip {window.zip}"] if window.zip else []
+    return "; ".join(texts)
 
 
 def _facts(plan: Plan, cell: Cell, own: Sequence[str], varied: Sequence[str]) -> dict[str, str]:
