@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator.plan import Confirmation, Plan, Trial, make_plan, with_confirmation
 from orchestrator.question import touches
 from orchestrator.results import Record
+from orchestrator.space import Domain
 from orchestrator.sweep import Cell, Settings, Sweep, Window, cell_name, check
 from trainables.config import leaves, set_paths
 
