@@ -384,9 +384,9 @@ def test_a_diverged_run_ends_with_1_and_says_why(config_file, capsys):
 @pytest.mark.parametrize(
     ("content", "settings", "words"),
     [
-        ("a: 1\na: 2\n", {}, "run.yaml:2: the key 'a' stands here twice"),
-        ("- 1\n", {}, "file: must be a valid dictionary"),
-        (None, {"batch_size": 0, "nonsense": 1}, "2 faults\n  batch_size: must be greater than 0"),
+        ("a: 1\na: 2\n", {}, "run.yaml:2:1: the key 'a' stands here twice"),
+        ("- 1\n", {}, "file: must be a mapping of keys to values (got [1])"),
+        (None, {"batch_size": 0, "nonsense": 1}, "batch_size: must be greater than 0 (got 0)"),
         (None, {"data": "/nowhere"}, "data: /nowhere: there is no such file or folder"),
         (None, {"batch_size": 1}, "leave fewer than 2 images"),
     ],
