@@ -123,6 +123,7 @@ class Sweep(Frozen):
     resources: Resources = Field(
         default_factory=Resources, description="What a trial gets, and how many run at a time."
     )
+    budget: Budget | None = Field(None, description="What the sweep may spend; without end if left out.")
     error: Literal["last_epoch", "best_epoch"] = Field(
         "last_epoch", description="Which epoch's error counts; the best one hides late divergence."
     )

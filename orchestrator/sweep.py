@@ -13,8 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.design import GridDesign
 from orchestrator.question import (
+    Budget,
     Layers,
     Noise,
+    Price,
     Primary,
     Resources,
     Sweep,
@@ -30,9 +32,11 @@ from trainables.config import TrainConfig, setting
 from trainables.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
 
 __all__ = [
+    "Budget",
     "Cell",
     "Noise",
     "Override",
+    "Price",
     "Primary",
     "Resources",
     "Settings",
