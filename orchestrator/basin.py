@@ -21,6 +21,7 @@ Shape suffixes in names: B resamples, N points of the design, M places to predic
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -354,6 +355,8 @@ class Surrogate:
         return fixed_B, slopes
 
 
+# Basin, edges, importance and figures ask for the same one; a landscape is known by identity.
+@functools.lru_cache(maxsize=32)
 def fit_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> Surrogate:
     """The surrogate of a landscape; whether it is of use is for `quality` to say.
 

@@ -380,8 +380,8 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
       The exit code, which says whether every trial has a result.
     """
     from orchestrator.folder import open_folder
-    from orchestrator.report import summary_table
     from orchestrator.results import results_of
+    from orchestrator.rows import summary_table
     from orchestrator.terminal import answer_table, failure_lines
 
     report = _write_report(folder)
@@ -723,12 +723,38 @@ def sync(folder: SweepFolder) -> None:
 
 
 @app.command(epilog="Example: vitc-sweep report runs/lr_wd")
-def report(folder: SweepFolder) -> None:
-    """Writes the report of a sweep anew; what is missing is shown as missing."""
-    from orchestrator.folder import open_folder
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="A sweep's folder, as `run` names it, or several.", show_default=False),
+    ],
+) -> None:
+    """Writes the report of a sweep anew; what is missing is shown as missing.
 
-    open_folder(folder)
-    raise typer.Exit(_conclude(_console(), folder))
+    Of several sweeps each gets its own. Ends with exit code 0 if in all of them every trial has a result.
+    """
+    from orchestrator.evidence import comparable
+    from orchestrator.folder import open_folder
+    from orchestrator.journal import FolderError
+
+    opened, faults = [], []
+    # Twice the same folder is one report.
+    for folder in dict.fromkeys(folders):
+        try:
+            opened.append(open_folder(folder))
+        except FolderError as error:
+            faults.append(str(error))
+    if faults:
+        raise FolderError("\n".join(faults))
+    console, codes = _console(), []
+    for folder in dict.fromkeys(folders):
+        if len(opened) > 1:
+            _say(console, f"\n{folder}", "bold")
+        codes.append(_conclude(console, folder))
+    if len(opened) > 1 and comparable(opened):
+        names = " ".join(map(str, dict.fromkeys(folders)))
+        _say(console, f"\ntheir arms in one report:  vitc-sweep compare {names}")
+    raise typer.Exit(max(codes))
 
 
 @app.command(epilog="Example: vitc-sweep verify runs/lr_wd")
@@ -809,7 +835,7 @@ def export(
 
     from orchestrator.folder import open_folder
     from orchestrator.journal import write_atomically
-    from orchestrator.report import results_rows
+    from orchestrator.rows import results_rows
 
     if format not in ("parquet", "csv"):
         raise typer.BadParameter(f"must be parquet or csv, is {format!r}", param_hint="--format")

@@ -34,7 +34,7 @@ from pydantic import ValidationError
 
 from orchestrator.folder import Folder, open_folder, provenance, save_confirmation, save_question
 from orchestrator.journal import FolderError, Writer, decode, write_atomically
-from orchestrator.merge import Merged, Part, merge
+from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
 from trainables.base import Frozen
 
@@ -51,7 +51,7 @@ _MAX_READ_BYTES = 2**24
 _MAX_SHOWN = 20
 
 #: Files that the same input gives the same bytes of. Of others only the hash is checked.
-_DETERMINISTIC = (".csv", ".json", ".html", ".svg", ".md", ".tex", ".txt")
+_DETERMINISTIC = (".csv", ".json", ".html", ".svg", ".pdf", ".md", ".tex", ".txt")
 
 #: Numbers computed by another processor or library may differ in their last digits.
 _TOLERANCE = 1e-9
@@ -878,10 +878,7 @@ def compare(folders: Sequence[Folder], out: Path) -> tuple[Path, list[str]]:
       MergeError: the sweeps are not comparable; every reason is told.
       FolderError: `out` holds something else than a comparison.
     """
-    parts: dict[str, tuple[Folder, Part]] = {}
-    for opened in folders:
-        name = _free_name(opened, parts)
-        parts[name] = (opened, Part(opened.plan, opened.records))
+    parts = _parts(folders)
     merged = merge({name: part for name, (_, part) in parts.items()})
     if out.exists() and not _is_comparison(out) and any(out.iterdir()):
         raise FolderError(f"{out}: holds something else than a comparison; choose another folder")
@@ -896,6 +893,22 @@ def compare(folders: Sequence[Folder], out: Path) -> tuple[Path, list[str]]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return out / "report" / "report.html", merged.notices
+
+
+def comparable(folders: Sequence[Folder]) -> bool:
+    """Whether `compare` would take these sweeps."""
+    try:
+        merge({name: part for name, (_, part) in _parts(folders).items()})
+    except MergeError:
+        return False
+    return True
+
+
+def _parts(folders: Sequence[Folder]) -> dict[str, tuple[Folder, Part]]:
+    parts: dict[str, tuple[Folder, Part]] = {}
+    for opened in folders:
+        parts[_free_name(opened, parts)] = (opened, Part(opened.plan, opened.records))
+    return parts
 
 
 def _free_name(opened: Folder, taken: Iterable[str]) -> str:

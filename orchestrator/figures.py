@@ -5,17 +5,23 @@ marker, so that a print in black and white can be read too. A cross always is a 
 """
 
 import functools
+import hashlib
 import io
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -37,6 +43,7 @@ from orchestrator.stats import (
     landmarks,
     wilson,
 )
+from orchestrator.words import short
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "h")
@@ -51,6 +58,8 @@ _LINES: tuple[Any, ...] = (
     (0, (1, 2.5)),
 )
 _GREY = "#6b6b6b"
+#: Behind a label on lines.
+_BACKED: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.5}
 
 # Any: the keys of matplotlib's type are one long Literal.
 _STYLE: dict[Any, Any] = {
@@ -85,6 +94,9 @@ _STYLE: dict[Any, Any] = {
 
 P = ParamSpec("P")
 
+ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(draw)
@@ -113,14 +125,36 @@ def _line(index: int) -> Any:
     return _LINES[(index + index // len(_COLOURS)) % len(_LINES)]
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], width: float) -> None:
-    """Above the axes, in as many columns as fit a figure of `width` inches."""
+def _legend(figure: Figure, handles: Sequence[Artist]) -> int:
+    """Above the axes, in as many columns as fit the figure; returns the number of rows."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     # A character of 8.5 points is about 0.075 inches wide, the handle and its gaps 0.65 inches.
-    columns = max(int(width / (0.65 + 0.075 * longest)), 1)
-    figure.legend(
-        handles=list(handles), loc="outside upper left", ncols=min(columns, len(handles)), handlelength=2.4
+    columns = min(max(int(figure.get_figwidth() / (0.65 + 0.075 * longest)), 1), len(handles))
+    place: Literal["upper left", "outside upper left"] = "upper left"
+    if figure.get_layout_engine() is not None:
+        place = "outside upper left"
+    figure.legend(handles=list(handles), loc=place, ncols=columns, handlelength=2.4)
+    return math.ceil(len(handles) / columns)
+
+
+def _framed(figure: Figure, handles: Sequence[Artist], right: float = 0.12, titles: float = 0.0) -> None:
+    """Legend and margins of axes with numbers along them, in inches.
+
+    Such axes need the same margins everywhere. Measuring their texts instead takes a third of a large report.
+    """
+    rows = _legend(figure, handles) if handles else 0
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=0.62 / width,
+        right=1 - right / width,
+        bottom=0.46 / height,
+        top=1 - (0.14 + 0.185 * rows + titles) / height,
     )
+
+
+def _clipped(name: str, most: int) -> str:
+    """A name that fits: its beginning and its end, which tell names apart."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
 
 
 def _height(num_arms: int) -> float:
@@ -141,7 +175,7 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
     Args:
       summaries: the arms of one cell.
     """
-    figure = Figure(figsize=(4.5, _height(len(summaries))), layout="constrained")
+    figure = Figure(figsize=(4.5, _height(len(summaries))))
     axes = figure.subplots()
     handles = []
     for index, summary in enumerate(summaries):
@@ -168,7 +202,7 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
         ylabel="share of points",
     )
     axes.set_xticks([0, 1, 2, 4, 6, 8, 10])
-    _legend(figure, handles, 4.5)
+    _framed(figure, handles)
     return figure
 
 
@@ -236,14 +270,6 @@ def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
     return next((ticks for ticks in fitting if len(ticks) <= max_ticks), [])
 
 
-def short(value: float) -> str:
-    """A number in few characters: 0.02, 1.5e-4, 2048."""
-    if value != 0 and not 1e-2 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-
-
 def _diverged(result: Result) -> bool:
     return result.state == "diverged"
 
@@ -286,7 +312,7 @@ def error_over_parameter(
       path: the parameter.
       domains: of the parameter, by arm; arms in which it does not vary are absent.
     """
-    figure = Figure(figsize=(4.5, _height(len(arms))), layout="constrained")
+    figure = Figure(figsize=(4.5, _height(len(arms))))
     axes = figure.subplots()
     scale = _Scale(list(domains.values()))
     counted = {
@@ -333,16 +359,16 @@ def error_over_parameter(
             crosses = [result for result in counted[arm] if _diverged(result)]
             y = top - (lost.index(arm) + 0.6) * row
             _cross(axes, [where(result) for result in crosses], y, colour)
-            # The cross has no shape of its own per arm: the row has a name.
-            axes.annotate(
-                arm,
-                (1, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
+            # The cross has no shape of its own per arm: the row has the arm's.
+            axes.plot(
+                [1.025],
+                [y],
+                transform=axes.get_yaxis_transform(),
+                ls="none",
+                marker=_marker(index),
+                ms=4.5,
                 color=colour,
+                clip_on=False,
             )
         handles.append(
             Line2D([], [], color=colour, ls=_line(index), lw=0.9, marker=_marker(index), label=arm)
@@ -354,8 +380,7 @@ def error_over_parameter(
         _empty(axes)
     axes.set(ylim=(0, top), ylabel="error (%)")
     scale.apply(axes, "x", path, 7)
-    if handles:
-        _legend(figure, handles, 4.5)
+    _framed(figure, handles, right=0.24)
     return figure
 
 
@@ -448,7 +473,7 @@ def error_over_plane(
             _cross(axes, x, y, "black")
         if not results:
             _empty(axes)
-        axes.set_title(names[place], loc="left", fontweight="bold")
+        axes.set_title(_clipped(names[place], 28), loc="left", fontweight="bold")
     for place, axes in enumerate(grid.flat[: len(names)]):
         lowest = place + columns >= len(names)
         across.apply(axes, "x", paths[0] if lowest else "", 4)
@@ -470,7 +495,7 @@ def error_over_plane(
         handles.append(
             Line2D([], [], ls="none", marker="*", ms=10, mfc="white", mec="black", label="surface's optimum")
         )
-    _legend(figure, handles, 0.9 + 2.55 * columns)
+    _legend(figure, handles)
     return figure
 
 
@@ -478,15 +503,19 @@ def _draw_surface(axes: Axes, surface: Surface, colours: ScalarMappable) -> None
     low, high = float(surface.errors_pct.min()), float(surface.errors_pct.max())
     if high - low < 1e-9:
         return
-    errors_YX = surface.errors_pct.T
+    # Every other sample, where there are many: a contour between them is straight for two points of print.
+    every = max(len(surface.x) // 32, 1)
+    x, y, errors_YX = surface.x[::every], surface.y[::every], surface.errors_pct[::every, ::every].T
     # Finer near the optimum, where it matters.
     levels = low + (high - low) * np.linspace(0, 1, 9) ** 1.5
     levels[-1] += 1e-9
-    axes.contourf(surface.x, surface.y, errors_YX, levels, norm=colours.norm, cmap=colours.cmap, alpha=0.75)
+    axes.contourf(x, y, errors_YX, levels, norm=colours.norm, cmap=colours.cmap, alpha=0.75)
     if low < surface.basin_pct < high:
-        axes.contour(surface.x, surface.y, errors_YX, [surface.basin_pct], colors="black", linewidths=1.2)
-    x, y = surface.optimum
-    axes.plot([x], [y], ls="none", marker="*", ms=11, mfc="white", mec="black", mew=1, clip_on=False)
+        axes.contour(x, y, errors_YX, [surface.basin_pct], colors="black", linewidths=1.2)
+    best_x, best_y = surface.optimum
+    axes.plot(
+        [best_x], [best_y], ls="none", marker="*", ms=11, mfc="white", mec="black", mew=1, clip_on=False
+    )
 
 
 @_styled
@@ -498,7 +527,7 @@ def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
     Args:
       arms: of one cell.
     """
-    figure = Figure(figsize=(4.5, _height(len(arms))), layout="constrained")
+    figure = Figure(figsize=(4.5, _height(len(arms))))
     axes = figure.subplots()
     handles: list[Artist] = []
     tops, bottoms, longest = [1.0], [100.0], 2
@@ -506,7 +535,7 @@ def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
         k, count = np.arange(1, curve.num_trials + 1), curve.largest_budget
         longest = max(longest, curve.num_trials)
         axes.plot(
-            k[max(count - 1, 0) :], curve.median_pct[max(count - 1, 0) :], color="#b5b5b5", lw=1, ls=":"
+            k[max(count - 1, 0) :], curve.median_pct[max(count - 1, 0) :], color="#8c8c8c", lw=1, ls=":"
         )
         if count:
             axes.fill_between(
@@ -541,8 +570,8 @@ def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.set(xlabel="k, trials tried", ylabel="error of the best of k (%)")
-    handles.append(Line2D([], [], color="#b5b5b5", lw=1, ls=":", label="not supported"))
-    _legend(figure, handles, 4.5)
+    handles.append(Line2D([], [], color="#8c8c8c", lw=1, ls=":", label="not supported"))
+    _framed(figure, handles)
     return figure
 
 
@@ -556,7 +585,7 @@ def paired(summaries: Sequence[Summary]) -> Figure:
       summaries: the arms of one cell; a point's error is the mean over its replicates.
     """
     base, *others = summaries
-    figure = Figure(figsize=(4.5, 4.2 + 0.2 * max(len(others) - 2, 0)), layout="constrained")
+    figure = Figure(figsize=(4.5, 4.2 + 0.2 * max(len(others) - 2, 0)))
     axes = figure.subplots()
     pairs = {
         s.arm: [(base.errors_pct[p], s.errors_pct[p]) for p in base.errors_pct if p in s.errors_pct]
@@ -594,11 +623,11 @@ def paired(summaries: Sequence[Summary]) -> Figure:
             Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label="diverged, beyond the line")
         )
     name = others[0].arm if len(others) == 1 else "the other arm"
-    axes.set(xlim=(start, end), ylim=(start, end), aspect="equal")
-    axes.set(xlabel=f"error of {base.arm} (%)", ylabel=f"error of {name} (%)")
+    axes.set(xlim=(start, end), ylim=(start, end), aspect="equal", anchor="NW")
+    axes.set(xlabel=f"error of {_clipped(base.arm, 40)} (%)", ylabel=f"error of {_clipped(name, 40)} (%)")
     for which in ("x", "y"):
         axes.locator_params(axis=which, nbins=6)
-    _legend(figure, handles, 4.5)
+    _framed(figure, handles)
     return figure
 
 
@@ -618,17 +647,17 @@ def gap_sizes(gaps: Sequence[Gap]) -> Figure:
         axes.plot(ends, [y] * len(ends), color=_colour(index), lw=2, solid_capstyle="butt")
         axes.plot([gap.gap_pp.value], [y], ls="none", marker=_marker(index), ms=6.5, color=_colour(index))
         axes.annotate(
-            f"{gap.pair.cell} against {gap.pair.base_cell} · {gap.arm}", (0, y),
+            _clipped(f"{gap.pair.cell} against {gap.pair.base_cell} · {gap.arm}", 58), (0, y),
             xycoords=("axes fraction", "data"), xytext=(0, 6), textcoords="offset points", fontsize=8.5,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5},
-        )  # fmt: skip
+            bbox=_BACKED,
+        ).set_in_layout(False)  # fmt: skip
     axes.axvline(0, color="black", lw=0.9)
     axes.set(ylim=(len(gaps) - 0.6, -0.85), yticks=[], xlabel="gap in error of the best of k (pp)")
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     handles = [Line2D([], [], color=_colour(i), marker=_marker(i), lw=2, label=a) for i, a in enumerate(arms)]
-    _legend(figure, handles, 4.5)
+    _legend(figure, handles)
     return figure
 
 
@@ -640,8 +669,8 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
       arms: results of one cell by arm.
     """
     panels = ("best", "median", "worst")
-    figure = Figure(figsize=(8.4, 3.1), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    figure = Figure(figsize=(8.4, 3.1))
+    grid = figure.subplots(1, len(panels), sharex=True, sharey=True, gridspec_kw={"wspace": 0.07})
     highest, num_epochs, ends = 1.0, 1, False
     found = {arm: landmarks(results) for arm, results in arms.items()}
     for panel, axes in zip(panels, grid, strict=True):
@@ -687,7 +716,7 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
     ]
     if ends:
         handles.append(Line2D([], [], color=_GREY, ls="none", marker="x", mew=1.4, label="diverged"))
-    _legend(figure, handles, 8.4)
+    _framed(figure, handles, titles=0.2)
     return figure
 
 
@@ -703,7 +732,7 @@ def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
     """
     rows = [contrast for contrast in contrasts if contrast.measure == measure]
     sign = 1 if MEASURES[measure].higher_is_better else -1
-    figure = Figure(figsize=(4.5, 1.15 + 0.36 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.5, 1.15 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     arms = list(dict.fromkeys(contrast.arm for contrast in rows))
     reach = 0.0
@@ -734,26 +763,26 @@ def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
         label = f"{row.cell} · {row.arm}" if several else row.cell
         # Above its interval, not beside it: long names leave the intervals their width.
         axes.annotate(
-            f"{label} (primary)" if row.primary else label,
+            _clipped(f"{label} (primary)" if row.primary else label, 58),
             (0, y),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
+            xytext=(0, 6),
             textcoords="offset points",
             fontsize=8.5,
-        )
+            bbox=_BACKED,
+        ).set_in_layout(False)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     # Em spaces: a browser would run plain ones together.
     other = "the other arm" if several else arms[0]
     turned = "" if sign == 1 else ", sign turned"
-    axes.set_xlabel(
-        f"← {base} better\u2003\u2003{other} better →\ndifference in {MEASURES[measure].symbol}{turned}"
-    )
+    sides = f"← {_clipped(base, 20)} better\u2003\u2003{_clipped(other, 20)} better →"
+    axes.set_xlabel(f"{sides}\ndifference in {MEASURES[measure].symbol}{turned}")
     handles: list[Artist] = [
         Line2D([], [], color="black", marker="o", mfc=fill, mew=1.4, lw=2, label=label)
         for fill, label in (("black", "settled"), ("white", "not settled"))
     ]
-    _legend(figure, handles, 4.5)
+    _legend(figure, handles)
     return figure
 
 
@@ -762,11 +791,121 @@ def to_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "vitc-sweep"}):
-        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
-    text = buffer.getvalue()
-    # Without the XML head, which may not stand inside HTML, and without the running numbers of artists,
-    # which would repeat from figure to figure on one page. What is referred to has a hash for a name.
-    return re.sub(r'<g id="[\w.]+_\d+">', "<g>", text[text.index("<svg") :])
+        # Not `savefig`: it draws twice, the first time into nothing.
+        figure.set_facecolor("none")
+        for axes in figure.axes:
+            axes.set_facecolor("none")
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)  # type: ignore[no-untyped-call]
+    return _compact(buffer.getvalue())
+
+
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_GROUP, _USE, _STYLE_TAG = (f"{{{_SVG}}}{tag}" for tag in ("g", "use", "style"))
+_FILL = re.compile(r"fill: (#\w+);? ?")
+_STEP = re.compile(r"([MLz])([^MLz]*)")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def _compact(text: str) -> str:
+    """The same picture in a quarter of the bytes, without the XML head, which may not stand inside HTML.
+
+    Coordinates are rounded to a tenth of a point (0.04 mm), lines go by steps, groups that say nothing are
+    left out, and so are running numbers, which would repeat from figure to figure on one page. Looks that
+    occur more than once become classes, named by a digest of what they say, as shapes are by matplotlib:
+    figures of one page share a name only where it means the same.
+    """
+    root = ElementTree.fromstring(text)
+    # Instead of matplotlib's rule for `*`, which would hold for all of the page around.
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
+    for parent in root.findall(f".//{_STYLE_TAG}/.."):
+        parent.remove(parent.find(_STYLE_TAG))  # type: ignore[arg-type]
+    for element in root.iter():
+        element.text, element.tail = (element.text or "").strip() or None, None
+        _shorten(element)
+    _flatten(root)
+    counts = Counter(look for element in root.iter() if (look := element.get("style")) is not None)
+    names = {look: f"s{hashlib.sha256(look.encode()).hexdigest()[:7]}" for look, n in counts.items() if n > 1}
+    for element in root.iter():
+        if (name := names.get(element.get("style", ""))) is not None:
+            del element.attrib["style"]
+            element.set("class", name)
+    sheet = ElementTree.Element(_STYLE_TAG)
+    sheet.text = "".join(f".{name}{{{look}}}" for look, name in names.items())
+    root.insert(0, sheet)
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True).replace(" />", "/>")
+
+
+def _shorten(element: ElementTree.Element) -> None:
+    if (path := element.get("d")) is not None:
+        element.set("d", _steps(path))
+    for key in ("x", "y"):
+        if (value := element.get(key)) is not None:
+            element.set(key, _tenths(float(value)))
+    turn = element.get("transform")
+    if turn is not None:
+        if turn.startswith("rotate(-0 "):
+            del element.attrib["transform"]
+        else:
+            element.set("transform", _NUMBER.sub(lambda number: _tenths(float(number[0])), turn))
+    look = element.get("style")
+    if look is not None:
+        if element.tag == _USE and (fill := _FILL.search(look)):
+            # What differs from mark to mark where colour is a value; the rest is one class.
+            element.set("fill", fill[1])
+            look = look.replace(fill[0], "")
+        element.set("style", look.replace(": ", ":").replace("; ", ";"))
+
+
+def _tenths(value: float) -> str:
+    text = f"{value:.1f}"
+    return text[:-2] if text.endswith(".0") else text
+
+
+def _steps(path: str) -> str:
+    """Lines as steps from corner to corner, without adding up errors of rounding; curves as they are."""
+    if "C" in path or "Q" in path:
+        return _NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), path)
+    parts, x, y = [], 0, 0
+    for letter, rest in _STEP.findall(path):
+        if letter == "z":
+            parts.append("z")
+            continue
+        # In tenths of a point.
+        to_x, to_y = (round(10 * float(number)) for number in rest.split())
+        if letter == "M":
+            parts.append(f"M{_tenths(to_x / 10)} {_tenths(to_y / 10)}")
+        elif to_x == x or to_y == y:
+            parts += [f"h{_tenths((to_x - x) / 10)}"] * (to_x != x) + [f"v{_tenths((to_y - y) / 10)}"] * (
+                to_y != y
+            )
+        else:
+            parts.append(f"l{_tenths((to_x - x) / 10)} {_tenths((to_y - y) / 10)}")
+        x, y = to_x, to_y
+    return "".join(parts).replace(" -", "-")
+
+
+def _flatten(element: ElementTree.Element) -> None:
+    """Leaves out groups that say nothing, and says once per group what its marks have in common."""
+    children: list[ElementTree.Element] = []
+    for child in element:
+        _flatten(child)
+        if child.tag == _GROUP:
+            child.attrib.pop("id", None)
+        children.extend(child if child.tag == _GROUP and not child.attrib else [child])
+    element[:] = []
+    for (is_mark, look), run in itertools.groupby(children, lambda e: (e.tag == _USE, e.get("style"))):
+        marks = list(run)
+        if not is_mark or len(marks) < 3:
+            element.extend(marks)
+            continue
+        group = ElementTree.SubElement(element, _GROUP)
+        fills = {mark.get("fill") for mark in marks}
+        for key, value in (("style", look), ("fill", fills.pop() if len(fills) == 1 else None)):
+            if value is not None:
+                group.set(key, value)
+                for mark in marks:
+                    del mark.attrib[key]
+        group.extend(marks)
 
 
 def to_pdf(figure: Figure) -> bytes:
@@ -774,5 +913,5 @@ def to_pdf(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     metadata = {"CreationDate": None, "Creator": None, "Producer": None}
     with matplotlib.rc_context(_STYLE | {"pdf.fonttype": 42}):
-        figure.savefig(buffer, format="pdf", metadata=metadata)
+        FigureCanvasPdf(figure).print_pdf(buffer, metadata=metadata)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

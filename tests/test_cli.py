@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -242,6 +243,19 @@ def test_a_report_of_a_partial_sweep_shows_what_is_missing_and_does_not_exit_wit
     assert code == 1
     assert "7 of 8 trials have no result" in out
     assert "the disk is on fire" in (partial / "report" / "report.html").read_text()
+
+
+def test_several_sweeps_are_reported_one_by_one_and_none_if_one_is_no_sweep(cli, partial, tmp_path):
+    other = Path(shutil.copytree(partial, tmp_path / "runs" / "other"))
+    code, out, err = cli("report", partial, tmp_path, other, tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert [line.split(":")[0] for line in err.splitlines()] == [str(tmp_path), str(tmp_path / "none")]
+    assert not (partial / "report").exists()
+    code, out, _ = cli("report", partial, other, partial)
+    assert code == 1
+    assert out.count("report: ") == 2
+    assert (partial / "report" / "report.html").is_file()
+    assert (other / "report" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from orchestrator import evidence
-from orchestrator.evidence import bundle, compare, fingerprint, open_bundle, seal, verify, write_sealed_report
+from orchestrator.evidence import (
+    bundle,
+    comparable,
+    compare,
+    fingerprint,
+    open_bundle,
+    seal,
+    verify,
+    write_sealed_report,
+)
 from orchestrator.folder import open_folder, save_confirmation, save_question
 from orchestrator.journal import FolderError, Writer, decode, encode
 from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, with_confirmation
@@ -238,6 +247,16 @@ def test_every_file_of_the_report_is_compared(sealed, name, before, after):
     change(sealed / name, before, after)
     reseal(sealed, name)
     assert {fault.file for fault in verify(sealed).faults} == {name}
+
+
+def test_a_figure_for_print_is_compared_by_its_bytes(sealed):
+    name = "report/figures/edf~all.pdf"
+    path = sealed / name
+    path.write_bytes(path.read_bytes().replace(b"/Page ", b"/Page  ", 1))
+    reseal(sealed, name)
+    assert [str(fault) for fault in verify(sealed).faults] == [
+        f"{name}: differs from what the journal gives, in its bytes only"
+    ]
 
 
 def test_a_changed_digit_in_the_question_is_named_by_its_line(sealed):
@@ -539,6 +558,9 @@ def test_a_comparison_is_a_folder_that_verifies_and_says_as_much_as_one_sweep(tm
         write_sealed_report(folder)
     opened = [open_folder(tmp_path / arm) for arm in TREE["arms"]]
     assert fingerprint(tmp_path / "vit_p") != fingerprint(tmp_path / "vit_c")
+    assert comparable(opened)
+    # One sweep alone is nothing to compare.
+    assert not comparable([opened[0]])
     report, notices = compare(opened, tmp_path / "both")
     assert notices == []
     assert report == tmp_path / "both" / "report" / "report.html"

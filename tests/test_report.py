@@ -6,25 +6,21 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from orchestrator import figures, report
+from orchestrator import figures, findings, report, tables
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
-from orchestrator.report import (
-    Table,
-    Text,
-    answer,
-    results_rows,
-    summary_table,
-    to_latex,
-    to_markdown,
-    write_report,
-)
+from orchestrator.report import write_report
 from orchestrator.results import RULES, Record, results_of
+from orchestrator.rows import FORMAT, results_rows, summary_table
 from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summarise
 from orchestrator.sweep import build_sweep
+from orchestrator.tables import Table, Text, to_latex, to_markdown
+from orchestrator.words import answer
 from trainables.base import Epoch
 from trainables.config import leaves
 
@@ -154,6 +150,9 @@ def test_figures_are_files_of_their_own_and_in_the_page(tmp_path):
     pages = list((tmp_path / "figures").glob("*.pdf"))
     assert sorted(path.stem for path in pages) == written
     assert all(path.read_bytes().startswith(b"%PDF-") for path in pages)
+    # Nothing of the moment or the machine: drawn again they are the same.
+    write_report(plan, fabricated(plan), tmp_path / "again", {})
+    assert all((tmp_path / "again" / "figures" / p.name).read_bytes() == p.read_bytes() for p in pages)
     assert html.count("<svg") == len(written)
     assert len(re.findall(r'id="edf~adamw"', html)) == 1
 
@@ -434,7 +433,7 @@ def test_every_section_has_its_numbers_where_the_data_allow_it(tmp_path):
     plan = confirmed(make(points=16, noise={"points": 1, "seeds": 3}), points=[0, 1])
     page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
     document = json.loads((tmp_path / "summary.json").read_text(), parse_constant=constant)
-    assert document["format"] == report.FORMAT
+    assert document["format"] == FORMAT
     pairs = [(cell, arm) for cell in ("adamw", "sgd") for arm in ("vit_p", "vit_c")]
     for key in ("tuning", "basins", "importances", "transfers", "edges", "noise"):
         assert sorted((item["cell"], item["arm"]) for item in document[key]) == sorted(pairs)
@@ -511,8 +510,8 @@ def test_stopped_trials_make_the_report_refuse_and_say_why(tmp_path):
 
 
 def test_a_large_sweep_says_in_which_cells_less_was_worked_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MAX_DEEP_CELLS", 1)
-    monkeypatch.setattr(report, "NUM_DEEP_CELLS", 1)
+    monkeypatch.setattr(findings, "MAX_DEEP_CELLS", 1)
+    monkeypatch.setattr(findings, "NUM_DEEP_CELLS", 1)
     plan = make(points=8, primary={"cell": "sgd"})
     page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
     document = json.loads((tmp_path / "summary.json").read_text())
@@ -541,3 +540,111 @@ def test_tables_are_escaped_in_markdown_and_latex():
     ]
     assert r"Cell & x\_1 \\" in to_latex(table)
     assert r"a|b & $-$1.5 (1 \& 2 \% \textless{} \$3) \\" in to_latex(table)
+
+
+NAMES = ("states", "other_states", "errors_pct", "means_pct", "values", "optimum", "refused", "details")
+
+
+def named_keys(value, free=NAMES):
+    """All keys of a JSON document, but for those that are names of the sweep's own."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            if key not in free:
+                yield from named_keys(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from named_keys(item)
+
+
+def test_the_document_of_the_report_tells_every_key_of_summary_json(tmp_path):
+    plan = confirmed(make(points=16, noise={"points": 1, "seeds": 3}), points=[0, 1])
+    write_report(plan, fabricated(plan, bowl), tmp_path, {})
+    document = json.loads((tmp_path / "summary.json").read_text())
+    told = set(re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "docs" / "report.md").read_text()))
+    assert sorted(set(named_keys(document)) - told) == []
+
+
+def test_a_table_with_a_section_has_its_place_on_the_page_and_its_files(tmp_path, monkeypatch):
+    def ledger(found):
+        table = tables.Table(
+            "ledger",
+            "Seconds by what they went to",
+            ("Use", "#Seconds"),
+            section="Ledger",
+            intro="Where the time went.",
+            data=[{"use": "useful", "seconds": 1.25 * len(found.results)}],
+        )
+        table.add("useful", "5.0")
+        return table
+
+    def nothing(found):
+        return tables.Table("nothing", "Not measured", ("Use",), section="Not a section")
+
+    monkeypatch.setattr(tables, "TABLES", (*tables.TABLES, ledger, nothing))
+    plan = make(points=1, cells={}, primary=None, vary={"optim.lr": {"uniform": [0.01, 0.1]},
+                "optim.weight_decay": {"choice": [0.1]}, "optim.name": {"choice": ["adamw"]}})  # fmt: skip
+    page = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
+    assert '<a href="#ledger">Ledger</a>' in page
+    assert page.index('<h2 id="ledger">') < page.index("Where the time went.") < page.index('id="methods"')
+    assert "Not a section" not in page
+    assert json.loads((tmp_path / "summary.json").read_text())["ledger"] == [
+        {"use": "useful", "seconds": 2.5}
+    ]
+    assert (tmp_path / "tables" / "ledger.csv").read_text() == "use,seconds\nuseful,2.5\n"
+    assert "| useful | 5.0 |" in (tmp_path / "tables" / "ledger.md").read_text()
+    assert "useful & 5.0" in (tmp_path / "tables" / "ledger.tex").read_text()
+
+
+def corners(path):
+    """Absolute corners of the lines of an SVG path, as SVG 1.1, section 8.3, has them."""
+    x = y = 0.0
+    start = (x, y)
+    for letter, rest in re.findall(r"([A-Za-z])([^A-Za-z]*)", path):
+        numbers = [float(number) for number in re.findall(r"-?\d*\.?\d+", rest)]
+        if letter in "Zz":
+            x, y = start
+        elif letter in "Hh":
+            x = numbers[0] + (x if letter == "h" else 0)
+        elif letter in "Vv":
+            y = numbers[0] + (y if letter == "v" else 0)
+        else:
+            x, y = (n + (at if letter.islower() else 0) for n, at in zip(numbers, (x, y), strict=True))
+        if letter in "Mm":
+            start = (x, y)
+        yield x, y
+
+
+def test_a_shortened_path_is_the_same_line():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-50, 400, (500, 2))
+    points[::7, 0] = points[1::7, 0][: len(points[::7])]
+    path = "\n".join(f"{'M' if i % 50 == 0 else 'L'} {x:.6f} {y:.6f} " for i, (x, y) in enumerate(points))
+    short = figures._steps(path + "\nz\n")
+    assert len(short) < len(path) / 2
+    # Half of a tenth of a point, wherever on the line.
+    assert np.abs(np.array(list(corners(short))[:-1]) - points).max() <= 0.05 + 1e-9
+
+
+def test_every_mark_is_in_the_figure_and_a_class_means_the_same_in_all(tmp_path):
+    plan = make(points=16)
+    records = fabricated(plan, bowl)
+    write_report(plan, records, tmp_path, {})
+    looks = {}
+    for path in sorted((tmp_path / "figures").glob("*.svg")):
+        text = path.read_text()
+        for name, look in re.findall(r"\.(s\w{7})\{([^}]*)\}", text):
+            assert looks.setdefault(name, look) == look
+        assert set(re.findall(r'class="(\w+)"', text)) <= set(looks)
+        assert "*{" not in text
+    # Two arms of 16 trials each have a mark of their own; ticks and the legend have others.
+    text = (tmp_path / "figures" / "parameter~adamw~optim.lr.svg").read_text()
+    shapes = re.findall(r'<use [^>]*href="#(m\w+)"', text)
+    assert sorted(shapes.count(shape) for shape in set(shapes))[-2:] == [16, 16]
+
+
+def test_names_may_break_where_they_are_long_and_stay_escaped():
+    assert report._broken("vit_c") == "vit_c"
+    assert report._broken("a <b> adamw_long/nine_epochs") == (
+        "a &lt;b&gt; adamw_<wbr>long/<wbr>nine_<wbr>epochs"
+    )

@@ -48,7 +48,7 @@ def start_cli(*arguments: str | Path) -> "subprocess.Popen[str]":
 def results(folder: Path) -> list[dict[str, Any]]:
     """The results table without what measures the machine."""
     from orchestrator.folder import open_folder
-    from orchestrator.report import results_rows
+    from orchestrator.rows import results_rows
 
     opened = open_folder(folder)
     timed = ("busy_seconds", "attempts")

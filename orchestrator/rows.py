@@ -1,0 +1,360 @@
+"""The numbers of a report for machines: summary.json, and flat rows for CSV, the terminal and `export`."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.findings import Found, budgets, costs_of, gap_floor, not_worked_out
+from orchestrator.plan import Plan, TrialCost, unique_trials
+from orchestrator.results import RULES, Record, Result, results_of
+from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
+from orchestrator.words import answer, caveats, headline
+from trainables.config import leaves
+from trainables.data import SPLITS, Parquet
+
+#: Of summary.json; raised when a key changes its meaning or goes.
+FORMAT = 2
+Row = dict[str, Any]
+
+
+def document_of(found: Found) -> Row:
+    """What summary.json holds, but for `details`; its keys are told in docs/report.md."""
+    sweep, evidence = found.plan.sweep, found.evidence
+    states = Counter(result.state for result in {r.trial.id: r for r in found.results}.values())
+    asked = [contrast.cell for contrast in headline(found.contrasts)] or sweep.cell_names()
+    return {
+        "format": FORMAT,
+        "name": sweep.name,
+        "question": sweep.question,
+        "answer": list(answer(found.summaries, found.contrasts, found.peaks)),
+        "caveats": caveats([check for part in evidence for check in part.edges], asked),
+        "partial": any(state not in RULES for state in states),
+        "states": dict(states),
+        "arms": [_summary_json(summary) for summary in found.summaries],
+        "contrasts": [
+            plain(contrast) | {"decides": MEASURES[contrast.measure].decides} for contrast in found.contrasts
+        ],
+        "peak_contrasts": found.peaks,
+        "tuning": [
+            {
+                "cell": part.cell,
+                "arm": arm,
+                "num_trials": curve.num_trials,
+                "largest_budget": curve.largest_budget,
+                "best_of": [curve.at(k) for k in budgets([curve]) if k <= curve.largest_budget],
+                "optimism": part.optimism[arm],
+            }
+            for part in evidence
+            for arm, curve in part.curves.items()
+        ],
+        "basins": [item for part in evidence for item in part.basins],
+        "importances": [item for part in evidence for item in part.importances],
+        "transfers": [item for part in evidence for item in part.transfers],
+        "edges": [item for part in evidence for item in part.edges],
+        "audits": [item for part in evidence for item in part.audits],
+        "not_worked_out": not_worked_out(found),
+        "gaps": [plain(gap) | {"noise_floor_pp": plain(gap_floor(found, gap))} for gap in found.gaps],
+        "gap_contrasts": found.gap_contrasts,
+        "noise": [plain(item) | {"floor": plain(item.floor)} for item in found.noise.values()],
+        "power": found.power,
+        "cost": total_cost(found) | {"per_arm": cost_per_arm(found)},
+        "data": data_rows(found.plan),
+    }
+
+
+def data_rows(plan: Plan) -> list[Row]:
+    """Every data set with what each of its splits is for."""
+    cells: dict[Any, dict[str, None]] = {}
+    for trial in plan.trials:
+        cells.setdefault(trial.config.data, {})[trial.cell_name] = None
+    return [
+        {
+            "name": plan.infos[data].name,
+            "cells": list(names),
+            "num_classes": plan.infos[data].num_classes,
+            "fingerprint": plan.infos[data].fingerprint,
+            "skipped": plan.infos[data].skipped,
+            "sizes": {split: plan.infos[data].sizes[split] for split in SPLITS},
+            "splits": {split: plan.infos[data].splits[split] for split in SPLITS},
+            "selected_on_final": isinstance(data, Parquet) and data.selection == "final",
+        }
+        for data, names in cells.items()
+    ]
+
+
+def total_cost(found: Found) -> Row:
+    """Of all attempts; arms that coincide share their trials, which count once."""
+    spent = [
+        (record, found.cost(trial))
+        for trial in unique_trials(found.plan.trials)
+        if (record := found.records.get(trial.id))
+    ]
+    return {
+        "trial_seconds": sum(record.busy_seconds for record, _ in spent),
+        "epochs": sum(len(record.rows) for record, _ in spent),
+        "multiply_adds": sum(_multiply_adds(record, cost) for record, cost in spent),
+    }
+
+
+def cost_per_arm(found: Found) -> list[Row]:
+    """Of every cell and arm, all roles; a trial that arms share counts in each of them."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in found.results:
+        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    rows = []
+    for s in found.summaries:
+        ran = [result for result in groups[s.cell, s.arm] if result.record.attempts or result.record.rows]
+        seconds = [result.record.busy_seconds for result in ran]
+        work = [_multiply_adds(result.record, found.cost(result.trial)) for result in ran]
+        best = s.best and found.records.get(s.best.trial.id)
+        rows.append(
+            {
+                "cell": s.cell,
+                "arm": s.arm,
+                "trials_run": len(ran),
+                "trial_seconds": sum(seconds),
+                "seconds_per_trial": sum(seconds) / len(ran) if ran else None,
+                "multiply_adds_per_trial": sum(work) / len(ran) if ran else None,
+                "best_seconds": best.busy_seconds if best else None,
+                "best_multiply_adds": (
+                    _multiply_adds(best, found.cost(s.best.trial)) if best and s.best else None
+                ),
+            }
+        )
+    return rows
+
+
+def _multiply_adds(record: Record, cost: TrialCost) -> int:
+    return len(record.rows) * cost.train_flops // cost.epochs
+
+
+def _summary_json(summary: Summary) -> Row:
+    best = summary.best
+    fields = {
+        field.name: getattr(summary, field.name)
+        for field in dataclasses.fields(summary)
+        if field.name not in ("best", "confirmed", "diverged", "measures")
+    }
+    return fields | {
+        "best": best
+        and {
+            "trial": best.trial.id,
+            "point": best.trial.point,
+            "replicate": best.trial.replicate,
+            "values": best.trial.values,
+            "val_error_pct": best.val_error_pct,
+            "test_error_pct": best.test_error_pct,
+        },
+        "confirmed": summary.confirmed,
+        "diverged": summary.diverged,
+        "measures": summary.measures,
+    }
+
+
+# ------------------------------------------------------------------------------------------- for tables/*.csv
+
+
+_FLAT = ("peak_contrasts", "basins", "transfers", "gaps", "gap_contrasts", "noise", "power")
+
+
+def flat_tables(found: Found, document: Row) -> dict[str, list[Row]]:
+    """What goes into tables/*.csv, by name; what needs no more than flattening comes from the document."""
+    rows = {
+        "results": results_rows(found.plan, found.records),
+        "summary": [_flat_summary(summary) for summary in found.summaries],
+        "contrasts": [_flat_contrast(contrast) for contrast in found.contrasts],
+        "cost": document["cost"]["per_arm"],
+    }
+    rows |= {key: [_flat(item) for item in document[key]] for key in _FLAT}
+    rows["tuning"] = [
+        {"cell": part.cell, "arm": arm, **_flat(best)}
+        for part in found.evidence
+        for arm, curve in part.curves.items()
+        for k in range(1, curve.largest_budget + 1)
+        if (best := curve.at(k)) is not None
+    ]
+    rows["audits"] = [
+        {"cell": audit.cell, "base_arm": audit.base_arm, "arm": audit.arm, **_flat(verdict)}
+        for part in found.evidence
+        for audit in part.audits
+        for verdict in audit.verdicts
+    ]
+    rows["edges"] = [_flat(flag) for part in found.evidence for check in part.edges for flag in check.flags]
+    rows["importances"] = [
+        {"cell": item.cell, "arm": item.arm, **_flat(parameter)}
+        for part in found.evidence
+        for item in part.importances
+        for parameter in item.parameters
+    ]
+    return rows
+
+
+def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
+    """One flat row per trial in the order of the plan, all with the same columns; None where unknown.
+
+    `val_error_pct` is as measured, `error_pct` as it counts (100 if diverged, None if missing), both on the
+    selection split; `test_error_pct` is on the final split. `role` says what the trial is for.
+    `cell.<factor>` is the level, a path of the sweep file the value drawn, `config.<path>` the run as it
+    was resolved. `train_flops_g` is the whole run's, in 10^9 multiply-adds, `flops_g` one forward pass's of
+    one image; `params_m` is in millions.
+    """
+    costs = costs_of(plan)
+    paths = list(plan.sweep.vary)
+    configs = [
+        {path: _scalar(value) for path, value in leaves(trial.config.model_dump(mode="json"))}
+        for trial in plan.trials
+    ]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    rows = []
+    for result, config in zip(results_of(plan, records), configs, strict=True):
+        trial, record, cost = result.trial, result.record, costs(result.trial)
+        rows.append(
+            {
+                "trial": trial.id,
+                "arm": trial.arm,
+                "cell": trial.cell_name,
+                **{f"cell.{factor}": level for factor, level in trial.cell},
+                "point": trial.point,
+                "replicate": trial.replicate,
+                "role": trial.role,
+                **{path: _scalar(trial.values.get(path)) for path in paths},
+                "state": result.state,
+                "detail": record.detail,
+                "val_error_pct": result.own_error_pct,
+                "error_pct": result.error_pct,
+                "test_error_pct": result.test_error_pct,
+                "epochs": len(record.rows),
+                "attempts": record.attempts,
+                "busy_seconds": record.busy_seconds,
+                "params_m": cost.model.params / 1e6,
+                "flops_g": cost.model.flops / 1e9,
+                "train_flops_g": cost.train_flops / 1e9,
+                **{f"config.{key}": config.get(key) for key in keys},
+            }
+        )
+    return rows
+
+
+def summary_table(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
+    """One small row per cell and arm for the terminal; None where there is nothing yet.
+
+    Errors are in %; `common_area`, with its interval, decides, and `own_area`, from the arm's own reference,
+    describes: both are shares of 1. `confirmed_test_error_pct` has its interval, too. `ended` counts trials
+    with an outcome, of those `planned`; `diverged` is among them.
+    """
+    return [_small(summary) for summary in summarise(results_of(plan, records))]
+
+
+def _small(summary: Summary) -> Row:
+    best, confirmed = summary.best, summary.confirmed
+    return {
+        "cell": summary.cell,
+        "arm": summary.arm,
+        "planned": summary.num_trials,
+        "ended": num_ended(summary),
+        "diverged": summary.states.get("diverged", 0),
+        "best_val_error_pct": best.val_error_pct if best else None,
+        "best_test_error_pct": best.test_error_pct if best else None,
+        **_estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
+        "median_error_pct": summary.median_error_pct,
+        **_estimate_columns("common_area", summary.measures.get("area_common")),
+        **_estimate_columns("own_area", summary.measures.get("area_under_delta_edf")),
+    }
+
+
+def num_ended(summary: Summary) -> int:
+    """Trials with an outcome."""
+    return sum(count for state, count in summary.states.items() if state in RULES)
+
+
+def _estimate_columns(name: str, estimate: Estimate | None) -> Row:
+    parts = ("value", "low", "high")
+    return {
+        name if part == "value" else f"{name}_{part}": getattr(estimate, part) if estimate else None
+        for part in parts
+    }
+
+
+def _flat_summary(summary: Summary) -> Row:
+    best, confirmed = summary.best, summary.confirmed
+    row: Row = {
+        "cell": summary.cell,
+        "arm": summary.arm,
+        "trials": summary.num_trials,
+        **{state: summary.states.get(state, 0) for state in (*RULES, "running", "missing")},
+        "points": summary.num_points,
+        "points_counted": len(summary.errors_pct),
+        "points_incomplete": summary.num_incomplete,
+        "best_trial": best.trial.id if best else None,
+        "best_val_error_pct": best.val_error_pct if best else None,
+        "best_test_error_pct": best.test_error_pct if best else None,
+        "median_error_pct": summary.median_error_pct,
+        "reference_pct": summary.reference_pct,
+        "reference_kind": summary.reference_kind,
+        "common_reference_pct": summary.common_reference_pct,
+        "confirmed_point": confirmed.point if confirmed else None,
+        "confirmed_seeds": confirmed.num_seeds if confirmed else None,
+        **_estimate_columns("confirmed_val_error_pct", confirmed.val if confirmed else None),
+        **_estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
+        **_estimate_columns("diverged_share", summary.diverged),
+    }
+    for measure in MEASURES:
+        row |= _estimate_columns(measure, summary.measures.get(measure))
+    return row
+
+
+def _flat_contrast(contrast: Contrast) -> Row:
+    row = {
+        field.name: getattr(contrast, field.name)
+        for field in dataclasses.fields(contrast)
+        if field.name != "difference"
+    }
+    return row | _estimate_columns("difference", contrast.difference)
+
+
+# ----------------------------------------------------------------------------------------------- plain values
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV; a column for every key of any of them."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """A tree of what JSON knows; a number that is not finite becomes null, what is unknown becomes text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+def _flat(value: Any) -> Row:
+    """A dataclass as one row: what is nested by dotted names, lists as JSON."""
+    row: Row = {}
+    for key, item in plain(value).items():
+        if isinstance(item, dict):
+            row |= {f"{key}.{inner}": _scalar(part) for inner, part in _flat(item).items()}
+        else:
+            row[key] = _scalar(item)
+    return row
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(plain(value))

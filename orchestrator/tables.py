@@ -1,0 +1,688 @@
+"""The numbers of a report for people: tables for the page, for Markdown and for LaTeX.
+
+To add a section to the report, write a function of a `Found` that returns a `Table` with `section` set, and
+put it in `TABLES`. Where it has rows or notes it then has its own heading on the page, after the cost, and a
+link at the head of it, and is written as Markdown and LaTeX; its `data` go to summary.json, under its name,
+and to CSV.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.basin import Extent
+from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
+from orchestrator.noise import Component, Stream, noise_floor_pp
+from orchestrator.power import POWER, Detectable
+from orchestrator.results import RULES
+from orchestrator.rows import Row, cost_per_arm, num_ended
+from orchestrator.stats import MEASURES, Estimate, Measure
+from orchestrator.words import (
+    DESCRIBES,
+    SPLIT_NAMES,
+    TESTS,
+    duration,
+    error_interval,
+    interval_text,
+    measure_text,
+    p_text,
+    percent,
+    short,
+    told_apart,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What stands in one place of a table; `small` in small print below it, as intervals are."""
+
+    main: str
+    small: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row; the first text is its cell. `kind` is `primary`, `soft` (describes only) or empty."""
+
+    texts: tuple[Text, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people: on the page, as Markdown and as LaTeX.
+
+    Attributes:
+      name: of its files.
+      title: what it holds.
+      columns: heads; a number's begins with `#`, and is set to the right.
+      rows: as many texts as columns in each.
+      notes: what is not in it, and why.
+      section: heading of the section it makes; empty for a table that has its place on the page already.
+      intro: a sentence or two under that heading.
+      data: the same numbers with all their digits, for summary.json and CSV; only of tables with a section.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[Line] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    section: str = ""
+    intro: str = ""
+    data: list[Row] = field(default_factory=list)
+
+    @property
+    def heads(self) -> list[tuple[str, bool]]:
+        """Heads, and whether what is below is numbers."""
+        return [(head.lstrip("#"), head.startswith("#")) for head in self.columns]
+
+    def add(self, *texts: str | Text, kind: str = "") -> None:
+        """A row; plain text has no small print."""
+        assert len(texts) == len(self.columns)
+        self.rows.append(Line(tuple(t if isinstance(t, Text) else Text(t) for t in texts), kind))
+
+    def note(self, text: str) -> None:
+        """Once, however often it is said."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def refuses(self, who: str, because: str | None, what: str = "refused") -> bool:
+        """Whether there is a reason against a row; if so it is noted."""
+        if because:
+            self.note(f"{who}: {what}, as {because}.")
+        return bool(because)
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown under its title."""
+
+    def escaped(text: str) -> str:
+        for sign in "\\`*_{}[]<>#|~$":
+            text = text.replace(sign, f"\\{sign}")
+        return text.replace("\n", " ")
+
+    lines = [f"**{escaped(table.title)}**", ""]
+    lines.append("| " + " | ".join(escaped(head) for head, _ in table.heads) + " |")
+    lines.append("|" + "|".join("---:" if number else "---" for _, number in table.heads) + "|")
+    lines += [
+        "| " + " | ".join(escaped(_one_line(text)) for text in line.texts) + " |" for line in table.rows
+    ]
+    if table.notes:
+        lines += ["", *(f"- {escaped(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "−": "$-$", "²": "$^2$", "–": "--", "≥": r"$\geq$", "×": r"$\times$",
+    "±": r"$\pm$", "\u00a0": "~", "\n": " ", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def to_latex(table: Table) -> str:
+    """A table for LaTeX with the package booktabs; notes are comments."""
+
+    def escaped(text: str) -> str:
+        return "".join(_LATEX.get(sign, sign) for sign in text)
+
+    def row(texts: Iterable[str]) -> str:
+        return " & ".join(escaped(text) for text in texts) + r" \\"
+
+    columns = "".join("r" if number else "l" for _, number in table.heads)
+    lines = [f"% {_one_comment(table.title)}; needs \\usepackage{{booktabs}}"]
+    lines += [
+        f"\\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        row(head for head, _ in table.heads),
+        r"\midrule",
+    ]
+    before = None
+    for line in table.rows:
+        if before is not None and line.texts[0].main != before:
+            lines.append(r"\addlinespace")
+        before = line.texts[0].main
+        lines.append(row(_one_line(text) for text in line.texts))
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {_one_comment(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _one_comment(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _one_line(text: Text) -> str:
+    return f"{text.main} ({text.small})" if text.small else text.main
+
+
+# ----------------------------------------------------------------------------------------- what a sweep found
+
+
+def _shown(
+    estimate: Estimate | None, measure: Measure = "f1", sign: bool = False, otherwise: str = "–"
+) -> Text:
+    """A number with its interval."""
+    if estimate is None:
+        return Text(otherwise)
+    return Text(measure_text(estimate.value, measure, sign), interval_text(estimate, measure, sign))
+
+
+def _peak_table(found: Found) -> Table:
+    table = Table(
+        "peak",
+        "Lowest error per cell and arm, in %",
+        ("Cell", "Arm", "#Trials ended", "#Share diverged", "#Confirmed, selection", "#Confirmed, final",
+         "#Best of the sweep, selection", "#same trial, final", "#Optimism of that best (pp)"),
+    )  # fmt: skip
+    optimisms = {
+        (part.cell, arm): flattery for part in found.evidence for arm, flattery in part.optimism.items()
+    }
+    for s in found.summaries:
+        small = [f"{len(s.errors_pct)} points count"] if len(s.errors_pct) < s.num_points else []
+        small += [f"{s.num_incomplete} lack a replicate"] if s.num_incomplete else []
+        confirmed, best = s.confirmed, s.best
+        if confirmed:
+            interval = error_interval(confirmed.val)
+            seeds = f"{confirmed.num_seeds} seeds"
+            if confirmed.num_diverged:
+                seeds += f", {confirmed.num_diverged} diverged"
+            val = Text(percent(confirmed.val.value), f"{interval}; {seeds}" if interval else seeds)
+            test = _shown(confirmed.test, "error")
+        else:
+            val, test = Text("unconfirmed"), Text("–")
+            table.refuses(f"{s.cell}, {s.arm}", s.refused.get("confirmed"), "unconfirmed")
+        flattery = optimisms.get((s.cell, s.arm))
+        if best is None:
+            optimistic = Text("–")
+        elif flattery is None:
+            optimistic = Text("not known")
+        else:
+            optimistic = Text(f"{flattery.modelled_pct:.2f}", f"at most {flattery.at_most_pct:.2f}")
+        if "diverged" in s.refused:
+            table.note(f"{s.cell}, {s.arm}: {s.refused['diverged']}.")
+        table.add(
+            s.cell,
+            s.arm,
+            Text(f"{num_ended(s)} of {s.num_trials}", ", ".join(small)),
+            _shown(s.diverged, otherwise="refused" if "diverged" in s.refused else "–"),
+            val,
+            test,
+            percent(best.val_error_pct) if best else "–",
+            percent(best.test_error_pct) if best else "–",
+            optimistic,
+        )
+    if any(s.best for s in found.summaries) and not all(optimisms.values()):
+        table.note(
+            "Optimism is by how much the lowest error flatters its own setting. Where nothing was run twice "
+            "the size of chance cannot be known, and so neither can it."
+        )
+    return table
+
+
+def _robustness_table(found: Found) -> Table:
+    heads = [f"#{info.symbol}{'' if info.decides else ' (describes)'}" for info in MEASURES.values()]
+    table = Table(
+        "robustness",
+        "How errors are distributed over the settings, per cell and arm",
+        ("Cell", "Arm", "#Points", "#Median error (%)", "#Reference of Delta (%)", *heads),
+    )
+    for s in found.summaries:
+        for measure in ("delta_edf", "confirmed_reference"):
+            if measure in s.refused:
+                what = "refused" if measure == "delta_edf" else "not measured from the confirmed best"
+                table.note(f"{s.cell}, {s.arm}: {what}, as {s.refused[measure]}.")
+        kind = {"confirmed": "confirmed", "sweep_minimum": "unconfirmed"}.get(s.reference_kind or "", "")
+        table.add(
+            s.cell,
+            s.arm,
+            f"{len(s.errors_pct)} of {s.num_points}",
+            percent(s.median_error_pct) if "median_error_pct" not in s.refused else "refused",
+            Text(percent(s.reference_pct), kind) if s.reference_pct is not None else "none trained",
+            *(
+                _shown(s.measures.get(key), key, otherwise="refused" if key in s.refused else "–")
+                for key in MEASURES
+            ),
+        )
+    return table
+
+
+def _contrast_table(found: Found) -> Table:
+    base = next(iter(found.plan.sweep.arms))
+    table = Table(
+        "differences",
+        f"Every arm against {base}, on the points that both have",
+        (
+            "Cell",
+            "Arm",
+            "Measure",
+            f"#{base}",
+            "#Arm",
+            "#Difference",
+            "#Pairs",
+            "#p",
+            "#p by Holm",
+            "Verdict",
+        ),
+    )
+    for c in found.contrasts:
+        info = MEASURES[c.measure]
+        pairs = Text(str(c.num_pairs), f"{c.num_unpaired} unpaired" if c.num_unpaired else "")
+        if c.better:
+            verdict = Text(f"{c.better} is better", strong=True)
+        elif info.decides:
+            verdict = Text("not settled", c.because)
+        else:
+            verdict = Text("describes")
+            table.note(f"Rows that describe: {DESCRIBES}")
+        holm = Text(p_text(c.p_adjusted), f"over {c.num_in_family}" if c.num_in_family > 1 else "")
+        table.add(
+            c.cell,
+            c.arm,
+            Text(info.symbol, "primary" if c.primary else ""),
+            measure_text(c.base_value, c.measure),
+            measure_text(c.value, c.measure),
+            _shown(c.difference, c.measure, sign=True),
+            pairs,
+            Text(p_text(c.p_value), TESTS[c.test]) if info.decides else "–",
+            holm if info.decides else "–",
+            verdict,
+            kind="primary" if c.primary else "" if info.decides else "soft",
+        )
+    return table
+
+
+def _peak_contrast_table(found: Found) -> Table:
+    base = next(iter(found.plan.sweep.arms))
+    table = Table(
+        "peak_differences",
+        f"Confirmed error of every arm minus that of {base}, in pp",
+        ("Cell", "Arm", "Split", "#Difference", "#Noise floor", "#p (Welch)", "#p by Holm", "Verdict"),
+    )
+    for c in found.peaks:
+        sides = [found.noise.get((c.cell, arm)) for arm in (c.arm, c.base_arm)]
+        floor = noise_floor_pp(sides[0], sides[1]) if sides[0] and sides[1] else None
+        better = told_apart(c)
+        verdict = Text(f"{better} is better", strong=True) if better else Text("not told apart")
+        table.add(
+            c.cell,
+            c.arm,
+            SPLIT_NAMES[c.split],
+            _shown(c.difference, sign=True),
+            _shown(floor if c.split == "val" else None),
+            p_text(c.p_value),
+            p_text(c.p_adjusted),
+            verdict,
+        )
+    return table
+
+
+def _tuning_table(found: Found) -> Table:
+    curves = [curve for part in found.evidence for curve in part.curves.values()]
+    supported = max((curve.largest_budget for curve in curves), default=0)
+    # One budget that is refused everywhere says it; more would say it again.
+    ks = [k for k in budgets(curves) if k // 2 <= supported]
+    table = Table(
+        "tuning",
+        "Median error of the best of k trials (%), with bands that hold at every k at once",
+        ("Cell", "Arm", "#Trials", "#Largest k supported", *(f"#k = {k}" for k in ks)),
+    )
+    for part in found.evidence:
+        for arm, curve in part.curves.items():
+            told = []
+            for k in ks:
+                best = curve.at(k)
+                if best is None:
+                    told.append(Text("refused" if k <= curve.num_trials else "–"))
+                else:
+                    band = f"{percent(best.low_pct)} to {percent(best.high_pct)}"
+                    told.append(Text(percent(best.median_pct), band))
+            table.add(part.cell, arm, str(curve.num_trials), str(curve.largest_budget), *told)
+    if any(t.main == "refused" for line in table.rows for t in line.texts):
+        table.note(
+            "Refused beyond the largest k: a setting too rare to have been drawn could be the median best "
+            "there, and could have any error."
+        )
+    for s in found.summaries:
+        if "delta_edf" in s.refused:
+            table.note(f"{s.cell}, {s.arm}: refused, as {s.refused['delta_edf']}.")
+    return table
+
+
+def _extent_text(extent: Extent | None, squared: bool = False) -> Text:
+    if extent is None:
+        return Text("–")
+    more = "≥ " if extent.touches else ""
+    unit = extent.unit.replace("octaves x octaves", "octaves²").replace(" x ", " × ")
+    ends = interval_text(extent.size)
+    of = f"of {extent.window:.3g} {unit}"
+    digits = f"{extent.size.value:.1f}" if squared else f"{extent.size.value:.2f}"
+    return Text(f"{more}{digits}", f"{ends}; {of}" if ends else of)
+
+
+def _basin_table(found: Found) -> Table:
+    names = list(
+        dict.fromkeys(width.names[0] for part in found.evidence for b in part.basins for width in b.widths)
+    )
+    table = Table(
+        "basins",
+        "The basin around each arm's optimum: where a smooth surface through the errors is within 2 pp of "
+        "the reference",
+        ("Cell", "Arm", "#Optimum", "#Error there (%)", *(f"#Width in {name}" for name in names),
+         "#Area, lr × weight decay", "#lr sensitivity (pp)", "#R2 left out"),
+    )  # fmt: skip
+    for part in found.evidence:
+        for b in part.basins:
+            fit = "–" if b.quality is None else f"{b.quality.r2:.2f}".replace("-", "−")
+            if table.refuses(f"{b.cell}, {b.arm}", b.because, "no basin"):
+                table.add(b.cell, b.arm, "refused", *["–"] * (len(names) + 3), fit, kind="soft")
+                continue
+            widths = {width.names[0]: width for width in b.widths}
+            values = [
+                short(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)
+                for v in b.optimum.values()
+            ]
+            table.add(
+                b.cell,
+                b.arm,
+                ", ".join(values),
+                percent(b.optimum_pct),
+                *(_extent_text(widths.get(name)) for name in names),
+                _extent_text(b.area, squared=True),
+                _shown(b.lr_sensitivity_pp),
+                fit,
+            )
+            if any(e.touches for e in (*b.widths, *([b.area] if b.area else []))):
+                table.note("≥: the basin reaches an edge of the window and may go on there.")
+    return table
+
+
+def _note_left_out(found: Found, table: Table) -> None:
+    if left := not_worked_out(found):
+        table.note(
+            f"Worked out in {len(found.deep)} cells of {len(found.deep) + len(left)}, as the sweep is large; "
+            f"not in: {', '.join(left)}."
+        )
+
+
+def _importance_table(found: Found) -> Table:
+    table = Table(
+        "importance",
+        "Share of the variance of min(Delta, 10 pp) over the window",
+        ("Cell", "Arm", "Parameter", "#alone", "#with others", "#R2 left out"),
+    )
+    for item in (item for part in found.evidence for item in part.importances):
+        if table.refuses(f"{item.cell}, {item.arm}", item.because):
+            continue
+        fit = "–" if item.quality is None else f"{item.quality.r2:.2f}"
+        for one in item.parameters:
+            table.add(item.cell, item.arm, one.name, f"{one.main:.2f}", f"{one.total:.2f}", fit)
+    _note_left_out(found, table)
+    return table
+
+
+def _transfer_table(found: Found) -> Table:
+    table = Table(
+        "transfer",
+        "What it costs an arm to run at another arm's best setting, in pp",
+        ("Cell", "Arm", "at the best of", "#Regret, as observed", "#Regret, smooth", "#Pairs"),
+    )
+    for t in (t for part in found.evidence for t in part.transfers):
+        if table.refuses(f"{t.cell}, {t.arm} at the best of {t.donor}", t.because):
+            continue
+        table.add(t.cell, t.arm, t.donor, _shown(t.regret_pp), _shown(t.smooth_pp), str(t.num_pairs))
+        if t.smooth_pp is None:
+            table.note(
+                "No smooth regret where an arm's surface up to chance predicts no better than its mean."
+            )
+    _note_left_out(found, table)
+    return table
+
+
+def _gap_table(found: Found) -> Table:
+    table = Table(
+        "gaps",
+        "Gaps between cells within an arm, at equal best of k",
+        ("Cell", "against", "Arm", "Gap", "#k", "#Points", "#Error (%)", "#Error against (%)", "#Gap (pp)",
+         "#Noise floor (pp)"),
+    )  # fmt: skip
+    for gap in found.gaps:
+        floor = gap_floor(found, gap)
+        table.add(
+            gap.pair.cell,
+            gap.pair.base_cell,
+            gap.arm,
+            f"{gap.pair.kind.replace('_', ' ')}: {gap.pair.level} against {gap.pair.base_level}",
+            str(gap.budget),
+            str(gap.num_points),
+            percent(gap.error_pct),
+            percent(gap.base_error_pct),
+            _shown(gap.gap_pp, sign=True),
+            _shown(floor, otherwise="not measured"),
+        )
+    return table
+
+
+def _gap_contrast_table(found: Found) -> Table:
+    table = Table(
+        "gap_differences",
+        "Gap of every arm minus that of the first, in pp",
+        ("Cell", "against", "Arm", "minus that of", "#k", "#Points", "#Difference", "Smaller gap"),
+    )
+    for c in found.gap_contrasts:
+        verdict = Text(c.better, strong=True) if c.better else Text("not settled")
+        table.add(
+            c.pair.cell,
+            c.pair.base_cell,
+            c.arm,
+            c.base_arm,
+            str(c.budget),
+            str(c.num_points),
+            _shown(c.difference_pp, sign=True),
+            verdict,
+        )
+    return table
+
+
+_STREAMS: tuple[Stream, ...] = ("init", "order", "augment")
+
+
+def _noise_table(found: Found) -> Table:
+    table = Table(
+        "noise",
+        "Standard deviation of one run that each source of chance causes, in pp",
+        ("Cell", "Arm", *(f"#{stream}" for stream in _STREAMS), "#All at once", "#Floor of one run",
+         "#of a difference of two"),
+    )  # fmt: skip
+
+    def part(one: Component | None) -> Text:
+        if one is None:
+            return Text("not measured")
+        between = interval_text(one.sd_pp)
+        groups = f"{one.num_groups} setting{'s' if one.num_groups > 1 else ''}"
+        return Text(f"{one.sd_pp.value:.2f}", f"{between}; {groups}" if between else groups)
+
+    for one in found.noise.values():
+        streams = [part(one.streams.get(stream)) for stream in _STREAMS]
+        table.add(one.cell, one.arm, *streams, part(one.total), part(one.floor), _shown(noise_floor_pp(one)))
+        if one.num_diverged_groups:
+            table.note(
+                f"{one.cell}, {one.arm}: {one.num_diverged_groups} settings left out, as a run of them "
+                "diverged while another did not."
+            )
+    return table
+
+
+def _edge_table(found: Found) -> Table:
+    table = Table(
+        "edges",
+        "Arms whose best lies at an edge of the window while the error still falls there",
+        ("Cell", "Arm", "Parameter", "Edge", "By", "#Value", "#Falls by (pp)", "#Refits that agree",
+         "What would settle it"),
+    )  # fmt: skip
+    for check in (check for part in found.evidence for check in part.edges):
+        table.refuses(f"{check.cell}, {check.arm}", check.because, "not judged")
+        for flag in check.flags:
+            strip = flag.extension
+            ends = f"{short(strip.low)} to {short(strip.high)}"
+            table.add(
+                flag.cell,
+                flag.arm,
+                flag.parameter,
+                flag.side,
+                " and ".join(flag.signs),
+                short(flag.value),
+                f"{flag.fall_pp:.2f}",
+                f"{flag.support:.0%}",
+                f"{strip.num_points} points from {ends}",
+            )
+    return table
+
+
+def _audit_table(found: Found) -> Table:
+    """Verdicts that flip first, then the rest, cell by cell."""
+    table = Table(
+        "audit",
+        "How differences move under other windows over the same points",
+        ("Cell", "Arm", "Measure", "Window", "#Difference", "#Effective points", "As drawn", "Here"),
+    )
+    pairs = [(a, verdict) for part in found.evidence for a in part.audits for verdict in a.verdicts]
+    own = {(a.cell, a.arm, v.measure): v for a, v in reversed(pairs) if v.view == a.verdicts[0].view}
+
+    def said(better: str | None) -> str:
+        return f"{better} is better" if better else "open"
+
+    for a, verdict in sorted(pairs, key=lambda pair: not pair[1].flip):
+        covered = "" if verdict.covered == 1 else f"{verdict.covered:.0%} of that window has points"
+        here = said(verdict.better) if verdict.difference is not None else "refused"
+        before = own[a.cell, a.arm, verdict.measure]
+        table.add(
+            a.cell,
+            a.arm,
+            MEASURES[verdict.measure].symbol,
+            Text(verdict.view, covered),
+            _shown(verdict.difference, verdict.measure, sign=True),
+            f"{verdict.effective_points:.1f}",
+            said(before.better),
+            Text(here, verdict.flip or ("" if verdict.difference else verdict.because), bool(verdict.flip)),
+        )
+    for item in (item for part in found.evidence for item in part.audits):
+        table.refuses(f"{item.cell}, {item.arm}", item.because, "no audit")
+    _note_left_out(found, table)
+    return table
+
+
+_AGAIN = {
+    "never": "never",
+    "retries": "up to the number of retries",
+    "losses": "unless lost five times without getting on",
+    "always": "always",
+    "next run": "by the next run",
+}
+
+
+def _outcome_table(found: Found) -> Table:
+    table = Table(
+        "outcomes",
+        "Trials by outcome, and what an outcome means for them",
+        ("Outcome", "#Trials", "Means", "Run again", "May be best", "In the EDF"),
+    )
+    states = Counter(result.state for result in {r.trial.id: r for r in found.results}.values())
+    for name, rule in RULES.items():
+        counts = "no, counted as missing"
+        if rule.in_edf:
+            counts = "with its error" if rule.error_pct is None else f"as {rule.error_pct:g} % error"
+        table.add(
+            name.replace("_", " "),
+            str(states[name]),
+            rule.means,
+            _AGAIN[rule.again],
+            "yes" if rule.ranked else "no",
+            counts,
+            kind="" if states[name] else "soft",
+        )
+    for state, means in (
+        ("running", "has begun and not ended"),
+        ("missing", "has not been run, or not to an end"),
+    ):
+        kind = "" if states[state] else "soft"
+        table.add(
+            state, str(states[state]), means, "by the next run", "no", "no, counted as missing", kind=kind
+        )
+    return table
+
+
+def _power_table(found: Found) -> Table:
+    table = Table(
+        "power",
+        f"The smallest difference that is found with {POWER:.0%} power, by the planned points",
+        ("Cells", "Measure", "#Points", "#Reference arm, planted", "#By closed form", "#By simulation"),
+    )
+    groups: dict[tuple[Measure, int], list[Detectable]] = {}
+    for one in found.power:
+        groups.setdefault((one.measure, one.num_points), []).append(one)
+    all_cells = set(found.plan.sweep.cell_names())
+    for (measure, num_points), same in groups.items():
+        if not MEASURES[measure].decides:
+            continue
+        cells = {one.cell for one in same}
+        told = [
+            "none" if size is None else f"{size:.2f}" for size in (same[0].closed_form, same[0].simulated)
+        ]
+        table.add(
+            "all" if cells == all_cells else ", ".join(sorted(cells)),
+            MEASURES[measure].symbol,
+            str(num_points),
+            f"{same[0].base_value:.2f}",
+            *told,
+        )
+    return table
+
+
+def _cost_table(found: Found) -> Table:
+    table = Table(
+        "cost",
+        "What a result costs: of trials that ran, all attempts included",
+        ("Cell", "Arm", "#Trials run", "#Time", "#Time per trial", "#Multiply-adds per trial",
+         "#Time of the best", "#Multiply-adds of the best"),
+    )  # fmt: skip
+    for row in cost_per_arm(found):
+        best = row["best_seconds"] is not None
+        table.add(
+            row["cell"],
+            row["arm"],
+            str(row["trials_run"]),
+            duration(row["trial_seconds"]),
+            "–" if row["seconds_per_trial"] is None else duration(row["seconds_per_trial"]),
+            "–" if not row["trials_run"] else short(row["multiply_adds_per_trial"]),
+            duration(row["best_seconds"]) if best else "–",
+            short(row["best_multiply_adds"]) if best else "–",
+        )
+    return table
+
+
+#: In the order of the page, as far as their place is not in the template.
+TABLES: tuple[Callable[[Found], Table], ...] = (
+    _peak_table,
+    _robustness_table,
+    _contrast_table,
+    _peak_contrast_table,
+    _tuning_table,
+    _basin_table,
+    _importance_table,
+    _transfer_table,
+    _gap_table,
+    _gap_contrast_table,
+    _noise_table,
+    _edge_table,
+    _audit_table,
+    _outcome_table,
+    _power_table,
+    _cost_table,
+)
+
+
+def tables_of(found: Found) -> dict[str, Table]:
+    """All tables by name."""
+    return {table.name: table for table in (make(found) for make in TABLES)}

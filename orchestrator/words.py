@@ -1,0 +1,382 @@
+"""The words of a report: numbers as they are written, the answer in two sentences, and its caveats."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from orchestrator.fairness import EdgeCheck, EdgeFlag
+from orchestrator.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
+from orchestrator.stats import (
+    CONFIDENCE,
+    MEASURES,
+    Contrast,
+    Estimate,
+    Measure,
+    MeasureInfo,
+    PeakContrast,
+    ReferenceKind,
+    Summary,
+)
+from orchestrator.sweep import Primary
+
+#: The sign after a space at which no line may break.
+_PERCENT = "\u00a0%"
+
+
+def percent(value: float | None) -> str:
+    """An error in %, two digits after the point below 10 and one above."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+
+
+def short(value: float) -> str:
+    """A number in few characters: 0.02, 1.5e-4, 2048."""
+    if value != 0 and not 1e-2 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def share_text(value: float | None, sign: bool = False) -> str:
+    if value is None:
+        return "–"
+    # Adding 0 to the rounded number makes -0 a 0.
+    value = round(value, 2) + 0.0
+    return f"{value:{'+' if sign and value else ''}.2f}".replace("-", "−")
+
+
+def measure_text(value: float | None, measure: Measure, sign: bool = False) -> str:
+    """A measure: a share of 1, or a mean error in %."""
+    return percent(value) if measure == "error" and not sign else share_text(value, sign)
+
+
+def interval_text(estimate: Estimate | None, measure: Measure = "f1", sign: bool = False) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    low, high = (measure_text(end, measure, sign) for end in (estimate.low, estimate.high))
+    return f"{low} to {high}"
+
+
+def error_interval(estimate: Estimate) -> str:
+    return interval_text(estimate, "error")
+
+
+def p_text(value: float | None) -> str:
+    """A p-value: three digits after the point, and no more is claimed."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _p_equals(value: float) -> str:
+    text = p_text(value)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def where_text(cells: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
+    """`adamw, sgd` or, where not all arms are meant, `adamw (vit_p)`."""
+    parts = [
+        cell if len(found) == len(arms) else f"{cell} ({', '.join(found)})" for cell, found in cells.items()
+    ]
+    return ", ".join(parts)
+
+
+def domain_text(domain: Domain) -> str:
+    match domain:
+        case LogUniform(log_uniform=(low, high)):
+            return f"{short(low)} to {short(high)}, log-uniform ({high / low:.3g}×)"
+        case Uniform(uniform=(low, high)):
+            return f"{short(low)} to {short(high)}, uniform"
+        case IntRange(int_range=(low, high)):
+            return f"{low} to {high}, whole numbers"
+        case Choice():
+            return "one of " + ", ".join(map(str, domain.choice))
+        case Ordinal():
+            return "one of " + ", ".join(map(str, domain.ordinal)) + ", in this order"
+
+
+TESTS = {"wilcoxon": "Wilcoxon", "mcnemar": "McNemar"}
+REFERENCES: dict[ReferenceKind | None, str] = {
+    "confirmed": "the arm's confirmed best",
+    "sweep_minimum": "the lowest error of the arm's sweep, unconfirmed",
+    None: "nothing: no point trained",
+}
+SPLIT_NAMES = {"val": "selection", "test": "final"}
+DESCRIBES = (
+    "they are measured from each arm's own reference, and an error in it moves all pairs alike, which no "
+    "test over pairs notices: between arms that do not differ they would be called settled in nearly half of "
+    "all sweeps. They have a difference and no verdict."
+)
+
+
+# ------------------------------------------------------------------------------------------------- the answer
+
+
+def answer(
+    summaries: Sequence[Summary], compared: Sequence[Contrast], peaks: Sequence[PeakContrast] = ()
+) -> tuple[str, str]:
+    """The question answered in two sentences: who does well over more settings, and whose best is best.
+
+    The first speaks of the contrast declared beforehand, or of the default one in every cell.
+    """
+    if not any(summary.errors_pct for summary in summaries):
+        reasons = sorted({s.refused["delta_edf"] for s in summaries if "delta_edf" in s.refused})
+        if reasons:
+            return f"There is no answer: {'; '.join(reasons)}.", ""
+        return "There is no answer yet: no trial has a result.", ""
+    asked = headline(compared)
+    cells = {contrast.cell for contrast in asked} or {summary.cell for summary in summaries}
+    mine = [summary for summary in summaries if summary.cell in cells]
+    return _first_sentence(asked, compared), _second_sentence(mine, peaks)
+
+
+def headline(compared: Sequence[Contrast]) -> list[Contrast]:
+    """What the answer speaks of: the contrast declared beforehand, or the default one in every cell."""
+    asked = [contrast for contrast in compared if contrast.primary]
+    return asked or [contrast for contrast in compared if contrast.measure == Primary().measure]
+
+
+def _in_cell(cell: str) -> str:
+    return "" if cell == "all" else f" in {cell}"
+
+
+def _verb(info: MeasureInfo) -> tuple[str, str]:
+    """What the better arm does, before the other's name; and what is asked where it is not settled."""
+    if not info.higher_is_better:
+        return "has a lower mean error than", "has the lower mean error"
+    if info.common:
+        return "does well over more of the settings than", "does well over more of the settings"
+    return "is more forgiving of its settings than", "is more forgiving of its settings"
+
+
+def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> str:
+    if not asked:
+        return "The sweep has one arm, so nothing is compared."
+    info = MEASURES[asked[0].measure]
+    verb, question = _verb(info)
+    if len(asked) == 1:
+        return _one_contrast(asked[0], verb, question, _described(asked[0], compared))
+    parts = []
+    for arm in dict.fromkeys(contrast.arm for contrast in asked):
+        mine = [contrast for contrast in asked if contrast.arm == arm]
+        base = mine[0].base_arm
+        wins, losses, rest = (
+            [contrast.cell for contrast in mine if contrast.better == better] for better in (arm, base, None)
+        )
+        said = [
+            f"{winner} {verb} {loser} in {_listed(cells, len(mine))}"
+            for winner, loser, cells in ((arm, base, wins), (base, arm, losses))
+            if cells
+        ]
+        if rest and not said:
+            said.append(f"whether {arm} or {base} {question} is not settled in any cell")
+        elif rest:
+            said.append(f"not settled in {_listed(rest, len(mine))}")
+        parts.append(", ".join(said))
+    # A sentence begins with a capital, a name as it is.
+    text = re.sub("^whether ", "Whether ", "; ".join(parts))
+    tests = " and ".join(sorted({TESTS[contrast.test] for contrast in asked}))
+    return (
+        f"{text} (by {info.means}; {tests}, Holm-adjusted, and 95{_PERCENT} intervals of paired differences)."
+    )
+
+
+def _described(contrast: Contrast, compared: Sequence[Contrast]) -> str:
+    """The area from each arm's own reference: what the decision does not rest on."""
+    for other in compared:
+        info = MEASURES[other.measure]
+        alike = (other.cell, other.arm) == (contrast.cell, contrast.arm)
+        if alike and not info.decides and info.within_pp is None and other.value is not None:
+            return (
+                f"; measured each from its own best, the areas are {share_text(other.value)} and "
+                f"{share_text(other.base_value)} (a description, not a test)"
+            )
+    return ""
+
+
+def _one_contrast(contrast: Contrast, verb: str, asked: str, described: str) -> str:
+    measure, info = contrast.measure, MEASURES[contrast.measure]
+    if contrast.difference is None:
+        numbers = ""
+    else:
+        interval = interval_text(contrast.difference, measure, sign=True)
+        p_value = contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted
+        adjusted = f" after Holm over {contrast.num_in_family}" if contrast.num_in_family > 1 else ""
+        tested = "" if p_value is None else f", {TESTS[contrast.test]} {_p_equals(p_value)}{adjusted}"
+        numbers = (
+            f"{info.means} {measure_text(contrast.value, measure)} for {contrast.arm} against "
+            f"{measure_text(contrast.base_value, measure)} for {contrast.base_arm}, difference "
+            f"{measure_text(contrast.difference.value, measure, sign=True)}"
+            f"{f' (95{_PERCENT} interval {interval})' if interval else ''}{tested}, "
+            f"{contrast.num_pairs} pairs{described}"
+        )
+    if contrast.better:
+        loser = contrast.base_arm if contrast.better == contrast.arm else contrast.arm
+        return f"{contrast.better} {verb} {loser}{_in_cell(contrast.cell)}: {numbers}."
+    return (
+        f"Whether {contrast.arm} or {contrast.base_arm} {asked}{_in_cell(contrast.cell)} is not "
+        f"settled, as {contrast.because}{f': {numbers}' if numbers else ''}."
+    )
+
+
+def _listed(cells: Sequence[str], total: int) -> str:
+    if total == 1:
+        return cells[0]
+    if len(cells) == total:
+        return f"all {total} cells"
+    if len(cells) > 6:
+        return f"{len(cells)} of {total} cells"
+    return f"{len(cells)} of {total} cells ({', '.join(cells)})"
+
+
+def _second_sentence(summaries: Sequence[Summary], peaks: Sequence[PeakContrast]) -> str:
+    by_cell: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        if summary.best is not None or summary.confirmed is not None:
+            by_cell.setdefault(summary.cell, []).append(summary)
+    if not by_cell:
+        return "No trial that may rank has ended, so there is no lowest error."
+    confirmed = [cell for cell, found in by_cell.items() if all(s.confirmed for s in found)]
+    if len(by_cell) == 1:
+        ((cell, found),) = by_cell.items()
+        return _confirmed_peak(found, peaks) if confirmed else _unconfirmed_peak(cell, found)
+    open_cells = {cell: found for cell, found in by_cell.items() if cell not in confirmed}
+    said = []
+    if confirmed:
+        said.append(_confirmed_cells(confirmed, peaks))
+    if open_cells:
+        said.append(_unconfirmed_cells(open_cells, bool(confirmed)))
+    return "; ".join(said) + "."
+
+
+def _confirmed_peak(found: Sequence[Summary], peaks: Sequence[PeakContrast]) -> str:
+    pairs = [(summary, confirmed) for summary in found if (confirmed := summary.confirmed) is not None]
+    pairs.sort(key=lambda pair: pair[1].val.value)
+    texts = []
+    for summary, confirmed in pairs:
+        interval = error_interval(confirmed.val)
+        parts = [f"{interval}" if interval else "", f"{confirmed.num_seeds} fresh seeds"]
+        if confirmed.test is not None:
+            test = error_interval(confirmed.test)
+            on_final = f"{percent(confirmed.test.value)}{_PERCENT} on the final split"
+            parts.append(on_final + (f", {test}" if test else ""))
+        inside = "; ".join(part for part in parts if part)
+        texts.append(f"{summary.arm} {percent(confirmed.val.value)}{_PERCENT} ({inside})")
+    cell = found[0].cell
+    mine = [peak for peak in peaks if peak.cell == cell]
+    # The final split where it was measured: no choice was made on it.
+    split = "test" if any(peak.split == "test" for peak in mine) else "val"
+    compared = [_peak_contrast(peak) for peak in mine if peak.split == split]
+    tail = f"; on the {SPLIT_NAMES[split]} split {', '.join(compared)}" if compared else ""
+    return f"Lowest error on the selection split{_in_cell(cell)}, confirmed: {', '.join(texts)}{tail}."
+
+
+def told_apart(peak: PeakContrast) -> str | None:
+    """The arm of the lower confirmed error; None if that is not settled."""
+    p_value = peak.p_value if peak.p_adjusted is None else peak.p_adjusted
+    if p_value is None or p_value >= 1 - CONFIDENCE:
+        return None
+    return peak.arm if peak.difference.value < 0 else peak.base_arm
+
+
+def _peak_contrast(peak: PeakContrast) -> str:
+    interval = interval_text(peak.difference, sign=True)
+    p_value = peak.p_value if peak.p_adjusted is None else peak.p_adjusted
+    parts = [
+        f"95{_PERCENT} interval {interval}" if interval else "",
+        "" if p_value is None else _p_equals(p_value),
+    ]
+    inside = ", ".join(part for part in parts if part)
+    number = f"{share_text(peak.difference.value, sign=True)} pp{f' ({inside})' if inside else ''}"
+    verdict = "" if told_apart(peak) else ", not told apart"
+    return f"{peak.arm} is {number} from {peak.base_arm}{verdict}"
+
+
+def _confirmed_cells(cells: Sequence[str], peaks: Sequence[PeakContrast]) -> str:
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        mine = [peak for peak in peaks if peak.cell == cell]
+        split = "test" if any(peak.split == "test" for peak in mine) else "val"
+        for peak in mine:
+            if peak.split == split:
+                counts[told_apart(peak) or "neither (not told apart)"] += 1
+    texts = ", ".join(f"{arm} in {count}" for arm, count in counts.most_common())
+    if not texts:
+        return f"In {len(cells)} cells the lowest error is confirmed"
+    return f"Of {len(cells)} confirmed cells, the confirmed error is lower with {texts}"
+
+
+def _unconfirmed_peak(cell: str, summaries: Sequence[Summary]) -> str:
+    found = sorted(
+        ((summary, best) for summary in summaries if (best := summary.best) is not None),
+        key=lambda pair: pair[1].val_error_pct,
+    )
+    if not found:
+        return "No trial that may rank has ended, so there is no lowest error."
+    texts = []
+    for summary, best in found:
+        test = best.test_error_pct
+        after = "" if test is None else f" ({percent(test)}{_PERCENT} on the final split)"
+        texts.append(f"{summary.arm} {percent(best.val_error_pct)}{_PERCENT}{after}")
+    why = [f"{s.arm}: {s.refused['confirmed']}" for s in summaries if "confirmed" in s.refused]
+    reasons = f" ({'; '.join(why)})" if why else ""
+    return (
+        f"Lowest error on the selection split{_in_cell(cell)}: {', '.join(texts)}; each is "
+        f"one run, the best of its arm, unconfirmed{reasons}."
+    )
+
+
+def _unconfirmed_cells(by_cell: Mapping[str, Sequence[Summary]], others: bool) -> str:
+    counts: Counter[str] = Counter()
+    for summaries in by_cell.values():
+        found = {s.arm: s.best.val_error_pct for s in summaries if s.best is not None}
+        if found:
+            lowest = min(found.values())
+            counts["/".join(arm for arm, error in found.items() if error == lowest)] += 1
+    which = f"the {len(by_cell)} cells not confirmed" if others else f"{len(by_cell)} cells"
+    if len(counts) == 1:
+        (arms,) = counts
+        start = "in" if others else "In all"
+        return (
+            f"{start} {which} the lowest error on the selection split is seen with {arms}; each "
+            "is one run, unconfirmed"
+        )
+    texts = [f"{arms} in {count}" for arms, count in counts.most_common()]
+    return (
+        f"{'of' if others else 'Of'} {which}, the lowest error on the selection split is seen with "
+        f"{', '.join(texts)}; each is one run, unconfirmed"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- caveats
+
+
+#: More caveats than this are counted, not told.
+_MAX_CAVEATS = 6
+
+
+def caveats(found: Sequence[EdgeCheck], cells: Sequence[str]) -> list[str]:
+    """What stands under the answer: arms of these cells whose best lies at the edge of the window."""
+    flags = [flag for check in found for flag in check.flags]
+    mine = [flag for flag in flags if flag.cell in cells]
+    texts = [_edge_text(flag) for flag in mine[:_MAX_CAVEATS]]
+    if rest := len(flags) - len(texts):
+        texts.append(f"{rest} more such finding{'s' if rest > 1 else ''} under Fairness of the windows.")
+    return texts
+
+
+def _edge_text(flag: EdgeFlag) -> str:
+    strip = flag.extension
+    return (
+        f"The best of {flag.arm}{_in_cell(flag.cell)} lies at the {flag.side} end of {flag.parameter} "
+        f"({short(flag.value)}), and its error still falls there: the window may have cut it off. "
+        f"{strip.num_points} more points from {short(strip.low)} to {short(strip.high)} "
+        "would settle it."
+    )
