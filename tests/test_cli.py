@@ -253,7 +253,8 @@ def test_several_sweeps_are_reported_one_by_one_and_none_if_one_is_no_sweep(cli,
     assert not (partial / "report").exists()
     code, out, _ = cli("report", partial, other, partial)
     assert code == 1
-    assert out.count("report: ") == 2
+    assert out.count("\nreport: ") == 2
+    assert "vitc-sweep compare" in out
     assert (partial / "report" / "report.html").is_file()
     assert (other / "report" / "report.html").is_file()
 

@@ -92,7 +92,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br", "link", "img", "hr"):
+        if tag not in ("meta", "br", "wbr", "link", "img", "hr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
