@@ -390,6 +390,8 @@ def bowl(trial):
 def words(text):
     """What the page says, without tags."""
     text = re.sub(r"<(svg|style).*?</\1>", "", text, flags=re.DOTALL)
+    # Where a word may break, it is still one word.
+    text = re.sub(r"</?(wbr|code|b)>", "", text)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
 
 
@@ -542,7 +544,17 @@ def test_tables_are_escaped_in_markdown_and_latex():
     assert r"a|b & $-$1.5 (1 \& 2 \% \textless{} \$3) \\" in to_latex(table)
 
 
-NAMES = ("states", "other_states", "errors_pct", "means_pct", "values", "optimum", "refused", "details")
+NAMES = (
+    "states",
+    "other_states",
+    "errors_pct",
+    "blocks",
+    "means_pct",
+    "values",
+    "optimum",
+    "refused",
+    "details",
+)
 
 
 def named_keys(value, free=NAMES):
