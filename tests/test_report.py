@@ -391,7 +391,7 @@ def words(text):
     """What the page says, without tags."""
     text = re.sub(r"<(svg|style).*?</\1>", "", text, flags=re.DOTALL)
     # Where a word may break, it is still one word.
-    text = re.sub(r"</?(wbr|code|b)>", "", text)
+    text = re.sub(r"</?(wbr|code|b|strong)>", "", text)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
 
 
