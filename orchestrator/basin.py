@@ -35,7 +35,7 @@ from scipy.stats import qmc, sobol_indices, uniform
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Result
 from orchestrator.space import Choice, Domain, Listed, LogUniform
-from orchestrator.stats import AREA_LIMIT_PP, CENSORING, CONFIDENCE, MIN_SAMPLE, Estimate
+from orchestrator.stats import AREA_LIMIT_PP, CONFIDENCE, MIN_SAMPLE, Estimate
 
 Array = NDArray[np.float64]
 Side = Literal["low", "high"]
@@ -196,7 +196,7 @@ def _landscape(plan: Plan, by_point: Mapping[int, Sequence[Result]]) -> Landscap
         trained=np.array([trained for _, _, _, trained in rows], dtype=np.bool_),
         chance_pct=100 * (1 - 1 / plan.infos[first.config.data].num_classes),
         num_planned=len(by_point),
-        num_censored=sum(r.record.outcome in CENSORING for results in by_point.values() for r in results),
+        num_censored=sum(r.censored for results in by_point.values() for r in results),
     )
 
 

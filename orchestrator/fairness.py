@@ -14,9 +14,9 @@ Source: Kong 1992, "A note on importance sampling using standardized weights", U
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -30,8 +30,8 @@ from orchestrator.stats import (
     MIN_SAMPLE,
     Estimate,
     Measure,
-    bootstrap_mean,
     point_scores,
+    with_both_ends,
 )
 
 #: An optimum within this share of the window from an edge lies at it.
@@ -217,9 +217,10 @@ class Verdict:
       measure: which.
       base_value, value: weighted means over the paired points; Delta is measured from the reference as given,
         else from the lowest error of the arm's points that count in this view.
-      difference: `value` minus `base_value`; paired bootstrap over points. None where it is refused.
+      difference: `value` minus `base_value` with its interval; None where it is refused.
       effective_points: (sum w)^2 / sum w^2, of the arm that has less; below 6 there is no estimate.
-      better: the arm that is better; None if that is not settled, and `because` says why.
+      better: the arm that is better, by a t-test of the weighted pairs; None if that is not settled, and
+        `because` says why.
       flip: how it departs from `as drawn`: `reversed`: the other arm is better; `lost`: no longer settled;
         `gained`: settled only here; empty if it does not, or if it could not be judged.
     """
@@ -388,14 +389,14 @@ def _verdict(
     if base_all is None or arm_all is None:
         return refused("an arm trained at no point of this view")
     base_scores, scores = base_all[base_rows], arm_all[rows]
-    difference = _difference(base_scores, weights[0], scores, weights[1])
+    difference, p_value = _difference(base_scores, weights[0], scores, weights[1])
     counting = (weights[0] > 0) | (weights[1] > 0)
     num_differing = int(np.count_nonzero(np.abs(scores - base_scores)[counting] > DIFFERS))
     better, because = None, ""
     if num_differing < MIN_SAMPLE:
         because = f"{num_differing} pairs differ, {MIN_SAMPLE} are needed"
-    elif difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
-        because = "the interval contains 0"
+    elif p_value >= 1 - CONFIDENCE:
+        because = f"p = {p_value:.2f}"
     else:
         better = arm.arm if (difference.value > 0) == MEASURES[measure].higher_is_better else base.arm
     return Verdict(
@@ -411,30 +412,26 @@ def _verdict(
     )
 
 
-def _difference(base_scores: Array, base_weights: Array, scores: Array, weights: Array) -> Estimate:
-    """Difference of the weighted means, with the interval of a paired bootstrap over points."""
-    if np.array_equal(base_weights, weights) and set(np.unique(weights)) <= {0.0, 1.0}:
-        # A mean over fewer points: the very estimate that a sweep of those points would give.
-        return bootstrap_mean((scores - base_scores)[weights > 0])
-    value = float(np.average(scores, weights=weights) - np.average(base_scores, weights=base_weights))
-    n = min(effective_points(weights), effective_points(base_weights))
-    # As many as put hundreds into each tail; a resample without weight in one arm says nothing.
-    counts = _counts(len(scores))
-    totals, base_totals = counts @ weights, counts @ base_weights
-    kept = (totals > 0) & (base_totals > 0)
-    resampled = (counts @ (weights * scores))[kept] / totals[kept]
-    resampled -= (counts @ (base_weights * base_scores))[kept] / base_totals[kept]
-    if np.ptp(resampled) == 0:
-        return Estimate(value)
-    # Expanded as in `bootstrap_mean`, by the effective number of points.
-    tail = float(stats.norm.cdf(-stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt(n / (n - 1))))
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+def _difference(
+    base_scores: Array, base_weights: Array, scores: Array, weights: Array
+) -> tuple[Estimate, float]:
+    """Difference of the weighted means with the interval of `bounded_mean`, and the p-value of a t-test.
 
-
-@lru_cache(maxsize=4)
-def _counts(num_points: int) -> Array:
-    return resample_counts(num_points, 4000).astype(np.float64)
+    A weighted mean moves by w (score - mean) / sum w for each of its points; the squares of what both means
+    move by together sum to the variance. With equal weights this is the paired t-test.
+    """
+    means = [np.average(base_scores, weights=base_weights), np.average(scores, weights=weights)]
+    value = float(means[1] - means[0])
+    moved = weights * (scores - means[1]) / weights.sum()
+    moved -= base_weights * (base_scores - means[0]) / base_weights.sum()
+    variance = float(moved @ moved)
+    count = min(effective_points(weights), effective_points(base_weights))
+    low, high = with_both_ends(value, count * variance + value**2, count, (-1.0, 1.0))
+    estimate = Estimate(value, float(low), float(high))
+    if variance == 0:
+        return estimate, 1.0 if value == 0 else 0.0
+    t = value / math.sqrt(variance * count / (count - 1))
+    return estimate, 2 * float(stats.t.sf(abs(t), count - 1))
 
 
 def _flipped(verdict: Verdict, own: Verdict) -> Verdict:

@@ -39,9 +39,10 @@ from orchestrator.stats import (
     Contrast,
     Measure,
     Summary,
+    deltas,
     edf,
     landmarks,
-    wilson,
+    share_interval,
 )
 from orchestrator.words import short
 
@@ -190,8 +191,13 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
         inside = steps <= AREA_LIMIT_PP
         x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
         y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
-        low, high = np.array([wilson(round(share * count), count) for share in y]).T
-        axes.fill_between(x, low, high, step="post", color=_colour(index), alpha=0.12, lw=0)
+        if (reference := summary.reference_interval) is not None:
+            # At each end of the reference: a higher one has more points near it.
+            ends = (reference.value if end is None else end for end in (reference.low, reference.high))
+            at, errors = np.linspace(0, AREA_LIMIT_PP, 401), list(summary.errors_pct.values())
+            counts = [np.searchsorted(np.sort(deltas(errors, end)), at, side="right") for end in ends]
+            low, high = ([share_interval(int(c), count)[side] for c in counts[side]] for side in (0, 1))
+            axes.fill_between(at, low, high, color=_colour(index), alpha=0.12, lw=0)
         axes.step(x, y, where="post", color=_colour(index), ls=_line(index))
     if not any(summary.errors_pct for summary in summaries):
         _empty(axes)

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from orchestrator.peak import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.results import Result
 from orchestrator.stats import CONFIDENCE, Estimate, Summary
 from trainables.config import leaves
 
 Kind = Literal["training_length", "optimizer"]
 
-#: Below it an interval is refused: a best of a quarter of the points is then one of three or fewer, and a
-#: divergence that happened not to be drawn can move it by tens of points.
+#: Below it an interval is refused: a best of a quarter of the points is then one of three or fewer.
 MIN_POINTS = 16
 
 
@@ -62,7 +62,7 @@ class Gap:
       budget: k, the same on both sides and in all arms.
       num_points: points that have a result on both sides.
       error_pct, base_error_pct: expected best of k in the cell and in the base cell.
-      gap_pp: the first minus the second; jackknife interval over points.
+      gap_pp: the first minus the second; interval of `best_of_difference`.
     """
 
     pair: Pair
@@ -82,7 +82,7 @@ class GapContrast:
       pair, budget: which gap, at which k.
       base_arm, arm: the first arm, and the one compared to it.
       num_points: points that have a result in both cells of both arms.
-      difference_pp: below 0 where `arm` loses less; jackknife interval over points.
+      difference_pp: below 0 where `arm` loses less; interval of `best_of_difference`.
       better: the arm of the smaller gap; None if the interval contains 0 or there is none.
     """
 
@@ -95,38 +95,10 @@ class GapContrast:
     better: str | None
 
 
-def best_of_weights(num_points: int, budget: int) -> NDArray[np.float64]:
-    """Weights on errors in ascending order whose sum is unbiased for the expected best of `budget`.
-
-    C(n - i, k - 1) / C(n, k) for the i-th lowest: the share of all k-subsets of which it is the lowest.
-
-    Raises:
-      ValueError: not 1 <= budget <= num_points.
-
-    Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", https://arxiv.org/abs/2004.13705
-    """
-    if not 1 <= budget <= num_points:
-        raise ValueError(f"1 <= budget <= num_points must hold, got {budget=}, {num_points=}")
-    # Each from the one before: binomials of thousands overflow.
-    ranks = np.arange(1, num_points)
-    ratios = np.maximum(num_points - ranks - budget + 1, 0) / (num_points - ranks)
-    return np.asarray(budget / num_points * np.concatenate([[1.0], np.cumprod(ratios)]))
-
-
-def best_of(errors_pct: Sequence[float] | NDArray[np.float64], budget: int) -> float:
-    """The expected lowest error of `budget` of these points.
-
-    Raises:
-      ValueError: not 1 <= budget <= number of errors.
-    """
-    ordered = np.sort(np.asarray(errors_pct, dtype=np.float64))
-    return float(ordered @ best_of_weights(ordered.size, budget))
-
-
 def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.float64]:
-    """`best_of` without each point in turn, in the order of the points."""
+    """Best of k without each point in turn, in the order of the points."""
     order = np.argsort(errors_pct, kind="stable")
-    ordered, weights = errors_pct[order], best_of_weights(errors_pct.size - 1, budget)
+    ordered, weights = errors_pct[order], best_of_weights(errors_pct.size - 1, np.array([budget]))[0]
     # Without the j-th lowest, those below it keep their rank and those above it move down by one.
     below = np.concatenate([[0.0], np.cumsum(ordered[:-1] * weights)])
     above = np.concatenate([np.cumsum((ordered[1:] * weights)[::-1])[::-1], [0.0]])
@@ -135,13 +107,27 @@ def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.f
     return found
 
 
+def _by_divergence(errors_pct: NDArray[np.float64], budget: int) -> float:
+    """By how much a best of k may lie higher for divergences that are in the space and not in the sample.
+
+    All k diverge with probability q^k, which then costs what lies between 100 % and the best. The sample's
+    own share is in the estimate already; here q is the upper end of its exact one-sided 95 % interval.
+    """
+    diverged = int(np.count_nonzero(errors_pct >= SUPPORT_PCT[1]))
+    if diverged == errors_pct.size:
+        return 0.0
+    most = float(stats.beta.ppf(CONFIDENCE, diverged + 1, errors_pct.size - diverged))
+    return (most**budget - (diverged / errors_pct.size) ** budget) * (
+        SUPPORT_PCT[1] - float(errors_pct.min())
+    )
+
+
 def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budget: int) -> Estimate:
     """A sum of best-of-k values over the same points, each with a factor, and its interval.
 
     The interval is the jackknife's over points, with Student's t on 2 n / k degrees of freedom (n - 1 at
-    most): a best of k hangs on the n / k lowest points or so. On planted bowls with a cliff it covers 96 to
-    97 % at k = n / 4 for n = 16, 32, 64, where the percentile bootstrap covers 91 to 93 %. At a k so small
-    that a few diverged points decide, every such interval is too short where none was drawn.
+    most): a best of k hangs on the n / k lowest points or so. To it comes, on the side where each term works,
+    what divergences that were not drawn could add: much at a small k, nothing at a large one.
 
     Args:
       terms: factor and errors by point; all of the same points in the same order.
@@ -153,16 +139,20 @@ def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budge
     Raises:
       ValueError: not 1 <= budget <= number of points.
     """
-    value = sum(factor * best_of(errors, budget) for factor, errors in terms)
+    value = sum(factor * float(best_of(errors, [budget])[0]) for factor, errors in terms)
     count = len(terms[0][1])
-    if count < MIN_POINTS or budget >= count:
-        return Estimate(value)
+    if count < MIN_POINTS:
+        return Estimate(value, because=f"{count} points, {MIN_POINTS} are needed")
+    if budget >= count:
+        return Estimate(value, because="the best of all the points there are")
     without = np.sum([factor * _leave_one_out(errors, budget) for factor, errors in terms], axis=0)
     error = math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
     if error < 1e-12:
-        return Estimate(value)
+        return Estimate(value, because="no point makes a difference")
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, min(count - 1, 2 * count / budget))) * error
-    return Estimate(value, value - half, value + half)
+    unseen = [factor * _by_divergence(errors, budget) for factor, errors in terms]
+    low, high = (sum(part for part in unseen if part * side > 0) for side in (-1, 1))
+    return Estimate(value, value - half + low, value + half + high)
 
 
 def pairs(results: Iterable[Result]) -> dict[Pair, list[str]]:
@@ -271,8 +261,8 @@ def _gap(pair: Pair, arm: str, points: Sequence[int], sides: _Sides, budget: int
         arm=arm,
         budget=budget,
         num_points=len(points),
-        error_pct=best_of(one, budget),
-        base_error_pct=best_of(base, budget),
+        error_pct=float(best_of(one, [budget])[0]),
+        base_error_pct=float(best_of(base, [budget])[0]),
         gap_pp=best_of_difference([(1.0, one), (-1.0, base)], budget),
     )
 

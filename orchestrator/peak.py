@@ -128,17 +128,19 @@ def best_of(errors_pct: Sequence[float] | Floats, budgets: Sequence[int] | None 
     Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", https://arxiv.org/abs/2004.13705
     """
     ordered = _checked(errors_pct)
-    ks, count = _checked_budgets(budgets, ordered.size), ordered.size
-    ranks = np.arange(1, count)
-    means = np.empty(ks.size)
+    ks = _checked_budgets(budgets, ordered.size)
     # In chunks: all budgets of thousands of trials at once would be a matrix of gigabytes.
-    for start in range(0, ks.size, 256):
-        k = ks[start : start + 256, None]
-        weights = np.empty((k.size, count))
-        weights[:, :1] = k / count
-        weights[:, 1:] = np.maximum(count - ranks - k + 1, 0) / (count - ranks)
-        means[start : start + 256] = np.cumprod(weights, axis=1) @ ordered
-    return means
+    chunks = [best_of_weights(ordered.size, ks[i : i + 256]) @ ordered for i in range(0, ks.size, 256)]
+    return np.concatenate(chunks) if chunks else np.empty(0)
+
+
+def best_of_weights(num_trials: int, budgets: NDArray[np.int64]) -> Floats:
+    """(budgets, trials): weights on errors in ascending order that sum to the best of each budget."""
+    k, ranks = budgets[:, None], np.arange(1, num_trials)
+    weights = np.empty((k.size, num_trials))
+    weights[:, :1] = k / num_trials
+    weights[:, 1:] = np.maximum(num_trials - ranks - k + 1, 0) / (num_trials - ranks)
+    return np.asarray(np.cumprod(weights, axis=1), dtype=np.float64)
 
 
 def band_probability(low: Floats, high: Floats) -> float:

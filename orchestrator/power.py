@@ -8,8 +8,8 @@ does, the mean error has a larger spread and detects less than is told here.
 
 Each figure is found twice. The closed form takes shares, spreads and their correlation from the planted
 population and puts them into a textbook formula. The simulation draws the planned points from it again and
-again and asks for the verdict of `stats.contrasts`: a t interval of the paired differences, which its
-bootstrap is close to, that excludes 0, and enough pairs that differ.
+again and asks for a verdict as that of `stats.contrasts`: a paired t-test, which signed ranks are close to,
+and enough pairs that differ.
 """
 
 import functools

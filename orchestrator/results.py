@@ -28,6 +28,8 @@ class Rule:
       ranked: whether its error may be the arm's best.
       error_pct: the error it counts as in an EDF: its own (None with `in_edf`), or a fixed one.
       in_edf: whether it counts there at all. What does not is shown as missing, never dropped silently.
+      censors: it ends a trial on a judgement of how that was doing, so that what is missing is not missing by
+        chance. A distribution that leaves such trials out is wrong, and so none is given.
     """
 
     means: str
@@ -35,6 +37,7 @@ class Rule:
     ranked: bool
     in_edf: bool
     error_pct: float | None = None
+    censors: bool = False
 
 
 RULES: dict[AttemptEnd, Rule] = {
@@ -42,7 +45,7 @@ RULES: dict[AttemptEnd, Rule] = {
     "diverged": Rule(
         "non-finite loss, or no better than chance", "never", ranked=False, in_edf=True, error_pct=100.0
     ),
-    "stopped": Rule("ended early by a stopping rule", "never", ranked=False, in_edf=False),
+    "stopped": Rule("ended early by a stopping rule", "never", ranked=False, in_edf=False, censors=True),
     "invalid": Rule("its settings cannot be built", "never", ranked=False, in_edf=False),
     "out_of_memory": Rule("did not fit in memory", "never", ranked=False, in_edf=False),
     "failed": Rule("an error in code, data or machine", "retries", ranked=False, in_edf=False),
@@ -217,6 +220,11 @@ class Result:
     def rule(self) -> Rule | None:
         """The rule of its outcome, None while it has none."""
         return RULES[self.record.outcome] if self.record.outcome else None
+
+    @property
+    def censored(self) -> bool:
+        """Whether it was ended on a judgement of how it was doing."""
+        return self.rule is not None and self.rule.censors
 
     @property
     def error_pct(self) -> float | None:

@@ -8,7 +8,7 @@ from scipy.stats import qmc
 
 from orchestrator.basin import LR, WEIGHT_DECAY, Axis, Landscape
 from orchestrator.fairness import View, audit, audits, edge_check, effective_points, extension, views
-from orchestrator.stats import bootstrap_mean
+from orchestrator.stats import bounded_mean
 
 AXES = (Axis(LR, "log", 2.0**-10, 2.0**-5), Axis(WEIGHT_DECAY, "log", 2.0**-6, 2.0**-1))
 
@@ -86,7 +86,7 @@ def test_the_first_view_is_the_sweep_itself():
     bar = min(base.errors_pct.min(), arm.errors_pct.min())
     scores = [1 - np.minimum(side.errors_pct - bar, 10) / 10 for side in (base, arm)]
     assert first.view == "as drawn"
-    assert first.difference == bootstrap_mean(scores[1] - scores[0])
+    assert first.difference == bounded_mean(scores[1] - scores[0], (-1, 1))
     assert (first.better, first.effective_points, first.flip) == ("b", 32, "")
 
 
