@@ -35,13 +35,17 @@ class Population:
     arms: tuple[Surface, Surface]
     noise_sd_pct: float = 0.15
 
+    def surface(self, points: Floats, arm: int = 0) -> tuple[Floats, Floats]:
+        """Mean error and probability to diverge at points (..., 2) of the unit square."""
+        return self.arms[arm](3 * points[..., 0] - 1.5, 2 * points[..., 1] - 1)
+
     def means_pct(self, points: Floats, arm: int = 0) -> Floats:
         """Mean errors, of runs that train, at points (..., 2) of the unit square."""
-        return self.arms[arm](3 * points[..., 0] - 1.5, 2 * points[..., 1] - 1)[0]
+        return self.surface(points, arm)[0]
 
     def errors_pct(self, points: Floats, rng: np.random.Generator, arm: int = 0) -> Floats:
         """One run at each of the points."""
-        mean, diverges = self.arms[arm](3 * points[..., 0] - 1.5, 2 * points[..., 1] - 1)
+        mean, diverges = self.surface(points, arm)
         errors = np.clip(mean + self.noise_sd_pct * rng.standard_normal(mean.shape), 0, DIVERGED_PCT)
         return np.where(rng.random(mean.shape) < diverges, DIVERGED_PCT, errors)
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from orchestrator.peak import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.results import Result
@@ -116,7 +116,7 @@ def _by_divergence(errors_pct: NDArray[np.float64], budget: int) -> float:
     diverged = int(np.count_nonzero(errors_pct >= SUPPORT_PCT[1]))
     if diverged == errors_pct.size:
         return 0.0
-    most = float(stats.beta.ppf(CONFIDENCE, diverged + 1, errors_pct.size - diverged))
+    most = float(special.betaincinv(diverged + 1, errors_pct.size - diverged, CONFIDENCE))
     return (most**budget - (diverged / errors_pct.size) ** budget) * (
         SUPPORT_PCT[1] - float(errors_pct.min())
     )
@@ -149,7 +149,7 @@ def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budge
     error = math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
     if error < 1e-12:
         return Estimate(value, because="no point makes a difference")
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, min(count - 1, 2 * count / budget))) * error
+    half = float(special.stdtrit(min(count - 1, 2 * count / budget), (1 + CONFIDENCE) / 2)) * error
     unseen = [factor * _by_divergence(errors, budget) for factor, errors in terms]
     low, high = (sum(part for part in unseen if part * side > 0) for side in (-1, 1))
     return Estimate(value, value - half + low, value + half + high)

@@ -439,7 +439,8 @@ def with_both_ends(
     total = count + 2
     middle = (count * mean + low + high) / total
     variance = (count * mean_square + low**2 + high**2) / total - middle**2
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1 if freedom is None else freedom) * np.sqrt(np.maximum(variance, 0) / total)
+    freedom = count - 1 if freedom is None else freedom
+    half = special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(np.maximum(variance, 0) / total)
     return np.maximum(middle - half, low), np.minimum(middle + half, high)
 
 
@@ -579,7 +580,7 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
         )
     num_diverged = sum(result.state == "diverged" for result in found.sweep)
     kind: ReferenceKind = "confirmed" if confirmed else "sweep_minimum"
-    own = _Reference.of(reference, found.confirmed.val if found.confirmed and confirmed else None)
+    own = found.confirmed.val if found.confirmed and confirmed else None
     return Summary(
         cell=cell,
         arm=arm,
@@ -597,7 +598,7 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
         reference_kind=None if reference is None else kind,
         common_reference_pct=common,
         median_error_pct=float(np.median(list(errors.values()))) if errors else None,
-        measures=_measures(list(errors.values()), own, common) if errors else {},
+        measures=measures_of(list(errors.values()), reference, common, own) if errors else {},
         refused=refused,
     )
 
@@ -624,26 +625,42 @@ def _confirmed(results: Sequence[Result]) -> tuple[Confirmed | None, str]:
                 val_PS[row, column] = found[seed].error_pct
                 own = 100.0 if found[seed].state == "diverged" else found[seed].test_error_pct
                 test_PS[row, column] = math.nan if own is None else own
+    told = confirmed_of(list(by_point), val_PS, test_PS)
+    return told, "" if told else "no seed has a result at the point that the others choose"
+
+
+def confirmed_of(points: Sequence[int], val_PS: Scores, test_PS: Scores | None) -> Confirmed | None:
+    """The confirmed best from the errors of fresh runs, points by seeds.
+
+    Args:
+      points: what the rows are called.
+      val_PS: on the selection split; nan where a run has no result, 100 where it diverged; two results at
+        least per point.
+      test_PS: on the final split, if it was measured.
+
+    Returns:
+      None where no seed has a result at the point that the others choose.
+    """
     rows, columns = chosen_by_the_others(val_PS)
     if not rows.size:
-        return None, "no seed has a result at the point that the others choose"
+        return None
     means = np.nanmean(val_PS, axis=1)
-    points, best = list(by_point), int(np.argmin(means))
+    best = int(np.argmin(means))
     val, val_error = _held_out(val_PS[best], val_PS[rows, columns])
     test, test_error = None, None
-    if not np.isnan(test_PS[~np.isnan(val_PS)]).any():
+    if test_PS is not None and not np.isnan(test_PS[~np.isnan(val_PS)]).any():
         test, test_error = _held_out(test_PS[best], test_PS[rows, columns])
     return Confirmed(
         point=points[best],
         mean_val_error_pct=float(means[best]),
         means_pct={point: float(mean) for point, mean in zip(points, means, strict=True)},
-        num_seeds=len(by_point[points[best]]),
-        num_diverged=sum(result.state == "diverged" for result in by_point[points[best]].values()),
+        num_seeds=int(np.count_nonzero(~np.isnan(val_PS[best]))),
+        num_diverged=int(np.count_nonzero(val_PS[best] >= 100)),
         val=val,
         val_standard_error_pct=val_error,
         test=test,
         test_standard_error_pct=test_error,
-    ), ""
+    )
 
 
 def _held_out(best_S: NDArray[np.float64], held_out_S: NDArray[np.float64]) -> tuple[Estimate, float]:
@@ -652,7 +669,7 @@ def _held_out(best_S: NDArray[np.float64], held_out_S: NDArray[np.float64]) -> t
     error = math.hypot(float(best.std(ddof=1)) / math.sqrt(best.size), value - float(best.mean()))
     if error == 0:
         return Estimate(value), 0.0
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, best.size - 1)) * error
+    half = float(special.stdtrit(best.size - 1, (1 + CONFIDENCE) / 2)) * error
     return Estimate(value, value - half, value + half), error
 
 
@@ -666,13 +683,13 @@ def chosen_by_the_others(errors_PS: NDArray[np.float64]) -> tuple[NDArray[np.int
       Rows and columns of the errors that had no say in the choice of their row; a seed whose chosen point
       has no error of that seed is left out.
     """
-    rows = []
-    for seed in range(errors_PS.shape[1]):
-        others = np.delete(errors_PS, seed, axis=1)
-        rows.append(int(np.argmin(np.nanmean(others, axis=1))))
+    known = ~np.isnan(errors_PS)
+    filled = np.where(known, errors_PS, 0.0)
+    others = filled.sum(axis=1, keepdims=True) - filled
+    rows = np.argmin(others / (known.sum(axis=1, keepdims=True) - known), axis=0)
     columns = np.arange(errors_PS.shape[1])
-    kept = ~np.isnan(errors_PS[rows, columns])
-    return np.array(rows)[kept], columns[kept]
+    kept = known[rows, columns]
+    return rows[kept], columns[kept]
 
 
 def _ranked(result: Result) -> bool:
@@ -711,7 +728,21 @@ class _Reference:
         return cls(value, low, high)
 
 
-def _measures(errors_pct: Sequence[float], own: _Reference, common: float | None) -> dict[Measure, Estimate]:
+def measures_of(
+    errors_pct: Sequence[float],
+    reference_pct: float | None,
+    common_pct: float | None,
+    confirmed: Estimate | None = None,
+) -> dict[Measure, Estimate]:
+    """Every measure of one arm in one cell.
+
+    Args:
+      errors_pct: one per point.
+      reference_pct, common_pct: the arm's own reference and the lowest of the cell; None where nothing
+        trained.
+      confirmed: the own reference with the interval that fresh seeds give it, if they do.
+    """
+    own = _Reference.of(reference_pct, confirmed)
     found: dict[Measure, Estimate] = {}
     for measure, info in MEASURES.items():
 
@@ -719,10 +750,10 @@ def _measures(errors_pct: Sequence[float], own: _Reference, common: float | None
             scores = point_scores(measure, errors_pct, reference)
             if MEASURES[measure].within_pp is not None:
                 return _share(float(scores.mean()), len(scores))
-            return bounded_mean(scores, _ends(measure, common, errors_pct))
+            return bounded_mean(scores, _ends(measure, common_pct, errors_pct))
 
         if not info.own:
-            found[measure] = at(common)
+            found[measure] = at(common_pct)
         elif own.low is None or own.high is None:
             found[measure] = Estimate(at(own.value).value, because=UNCONFIRMED)
         else:
@@ -817,9 +848,9 @@ def peak_contrasts(summaries: Sequence[Summary]) -> list[PeakContrast]:
         if base is summary or base.confirmed is None or summary.confirmed is None:
             continue
         for split in splits:
-            welch = _welch(base.confirmed, summary.confirmed, split)
-            if welch is not None:
-                found.append(PeakContrast(summary.cell, base.arm, summary.arm, split, *welch, None))
+            told = welch(base.confirmed, summary.confirmed, split)
+            if told is not None:
+                found.append(PeakContrast(summary.cell, base.arm, summary.arm, split, *told, None))
     for split in splits:
         family = [i for i, c in enumerate(found) if c.split == split and c.p_value is not None]
         values = [value for index in family if (value := found[index].p_value) is not None]
@@ -828,9 +859,10 @@ def peak_contrasts(summaries: Sequence[Summary]) -> list[PeakContrast]:
     return found
 
 
-def _welch(
+def welch(
     base: Confirmed, other: Confirmed, split: Literal["val", "test"]
 ) -> tuple[Estimate, float | None] | None:
+    """Difference of two confirmed errors with Welch's interval, and its p-value; None where not measured."""
     means, variances = [], []
     for confirmed in (base, other):
         estimate = confirmed.val if split == "val" else confirmed.test
@@ -845,7 +877,7 @@ def _welch(
     freedom = variance**2 / sum(
         v**2 / (c.num_seeds - 1) for v, c in zip(variances, (base, other), strict=True)
     )
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     p_value = 2 * float(stats.t.sf(abs(difference) / math.sqrt(variance), freedom))
     return Estimate(difference, difference - half, difference + half), p_value
 

@@ -83,8 +83,20 @@ def test_the_intervals_hold_the_truth_of_noisy_quadratic_surfaces_mostly():
     for seed in range(12):
         size = basin(planted(bowl(1.5, 0.7, 0.5, -0.5), n=32, seed=seed, noise=0.3), 2.0).area.size
         covered += size.low <= truth <= size.high
-    # Below 9 of 12 once in 5,000 times at 95 %.
-    assert covered >= 9
+    # Below 10 of 12 once in 50 times at 95 %.
+    assert covered >= 10
+
+
+def test_a_basin_of_few_points_has_no_interval():
+    size = basin(planted(bowl(1.5, 0.7), n=16, noise=0.3), 2.0).area.size
+    assert (size.low, size.high, size.because) == (None, None, "16 points, 24 are needed")
+
+
+def test_an_lr_sensitivity_with_divergences_has_no_interval():
+    cliff = basin(planted(lambda x, y: np.where(x > 1.0, 80, 1.5 * x**2 + 0.3 * y**2), noise=0.3), 2.0)
+    assert cliff.lr_sensitivity_pp.low is None
+    assert "points diverged" in cliff.lr_sensitivity_pp.because
+    assert basin(planted(bowl(1.5, 0.7), noise=0.3), 2.0).lr_sensitivity_pp.low is not None
 
 
 def test_lr_sensitivity_of_a_quadratic_is_its_mean_over_the_window():
@@ -152,7 +164,7 @@ def test_transfer_regret_is_what_the_other_s_best_point_costs():
     # By hand: the errors of the arm at the donor's best point, and at its own.
     expected = arm.errors_pct[donor.errors_pct.argmin()] - arm.errors_pct.min()
     assert there.regret_pp.value == pytest.approx(expected)
-    assert there.regret_pp.low <= expected <= there.regret_pp.high
+    assert there.regret_pp.because == "its own best is a sample minimum"
     # a x^2 an octave away.
     assert there.smooth_pp.value == pytest.approx(2.0, rel=0.3)
 

@@ -30,25 +30,21 @@ def planted(delta, n=32, seed=0, noise=0.3, arm="a", box=((0, 1), (0, 1))):
 
 @pytest.mark.parametrize(
     ("x0", "y0", "parameter", "side"),
-    [(3.5, 0, LR, "high"), (-3.5, 0, LR, "low"), (0, -3.5, WEIGHT_DECAY, "low")],
+    [(3.5, 0, LR, "high"), (-3.5, 0, LR, "low"), (0, -3.5, WEIGHT_DECAY, "low"), (2.5, 0, LR, "high")],
 )
-def test_an_optimum_beyond_the_edge_is_flagged_in_95_of_100_sweeps(x0, y0, parameter, side):
-    surfaces = [planted(bowl(1.5, 0.8, x0, y0), seed=seed) for seed in range(40)]
+def test_an_optimum_beyond_the_edge_or_at_it_is_flagged_in_95_of_100_sweeps(x0, y0, parameter, side):
+    surfaces = [planted(bowl(1.5, 0.8, x0, y0), seed=seed) for seed in range(30)]
     flags = [edge_check(surface).flags for surface in surfaces]
     caught = [any((f.parameter, f.side) == (parameter, side) for f in found) for found in flags]
     assert np.mean(caught) >= 0.95
 
 
-def test_a_centred_optimum_is_not_flagged():
-    checks = [edge_check(planted(bowl(1.5, 0.5, x0=0.7, y0=-0.5), seed=seed)) for seed in range(40)]
+@pytest.mark.parametrize(("x0", "y0", "curve"), [(0.7, -0.5, 0.5), (1.5, 0.0, 0.5), (0.0, 0.0, 0.0)])
+def test_an_optimum_inside_or_a_parameter_without_effect_is_seldom_flagged(x0, y0, curve):
+    checks = [edge_check(planted(bowl(1.5, curve, x0, y0), seed=seed)) for seed in range(30)]
     assert not any(check.because for check in checks)
-    assert sum(bool(check.flags) for check in checks) <= 2
-
-
-def test_a_parameter_without_effect_is_seldom_flagged():
-    flagged = [bool(edge_check(planted(bowl(1.5, 0.0), seed=seed)).flags) for seed in range(40)]
-    # A fifth of all places lies within a tenth of an edge; the fall must count for something as well.
-    assert np.mean(flagged) <= 0.2
+    # At a rate of 5 %, five or more of 30 are flagged once in 60 times.
+    assert sum(bool(check.flags) for check in checks) <= 4
 
 
 def test_noise_is_not_judged():
