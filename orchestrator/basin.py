@@ -543,8 +543,8 @@ class Basin:
       area: in the plane of lr and weight decay through the optimum; None unless both vary.
       lr_sensitivity_pp: mean over log-spaced lr at the best of the rest of min(error, chance) minus the best
         error; None unless lr varies, and without an interval where a point diverged. It depends on the
-        window's width, so it is comparable at equal widths only. Source: Wortsman et al. 2023, "Small-scale proxies for large-scale Transformer training
-        instabilities", https://arxiv.org/abs/2309.14322
+        window's width, so it is comparable at equal widths only. Source: Wortsman et al. 2023, "Small-scale
+        proxies for large-scale Transformer training instabilities", https://arxiv.org/abs/2309.14322
     """
 
     cell: str

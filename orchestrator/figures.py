@@ -171,7 +171,8 @@ def _empty(axes: Axes) -> None:
 def delta_edf(summaries: Sequence[Summary]) -> Figure:
     """Share of points within Delta of the arm's reference, Delta from 0 to 10 pp; one line per arm.
 
-    The band is the pointwise 95 % Wilson interval.
+    The band is the pointwise exact 95 % interval, at both ends of what a confirmed reference may be; without
+    a confirmed reference there is none.
 
     Args:
       summaries: the arms of one cell.
