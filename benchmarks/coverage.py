@@ -4,8 +4,8 @@
 
 For every interval and band of the report: in what share of planted sweeps it holds the truth, how often it is
 refused, and how wide it is. An interval claims 95 %, and 93 % is asked of every cell: of each population,
-design and number of points. A cell counts as below 93 % if it is so by more than three Monte-Carlo standard
-errors; with nearly a thousand cells, a smaller distance is passed by chance alone. Then what the tests decide
+design and number of points. A cell breaks the promise where its rate would have a probability below 1e-4 if it
+were kept: of thousands of rates, some are off by more than a few standard errors. Then what the tests decide
 where there is no difference, at most 5 % of the time, the optimism of confirmed peaks, and the edge flags.
 
 Exit code 1 says that a stated interval or a decision breaks its promise, or that a guard holds: the naive
@@ -42,8 +42,8 @@ DESIGNS = ("iid", "Sobol")
 #: What is asked of a cell: nominal minus two points.
 LEAST = stats.CONFIDENCE - 0.02
 ALPHA = 1 - stats.CONFIDENCE
-#: By how many Monte-Carlo standard errors a cell has to miss before it counts.
-NUM_ERRORS = 3
+#: How improbable a rate must be for the promise to count as broken: there are thousands of them.
+CHANCE = 1e-4
 NUM_RESAMPLES = 1_000
 NUM_CONFIRMED, NUM_SEEDS = 3, 5
 #: Repeats in which what is not vectorised is done, too; and surrogates, which take 20 ms each.
@@ -84,14 +84,15 @@ class Cell:
     width: float
 
     @property
-    def margin(self) -> float:
-        """Three Monte-Carlo standard errors of a coverage of exactly 93 %."""
-        return NUM_ERRORS * math.sqrt(LEAST * (1 - LEAST) / max(self.num_stated, 1))
+    def doubt(self) -> float:
+        """Probability to cover as seldom as this if it were 93 % of the time."""
+        held = round(self.coverage * self.num_stated)
+        return float(scipy_stats.binom.cdf(held, self.num_stated, LEAST))
 
     @property
     def fails(self) -> bool:
         """Below 93 % by more than chance."""
-        return self.coverage < LEAST - self.margin
+        return self.num_stated > 0 and self.doubt < CHANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class Alarms:
     @property
     def fails(self) -> bool:
         """Above 5 % by more than chance."""
-        return self.rate > ALPHA + NUM_ERRORS * math.sqrt(ALPHA * (1 - ALPHA) / self.num_repeats)
+        made = round(self.rate * self.num_repeats)
+        return float(scipy_stats.binom.sf(made - 1, self.num_repeats, ALPHA)) < CHANCE
 
 
 class Truth:
@@ -701,8 +703,8 @@ def summary(found: Measured) -> str:
             if not stated:
                 lines.append(f"{statistic:44}{0:6}{'':30}{100 * refused:10.1f}")
                 continue
-            # By standard errors and not by points: a cell of ten intervals is soon far off.
-            worst = min(stated, key=lambda cell: (cell.coverage - LEAST) / cell.margin)
+            # By probability and not by points: a cell of ten intervals is soon far off.
+            worst = min(stated, key=lambda cell: (cell.doubt, cell.coverage))
             widths = [cell.width for cell in stated if math.isfinite(cell.width)]
             lines.append(
                 f"{statistic:44}{len(stated):6}{sum(cell.coverage < LEAST for cell in stated):9}"
