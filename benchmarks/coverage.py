@@ -5,8 +5,9 @@
 For every interval and band of the report: in what share of planted sweeps it holds the truth, how often it is
 refused, and how wide it is. An interval claims 95 %, and 93 % is asked of every cell: of each population,
 design and number of points. A cell breaks the promise where its rate would have a probability below 1e-4
-if it were kept: of thousands of rates, some are off by more than a few standard errors. Then what the tests decide
-where there is no difference, at most 5 % of the time, the optimism of confirmed peaks, and the edge flags.
+if it were kept: of thousands of rates, some are off by more than a few standard errors. Then what the tests
+decide where there is no difference, at most 5 % of the time, the optimism of confirmed peaks, and the edge
+flags.
 
 Exit code 1 says that a stated interval or a decision breaks its promise, or that a guard holds: the naive
 percentile bootstrap of best-of-k stands beside the band, Student's interval beside that of the difference of

@@ -12,10 +12,11 @@ more points there are. What is measured from it has no interval, unless all arms
 then the reference is a bar like another, and the interval speaks of this bar.
 
 Intervals take points as if they were drawn independently. Points of a Sobol design are spread more evenly
-than that, so there intervals are wider than they need be and tests reject less often than they might. Where a
-Sobol design has MIN_SAMPLE independent scrambles or more, intervals of differences are taken over these blocks
-instead; tests still take points for independent. Each interval covers the truth of planted populations in
-93 % of sweeps at least (`python -m benchmarks.coverage`); which interval, and why, is in docs/statistics.md.
+than that, so there intervals are wider than they need be and tests reject less often than they might. Where
+a Sobol design has MIN_SAMPLE independent scrambles or more, intervals of differences are taken over these
+blocks instead; tests still take points for independent. Each interval over points covers the truth of planted
+populations in 93 % of sweeps at least (`python -m benchmarks.coverage`); which interval, and why, is in
+docs/statistics.md.
 """
 
 import dataclasses
@@ -245,9 +246,9 @@ class Contrast:
       primary: declared in the sweep file beforehand.
       base_arm, arm: the first arm of the sweep, and the one compared to it.
       base_value, value: of the measure on the paired points.
-      difference: `value` minus `base_value`, with the interval of `bounded_mean` or of `block_mean`. It allows
-        for pairs of which one diverges that the sweep happened not to draw, so it may hold 0 where the test
-        has decided.
+      difference: `value` minus `base_value`, with the interval of `bounded_mean` or of `block_mean`. It
+        allows for pairs of which one diverges that the sweep happened not to draw, so it may hold 0 where the
+        test has decided.
       interval_over: points or blocks.
       num_pairs: points that both arms have.
       num_unpaired: planned points that at least one arm lacks.
@@ -895,17 +896,21 @@ def _contrast(base: Summary, other: Summary, measure: Measure, primary: Primary 
         pair = (base_reference, reference) if info.own else (common, common)
         return point_scores(measure, base_errors, pair[0]), point_scores(measure, errors, pair[1])
 
+    blocks = [base.blocks[point] for point in points]
+    over_blocks = len(set(blocks)) >= MIN_SAMPLE
+
     def difference_at(base_reference: float | None, reference: float | None) -> Estimate:
         base_scores, scores = scores_at(base_reference, reference)
         low, high = _ends(measure, common, base_errors, errors)
-        return bounded_mean(scores - base_scores, (low - high, high - low))
+        ends = (low - high, high - low)
+        if over_blocks:
+            return block_mean(scores - base_scores, blocks, ends)
+        return bounded_mean(scores - base_scores, ends)
 
     base_scores, scores = scores_at(base_own.value, own.value)
     differences = scores - base_scores
     num_higher, num_lower = (int(np.count_nonzero(sign * differences > DIFFERS)) for sign in (1, -1))
     num_differing = num_higher + num_lower
-    blocks = [base.blocks[point] for point in points]
-    over_blocks = len(set(blocks)) >= MIN_SAMPLE
     difference = difference_at(base_own.value, own.value) if points else None
     if difference is not None and info.own:
         if None in (base_own.low, own.low):

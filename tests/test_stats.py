@@ -395,19 +395,21 @@ def test_differences_are_told_over_blocks_where_a_design_has_six_of_them():
 
     contrast, errors = found(6)
     difference = np.array(errors["b"]) - np.array(errors["a"])
+    # No error is below 20, none above 100.
+    ends = (-80.0, 80.0)
     assert contrast.interval_over == "blocks"
-    assert contrast.difference == block_mean(difference, [point % 6 for point in range(24)])
+    assert contrast.difference == block_mean(difference, [point % 6 for point in range(24)], ends)
     # Pairs that are missing take their points out of the blocks, and the last point takes its block along.
     contrast, _ = found(7, a=[3], b=[5, 7])
     kept = [point for point in range(24) if point not in (3, 5, 7)]
-    assert contrast.difference == block_mean(difference[kept], [point % 7 for point in kept])
+    assert contrast.difference == block_mean(difference[kept], [point % 7 for point in kept], ends)
     gone = range(1, 24, 6)
     contrast, _ = found(6, b=gone)
     assert contrast.interval_over == "points"
-    assert contrast.difference == bootstrap_mean(np.delete(difference, gone))
+    assert contrast.difference == bounded_mean(np.delete(difference, gone), ends)
     contrast, _ = found(1)
     assert contrast.interval_over == "points"
-    assert contrast.difference == bootstrap_mean(difference)
+    assert contrast.difference == bounded_mean(difference, ends)
 
 
 def test_landmarks_are_best_median_and_worst():
