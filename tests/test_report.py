@@ -134,7 +134,7 @@ def test_the_page_says_what_the_intervals_of_differences_are_taken_over(tmp_path
     over = {contrast["interval_over"] for contrast in document["contrasts"]}
     assert over == ({"blocks"} if scrambles == 6 else {"points"})
     assert ("Student's over 6 independent scrambles" in html) is (scrambles == 6)
-    assert ("a paired bootstrap over points" in html) is (scrambles == 1)
+    assert ("Student's over points" in html) is (scrambles == 1)
     assert ("(conservative)" in html) is (scrambles == 1)
 
 
