@@ -166,7 +166,13 @@ def _shown(
     """A number with its interval."""
     if estimate is None:
         return Text(otherwise)
-    return Text(measure_text(estimate.value, measure, sign), interval_text(estimate, measure, sign))
+    ends = interval_text(estimate, measure, sign) or ("no interval" if estimate.because else "")
+    return Text(measure_text(estimate.value, measure, sign), ends)
+
+
+def _note_no_interval(table: Table, where: str, estimates: Iterable[Estimate | None]) -> None:
+    for because in dict.fromkeys(e.because for e in estimates if e is not None and e.because):
+        table.note(f"{where}: no interval where it says so: {because}.")
 
 
 def _peak_table(found: Found) -> Table:
@@ -233,6 +239,7 @@ def _robustness_table(found: Found) -> Table:
             if measure in s.refused:
                 what = "refused" if measure == "delta_edf" else "not measured from the confirmed best"
                 table.note(f"{s.cell}, {s.arm}: {what}, as {s.refused[measure]}.")
+        _note_no_interval(table, f"{s.cell}, {s.arm}", s.measures.values())
         kind = {"confirmed": "confirmed", "sweep_minimum": "unconfirmed"}.get(s.reference_kind or "", "")
         table.add(
             s.cell,
@@ -246,6 +253,12 @@ def _robustness_table(found: Found) -> Table:
             ),
         )
     return table
+
+
+_HOLDS_ZERO = (
+    "A settled row whose interval holds 0: the test says that the arms differ, on the pairs there are; the "
+    "interval of the mean also allows for divergences of one arm that no pair happened to show."
+)
 
 
 def _contrast_table(found: Found) -> Table:
@@ -276,6 +289,9 @@ def _contrast_table(found: Found) -> Table:
         else:
             verdict = Text("describes")
             table.note(f"Rows that describe: {DESCRIBES}")
+        _note_no_interval(table, f"{c.cell}, {c.arm}", [c.difference])
+        if c.better and c.difference and (c.difference.low or 0) <= 0 <= (c.difference.high or 0):
+            table.note(_HOLDS_ZERO)
         holm = Text(p_text(c.p_adjusted), f"over {c.num_in_family}" if c.num_in_family > 1 else "")
         table.add(
             c.cell,
@@ -355,7 +371,7 @@ def _extent_text(extent: Extent | None, squared: bool = False) -> Text:
         return Text("–")
     more = "≥ " if extent.touches else ""
     unit = extent.unit.replace("octaves x octaves", "octaves²").replace(" x ", " × ")
-    ends = interval_text(extent.size)
+    ends = interval_text(extent.size) or ("no interval" if extent.size.because else "")
     of = f"of {extent.window:.3g} {unit}"
     digits = f"{extent.size.value:.1f}" if squared else f"{extent.size.value:.2f}"
     return Text(f"{more}{digits}", f"{ends}; {of}" if ends else of)
@@ -393,6 +409,8 @@ def _basin_table(found: Found) -> Table:
                 _shown(b.lr_sensitivity_pp),
                 fit,
             )
+            extents = [e.size for e in (*b.widths, *([b.area] if b.area else []))]
+            _note_no_interval(table, f"{b.cell}, {b.arm}", [*extents, b.lr_sensitivity_pp])
             if any(e.touches for e in (*b.widths, *([b.area] if b.area else []))):
                 table.note("≥: the basin reaches an edge of the window and may go on there.")
     return table
@@ -431,6 +449,7 @@ def _transfer_table(found: Found) -> Table:
     for t in (t for part in found.evidence for t in part.transfers):
         if table.refuses(f"{t.cell}, {t.arm} at the best of {t.donor}", t.because):
             continue
+        _note_no_interval(table, "Regrets", [t.regret_pp, t.smooth_pp])
         table.add(t.cell, t.arm, t.donor, _shown(t.regret_pp), _shown(t.smooth_pp), str(t.num_pairs))
         if t.smooth_pp is None:
             table.note(
@@ -517,7 +536,7 @@ def _noise_table(found: Found) -> Table:
 def _edge_table(found: Found) -> Table:
     table = Table(
         "edges",
-        "Arms whose best lies at an edge of the window while the error still falls there",
+        "Arms whose best lies at an edge of the window, or may well do so",
         ("Cell", "Arm", "Parameter", "Edge", "By", "#Value", "#Falls by (pp)", "#Refits that agree",
          "What would settle it"),
     )  # fmt: skip

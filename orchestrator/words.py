@@ -374,9 +374,11 @@ def caveats(found: Sequence[EdgeCheck], cells: Sequence[str]) -> list[str]:
 
 def _edge_text(flag: EdgeFlag) -> str:
     strip = flag.extension
+    lies = "lies" if "surrogate" in flag.signs else f"may lie ({flag.support:.0%} of refits say so)"
+    falls = ", and its error still falls there" if flag.fall_pp > 0 else ""
     return (
-        f"The best of {flag.arm}{_in_cell(flag.cell)} lies at the {flag.side} end of {flag.parameter} "
-        f"({short(flag.value)}), and its error still falls there: the window may have cut it off. "
+        f"The best of {flag.arm}{_in_cell(flag.cell)} {lies} at the {flag.side} end of {flag.parameter} "
+        f"({short(flag.value)}){falls}: the window may have cut it off. "
         f"{strip.num_points} more points from {short(strip.low)} to {short(strip.high)} "
         "would settle it."
     )
