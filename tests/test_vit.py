@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,12 +7,15 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from timm.models.pvt_v2 import OverlapPatchEmbed
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, pad, relu
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config import NAMED_MODELS
-from trainables.vit import SIZES, Stem, ViTConfig, conv_stem
+from trainables.optim import SGD
+from trainables.vit import SIZES, STEMS, StemWord, ViTConfig, build_stem, conv_stem
 
 # Xiao et al. 2021, table 1: parameters and multiply-adds by the formulas of the authors' code for 1000
 # classes (the printed flops are rounded, and off by up to 0.1 G for 18GF and 36GF); activations as printed.
@@ -81,16 +85,13 @@ def test_closed_forms_are_what_torch_counts_for_the_papers_models(name):
     assert cost.activations == watched_activations(config, 1000)
 
 
-S1 = Stem(channels=(52, 104, 208, 416), kernels=(3, 3, 3, 2), strides=(2, 2, 2, 2))
-S2 = Stem(channels=(32, 64, 128, 256), kernels=(3, 3, 3, 4), strides=(2, 2, 1, 4))
-S3 = Stem(channels=(17, 34, 68, 136), kernels=(3, 3, 3, 8), strides=(2, 1, 1, 8))
-S4 = Stem(channels=(8, 16, 32, 64), kernels=(3, 3, 3, 16), strides=(1, 1, 1, 16))
-
-
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"image_size": 32, "patch_size": 16, "stem": stem} for stem in (S1, S2, S3, S4)),
+        *({"image_size": 32, "patch_size": 16, "stem": word} for word in STEMS),
+        *({"stem": word} for word in STEMS if word not in ("s1", "s2", "s3", "s4")),
+        {"patch_size": 4, "stem": "overlap", "freeze_stem": True},
+        {"stem": {"channels": [4, 8], "projection": 2, "patch_norm": True, "projection_kernel": 3}},
         {"stem": {"channels": [4, 8], "strides": [2, 2], "projection": 2}},
         {"stem": {"channels": [4, 8, 16], "norm": "layer"}},
         {"stem": {"channels": [4, 8, 16], "norm": "none", "activation": "none"}},
@@ -170,11 +171,26 @@ def test_the_stem_costs_about_as_much_as_the_block_it_replaces(
 
 
 @pytest.mark.parametrize(
-    ("stem", "mflops"), [(conv_stem(384, 16), 435), (S1, 422), (S2, 422), (S3, 458), (S4, 407)]
+    ("word", "mflops"), [("patchify", 58), ("conv", 435), ("s1", 422), ("s2", 422), ("s3", 458), ("s4", 407)]
 )
-def test_stems_of_the_ablation_cost_what_its_table_says(stem, mflops):
+def test_stems_of_the_ablation_cost_what_its_table_says(word, mflops):
+    stem = STEMS[word](384, 16)
     assert stem.patch_size == 16
     assert stem.cost(224, 384).flops / 1e6 == pytest.approx(mflops, abs=0.6)
+
+
+def test_the_deep_and_the_largest_models_have_the_papers_shapes():
+    # Appendix B: 48 blocks of ViT_P-4GF, 47 and the stem of ViT_C-4GF; 15.5 G and 71 to 72 M.
+    for letter, blocks in (("p", 48), ("c", 47)):
+        config = NAMED_MODELS[f"vit_{letter}_16gf"]
+        assert config.num_blocks == blocks
+        assert config.cost(1000).flops_g == pytest.approx(15.5, abs=0.1)
+        assert 70.5 < config.cost(1000).params_m < 72.5
+    # Appendix C and the arithmetic on it: a block and the stem in millions of multiply-adds.
+    config = NAMED_MODELS["vit_c_72gf"]
+    assert (config.width, config.heads, config.depth, config.mlp_ratio) == (1152, 18, 22, 4)
+    assert block_mflops_with_biases(config) == pytest.approx(3229, abs=0.5)
+    assert config.layers.cost(224, 1152).flops / 1e6 == pytest.approx(1756, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +251,162 @@ def test_the_patchify_stem_is_one_bare_convolution():
     assert (projection.kernel_size, projection.stride) == ((16, 16), (16, 16))
     assert projection.bias is not None
     assert len(model.blocks) == 12
+
+
+# --- the other stems, written out by hand -------------------------------------------------------------
+
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32, dtype=torch.float64).sin().mul(9).sin().view(2, 3, 32, 32)
+
+
+def stem_of(word: str, patch_size: int = 16) -> tuple[nn.Sequential, list[torch.Tensor]]:
+    """A stem in double precision, in training mode, all of its numbers random, and those in their order."""
+    torch.manual_seed(0)
+    stem = build_stem(STEMS[word](16, patch_size), 16).double()
+    for parameter in stem.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return stem, [p.detach() for p in stem.parameters()]
+
+
+def patches_of(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(B, patches down, patches right, 3 side side), cut out one by one."""
+    rows = range(0, images.shape[2], side)
+    cut = [[images[:, :, y : y + side, x : x + side].flatten(1) for x in rows] for y in rows]
+    return torch.stack([torch.stack(row, 1) for row in cut], 1)
+
+
+def by_hand_bn_relu(w, b, gain, shift):
+    x = patches_of(IMAGES, 16) @ w.flatten(1).T + b
+    x = (x - x.mean((0, 1, 2))) / (x.var((0, 1, 2), correction=0) + 1e-5).sqrt()
+    return (x * gain + shift).clamp(min=0)
+
+
+def by_hand_ln(w, b, gain, shift):
+    x = patches_of(IMAGES, 16) @ w.flatten(1).T + b
+    return (x - x.mean(-1, True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt() * gain + shift
+
+
+def by_hand_dual(gain, shift, w, b, last_gain, last_shift):
+    # Kumar et al. 2023, section 3: norm over the pixels of a patch, linear layer, norm over the width.
+    x = layer_norm(patches_of(IMAGES, 16), (768,), gain, shift, 1e-6)
+    return layer_norm(x @ w.flatten(1).T + b, (16,), last_gain, last_shift, 1e-6)
+
+
+def by_hand_overlap(w, b):
+    # Every window of 31 pixels, 16 apart, in an image with 15 black ones around it.
+    padded = pad(IMAGES, (15,) * 4)
+    windows = [[padded[:, :, y : y + 31, x : x + 31].flatten(1) for x in (0, 16)] for y in (0, 16)]
+    return torch.stack([torch.stack(row, 1) for row in windows], 1) @ w.flatten(1).T + b
+
+
+def by_hand_conv_ln(*weights):
+    x = IMAGES
+    for w, gain, shift in zip(weights[0:12:3], weights[1:12:3], weights[2:12:3], strict=True):
+        x = conv2d(x, w, stride=2, padding=1).movedim(1, -1)
+        x = relu(layer_norm(x, x.shape[-1:], gain, shift, 1e-6)).movedim(-1, 1)
+    return conv2d(x, *weights[12:]).movedim(1, -1)
+
+
+def by_hand_conv_bare(*weights):
+    # Without anything between them the convolutions are one linear map: the images' sum goes to the
+    # sum of what they go to, up to the share of the biases.
+    x = IMAGES
+    for w, b in zip(weights[0:8:2], weights[1:8:2], strict=True):
+        x = conv2d(x, w, b, stride=2, padding=1)
+    return conv2d(x, *weights[8:]).movedim(1, -1)
+
+
+def by_hand_hmlp(*weights):
+    # Touvron et al. 2022, section 5 and code: 4x4 patches, twice four of them into one, GELU between.
+    x = IMAGES
+    for at, side in ((0, 4), (3, 2)):
+        w, gain, shift = weights[at : at + 3]
+        x = (patches_of(x, side) @ w.flatten(1).T).movedim(-1, 1)
+        x = gelu(batch_norm(x, None, None, gain, shift, training=True))
+    w, b, gain, shift = weights[6:]
+    x = (patches_of(x, 2) @ w.flatten(1).T + b).movedim(-1, 1)
+    return batch_norm(x, None, None, gain, shift, training=True).movedim(1, -1)
+
+
+def by_hand_s2(*weights):
+    x = IMAGES
+    for index, (kernel, stride) in enumerate(((3, 2), (3, 2), (3, 1), (4, 4))):
+        w, gain, shift = weights[3 * index : 3 * index + 3]
+        assert w.shape[-1] == kernel
+        x = conv2d(x, w, stride=stride, padding=1 if kernel == 3 else 0)
+        x = relu(batch_norm(x, None, None, gain, shift, training=True))
+    return conv2d(x, *weights[12:]).movedim(1, -1)
+
+
+@pytest.mark.parametrize(
+    ("word", "by_hand"),
+    [
+        ("patchify_bn_relu", by_hand_bn_relu),
+        ("patchify_ln", by_hand_ln),
+        ("dual_patchnorm", by_hand_dual),
+        ("overlap", by_hand_overlap),
+        ("conv_ln", by_hand_conv_ln),
+        ("conv_bare", by_hand_conv_bare),
+        ("hmlp", by_hand_hmlp),
+        ("s2", by_hand_s2),
+    ],
+)
+def test_a_stem_computes_what_it_does_written_out_by_hand(word, by_hand):
+    stem, weights = stem_of(word)
+    features = stem(IMAGES).movedim(1, -1)
+    assert features.shape == (2, 2, 2, 16)
+    # Both sides are double precision sums of at most a few thousand numbers of order one.
+    assert torch.allclose(features, by_hand(*weights), rtol=1e-9, atol=1e-9)
+
+
+def test_every_word_for_a_stem_has_its_stem():
+    assert set(STEMS) == set(get_args(StemWord))
+    # What differs in name differs in kind: no two words stand for one stem.
+    stems = [make(64, 16) for make in STEMS.values()]
+    assert len(set(stems)) == len(stems)
+
+
+def test_overlapping_patches_are_those_of_pvt_v2():
+    # Its first stage: kernel 7, stride 4, padding 3.
+    stem, [weight, bias] = stem_of("overlap", 4)
+    theirs = OverlapPatchEmbed(patch_size=7, stride=4, embed_dim=16).double()
+    theirs.proj.load_state_dict({"weight": weight, "bias": bias})
+    theirs.norm = nn.Identity()
+    assert torch.allclose(stem(IMAGES).movedim(1, -1), theirs(IMAGES))
+
+
+@pytest.mark.parametrize("word", sorted(STEMS))
+def test_which_pixels_a_token_sees(word):
+    """Stems of patches keep them apart, as masked pretraining needs; convolutions of 3 look past the edge."""
+    stem, _ = stem_of(word)
+    stem.eval()
+    images = IMAGES.clone()
+    # The last column of pixels of the left patches.
+    images[:, :, :, 15] = IMAGES[:, :, :, 15] + 1
+    right_changed = not torch.equal(stem(images)[..., 1], stem(IMAGES)[..., 1])
+    assert not torch.equal(stem(images)[..., 0], stem(IMAGES)[..., 0])
+    apart = {"patchify", "patchify_bn_relu", "patchify_ln", "dual_patchnorm", "hmlp"}
+    assert right_changed == (word not in apart)
+
+
+@pytest.mark.parametrize("stem", ["patchify", "conv"])
+def test_a_frozen_stem_keeps_its_random_weights_and_no_optimizer_sees_it(stem):
+    config = vit(stem=stem, freeze_stem=True)
+    torch.manual_seed(0)
+    model = config.build(3)
+    torch.manual_seed(0)
+    free = vit(stem=stem).build(3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    # The same draw as of a free one.
+    assert all(torch.equal(p, before[name]) for name, p in free.named_parameters())
+    optimizer = SGD(lr=0.1, weight_decay=0.1).build(model, 4)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for name, p in model.named_parameters() if not name.startswith("stem.")}
+    for _ in range(2):
+        nn.functional.cross_entropy(model(IMAGES.float()), torch.tensor([0, 1])).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("stem."), name
+    assert config.cost(3) == vit(stem=stem).cost(3)
 
 
 def test_the_answer_is_read_from_the_class_token_after_the_last_norm():
@@ -325,7 +497,7 @@ def test_drop_path_grows_linearly_with_depth():
 def test_a_size_fills_only_what_is_not_given():
     config = ViTConfig(size="4gf", width=96, image_size=32, patch_size=8)
     assert (config.width, config.depth, config.heads, config.mlp_ratio) == (96, 12, 6, 3)
-    assert set(SIZES) == {"nano", "1gf", "4gf", "18gf", "36gf"}
+    assert set(SIZES) == set(get_args(get_args(ViTConfig.model_fields["size"].annotation)[0]))
 
 
 @pytest.mark.parametrize(
@@ -346,6 +518,11 @@ def test_a_size_fills_only_what_is_not_given():
             {"stem": {"channels": [8, 8, 8], "kernels": [5, 5, 5]}},
             ["turns 32 pixels into 1, not 4", "[5, 5, 5]", "[2, 2, 2]"],
         ),
+        ({"stem": {"projection": 8, "projection_kernel": 16}}, ["must be odd", "got 16 and 8"]),
+        ({"stem": {"projection": 8, "projection_kernel": 7}}, ["above projection", "got 7 and 8"]),
+        ({"stem": "s3"}, ["s1 to s4 are for a patch_size of 16, got 8"]),
+        ({"stem": "hmlp", "patch_size": 4}, ["power of two from 8 on, got 4"]),
+        ({"stem": "hmlp", "width": 18}, ["width divisible by 4, got 18"]),
         ({"width": 0}, ["greater than 0"]),
         ({"drop_path": 1.0}, ["less than 1"]),
         ({"init": "mine"}, ["pycls_2021"]),

@@ -29,7 +29,7 @@ Optim = Annotated[OptimConfig, Field(discriminator="name")]
 _SHORT_MODELS: dict[str, dict[str, Any]] = {
     **{
         f"vit_{letter}_{size}": {"family": "vit", "size": size, "stem": stem}
-        for size in ("1gf", "4gf", "18gf", "36gf")
+        for size in ("1gf", "4gf", "16gf", "18gf", "36gf", "72gf")
         for letter, stem in (("p", "patchify"), ("c", "conv"))
     },
     **{f"regnety_{size}": {"family": "regnety", "size": size} for size in ("1gf", "4gf", "16gf", "32gf")},

@@ -8,6 +8,7 @@ D width, K classes.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -27,7 +28,7 @@ class Cost:
     """What one forward pass of one image costs, in the paper's convention (its appendix D).
 
     Attributes:
-      params: trainable numbers.
+      params: numbers that are learnt, or would be were they not frozen.
       flops: multiply-adds of convolutions and matrix products.
       activations: elements that convolutions and matrix products write.
     """
@@ -57,8 +58,12 @@ class Cost:
         return self.activations / 1e6
 
 
+Norm = Literal["batch", "layer", "none"]
+Activation = Literal["relu", "gelu", "none"]
+
+
 class Stem(Frozen):
-    """Convolutions, each with normalisation and activation, then one bare convolution to the width.
+    """Convolutions, each with normalisation and activation, then one convolution to the width.
 
     Without convolutions the projection is the whole stem, and that is patchify. Kernels of 3 are
     padded by 1, all others are not, as in the paper's table 3.
@@ -67,9 +72,17 @@ class Stem(Frozen):
     channels: tuple[int, ...] = Field((), description="Output channels of each convolution.")
     kernels: tuple[int, ...] = Field((), description="Kernel side of each convolution; 3 each if left out.")
     strides: tuple[int, ...] = Field((), description="Stride of each convolution; 2 each if left out.")
-    projection: int = Field(1, gt=0, description="Kernel side and stride of the last, bare convolution.")
-    norm: Literal["batch", "layer", "none"] = Field("batch", description="Normalisation after each.")
-    activation: Literal["relu", "none"] = Field("relu", description="Activation after each.")
+    projection: int = Field(1, gt=0, description="Stride, and kernel side, of the last convolution.")
+    projection_kernel: int | None = Field(
+        None, description="An odd kernel above the last stride, padded by half of itself: patches overlap."
+    )
+    norm: Norm = Field("batch", description="Normalisation after each; none gives the convolutions biases.")
+    activation: Activation = Field("relu", description="Activation after each.")
+    patch_norm: bool = Field(
+        False, description="Layer norm over all pixels of a patch before the first convolution."
+    )
+    projection_norm: Norm = Field("none", description="Normalisation after the last convolution.")
+    projection_activation: Activation = Field("none", description="Activation after the last convolution.")
     replaces_blocks: int = Field(1, ge=0, description="Transformer blocks left out to pay for the stem.")
 
     @model_validator(mode="before")
@@ -88,6 +101,11 @@ class Stem(Frozen):
             )
         if any(value < 1 for value in (*self.channels, *self.kernels, *self.strides)):
             raise ValueError("channels, kernels and strides must all be 1 or more")
+        kernel = self.projection_kernel
+        if kernel is not None and (kernel <= self.projection or kernel % 2 == 0):
+            raise ValueError(
+                f"projection_kernel must be odd and above projection, got {kernel} and {self.projection}"
+            )
         return self
 
     @property
@@ -113,15 +131,9 @@ class Stem(Frozen):
             total += Cost(weights + bias_or_norm, weights * side**2, channels * side**2)
             previous = channels
         patches = (image_size // self.patch_size) ** 2
-        weights = self.projection**2 * previous * width
-        return total + Cost(weights + width, weights * patches, width * patches)
-
-
-#: By a word, or written out; told apart by form, so that a fault is reported of the one that was meant.
-AnyStem = Annotated[
-    Annotated[Literal["patchify", "conv"], Tag("stem word")] | Annotated[Stem, Tag("stem layers")],
-    Discriminator(lambda stem: "stem layers" if isinstance(stem, dict | Stem) else "stem word"),
-]
+        weights = (self.projection_kernel or self.projection) ** 2 * previous * width
+        norms = 2 * width * (self.projection_norm != "none") + 6 * self.patch_size**2 * self.patch_norm
+        return total + Cost(weights + width + norms, weights * patches, width * patches)
 
 
 def conv_stem(width: int, patch_size: int) -> Stem:
@@ -146,13 +158,118 @@ def conv_stem(width: int, patch_size: int) -> Stem:
     return Stem(channels=tuple(width // 2**k for k in reversed(range(count))))
 
 
-#: Width, depth, heads, MLP ratio. The four of the paper's table 1, and one for 32-pixel images on a CPU.
+def hmlp_stem(width: int, patch_size: int) -> Stem:
+    """Patches that are merged step by step and never overlap: a 4x4 convolution, then 2x2 ones.
+
+    Batch norm after each, GELU between them. The published code also gives biases to convolutions
+    under a batch norm, which takes them off again; they are left out here.
+
+    Raises:
+      ValueError: the patch size is not a power of two of 8 or more, or 4 does not divide the width.
+
+    Source: Touvron et al. 2022, "Three things everyone should know about Vision Transformers",
+    section 5, https://arxiv.org/abs/2203.09795
+    """
+    if patch_size < 8 or patch_size & (patch_size - 1):
+        raise ValueError(
+            f"the hmlp stem needs a patch_size that is a power of two from 8 on, got {patch_size}"
+        )
+    if width % 4:
+        raise ValueError(f"the hmlp stem needs a width divisible by 4, got {width}")
+    merges = (2,) * (patch_size.bit_length() - 4)
+    return Stem(
+        channels=(width // 4,) * (1 + len(merges)),
+        kernels=(4, *merges),
+        strides=(4, *merges),
+        projection=2,
+        activation="gelu",
+        projection_norm="batch",
+        replaces_blocks=0,
+    )
+
+
+def _patchify(patch_size: int, **settings: Any) -> Stem:
+    return Stem(projection=patch_size, replaces_blocks=0, **settings)
+
+
+def _of_16_pixels(**settings: Any) -> Callable[[int, int], Stem]:
+    """A stem of the paper's table 3: channels as printed, for patches of 16 pixels and no others."""
+
+    def make(width: int, patch_size: int) -> Stem:
+        if patch_size != 16:
+            raise ValueError(f"the stems s1 to s4 are for a patch_size of 16, got {patch_size}")
+        return Stem(**settings)
+
+    return make
+
+
+StemWord = Literal[
+    "patchify",
+    "patchify_bn_relu",
+    "patchify_ln",
+    "dual_patchnorm",
+    "overlap",
+    "conv",
+    "conv_ln",
+    "conv_bare",
+    "s1",
+    "s2",
+    "s3",
+    "s4",
+    "hmlp",
+]
+
+#: What a stem's word stands for, given width and patch size. All but `conv` and its kin and s1 to s4
+#: leave every transformer block in place.
+STEMS: dict[StemWord, Callable[[int, int], Stem]] = {
+    # Xiao et al. 2021, section 3.
+    "patchify": lambda width, patch_size: _patchify(patch_size),
+    # Its figure 7: what the C stem has after its convolutions, after the one of P.
+    "patchify_bn_relu": lambda width, patch_size: _patchify(
+        patch_size, projection_norm="batch", projection_activation="relu"
+    ),
+    # Liu et al. 2021, Swin, https://arxiv.org/abs/2103.14030: `patch_norm` of its code.
+    "patchify_ln": lambda width, patch_size: _patchify(patch_size, projection_norm="layer"),
+    # Kumar et al. 2023, "Dual PatchNorm", https://arxiv.org/abs/2302.01327
+    "dual_patchnorm": lambda width, patch_size: _patchify(
+        patch_size, patch_norm=True, projection_norm="layer"
+    ),
+    # Wang et al. 2022, PVT v2, https://arxiv.org/abs/2106.13797: a kernel of 2 S - 1 for a stride of S.
+    "overlap": lambda width, patch_size: _patchify(patch_size, projection_kernel=2 * patch_size - 1),
+    # Xiao et al. 2021, section 3 and, with layer norm, figure 7.
+    "conv": conv_stem,
+    "conv_ln": lambda width, patch_size: conv_stem(width, patch_size).model_copy(update={"norm": "layer"}),
+    # The arm that Xiao et al. lack and Wang et al. 2022, "Scaled ReLU Matters",
+    # https://arxiv.org/abs/2109.03810, call decisive.
+    "conv_bare": lambda width, patch_size: conv_stem(width, patch_size).model_copy(
+        update={"norm": "none", "activation": "none"}
+    ),
+    # Xiao et al. 2021, table 3. It prints 42 for the first channels of S1, which breaks its own rule of
+    # doubling and its own count of multiply-adds; 52 keeps both.
+    "s1": _of_16_pixels(channels=(52, 104, 208, 416), kernels=(3, 3, 3, 2), strides=(2, 2, 2, 2)),
+    "s2": _of_16_pixels(channels=(32, 64, 128, 256), kernels=(3, 3, 3, 4), strides=(2, 2, 1, 4)),
+    "s3": _of_16_pixels(channels=(17, 34, 68, 136), kernels=(3, 3, 3, 8), strides=(2, 1, 1, 8)),
+    "s4": _of_16_pixels(channels=(8, 16, 32, 64), kernels=(3, 3, 3, 16), strides=(1, 1, 1, 16)),
+    "hmlp": hmlp_stem,
+}
+
+#: By a word, or written out; told apart by form, so that a fault is reported of the one that was meant.
+AnyStem = Annotated[
+    Annotated[StemWord, Tag("stem word")] | Annotated[Stem, Tag("stem layers")],
+    Discriminator(lambda stem: "stem layers" if isinstance(stem, dict | Stem) else "stem word"),
+]
+
+
+#: Width, depth, heads, MLP ratio. The four of the paper's table 1, the deep and narrow one of its figure 8,
+#: the one of its appendix C, and one for 32-pixel images on a CPU.
 SIZES: dict[str, dict[str, float]] = {
     "nano": {"width": 64, "depth": 4, "heads": 4, "mlp_ratio": 3},
     "1gf": {"width": 192, "depth": 12, "heads": 3, "mlp_ratio": 3},
     "4gf": {"width": 384, "depth": 12, "heads": 6, "mlp_ratio": 3},
     "18gf": {"width": 768, "depth": 12, "heads": 12, "mlp_ratio": 4},
+    "16gf": {"width": 384, "depth": 48, "heads": 6, "mlp_ratio": 3},
     "36gf": {"width": 1024, "depth": 14, "heads": 16, "mlp_ratio": 4},
+    "72gf": {"width": 1152, "depth": 22, "heads": 18, "mlp_ratio": 4},
 }
 
 Init = Literal["pycls_2021", "pycls_2022", "torchvision"]
@@ -162,11 +279,15 @@ class ViTConfig(Frozen):
     """A pre-norm vision transformer with a class token and learned positions."""
 
     family: Literal["vit"] = "vit"
-    size: Literal["nano", "1gf", "4gf", "18gf", "36gf"] | None = Field(
+    size: Literal["nano", "1gf", "4gf", "16gf", "18gf", "36gf", "72gf"] | None = Field(
         None, description="Named sizes fill width, depth, heads and mlp_ratio where these are not given."
     )
     stem: AnyStem = Field(
-        "patchify", description="patchify, conv (derived from width and patch_size), or one written out."
+        "patchify", description="A word, as the derivation from width and patch_size, or one written out."
+    )
+    freeze_stem: bool = Field(
+        False,
+        description="The stem keeps the weights it starts with; batch norm in it still takes statistics.",
     )
     image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
     patch_size: int = Field(16, gt=0, description="Side of the square that becomes one token, pixels.")
@@ -223,11 +344,9 @@ class ViTConfig(Frozen):
     @property
     def layers(self) -> Stem:
         """The stem, written out."""
-        if self.stem == "patchify":
-            return Stem(projection=self.patch_size, replaces_blocks=0)
-        if self.stem == "conv":
-            return conv_stem(self.width, self.patch_size)
-        return self.stem
+        if isinstance(self.stem, Stem):
+            return self.stem
+        return STEMS[self.stem](self.width, self.patch_size)
 
     @property
     def num_blocks(self) -> int:
@@ -275,7 +394,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig, num_classes: int) -> None:
         super().__init__()
-        self.stem = _build_stem(config.layers, config.width)
+        self.stem = build_stem(config.layers, config.width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.position = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
         # eps as in the authors' configs.
@@ -295,6 +414,9 @@ class VisionTransformer(nn.Module):
         self.norm = _layer_norm(config.width)
         self.head = nn.Linear(config.width, num_classes)
         init_weights(self, config.init)
+        # Chen et al. 2021, MoCo v3, https://arxiv.org/abs/2104.02057: a random patch projection that is
+        # never trained. No gradient is computed for it, and no optimizer sees it.
+        self.stem.requires_grad_(not config.freeze_stem)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits of shape (B, K)."""
@@ -309,19 +431,37 @@ def _layer_norm(width: int, **kwargs: Any) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, **kwargs)
 
 
-def _build_stem(stem: Stem, width: int) -> nn.Sequential:
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
+
+
+def _after(channels: int, norm: Norm, activation: Activation) -> list[nn.Module]:
     layers: list[nn.Module] = []
+    if norm != "none":
+        layers.append(_NORMS[norm](channels))
+    if activation != "none":
+        layers.append(_ACTIVATIONS[activation]())
+    return layers
+
+
+def build_stem(stem: Stem, width: int) -> nn.Sequential:
+    """Images of shape (B, 3, H, H) to features of shape (B, D, H / patch_size, H / patch_size)."""
+    layers: list[nn.Module] = []
+    if stem.patch_norm:
+        # A patch becomes the channels of one place, and is laid out again.
+        side = stem.patch_size
+        layers += [nn.PixelUnshuffle(side), LayerNorm2d(3 * side**2), nn.PixelShuffle(side)]
     previous = 3
-    norms = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
     for channels, kernel, stride in zip(stem.channels, stem.kernels, stem.strides, strict=True):
         padding = 1 if kernel == 3 else 0
         layers.append(nn.Conv2d(previous, channels, kernel, stride, padding, bias=stem.norm == "none"))
-        if stem.norm != "none":
-            layers.append(norms[stem.norm](channels))
-        if stem.activation == "relu":
-            layers.append(nn.ReLU(inplace=True))
+        layers += _after(channels, stem.norm, stem.activation)
         previous = channels
-    layers.append(nn.Conv2d(previous, width, stem.projection, stem.projection))
+    kernel, padding = stem.projection, 0
+    if stem.projection_kernel is not None:
+        kernel, padding = stem.projection_kernel, stem.projection_kernel // 2
+    layers.append(nn.Conv2d(previous, width, kernel, stem.projection, padding))
+    layers += _after(width, stem.projection_norm, stem.projection_activation)
     return nn.Sequential(*layers)
 
 
