@@ -31,7 +31,7 @@ from trainables.config import (
 )
 from trainables.context import Context
 from trainables.data import SPLITS, Digits, Parquet
-from trainables.optim import SGD, AdamW
+from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
 from trainables.vit import STEMS, Stem, ViTConfig
 
 
@@ -54,6 +54,9 @@ MODELS = [
 OPTIMS = [
     AdamW(lr=1e-3, weight_decay=0.1, beta1=0.8),
     SGD(lr=0.1, weight_decay=1e-4, lr_batch_size=2048, lr_scaling="sqrt"),
+    Lion(lr=1e-4, weight_decay=1, beta2=0.98),
+    LAMB(lr=4e-3, weight_decay=0.05, eps=1e-8),
+    MuonAdamW(lr=1e-3, weight_decay=0.1, nesterov=False),
 ]
 AUGMENTS = [Light(shift=0.2, flip=0.5), Paper(auto_augment=False)]
 DATA = [Digits(split_seed=3), Parquet(path="/some/where", train_limit=5, selection="final")]
@@ -299,7 +302,10 @@ STEM_WORDS = ", ".join(repr(word) for word in STEMS if word != "hmlp")
     [
         ({"nonsense": 1}, "nonsense: unknown key (got 1)"),
         ({"model.nonsense": 1}, "model.nonsense: unknown key (got 1)"),
-        ({"optim.name": "lion"}, "optim.name: must be one of 'adamw', 'sgd' (got 'lion')"),
+        (
+            {"optim.name": "adam"},
+            "optim.name: must be one of 'adamw', 'sgd', 'lion', 'lamb', 'muon' (got 'adam')",
+        ),
         ({"optim": {}}, "optim.name: is missing"),
         ({"data": {"name": "imagenet"}}, "data.name: must be one of 'digits', 'parquet' (got 'imagenet')"),
         ({"batch_size": 0}, "batch_size: must be greater than 0 (got 0)"),

@@ -1,3 +1,4 @@
+import io
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from trainables.config import NAMED_MODELS, Ema
-from trainables.optim import SGD, AdamW, Cosine, Duration, Share, in_epochs
+from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share, in_epochs
 from trainables.vit import ViTConfig
 
 
@@ -84,11 +85,11 @@ def test_a_duration_survives_json():
     assert schedule.warmup == Share(share=0.1)
 
 
-OPTIMS = [AdamW(lr=1e-3, weight_decay=0.3), SGD(lr=0.1, weight_decay=0.3)]
+OPTIMS = [kind(lr=1e-3, weight_decay=0.3) for kind in (AdamW, SGD, Lion, LAMB, MuonAdamW)]
 SMALL = ViTConfig(image_size=16, patch_size=4, width=16, depth=3, heads=2, mlp_ratio=2, stem="conv")
 
 
-@pytest.mark.parametrize("optim", OPTIMS, ids=["adamw", "sgd"])
+@pytest.mark.parametrize("optim", OPTIMS, ids=lambda optim: optim.name)
 def test_biases_and_gains_do_not_decay_and_positions_and_class_token_do(optim):
     model = SMALL.build(5)
     optimizer = optim.build(model, 64)
@@ -154,6 +155,134 @@ def test_sgd_adds_decay_to_the_gradient_and_looks_ahead_with_nesterov(nesterov):
         expected.append(weight)
     optim = SGD(lr=lr, weight_decay=wd, momentum=momentum, nesterov=nesterov)
     assert steps(optim, gradients) == pytest.approx(expected)
+
+
+def test_lion_takes_the_step_of_its_paper():
+    # Chen et al. 2023, program 1, decay multiplied by lr.
+    lr, wd, b1, b2, weight, momentum, expected = 0.1, 0.3, 0.9, 0.8, 2.0, 0.0, []
+    gradients = [0.5, -2.0, 0.1, 0.7]
+    for g in gradients:
+        weight -= lr * (math.copysign(1, b1 * momentum + (1 - b1) * g) + wd * weight)
+        momentum = b2 * momentum + (1 - b2) * g
+        expected.append(weight)
+    assert steps(Lion(lr=lr, weight_decay=wd, beta1=b1, beta2=b2), gradients) == pytest.approx(expected)
+
+
+def test_lamb_takes_the_step_of_its_paper():
+    # You et al. 2020, algorithm 2: Adam's step and decay, times the norm of the weights over its own; on
+    # one tensor of two numbers, so that the norms are not those of a sign.
+    lr, wd, b1, b2, eps = 0.1, 0.3, 0.8, 0.95, 1e-6
+    weight, first, second = [2.0, -1.0], [0.0, 0.0], [0.0, 0.0]
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.tensor([weight], dtype=torch.float64))
+    optimizer = LAMB(lr=lr, weight_decay=wd, beta1=b1, beta2=b2).build(model, 64)
+    for t, gradient in enumerate([[5.0, 0.1], [-2.0, 3.0], [0.7, -9.0]], start=1):
+        first = [b1 * m + (1 - b1) * g for m, g in zip(first, gradient, strict=True)]
+        second = [b2 * v + (1 - b2) * g * g for v, g in zip(second, gradient, strict=True)]
+        step = [
+            m / (1 - b1**t) / (math.sqrt(v / (1 - b2**t)) + eps) + wd * w
+            for m, v, w in zip(first, second, weight, strict=True)
+        ]
+        ratio = math.hypot(*weight) / math.hypot(*step)
+        weight = [w - lr * ratio * s for w, s in zip(weight, step, strict=True)]
+        model.weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        assert model.weight[0].tolist() == pytest.approx(weight)
+
+
+def test_lamb_scales_no_bias():
+    # Without decay a step is Adam's: the first is lr long, whatever the gradient and the weight.
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.bias, 50)
+    optimizer = LAMB(lr=0.1, weight_decay=0.3).build(model, 64)
+    model.weight.grad, model.bias.grad = torch.ones(1, 1), torch.full((1,), 7.0)
+    optimizer.step()
+    assert model.bias.item() == pytest.approx(49.9)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_steps_matrices_like_torchs_muon_and_the_rest_like_adamw(nesterov):
+    torch.manual_seed(0)
+    model, twin = SMALL.build(5), SMALL.build(5)
+    twin.load_state_dict(model.state_dict())
+    lr, wd = 0.02, 0.3
+    ours = MuonAdamW(lr=lr, weight_decay=wd, nesterov=nesterov).build(model, 64)
+    matrices = {n: p for n, p in twin.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
+    convs = {n: p for n, p in twin.named_parameters() if n in ("stem.3.weight", "stem.6.weight")}
+    rest = [p for n, p in twin.named_parameters() if n not in matrices and n not in convs]
+    # torch's takes matrices only: convolutions go in flattened, sharing the memory of their weights.
+    flat = [nn.Parameter(p.data.flatten(1)) for p in convs.values()]
+    muon = torch.optim.Muon(
+        [*matrices.values(), *flat],
+        lr,
+        wd,
+        momentum=0.95,
+        nesterov=nesterov,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": wd},
+        ],
+        lr,
+        (0.9, 0.95),
+    )
+    for _ in range(3):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for parameter, conv in zip(flat, convs.values(), strict=True):
+            parameter.grad = conv.grad.flatten(1)
+        for optimizer in (ours, muon, adamw):
+            optimizer.step()
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        # Both iterate in bfloat16, of which 0.4 % of a step of lr is the last digit.
+        assert torch.allclose(p, q, atol=0.02 * lr), name
+
+
+def test_muon_leaves_the_outer_layers_of_every_family_to_adamw():
+    for name in ("vit_p_1gf", "vit_c_1gf", "regnety_1gf", "resnet_50"):
+        with torch.device("meta"):
+            model = NAMED_MODELS[name].build(10)
+        optimizer = MuonAdamW(lr=1, weight_decay=0).build(model, 64)
+        held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        assert len(held) == len(list(model.parameters()))
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        left = [p for p in matrices if "use_muon" not in held[id(p)]]
+        # First and last layer; of a transformer also class token and positions.
+        assert len(left) == (4 if name.startswith("vit") else 2), name
+        assert {p.shape[0] for p in left} >= {10}
+        assert not any("use_muon" in held[id(p)] for p in model.parameters() if p.ndim < 2)
+
+
+@pytest.mark.parametrize("optim", OPTIMS, ids=lambda optim: optim.name)
+def test_an_optimizer_taken_up_from_a_checkpoint_goes_on_to_the_bit(optim):
+    def advance(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 / (1 + seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = SMALL.build(5)
+    optimizer = optim.build(model, 64)
+    advance(model, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict()], file)
+    advance(model, optimizer, range(3, 6))
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    again = SMALL.build(5)
+    again.load_state_dict(weights)
+    taken_up = optim.build(again, 64)
+    taken_up.load_state_dict(state)
+    advance(again, taken_up, range(3, 6))
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_sgd_without_momentum_is_plain_gradient_descent():

@@ -14,14 +14,14 @@ from trainables.baselines import RegNetYConfig, ResNetConfig
 from trainables.data import Digits, Parquet
 from trainables.faults import Fault as Fault
 from trainables.faults import faults_in, nearest
-from trainables.optim import SGD, AdamW, Cosine, Duration, Share
+from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
 from trainables.vit import ViTConfig
 
 ModelConfig = ViTConfig | RegNetYConfig | ResNetConfig
 DataConfig = Digits | Parquet
 Data = Annotated[DataConfig, Field(discriminator="name")]
 Augment = Annotated[Light | Paper, Field(discriminator="name")]
-OptimConfig = AdamW | SGD
+OptimConfig = AdamW | SGD | Lion | LAMB | MuonAdamW
 Optim = Annotated[OptimConfig, Field(discriminator="name")]
 
 #: What a model's own name stands for: `model: vit_c_4gf`. Only what tells it apart, so that a size or a

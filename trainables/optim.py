@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Discriminator, Field, Tag
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    Lamb,
+    Muon,
+    param_groups_weight_decay,
+)
+from timm.optim import Lion as TimmLion  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 
@@ -64,6 +69,100 @@ class SGD(_Base):
         return torch.optim.SGD(
             self._groups(model), self.peak_lr(batch_size), momentum=self.momentum, nesterov=nesterov
         )
+
+
+class Lion(_Base):
+    """The sign of an interpolated momentum, so that all steps are equally long; decay as in AdamW.
+
+    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms",
+    https://arxiv.org/abs/2302.06675, by timm. They advise an lr 3 to 10 times below AdamW's and a weight
+    decay as many times above it.
+    """
+
+    name: Literal["lion"] = "lion"
+    beta1: float = Field(0.9, ge=0, lt=1, description="Weight of the momentum in the step.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
+
+    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
+        """The optimizer of a model, at its peak learning rate."""
+        optimizer: Optimizer = TimmLion(
+            self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2)
+        )
+        return optimizer
+
+
+class LAMB(_Base):
+    """Adam whose step of each tensor is as long as the tensor times lr.
+
+    Source: You et al. 2020, "Large Batch Optimization for Deep Learning",
+    https://arxiv.org/abs/1904.00962, by timm. Biases and gains, which do not decay, are not scaled, as in
+    NVIDIA's code; gradients are clipped by the run's `clip_grad_norm` and not here.
+    """
+
+    name: Literal["lamb"] = "lamb"
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
+
+    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
+        """The optimizer of a model, at its peak learning rate."""
+        optimizer: Optimizer = Lamb(
+            self._groups(model),
+            self.peak_lr(batch_size),
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            max_grad_norm=None,
+        )
+        return optimizer
+
+
+#: Parameters that embed or classify, by the first part of their names; a first convolution counts, too.
+_OUTER = ("class_token", "position", "head", "fc", "classifier")
+
+
+class MuonAdamW(_Base):
+    """Muon for the matrices inside the network, AdamW for the rest, under one learning rate.
+
+    A step of a matrix is its momentum made orthogonal, scaled to the size AdamW's steps have. Convolutions
+    count as matrices (out, in x kernel), depthwise ones do not. The first layer, the head, positions, class token, biases and
+    gains get AdamW.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the scale
+    0.2 sqrt(max(out, in)) by Liu et al. 2025, https://arxiv.org/abs/2502.16982; by timm.
+    """
+
+    name: Literal["muon"] = "muon"
+    momentum: float = Field(0.95, ge=0, lt=1, description="Decay of the momentum of the matrices.")
+    nesterov: bool = Field(True, description="Nesterov's form of momentum for the matrices.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's second moment.")
+
+    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
+        """The optimizer of a model, at its peak learning rate."""
+        matrices = {id(p) for name, p in model.named_parameters() if _is_inner_matrix(name, p)}
+        groups = []
+        for group in self._groups(model):
+            inner = [p for p in group["params"] if id(p) in matrices]
+            outer = [p for p in group["params"] if id(p) not in matrices]
+            # timm would make the rest NAdamW under nesterov, and Muon's epsilon is not AdamW's.
+            groups.append(group | {"params": outer, "use_fallback": True, "nesterov": False, "eps": 1e-8})
+            groups.append(group | {"params": inner, "use_muon": True})
+        optimizer: Optimizer = Muon(
+            [group for group in groups if group["params"]],
+            self.peak_lr(batch_size),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_coefficients="original",
+            adjust_lr_fn="match_rms_adamw",
+            betas=(self.beta1, self.beta2),
+        )
+        return optimizer
+
+
+def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    # Of 3 channels in: the first layer. Of 1: depthwise, and no matrix.
+    is_thin = parameter.ndim == 4 and parameter.shape[1] in (1, 3)
+    return parameter.ndim >= 2 and not is_thin and name.split(".")[0] not in _OUTER
 
 
 class Share(Frozen):
