@@ -12,7 +12,7 @@ from orchestrator.design import Design
 from orchestrator.space import DOMAINS
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import derive_seed
-from trainables.baselines import RegNetYConfig, ResNetConfig
+from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.config import (
     NAMED_MODELS,
     RECIPES,
@@ -48,6 +48,8 @@ MODELS = [
     ViTConfig(**SHAPE, stem="conv", drop_path=0.1, init="torchvision"),
     ViTConfig(**SHAPE, stem=Stem(channels=(4, 8), strides=(2, 2), projection=2, norm="layer")),
     RegNetYConfig(size="nano", drop_path=0.1),
+    RegNetZConfig(size="nano", drop_path=0.1),
+    EfficientNetConfig(variant="b0", image_size=32),
     ResNetConfig(layers=18, image_size=32),
     ResNetConfig(layers=50, image_size=64),
 ]
@@ -185,11 +187,12 @@ def test_initial_weights_follow_torchs_generator_and_nothing_else(config):
 
 
 def test_every_named_model_is_the_one_its_short_form_stands_for():
-    assert len(NAMED_MODELS) == 20
+    assert len(NAMED_MODELS) == 25
     for name, model in NAMED_MODELS.items():
         assert run_of(model=name).model == model
-    # Written out in two places of the paper: 6 x 2 ViT, 4 RegNetY, 4 ResNet.
-    assert {name.rpartition("_")[0] for name in NAMED_MODELS} == {"vit_p", "vit_c", "regnety", "resnet"}
+    # 6 x 2 ViT, 4 RegNetY, 1 RegNetZ, 4 EfficientNet, 4 ResNet.
+    families = {"vit_p", "vit_c", "regnety", "regnetz", "efficientnet", "resnet"}
+    assert {name.rpartition("_")[0] for name in NAMED_MODELS} == families
 
 
 @pytest.mark.parametrize("optim", OPTIMS, ids=name_of)

@@ -9,6 +9,12 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
+from timm.models.efficientnet import (
+    efficientnet_b0,
+    efficientnet_b2,
+    efficientnet_b4,
+    efficientnet_b5,
+)
 from timm.models.regnet import RegNet, RegNetCfg
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -130,7 +136,8 @@ class _StagedRegNet(RegNet):
                     "dilation": 1,
                     "depth": depth,
                     "bottle_ratio": cfg.bottle_ratio,
-                    "group_size": min(cfg.group_size, width),
+                    # The convolution in groups is as wide as the bottleneck.
+                    "group_size": min(cfg.group_size, round(width * cfg.bottle_ratio)),
                     "drop_path_rates": rates[:depth],
                 }
             )
@@ -143,6 +150,101 @@ class _StagedRegNet(RegNet):
             "norm_layer": cfg.norm_layer,
         }
         return stages, common
+
+
+#: depths, widths, group width, training resolution, channels before the classifier.
+_REGNETZ: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = {
+    "nano": ((1, 1, 2, 1), (16, 24, 32, 64), 8, 32, 128),
+    # depth 28, w0 48, wa 14.5, wm 2.226, written out as those parameters give it.
+    "4gf": ((2, 6, 14, 6), (48, 104, 240, 528), 8, 256, 1024),
+}
+
+
+class RegNetZConfig(_Baseline):
+    """RegNetZ: inverted bottlenecks of 4, no activation after a block, SiLU, a wide layer before the head.
+
+    Source: Dollar et al. 2021, https://arxiv.org/abs/2103.06877; the shape of 4gf as in timm. Those of the
+    1, 16 and 32 GF models of Xiao et al. are not published with their code.
+    """
+
+    family: Literal["regnetz"] = "regnetz"
+    size: Literal["nano", "4gf"] | None = Field(
+        None, description="Named sizes fill depths, widths, group_width, head_width and image_size."
+    )
+    depths: tuple[int, int, int, int] = Field(description="Blocks per stage.")
+    widths: tuple[int, int, int, int] = Field(
+        description="Channels per stage; 4 times as many inside a block."
+    )
+    group_width: int = Field(gt=0, description="Channels per group of the 3x3 convolutions.")
+    head_width: int = Field(gt=0, description="Channels of the 1x1 convolution before the classifier.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_size(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(size := data.get("size"), str):
+            names = ("depths", "widths", "group_width", "image_size", "head_width")
+            # An unknown size is one fault; what it would have filled is not four more.
+            data = dict(zip(names, _REGNETZ.get(size, _REGNETZ["nano"]), strict=True)) | data
+        return data
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if bad := [4 * width for width in self.widths if 4 * width % self.group_width]:
+            raise ValueError(f"group_width must divide 4 x widths, got {self.group_width} and {bad}")
+        return self
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, its initial weights drawn from torch's global generator."""
+        cfg = RegNetCfg(
+            group_size=self.group_width,
+            bottle_ratio=4.0,
+            se_ratio=0.25,
+            stem_width=32,
+            downsample=None,
+            linear_out=True,
+            num_features=self.head_width,
+            act_layer="silu",
+        )
+        return _StagedRegNet(
+            cfg,
+            self.depths,
+            self.widths,
+            num_classes=num_classes,
+            drop_path_rate=self.drop_path,
+            zero_init_last=False,
+        )
+
+
+_EFFICIENTNETS: dict[str, tuple[Any, int]] = {
+    "b0": (efficientnet_b0, 224),
+    "b2": (efficientnet_b2, 260),
+    "b4": (efficientnet_b4, 380),
+    "b5": (efficientnet_b5, 456),
+}
+
+
+class EfficientNetConfig(_Baseline):
+    """EfficientNet, without the dropout its own recipe has before the classifier.
+
+    Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946.
+    """
+
+    family: Literal["efficientnet"] = "efficientnet"
+    variant: Literal["b0", "b2", "b4", "b5"] = Field("b0", description="Which one; fills image_size.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_resolution(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(variant := data.get("variant"), str):
+            _, image_size = _EFFICIENTNETS.get(variant, _EFFICIENTNETS["b0"])
+            data = {"image_size": image_size} | data
+        return data
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, its initial weights drawn from torch's global generator."""
+        make, _ = _EFFICIENTNETS[self.variant]
+        model: nn.Module = make(num_classes=num_classes, drop_path_rate=self.drop_path)
+        return model
 
 
 _RESNET_DEPTHS: dict[int, tuple[int, ...]] = {

@@ -10,14 +10,14 @@ from pydantic_core import PydanticUndefined
 
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
-from trainables.baselines import RegNetYConfig, ResNetConfig
+from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.data import Digits, Parquet
 from trainables.faults import Fault as Fault
 from trainables.faults import faults_in, nearest
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
 from trainables.vit import ViTConfig
 
-ModelConfig = ViTConfig | RegNetYConfig | ResNetConfig
+ModelConfig = ViTConfig | RegNetYConfig | RegNetZConfig | EfficientNetConfig | ResNetConfig
 DataConfig = Digits | Parquet
 Data = Annotated[DataConfig, Field(discriminator="name")]
 Augment = Annotated[Light | Paper, Field(discriminator="name")]
@@ -33,6 +33,11 @@ _SHORT_MODELS: dict[str, dict[str, Any]] = {
         for letter, stem in (("p", "patchify"), ("c", "conv"))
     },
     **{f"regnety_{size}": {"family": "regnety", "size": size} for size in ("1gf", "4gf", "16gf", "32gf")},
+    "regnetz_4gf": {"family": "regnetz", "size": "4gf"},
+    **{
+        f"efficientnet_{variant}": {"family": "efficientnet", "variant": variant}
+        for variant in ("b0", "b2", "b4", "b5")
+    },
     **{f"resnet_{layers}": {"family": "resnet", "layers": layers} for layers in (50, 101, 152, 200)},
 }
 

@@ -124,8 +124,8 @@ class MuonAdamW(_Base):
     """Muon for the matrices inside the network, AdamW for the rest, under one learning rate.
 
     A step of a matrix is its momentum made orthogonal, scaled to the size AdamW's steps have. Convolutions
-    count as matrices (out, in x kernel), depthwise ones do not. The first layer, the head, positions, class token, biases and
-    gains get AdamW.
+    count as matrices (out, in x kernel). Depthwise ones, the first layer, the head, positions, class
+    token, biases and gains get AdamW.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the scale
     0.2 sqrt(max(out, in)) by Liu et al. 2025, https://arxiv.org/abs/2502.16982; by timm.
