@@ -7,7 +7,7 @@ Shape suffixes: B batch, C channels, H W image side, N samples of a split.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ from trainables.context import Context
 from trainables.data import Collected, Images, collect, epoch_order, num_steps, step_samples
 
 Batch = tuple[Tensor, Tensor]
+#: Something done to an evaluation image after cropping: bytes of shape (H, W, C) and its row in the split.
+Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 #: Where images stay in memory for training they may take this much; evaluation images, too.
 COLLECT_BYTES = 8 * 2**30
@@ -99,12 +101,17 @@ class LightPipeline:
             pixels_BCHW = self._augment(collected.pixels_NCHW[at], uniforms_N3[rows])
             yield _normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
 
-    def eval_batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
-        """This rank's share of a split, not augmented."""
+    def eval_batches(self, images: Images, batch_size: int, change: Change | None = None) -> Iterator[Batch]:
+        """This rank's share of a split, not augmented, but changed where a change is given."""
         collected = _collected_light(images, self.image_size, self.context.device)
         for rows in _eval_rows(len(images), batch_size, self.context):
             at = torch.from_numpy(rows).to(self.context.device)
-            yield _normalise(collected.pixels_NCHW[at], (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
+            pixels_BCHW = collected.pixels_NCHW[at]
+            if change is not None:
+                pixels_BHWC = pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+                changed = [change(pixels, int(row)) for pixels, row in zip(pixels_BHWC, rows, strict=True)]
+                pixels_BCHW = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(at.device)
+            yield _normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
 
     def _augment(self, pixels_BCHW: Tensor, uniforms_B3: NDArray[np.float64]) -> Tensor:
         side = pixels_BCHW.shape[-1]
@@ -164,10 +171,10 @@ class PaperPipeline:
         seed = derive_seed(self.seed, "epoch", epoch)
         yield from self._load(_TrainImages(images, self.config, self.image_size, seed), rows)
 
-    def eval_batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
-        """This rank's share of a split, not augmented."""
+    def eval_batches(self, images: Images, batch_size: int, change: Change | None = None) -> Iterator[Batch]:
+        """This rank's share of a split, not augmented, but changed where a change is given."""
         rows = [part.tolist() for part in _eval_rows(len(images), batch_size, self.context)]
-        yield from self._load(_EvalImages(images, self.config, self.image_size), rows)
+        yield from self._load(_EvalImages(images, self.config, self.image_size, change), rows)
 
     def _load(self, dataset: "Dataset[tuple[Tensor, int]]", rows: list[list[int]]) -> Iterator[Batch]:
         on_gpu = self.context.device.type == "cuda"
@@ -210,13 +217,15 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
 
 
 class _EvalImages(Dataset[tuple[Tensor, int]]):
-    def __init__(self, images: Images, config: Paper, image_size: int) -> None:
-        self.images, self.crop = images, image_size
+    def __init__(self, images: Images, config: Paper, image_size: int, change: Change | None = None) -> None:
+        self.images, self.crop, self.change = images, image_size, change
         self.resize = round(image_size * config.eval_resize)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        pixels_CHW = F.pil_to_tensor(_resize_and_crop(self.images.read(row), self.resize, self.crop))
-        return pixels_CHW, int(self.images.labels[row])
+        picture = _resize_and_crop(self.images.read(row), self.resize, self.crop)
+        if self.change is not None:
+            picture = Image.fromarray(self.change(np.asarray(picture), row))
+        return F.pil_to_tensor(picture), int(self.images.labels[row])
 
 
 def _eval_rows(num_samples: int, batch_size: int, context: Context) -> Iterator[NDArray[np.int64]]:

@@ -40,6 +40,11 @@ def _column(label: str, **default: Any) -> Any:
     return field(metadata={"label": label}, **default)
 
 
+def _columns(label: str) -> Any:
+    """A field of several named numbers, or of none."""
+    return field(default=None, metadata={"label": label, "several": True})
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """One row of results. Column names, tracker keys and axis labels follow from these fields."""
@@ -55,9 +60,16 @@ class Epoch:
     val_seconds: float = _column("seconds of evaluation after this epoch")
     test_top1_error_pct: float | None = _column("top-1 error on the final split (%), last epoch only")
     peak_memory_gib: float | None = _column("peak of a GPU's memory in this epoch (GiB)", default=None)
+    shift_top1_error_pct: dict[str, float] | None = _columns(
+        "top-1 error (%) under each corruption, `clean` on the same images without, and on each shifted set; "
+        "last epoch only"
+    )
 
 
 #: Fields of a row that measure the machine and not the run: two identical runs may differ in them.
 TIMING_FIELDS = ("train_seconds", "val_seconds", "peak_memory_gib")
 
-EPOCH_LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in dataclasses.fields(Epoch)}
+#: Fields of one number each.
+EPOCH_LABELS: dict[str, str] = {
+    f.name: f.metadata["label"] for f in dataclasses.fields(Epoch) if "several" not in f.metadata
+}
