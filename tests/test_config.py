@@ -20,6 +20,7 @@ from trainables.config import (
     DataConfig,
     Divergence,
     Ema,
+    Evaluation,
     ModelConfig,
     OptimConfig,
     Seeds,
@@ -30,7 +31,8 @@ from trainables.config import (
     set_paths,
 )
 from trainables.context import Context
-from trainables.data import SPLITS, Digits, Parquet
+from trainables.corruptions import Corruptions
+from trainables.data import SPLITS, Digits, Parquet, ShiftedSet
 from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
 from trainables.vit import STEMS, Stem, ViTConfig
 
@@ -74,6 +76,9 @@ OTHERS = [
         )
     ),
     Mixup(),
+    Corruptions(kinds=("fog", "snow"), severities=(1,), images=5),
+    ShiftedSet(name="v2", uri="/some/where", training_names="imagenet_wnids"),
+    Evaluation(corruptions=Corruptions(), shifted=(ShiftedSet(name="r", uri="s3://a/b"),)),
     Ema(),
     Divergence(),
     Seeds(),
@@ -295,6 +300,22 @@ def test_leaves_are_dotted_paths_and_an_empty_mapping_is_a_value():
 
 
 # --- faults -------------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_at_the_end_is_part_of_a_run_and_where_a_set_lies_is_not():
+    ask = {"corruptions": {"kinds": ["fog"]}, "shifted": [{"name": "v2", "uri": "/a"}]}
+    moved = ask | {"shifted": [{"name": "v2", "uri": "s3://b"}]}
+    plain, asked, again = (run_of(evaluate=evaluate) for evaluate in (None, ask, moved))
+    assert identity(plain, "x") == identity(run_of(), "x") != identity(asked, "x")
+    assert identity(asked, "x") == identity(again, "x")
+    other = ask | {"shifted": [{"name": "r", "uri": "/a"}]}
+    assert identity(run_of(evaluate=other), "x") != identity(asked, "x")
+
+
+@pytest.mark.parametrize("names", [["v2", "v2"], ["fog"], ["clean"]])
+def test_names_of_shifted_sets_are_their_own(names):
+    with pytest.raises(ValidationError, match="names of shifted sets must differ"):
+        Evaluation(shifted=tuple(ShiftedSet(name=name, uri="/a") for name in names))
 
 
 STEM_WORDS = ", ".join(repr(word) for word in STEMS if word != "hmlp")

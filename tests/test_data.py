@@ -19,6 +19,7 @@ from trainables.data import (
     DataError,
     Digits,
     Parquet,
+    ShiftedSet,
     collect,
     decode,
     drawn_from,
@@ -501,3 +502,62 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     assert trainables.data.cache_folder() == (
         trainables.data.Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep"
     )
+
+
+# --- shifted sets -------------------------------------------------------------------------------------
+
+
+def colours_of(shifted) -> list[tuple[int, ...]]:
+    return [shifted.images.read(row).getpixel((0, 0)) for row in range(len(shifted.images))]
+
+
+def test_a_shifted_set_of_parquet_files_gets_the_labels_of_the_training_data(write_parquet, png_bytes):
+    images = [png_bytes(np.full((2, 2, 3), shade)) for shade in (10, 20, 30)]
+    # Its own labels number its own names; the file need not be called after a split.
+    path = write_parquet("sketches.parquet", images, [1, 0, 1], ["zebra", "cat", "unused"])
+    shifted = ShiftedSet(name="sketch", uri=str(path)).open(["ant", "cat", "dog", "zebra"])
+    assert shifted.images.labels.tolist() == [1, 3, 1]
+    assert shifted.classes.tolist() == [1, 3]
+    assert colours_of(shifted) == [(10,) * 3, (20,) * 3, (30,) * 3]
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_shifted_set_of_class_folders_is_read_in_the_order_of_its_names(prefix, tmp_path, png_bytes):
+    for name, shade in (("b/2.png", 20), ("a/x/1.PNG", 10), ("b/1.png", 30)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png_bytes(np.full((2, 2, 3), shade)))
+    (tmp_path / "README.md").write_text("x")
+    (tmp_path / "b" / "notes.txt").write_text("x")
+    shifted = ShiftedSet(name="r", uri=f"{prefix}{tmp_path}").open(["b", "c", "a"])
+    assert shifted.images.labels.tolist() == [2, 0, 0]
+    assert shifted.classes.tolist() == [0, 2]
+    assert colours_of(shifted) == [(10,) * 3, (30,) * 3, (20,) * 3]
+
+
+def test_wordnet_ids_are_numbered_as_imagenet_does(tmp_path, png_bytes):
+    # Tench, goldfish and toilet tissue: the first two and the last of ILSVRC 2012.
+    for wnid in ("n15075141", "n01443537", "n01440764"):
+        (tmp_path / wnid).mkdir()
+        (tmp_path / wnid / "1.png").write_bytes(png_bytes(np.zeros((2, 2, 3))))
+    one = ShiftedSet(name="r", uri=str(tmp_path), training_names="imagenet_wnids")
+    assert one.open([str(number) for number in range(1000)]).images.labels.tolist() == [0, 1, 999]
+    with pytest.raises(DataError, match="1000 classes of ImageNet-1k, these have 3"):
+        one.open(["a", "b", "c"])
+
+
+def test_a_shifted_set_that_cannot_be_used_is_refused_with_its_cause(tmp_path, png_bytes):
+    (tmp_path / "empty").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.png").write_bytes(png_bytes(np.zeros((2, 2, 3))))
+    (tmp_path / "set" / "cat" / "1.png").write_bytes(b"nonsense")
+    for uri, words in (
+        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "empty", "no Parquet files and no images in folders of classes"),
+        (tmp_path / "set", "1 of 2 classes are not among the training classes: dog"),
+    ):
+        with pytest.raises(DataError, match=words):
+            ShiftedSet(name="x", uri=str(uri)).open(["cat", "bird"])
+    broken = ShiftedSet(name="x", uri=str(tmp_path / "set")).open(["cat", "dog"])
+    with pytest.raises(DataError, match=r"cat/1.png does not decode"):
+        broken.images.read(0)

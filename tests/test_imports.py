@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STATISTICS = ("stats", "peak", "basin", "fairness", "gaps", "noise", "power")
+STATISTICS = ("stats", "peak", "basin", "fairness", "gaps", "noise", "power", "shift")
 #: From the statistics to numbers, words and tables; files and figures are the edges' part.
 TELLING = ("findings", "words", "rows", "tables")
 PURE = {

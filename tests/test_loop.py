@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import io
 import itertools
@@ -6,16 +7,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from trainables import loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Diverged, Epoch, Invalid
-from trainables.config import TrainConfig
+from trainables.config import Seeds, TrainConfig
 from trainables.context import Context
+from trainables.corruptions import corrupt
+from trainables.data import DataError, drawn_from
 from trainables.loop import train
 
 FULL = {
@@ -141,6 +146,82 @@ def test_the_scores_are_those_of_the_model_on_the_split(config_of):
         if split == "val":
             loss = nn.functional.cross_entropy(logits.double(), labels).item()
             assert row.val_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_robustness_is_measured_once_at_the_end_on_the_images_it_names(config_of, tmp_path, png_bytes):
+    for digit in (3, 8):
+        (tmp_path / str(digit)).mkdir()
+        for number in range(5):
+            pixels = np.random.default_rng(number + digit).integers(0, 256, (16, 16, 3))
+            (tmp_path / str(digit) / f"{number}.png").write_bytes(png_bytes(pixels))
+    evaluate = {
+        "corruptions": {"kinds": ["contrast", "shot_noise"], "severities": [2, 5], "images": 60},
+        "shifted": [{"name": "static", "uri": str(tmp_path)}],
+    }
+    plain = {"model.stem": "conv", "optim.lr": 8e-3, "ema": {"every_steps": 2}, "precise_bn_images": 256}
+    config = config_of(plain | {"evaluate": evaluate})
+    (first, _), (row, state) = train(config, Context())
+    assert first.shift_top1_error_pct is None
+    # It asks, and changes nothing.
+    *_, (without, other) = train(config_of(plain), Context())
+    assert measured(row) == measured(without) | {"shift_top1_error_pct": row.shift_top1_error_pct}
+    assert state.weights_digest() == other.weights_digest()
+
+    # By hand: the averaged weights with batch norm statistics taken anew, on 60 images of the final
+    # split that keep its share of classes.
+    model = copy.deepcopy(state.evaluated)
+    pipeline = config.augment.pipeline(16, config.seeds.augment, Context())
+    splits = config.data.open()
+    order = Seeds.derived(config.seeds.order, "precise_bn").order
+    batches = list(pipeline.train_batches(splits["train"], order, 128, 2))[:2]
+    torch.optim.swa_utils.update_bn([images for images, _ in batches], model)
+    rows = drawn_from(splits["test"].labels, 60, 0)
+    pictures = [np.asarray(splits["test"].read(int(row)).resize((16, 16), 2)) for row in rows]
+
+    @torch.no_grad()
+    def error(pixels, labels, allowed=range(10)):
+        inputs = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        answers = [max(allowed, key=logits.__getitem__) for logits in model.eval()(inputs)]
+        return 100 * np.mean([a != b for a, b in zip(answers, labels, strict=True)])
+
+    labels = splits["test"].labels[rows]
+    expected = {"clean": error(pictures, labels)}
+    for kind in ("contrast", "shot_noise"):
+        expected[kind] = np.mean(
+            [
+                error([corrupt(p, kind, severity, seed=0, index=i) for i, p in enumerate(pictures)], labels)
+                for severity in (2, 5)
+            ]
+        )
+    static = [(digit, f"{tmp_path}/{digit}/{number}.png") for digit in (3, 8) for number in range(5)]
+    noise = [np.asarray(Image.open(path)) for _, path in static]
+    expected["static"] = error(noise, [digit for digit, _ in static], allowed=(3, 8))
+    assert row.shift_top1_error_pct == pytest.approx(expected)
+    assert list(row.shift_top1_error_pct) == ["clean", "contrast", "shot_noise", "static"]
+
+
+def test_large_images_are_corrupted_after_cropping(config_of):
+    config = config_of({"augment.name": "paper", "evaluate.corruptions": {"kinds": ["contrast"]}})
+    pipeline = config.augment.pipeline(16, 0, Context())
+    images = config.data.open()["test"]
+    seen = []
+
+    def change(pixels, row):
+        seen.append((pixels.shape, row))
+        return pixels // 2
+
+    [(changed, _)] = pipeline.eval_batches(images, 1000, change)
+    [(plain, _)] = pipeline.eval_batches(images, 1000)
+    assert seen == [((16, 16, 3), row) for row in range(len(images))]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    bytes_of = [(255 * (x.movedim(1, -1) * std + mean)).round() for x in (changed, plain)]
+    assert torch.equal(bytes_of[0], bytes_of[1] // 2)
+
+
+def test_a_shifted_set_that_is_not_there_ends_the_run_before_it_begins(config_of):
+    config = config_of({"evaluate": {"shifted": [{"name": "v2", "uri": "/nowhere"}]}})
+    with pytest.raises(DataError, match="/nowhere: there is no such file"):
+        next(train(config, Context()))
 
 
 def test_a_model_learns(config_of):

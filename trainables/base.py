@@ -40,11 +40,6 @@ def _column(label: str, **default: Any) -> Any:
     return field(metadata={"label": label}, **default)
 
 
-def _columns(label: str) -> Any:
-    """A field of several named numbers, or of none."""
-    return field(default=None, metadata={"label": label, "several": True})
-
-
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """One row of results. Column names, tracker keys and axis labels follow from these fields."""
@@ -60,9 +55,10 @@ class Epoch:
     val_seconds: float = _column("seconds of evaluation after this epoch")
     test_top1_error_pct: float | None = _column("top-1 error on the final split (%), last epoch only")
     peak_memory_gib: float | None = _column("peak of a GPU's memory in this epoch (GiB)", default=None)
-    shift_top1_error_pct: dict[str, float] | None = _columns(
-        "top-1 error (%) under each corruption, `clean` on the same images without, and on each shifted set; "
-        "last epoch only"
+    #: `clean` is the error on the images that were corrupted, before they were.
+    shift_top1_error_pct: dict[str, float] | None = field(
+        default=None,
+        metadata={"label": "top-1 errors under corruption and shift (%), last epoch only", "several": True},
     )
 
 

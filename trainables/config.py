@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
@@ -11,7 +12,8 @@ from pydantic_core import PydanticUndefined
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
 from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
-from trainables.data import Digits, Parquet
+from trainables.corruptions import KINDS, Corruptions
+from trainables.data import Digits, Parquet, ShiftedSet
 from trainables.faults import Fault as Fault
 from trainables.faults import faults_in, nearest
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
@@ -84,6 +86,21 @@ class Ema(Frozen):
         return max(0.0, 1 - self.interval(total_steps) / (self.time_constant * total_steps))
 
 
+class Evaluation(Frozen):
+    """What the final weights are asked besides the final split; the errors stand in the last row."""
+
+    corruptions: Corruptions | None = Field(None, description="The final split again, corrupted.")
+    shifted: tuple[ShiftedSet, ...] = Field((), description="Other images of the same classes.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name for one in self.shifted]
+        taken = {"clean", *KINDS}
+        if bad := sorted({name for name in names if name in taken or names.count(name) > 1}):
+            raise ValueError(f"names of shifted sets must differ, also from clean and the corruptions: {bad}")
+        return self
+
+
 class Divergence(Frozen):
     """When a run counts as diverged. Fixed before the run, the same for every arm.
 
@@ -153,6 +170,9 @@ class TrainConfig(Frozen):
         "auto", description="auto: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."
     )
     clip_grad_norm: float | None = Field(None, gt=0, description="Largest gradient norm; the paper: none.")
+    evaluate: Evaluation | None = Field(
+        None, description="Robustness to corruption and shift after the last epoch; none if left out."
+    )
     divergence: Divergence = Field(
         default_factory=Divergence, description="When a run counts as diverged; the same for all arms."
     )
@@ -292,9 +312,18 @@ def _content(config: BaseModel) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        # What a name or size stands for is written out in the other fields.
-        if name in ("size", "recipe"):
+        # What a name or size stands for is written out in the other fields; where a set lies is not what
+        # it is.
+        if name in ("size", "recipe", "uri"):
             continue
         if name in ("name", "family") or value != field.get_default(call_default_factory=True):
-            content[name] = _content(value) if isinstance(value, BaseModel) else value
+            content[name] = _plain(value)
     return content
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _content(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -16,6 +16,7 @@ Every random choice is a function of (seed, kind, severity, image): arms see the
 Shape suffixes: H W image side, C channels. Values are floats from 0 to 1 inside, bytes outside.
 """
 
+import functools
 import io
 import math
 from collections.abc import Callable
@@ -380,3 +381,14 @@ class Corruptions(Frozen):
         None, gt=0, description="Corrupt this many images, the classes in proportion; all if left out."
     )
     seed: int = Field(0, ge=0, description="Which noise; no trial's seed changes it.")
+
+    def change(self, kind: Kind, severity: Severity) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
+        """What corrupts an image, given its row in the split."""
+        return functools.partial(_corrupt_row, kind=kind, severity=severity, seed=self.seed)
+
+
+# A function of the module: loader processes get it by name.
+def _corrupt_row(
+    pixels_HWC: NDArray[np.uint8], row: int, *, kind: Kind, severity: Severity, seed: int
+) -> NDArray[np.uint8]:
+    return corrupt(pixels_HWC, kind, severity, seed=seed, index=row)

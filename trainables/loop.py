@@ -9,11 +9,13 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -21,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from trainables.augment import Batch, LightPipeline, PaperPipeline
+from trainables.augment import Batch, Change, LightPipeline, PaperPipeline
 from trainables.base import Diverged, Epoch, Invalid, Preempted, derive_seed
 from trainables.checkpoint import Keeper
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
-from trainables.data import Images, num_steps
+from trainables.data import Images, Shifted, drawn_from, num_steps
 from trainables.optim import in_epochs
 
 #: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
@@ -146,6 +148,10 @@ def train(
       DataError: an image that does not decode.
     """
     info, splits = config.data.info(), config.data.open()
+    # Opened now, so that a set that cannot be read ends the run before it has cost anything.
+    shifted = {
+        one.name: one.open(info.class_names) for one in (config.evaluate.shifted if config.evaluate else ())
+    }
     run = _Run(config, context, info.num_classes, splits["train"], keeper)
     run.state.run = identity(config, info.fingerprint)
     if checkpoint is not None:
@@ -178,6 +184,7 @@ def train(
         run.state.step, run.state.loss_sums, run.state.train_seconds = 0, (), 0.0
         is_last = run.state.epoch == config.schedule.epochs
         test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
+        shift_errors_pct = run.shift_errors(splits["test"], shifted) if is_last and config.evaluate else None
         # A loss of ln(classes) is that of guessing, with or without smoothing and mixing.
         learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * math.log(
             info.num_classes
@@ -197,6 +204,7 @@ def train(
                 val_seconds=time.perf_counter() - trained,
                 test_top1_error_pct=test_error_pct,
                 peak_memory_gib=_peak_gib(context.device),
+                shift_top1_error_pct=shift_errors_pct,
             ),
             run.state,
         )
@@ -403,20 +411,57 @@ class _Run:
             return raw, raw
         return raw, self._score(self.state.ema.module, images)
 
-    @torch.no_grad()
+    def shift_errors(self, images: Images, shifted: Mapping[str, Shifted]) -> dict[str, float]:
+        """Errors in per cent of the evaluated network under each kind of corruption and on each shifted set.
+
+        That of a kind is the mean over its severities; `clean` is that of the same images uncorrupted.
+        """
+        evaluation = self.config.evaluate
+        assert evaluation is not None
+        model = self._with_precise_bn(self.state.evaluated)
+        errors = {}
+        if (corruptions := evaluation.corruptions) is not None:
+            if corruptions.images is not None and corruptions.images < len(images):
+                rows, whole = drawn_from(images.labels, corruptions.images, corruptions.seed), images
+                images = Images(whole.labels[rows], lambda row: whole.read(int(rows[row])))
+            errors["clean"] = self._score_as_is(model, images).error_pct
+            for kind in corruptions.kinds:
+                scores = [
+                    self._score_as_is(model, images, change=corruptions.change(kind, severity)).error_pct
+                    for severity in corruptions.severities
+                ]
+                errors[kind] = sum(scores) / len(scores)
+        for name, other in shifted.items():
+            errors[name] = self._score_as_is(model, other.images, classes=other.classes).error_pct
+        return errors
+
     def _score(self, model: nn.Module, images: Images) -> Score:
-        model = self._with_precise_bn(model)
+        return self._score_as_is(self._with_precise_bn(model), images)
+
+    @torch.no_grad()
+    def _score_as_is(
+        self,
+        model: nn.Module,
+        images: Images,
+        change: Change | None = None,
+        classes: NDArray[np.int64] | None = None,
+    ) -> Score:
+        """Of a network with the batch norm it has; `classes` are the only ones it may answer."""
         model.eval()
         totals = torch.zeros(2, device=self.context.device, dtype=torch.float64)
+        barred_K = torch.zeros(self.num_classes, device=self.context.device)
+        if classes is not None:
+            barred_K.fill_(-math.inf)[torch.from_numpy(classes).to(self.context.device)] = 0
         # As large a batch as training has: it fits, and without gradients twice over.
-        for images_BCHW, labels_B in self.pipeline.eval_batches(images, self.config.batch_size):
+        for images_BCHW, labels_B in self.pipeline.eval_batches(images, self.config.batch_size, change):
             with self.autocast():
-                logits_BK = model(images_BCHW).float()
+                logits_BK = model(images_BCHW).float() + barred_K
             totals[0] += cross_entropy(logits_BK, labels_B, reduction="sum").double()
             totals[1] += (logits_BK.argmax(1) != labels_B).sum()
         loss, errors = (self.context.sum(totals) / len(images)).tolist()
         return Score(loss, 100 * errors)
 
+    @torch.no_grad()
     def _with_precise_bn(self, model: nn.Module) -> nn.Module:
         """A copy whose BN statistics are averages over training images, taken with its own weights."""
         count = self.config.precise_bn_images
