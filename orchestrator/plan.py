@@ -231,6 +231,11 @@ class _Draft:
     def trial(self, cell: Cell, point: int) -> Trial:
         assert self.run is not None, "a draft without a run is raised or removed"
         config, resources = self.run
+        if config.start is not None:
+            raise ValueError(
+                "start: a sweep does not run one trial after another; train both runs with "
+                "`python -m trainables`, the second with --start"
+            )
         gang = Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
         block = self.sweep.design.block(point)
         return Trial("", self.arm, cell, point, 0, self.values, config, gang, block=block)

@@ -24,6 +24,7 @@ from trainables.config import (
     ModelConfig,
     OptimConfig,
     Seeds,
+    Start,
     TrainConfig,
     faults_of,
     identity,
@@ -64,6 +65,13 @@ OPTIMS = [
 ]
 AUGMENTS = [Light(shift=0.2, flip=0.5), Paper(auto_augment=False)]
 DATA = [Digits(split_seed=3), Parquet(path="/some/where", train_limit=5, selection="final")]
+
+
+def run_of(**parts) -> TrainConfig:
+    settings = {"model": MODELS[0], "data": DATA[0], "optim": OPTIMS[0], "schedule": {"epochs": 2}}
+    return TrainConfig(**(settings | {"batch_size": 64} | parts))
+
+
 OTHERS = [
     *(domain.model_validate({word: [1, 2]}) for domain in DOMAINS for word in domain.model_fields),
     *(
@@ -78,6 +86,7 @@ OTHERS = [
     Mixup(),
     Corruptions(kinds=("fog", "snow"), severities=(1,), images=5),
     ShiftedSet(name="v2", uri="/some/where", training_names="imagenet_wnids"),
+    Start(run=run_of(), parts="stem"),
     Evaluation(corruptions=Corruptions(), shifted=(ShiftedSet(name="r", uri="s3://a/b"),)),
     Ema(),
     Divergence(),
@@ -88,11 +97,6 @@ ALL = [*MODELS, *OPTIMS, *AUGMENTS, *DATA, *OTHERS]
 
 def name_of(config: BaseModel) -> str:
     return type(config).__name__
-
-
-def run_of(**parts) -> TrainConfig:
-    settings = {"model": MODELS[0], "data": DATA[0], "optim": OPTIMS[0], "schedule": {"epochs": 2}}
-    return TrainConfig(**(settings | {"batch_size": 64} | parts))
 
 
 def test_the_examples_cover_every_member_of_every_union():

@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=LEAST_SECONDS,
         help="least seconds between two (default %(default)s)",
     )
+    parser.add_argument("--start", type=Path, help="checkpoint, as --save wrote it, of the run in `start`")
     options = parser.parse_args(arguments)
     try:
         document = load_document(options.config)
@@ -85,7 +86,9 @@ def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None
                 keeper = Keeper(store, is_stopping, options.checkpoint_share, options.checkpoint_seconds)
                 stack.enter_context(keeper)
             # The state is wanted once the last row is out.
-            for row, state in train(config, this_process(threads=options.threads), keeper=keeper):  # noqa: B007
+            start = stack.enter_context(options.start.open("rb")) if options.start else None
+            here = this_process(threads=options.threads)
+            for row, state in train(config, here, keeper=keeper, start=start):  # noqa: B007
                 print(json.dumps(dataclasses.asdict(row)), flush=True)
     except Preempted as error:
         print(f"stopped {error}; the same command goes on", file=sys.stderr)
@@ -93,7 +96,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr)
         return 1
-    except (DataError, Invalid) as error:
+    except (DataError, Invalid, OSError) as error:
         print(f"{options.config}: {error}", file=sys.stderr)
         return 2
     finally:

@@ -6,15 +6,19 @@ place in the batch, the number of ranks, and whether training was resumed.
 Shape suffixes: B batch, C channels, H W image side, N samples of a split.
 """
 
+import contextlib
 import functools
+import random
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -73,8 +77,30 @@ class Paper(Frozen):
     min_area: float = Field(0.08, gt=0, le=1, description="Smallest crop, share of the image's area.")
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a left-right mirror image.")
     auto_augment: bool = Field(True, description="AutoAugment's ImageNet policy, 25 sub-policies.")
+    rand_augment: str | None = Field(
+        None,
+        pattern="^rand-",
+        description="RandAugment by timm's words, DeiT's are rand-m9-mstd0.5-inc1; needs auto_augment false.",
+    )
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="Probability that a rectangle becomes noise; DeiT: 0.25."
+    )
+    repeats: int = Field(
+        1, gt=0, description="Times an image comes in a row, augmented anew; that many fewer per epoch."
+    )
     pca_std: float = Field(0.1, ge=0, description="AlexNet colour jitter along ImageNet's colour axes.")
     eval_resize: float = Field(256 / 224, ge=1, description="Shorter side over image_size at evaluation.")
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if self.rand_augment is not None:
+            if self.auto_augment:
+                raise ValueError("auto_augment and rand_augment are two policies, set auto_augment to false")
+            try:
+                rand_augment_transform(self.rand_augment, {})  # type: ignore[no-untyped-call]
+            except (AssertionError, ValueError, KeyError) as error:
+                raise ValueError(f"rand_augment {self.rand_augment!r} is none that timm knows") from error
+        return self
 
     def pipeline(self, image_size: int, seed: int, context: Context) -> "PaperPipeline":
         """The pipeline for one run; `seed` governs augmentation only."""
@@ -164,6 +190,10 @@ class PaperPipeline:
     ) -> Iterator[Batch]:
         """This rank's batches of one epoch, from step `first_step` on."""
         order = epoch_order(len(images), order_seed, epoch)
+        if self.config.repeats > 1:
+            # Which time an image comes is written into its number: `copy * len(images) + row`.
+            copies = np.tile(np.arange(self.config.repeats), len(order))
+            order = (np.repeat(order, self.config.repeats) + len(images) * copies)[: len(order)]
         rows = [
             step_samples(order, batch_size, step, self.context.rank, self.context.world_size).tolist()
             for step in range(first_step, num_steps(len(order), batch_size))
@@ -188,10 +218,28 @@ class PaperPipeline:
             yield pixels, labels_B.to(self.context.device, non_blocking=True)
 
 
+@contextlib.contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """torchvision draws from torch's generator, timm from Python's and numpy's; all are put back after."""
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
 class _TrainImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: Images, config: Paper, image_size: int, seed: int) -> None:
         self.images, self.config, self.seed = images, config, seed
-        steps: list[torch.nn.Module] = [
+        # Black borders and fills are as grey as the mean, as in DeiT.
+        grey = tuple(round(255 * mean) for mean in _IMAGENET_MEAN)
+        self.erase = RandomErasing(config.erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
+        steps: list[Callable[[Image.Image], Image.Image]] = [
             v2.RandomResizedCrop(
                 image_size, (config.min_area, 1.0), interpolation=InterpolationMode.BILINEAR, antialias=True
             ),
@@ -199,13 +247,16 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
         ]
         if config.auto_augment:
             steps.append(v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET))
+        if config.rand_augment is not None:
+            policy = rand_augment_transform(config.rand_augment, {"img_mean": grey})  # type: ignore[no-untyped-call]
+            steps.append(policy)
         self.transform = v2.Compose(steps)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        copy, row = divmod(number, len(self.images))
         image = self.images.read(row)
-        # torchvision draws from torch's global generator; it is put back as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, row))
+        # The first time is seeded as if there were no other.
+        with _global_generators(derive_seed(self.seed, row, *([copy] if copy else []))):
             pixels_CHW = F.pil_to_tensor(self.transform(image))
             if self.config.pca_std:
                 shift_C = _PCA_VECTORS @ (_PCA_VALUES * torch.randn(3) * self.config.pca_std)
@@ -213,6 +264,10 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
                 pixels_CHW = _normalise(
                     pixels_CHW[None] + 255 * shift_C[:, None, None], _IMAGENET_MEAN, _IMAGENET_STD
                 )[0]
+            if self.config.erasing:
+                if pixels_CHW.dtype == torch.uint8:
+                    pixels_CHW = _normalise(pixels_CHW[None], _IMAGENET_MEAN, _IMAGENET_STD)[0]
+                pixels_CHW = self.erase(pixels_CHW)
         return pixels_CHW, int(self.images.labels[row])
 
 

@@ -101,6 +101,20 @@ class Evaluation(Frozen):
         return self
 
 
+class Start(Frozen):
+    """Another run, whole, whose final weights this one starts from.
+
+    What stands here is a configuration and not a file: the first run is known by its content, as every
+    run is, and many second ones share it.
+    """
+
+    run: "TrainConfig" = Field(description="The first run.")
+    parts: Literal["all", "stem"] = Field(
+        "all",
+        description="all: with a new classifier where the classes differ in number. stem: no more.",
+    )
+
+
 class Divergence(Frozen):
     """When a run counts as diverged. Fixed before the run, the same for every arm.
 
@@ -153,6 +167,7 @@ class TrainConfig(Frozen):
     recipe: Literal["light", "paper"] = Field(
         "light", description="light: small images. paper: ImageNet. Both fill only what is not set."
     )
+    start: Start | None = Field(None, description="The run whose weights this one starts from, if any.")
     model: Model = Field(description="What is trained: by name, as `vit_c_4gf`, or written out.")
     data: Data = Field(description="What it is trained on: `digits`, or Parquet files by their path.")
     augment: Augment = Field(default_factory=Light, description="What happens to images before the network.")
@@ -195,6 +210,9 @@ class TrainConfig(Frozen):
         return tree
 
 
+TrainConfig.model_rebuild()
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a nested mapping with its dotted path; an empty mapping is a value."""
     for key, value in tree.items():
@@ -206,6 +224,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def expand(path: str, value: Any) -> Any:
     """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
+    path = _in_its_run(path)
     if isinstance(value, str):
         if path == "model" and value in _SHORT_MODELS:
             return dict(_SHORT_MODELS[value])
@@ -214,6 +233,11 @@ def expand(path: str, value: Any) -> Any:
         if path in ("augment", "optim"):
             return {"name": value}
     return value
+
+
+def _in_its_run(path: str) -> str:
+    """A path as the run that it belongs to has it: `model.stem` for `start.run.model.stem`."""
+    return path.rpartition("start.run.")[2]
 
 
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -226,7 +250,7 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     for key in parents:
         where = f"{where}.{key}".lstrip(".")
         child = expand(where, tree.get(key))
-        if where == "model" and isinstance(child, str):
+        if _in_its_run(where) == "model" and isinstance(child, str):
             # No model has this name: it stays to be refused by it.
             return
         tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
@@ -297,13 +321,21 @@ _PARTS: dict[str, TypeAdapter[Any]] = {
 }
 
 
-def identity(config: TrainConfig, data_fingerprint: str) -> str:
+def identity(config: TrainConfig, data_fingerprint: str, start_identity: str | None = None) -> str:
     """A digest of everything that decides a run's result, of 16 hexadecimal digits.
 
     Defaults are left out, so that a field added to the code later does not rename finished runs. Data
-    count by their fingerprint, not by where they lie.
+    count by their fingerprint, not by where they lie. A run that this one starts from counts by its own
+    identity, `start_identity`.
+
+    Raises:
+      ValueError: the run starts from another, whose identity is not given, or the other way round.
     """
     content = _content(config) | {"data": data_fingerprint}
+    if (config.start is None) != (start_identity is None):
+        raise ValueError("a run that starts from another one needs that one's identity, and no other does")
+    if config.start is not None:
+        content["start"]["run"] = start_identity
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -30,6 +30,7 @@ from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
 from trainables.data import Images, Shifted, drawn_from, num_steps
 from trainables.optim import in_epochs
+from trainables.transfer import final_weights, take_over
 
 #: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
 LOOK_STEPS = 20
@@ -128,6 +129,7 @@ def train(
     context: Context,
     checkpoint: BinaryIO | None = None,
     keeper: Keeper | None = None,
+    start: BinaryIO | None = None,
 ) -> Iterator[tuple[Epoch, State]]:
     """Trains one model; every rank runs this and gets the same rows.
 
@@ -137,12 +139,15 @@ def train(
       checkpoint: what `State.save` wrote, to go on from there.
       keeper: goes on from the last checkpoint it finds, takes new ones at any step, and says when to stop.
         Every rank needs one or none.
+      start: what `State.save` wrote at the end of the run that `config.start` names; not needed with a
+        checkpoint.
 
     Yields:
       After each epoch its row and the state, which is live: it moves on with the next `next`.
 
     Raises:
-      Invalid: the batch is too small for the data and the workers, or the checkpoint is of another run.
+      Invalid: the batch is too small for the data and the workers, or the checkpoint is of another run; or
+        `start` is missing, not asked for, or of another model.
       Diverged: see `Divergence`; all ranks raise it together.
       Preempted: `keeper` said so on one rank; all ranks raise it together, once the state is written.
       DataError: an image that does not decode.
@@ -152,8 +157,12 @@ def train(
     shifted = {
         one.name: one.open(info.class_names) for one in (config.evaluate.shifted if config.evaluate else ())
     }
-    run = _Run(config, context, info.num_classes, splits["train"], keeper)
-    run.state.run = identity(config, info.fingerprint)
+    weights = final_weights(start) if start is not None and checkpoint is None else None
+    if checkpoint is None and (config.start is None) != (start is None):
+        wanted = "from the beginning" if config.start is None else "from the weights of another run"
+        raise Invalid(f"the run starts {wanted}, and was given {'weights' if start else 'none'}")
+    run = _Run(config, context, info.num_classes, splits["train"], keeper, weights)
+    run.state.run = _identity(config, info.fingerprint)
     if checkpoint is not None:
         run.state.load(checkpoint)
     elif keeper is not None and (content := keeper.read(context)) is not None:
@@ -238,6 +247,7 @@ class _Run:
         num_classes: int,
         images: Images,
         keeper: Keeper | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.context, self.num_classes, self.keeper = config, context, num_classes, keeper
         self.steps_per_epoch = num_steps(len(images), config.batch_size)
@@ -250,7 +260,10 @@ class _Run:
         self.pipeline: LightPipeline | PaperPipeline = config.augment.pipeline(
             config.model.image_size, config.seeds.augment, context
         )
-        model = _build_model(config, num_classes).to(context.device)
+        model = _build_model(config, num_classes)
+        if weights is not None and config.start is not None:
+            take_over(model, weights, config.start.parts)
+        model = model.to(context.device)
         if config.sync_batch_norm and context.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.trained: nn.Module = model
@@ -482,6 +495,12 @@ class _Run:
                 assert statistic is not None
                 statistic.copy_(self.context.sum(statistic) / self.context.world_size)
         return model
+
+
+def _identity(config: TrainConfig, fingerprint: str) -> str:
+    """Of a run among its own checkpoints. The first run counts as written: its data need not be at hand."""
+    first = None if config.start is None else _identity(config.start.run, "")
+    return identity(config, fingerprint, first)
 
 
 def _build_model(config: TrainConfig, num_classes: int) -> nn.Module:

@@ -1,0 +1,73 @@
+"""A run that starts from another one's final weights: what fits is taken over, what cannot fit is made to.
+
+Shape suffixes: T tokens (patches and the class token), D width.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import BinaryIO, Literal
+
+import torch
+from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from trainables.base import Invalid
+
+Parts = Literal["all", "stem"]
+
+#: First parts of the names of classifiers, in our models and in timm's.
+_HEADS = ("head", "fc", "classifier")
+
+
+def final_weights(checkpoint: BinaryIO) -> dict[str, Tensor]:
+    """The weights a run was judged by, out of what `State.save` wrote: their average where there is one."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = content["model"] if content["ema"] is None else content["ema"]
+    return weights
+
+
+def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> None:
+    """Puts weights of another run into a freshly built model, in place.
+
+    The classifier keeps its own initial weights where the number of classes differs. Position embeddings
+    are interpolated where the number of patches does (bicubic, as Dosovitskiy et al. 2021, section 3.2,
+    https://arxiv.org/abs/2010.11929, by timm); the class token's stays. With `stem`, everything but the
+    stem keeps its own initial weights.
+
+    Raises:
+      Invalid: the models differ in more than that; the message names the first tensors that do.
+    """
+    own = model.state_dict()
+    wanted = {name: tensor for name, tensor in own.items() if parts == "all" or name.startswith("stem.")}
+    if not wanted:
+        raise Invalid("start.parts is stem, and this model has no part of that name")
+    fresh = {
+        name
+        for name in wanted
+        if name.split(".")[0] in _HEADS and name in weights and weights[name].shape != wanted[name].shape
+    }
+    taken: dict[str, Tensor] = {}
+    misfits = []
+    for name in sorted(wanted.keys() - fresh):
+        tensor = weights.get(name)
+        if tensor is not None and name == "position":
+            tensor = _resampled(tensor, wanted[name].shape[1])
+        if tensor is None or tensor.shape != wanted[name].shape:
+            found = "nothing" if tensor is None else list(tensor.shape)
+            misfits.append(f"{name} wants {list(wanted[name].shape)}, finds {found}")
+        else:
+            taken[name] = tensor
+    if parts == "all":
+        misfits += [f"{name} has no place" for name in sorted(weights.keys() - own.keys())]
+    if misfits:
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise Invalid(f"the weights to start from are of another model: {'; '.join(misfits[:3])}{more}")
+    model.load_state_dict(own | taken)
+
+
+def _resampled(position_1TD: Tensor, num_tokens: int) -> Tensor:
+    if position_1TD.shape[1] == num_tokens:
+        return position_1TD
+    side = math.isqrt(num_tokens - 1)
+    resampled: Tensor = resample_abs_pos_embed(position_1TD, [side, side], num_prefix_tokens=1)
+    return resampled
