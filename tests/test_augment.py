@@ -1,18 +1,23 @@
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from pydantic import ValidationError
+from timm.data.auto_augment import rand_augment_transform
 
 from trainables import augment
-from trainables.augment import Light, Mixup, Paper
+from trainables.augment import Light, Mixup, Paper, _posterize, _TrainImages
+from trainables.base import derive_seed
 from trainables.context import Context
 from trainables.data import Digits, Images, epoch_order
 
 SIDE = 16
-AUGMENTS = [Light(shift=0.2, flip=0.5), Paper()]
-IDS = ["light", "paper"]
+DEIT = Paper(auto_augment=False, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.25)
+AUGMENTS = [Light(shift=0.2, flip=0.5), Paper(), DEIT]
+IDS = ["light", "paper", "deit"]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +72,11 @@ def test_torchs_own_generator_is_left_as_it_was(config, images):
     # In each sample; making a loader draws a seed for its processes, which all else is independent of.
     batches = config.pipeline(SIDE, 0, Context()).train_batches(images, 0, 32, 0)
     next(batches)
+    others = random.getstate(), np.random.get_state()[1].tolist()
     before = torch.get_rng_state()
     next(batches)
     assert torch.equal(torch.get_rng_state(), before)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == others
 
 
 @pytest.mark.parametrize("config", AUGMENTS, ids=IDS)
@@ -227,6 +234,90 @@ def test_paper_crops_show_parts_of_the_picture():
     assert spans.max() <= full + 1e-3
     assert spans.min() < 0.5 * full
     assert spans.max() > 0.9 * full
+
+
+#: One sample of this shows the whole picture as it is, but for what is switched on.
+PLAIN = {"auto_augment": False, "pca_std": 0, "min_area": 1, "flip": 0}
+
+
+def test_rand_augment_is_timms_with_the_seed_of_the_sample(images):
+    word = "rand-m9-mstd0.5-inc1"
+    plain = _TrainImages(images, Paper(**PLAIN), SIDE, 0)
+    ours = _TrainImages(images, Paper(**PLAIN, rand_augment=word), SIDE, 0)
+    policy = rand_augment_transform(word, {"img_mean": (124, 116, 104)})
+    changed = 0
+    for row in range(20):
+        seed = derive_seed(0, row)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        before = plain[row][0]
+        after = torch.tensor(np.asarray(policy(Image.fromarray(before.permute(1, 2, 0).numpy()))))
+        assert torch.equal(ours[row][0], after.permute(2, 0, 1))
+        changed += not torch.equal(before, ours[row][0])
+    # Of two operations each with probability one half, one or more comes three times in four.
+    assert 8 < changed <= 20
+
+
+def test_posterizing_keeps_the_highest_bits_and_none_of_them_is_black(images):
+    picture = images.read(0)
+    for bits in (1, 4, 8):
+        assert _posterize(picture, bits).tobytes() == ImageOps.posterize(picture, bits).tobytes()
+    assert not np.asarray(_posterize(picture, 0)).any()
+
+
+def test_erasing_puts_noise_into_one_rectangle_of_its_share_of_pictures():
+    grey = Images(np.zeros(400, np.int64), lambda row: Image.new("RGB", (64, 64), (124, 116, 104)))
+    erased = _TrainImages(grey, Paper(**PLAIN, erasing=0.25), 64, 0)
+    shares, values = [], []
+    for row in range(400):
+        # The mean of ImageNet is zero after normalising, to within the rounding of bytes.
+        hit = (erased[row][0].abs() > 0.01).any(0)
+        if hit.any():
+            rows, columns = hit.any(1).nonzero()[:, 0], hit.any(0).nonzero()[:, 0]
+            assert hit.sum() == len(rows) * len(columns) == hit[rows[0] : rows[-1] + 1].sum()
+            shares.append(hit.float().mean().item())
+            values.append(erased[row][0][:, hit].flatten())
+    # 400 draws of 1/4: 100, with a standard deviation of 8.7.
+    assert len(shares) == pytest.approx(100, abs=5 * 8.7)
+    # Zhong et al. 2020: from 2 % to a third of the picture.
+    assert 0.015 < min(shares) < 0.06
+    assert 0.27 < max(shares) < 0.35
+    noise = torch.cat(values)
+    assert noise.mean().item() == pytest.approx(0, abs=5 / math.sqrt(len(noise)))
+    assert noise.std().item() == pytest.approx(1, abs=5 / math.sqrt(2 * len(noise)))
+
+
+def test_repeated_pictures_come_in_a_row_and_are_augmented_anew(images):
+    batches = list(Paper(repeats=3).pipeline(SIDE, 0, Context()).train_batches(images, 0, 32, 0))
+    pictures, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    # An epoch is as long as without: 101 samples, of the first 34 pictures in its order.
+    assert labels.tolist() == [row for row in epoch_order(101, 0, 0) for _ in range(3)][:101]
+    first, second, third = pictures[:99].unflatten(0, (33, 3)).unbind(1)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(second, third, strict=True))
+    # The first of three is the one that would have come alone.
+    alone = by_row(Paper(), images)
+    assert all(
+        torch.equal(alone[row], picture) for row, picture in zip(labels[::3].tolist(), first, strict=False)
+    )
+    # The later ones follow from seed, row and number alone.
+    again = Paper(repeats=3).pipeline(SIDE, 0, Context()).train_batches(images, 0, 7, 0, first_step=2)
+    rest = torch.cat([batch for batch, _ in again])
+    assert torch.equal(rest, pictures[-len(rest) :])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rand_augment": "rand-m9"}, "set auto_augment to false"),
+        ({"rand_augment": "rand-m9-foo", "auto_augment": False}, "match pattern"),
+        ({"repeats": 0}, "greater than 0"),
+        ({"erasing": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_recipes_that_mean_nothing_are_refused(settings, words):
+    with pytest.raises(ValidationError, match=words):
+        Paper(**settings)
 
 
 def test_auto_augment_changes_pictures(images):
