@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from orchestrator.gang import Gang
 from orchestrator.question import Layers, Resources, Sweep, cell_name, iterate, touches
 from orchestrator.space import Cell
+from orchestrator.sweep import SweepError
 from orchestrator.where import DERIVED, Constraint, ConstraintError
-from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
+from trainables.config import DataConfig, Fault, Seeds, TrainConfig, identity, setting
 from trainables.data import DataInfo, num_steps
 from trainables.vit import Cost
 
@@ -232,10 +233,11 @@ class _Draft:
         assert self.run is not None, "a draft without a run is raised or removed"
         config, resources = self.run
         if config.start is not None:
-            raise ValueError(
-                "start: a sweep does not run one trial after another; train both runs with "
+            rule = (
+                "a sweep does not run one trial after another; train both runs with "
                 "`python -m trainables`, the second with --start"
             )
+            raise SweepError(self.sweep.name, [Fault("start", rule)])
         gang = Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
         block = self.sweep.design.block(point)
         return Trial("", self.arm, cell, point, 0, self.values, config, gang, block=block)
