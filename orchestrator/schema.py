@@ -5,7 +5,7 @@ refer to each other, whether values drawn together make a run, and what a constr
 two ways: numbers in quotes are refused, and inside a nested setting no key may be dotted.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -160,17 +160,21 @@ def _add_short_forms(paths: Mapping[str, Schema], defs: Mapping[str, Schema]) ->
         "data": {"type": "string", "description": "digits, or a Parquet file, folder or URI."},
     }
     for path in ("augment", "optim"):
-        names = [field["const"] for field in _fields(paths[path], defs).get("name", []) if "const" in field]
+        names = [
+            field["const"]
+            for field in _fields(_objects(paths[path], defs)).get("name", [])
+            if "const" in field
+        ]
         words[path] = {"enum": names, "description": "By its name, all else by default."}
     for path, schema in words.items():
         whole = {key: paths[path].pop(key) for key in ("$ref", "anyOf") if key in paths[path]}
         paths[path]["anyOf"] = [schema, *whole.get("anyOf", [whole])]
 
 
-def _fields(schema: Schema, defs: Mapping[str, Schema]) -> dict[str, list[Schema]]:
-    """The properties of every object that a schema allows, by name."""
+def _fields(objects: Iterable[Schema]) -> dict[str, list[Schema]]:
+    """The properties of objects, by name."""
     found: dict[str, list[Schema]] = {}
-    for member in _objects(schema, defs):
+    for member in objects:
         for name, field in member.get("properties", {}).items():
             if field not in found.setdefault(name, []):
                 found[name].append(field)
@@ -186,12 +190,19 @@ def _objects(schema: Schema, defs: Mapping[str, Schema]) -> Iterator[Schema]:
         yield schema
 
 
-def _paths(schema: Schema, defs: Mapping[str, Schema], prefix: str = "") -> dict[str, Schema]:
-    """A schema for every dotted path; what several members of a union call the same stands together."""
+def _paths(
+    schema: Schema, defs: Mapping[str, Schema], prefix: str = "", around: frozenset[int] = frozenset()
+) -> dict[str, Schema]:
+    """A schema for every dotted path; what several members of a union call the same stands together.
+
+    Paths end where an object is in itself: those `around` are passed over.
+    """
+    objects = [member for member in _objects(schema, defs) if id(member) not in around]
+    within = around | {id(member) for member in objects}
     found: dict[str, Schema] = {}
-    for name, fields in _fields(schema, defs).items():
+    for name, fields in _fields(objects).items():
         found[f"{prefix}{name}"] = _together(fields)
-        found |= _paths({"anyOf": fields}, defs, f"{prefix}{name}.")
+        found |= _paths({"anyOf": fields}, defs, f"{prefix}{name}.", within)
     return found
 
 

@@ -377,7 +377,8 @@ def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
     if belongs and path.startswith("vary."):
         parent = fault.path.rpartition(".")[0]
         word = "family" if parent == "model" else "name"
-        return Fault(path, fault.rule, hint=f"when: {{{parent}.{word}: {owner}}}")
+        one = owner.replace(" and ", ", ").split(", ")[0]
+        return Fault(path, fault.rule, hint=f"when: {{{parent}.{word}: {one}}}")
     return dataclasses.replace(fault, path=path)
 
 

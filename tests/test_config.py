@@ -322,7 +322,7 @@ def test_names_of_shifted_sets_are_their_own(names):
         Evaluation(shifted=tuple(ShiftedSet(name=name, uri="/a") for name in names))
 
 
-STEM_WORDS = ", ".join(repr(word) for word in STEMS if word != "hmlp")
+STEM_WORDS = ", ".join(map(repr, STEMS))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,8 @@ STEM_WORDS = ", ".join(repr(word) for word in STEMS if word != "hmlp")
         ({"model.nonsense": 1}, "model.nonsense: unknown key (got 1)"),
         (
             {"optim.name": "adam"},
-            "optim.name: must be one of 'adamw', 'sgd', 'lion', 'lamb', 'muon' (got 'adam')",
+            "optim.name: must be one of 'adamw', 'sgd', 'lion', 'lamb', 'muon' (got 'adam'); "
+            "did you mean `adamw`?",
         ),
         ({"optim": {}}, "optim.name: is missing"),
         ({"data": {"name": "imagenet"}}, "data.name: must be one of 'digits', 'parquet' (got 'imagenet')"),
@@ -344,7 +345,7 @@ STEM_WORDS = ", ".join(repr(word) for word in STEMS if word != "hmlp")
         ),
         (
             {"model.stem": "sonv"},
-            "model.stem: must be one of 'patchify', 'conv' (got 'sonv'); did you mean `conv`?",
+            f"model.stem: must be one of {STEM_WORDS} (got 'sonv'); did you mean `conv`?",
         ),
         (
             {"model.stem": {"norm": "x"}},
@@ -352,7 +353,7 @@ STEM_WORDS = ", ".join(repr(word) for word in STEMS if word != "hmlp")
         ),
         (
             {"model.size": "2gf"},
-            "model.size: must be one of 'nano', '1gf', '4gf', '18gf', '36gf' (got '2gf')",
+            "model.size: must be one of 'nano', '1gf', '4gf', '16gf', '18gf', '36gf', '72gf' (got '2gf')",
         ),
         (
             {"model": {"family": "regnety", "size": "2gf"}},

@@ -150,16 +150,20 @@ def _walk(root: type[BaseModel], location: Location) -> tuple[list[int | str], l
 
 
 def paths_of(root: type[BaseModel]) -> dict[str, list[FieldInfo]]:
-    """Every dotted path into a model, with the fields that may stand there: one per member of a union."""
+    """Every dotted path into a model, with the fields that may stand there: one per member of a union.
+
+    Paths end where a model is in itself, as a run is in the run that starts from it.
+    """
     found: dict[str, list[FieldInfo]] = {}
 
-    def visit(model: type[BaseModel], prefix: str) -> None:
+    def visit(model: type[BaseModel], prefix: str, around: tuple[type[BaseModel], ...]) -> None:
         for name, field in model.model_fields.items():
             found.setdefault(f"{prefix}{name}", []).append(field)
             for inner in _models(branches(field.annotation)):
-                visit(inner, f"{prefix}{name}.")
+                if inner not in around:
+                    visit(inner, f"{prefix}{name}.", (*around, inner))
 
-    visit(root, "")
+    visit(root, "", (root,))
     return found
 
 
