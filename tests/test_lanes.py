@@ -57,10 +57,10 @@ def run_trials(
     folder: Path,
     trials: list[Trial],
     count: int | None = None,
-    retries: int = 1,
+    resources: Resources | None = None,
     meddle: Callable[[list[Event]], None] = lambda events: None,
 ) -> tuple[dict[str, Record], list[Event]]:
-    run = lanes.Run(folder, trials, {}, Resources(retries=retries, lanes=count))
+    run = lanes.Run(folder, trials, {}, resources or Resources(lanes=count))
     run.start()
     events: list[Event] = []
     while True:
@@ -197,3 +197,18 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
     while not run.done:
         assert time.monotonic() - began < 60
         time.sleep(0.2)
+
+
+def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):
+    quick = plan_of(1, arms={"quick": {}})
+    # A step of it takes longer than a step may.
+    slow = plan_of(1, {"model.width": 512, "model.depth": 24, "batch_size": 1024}, arms={"slow": {}})
+    trials = [*slow.trials, *quick.trials]
+    resources = Resources(retries=0, lanes=1, hang_minutes=0.05)
+    records, _ = run_trials(lanes, tmp_path / "sweep", trials, resources=resources)
+    hung, fine = (records[trial.id] for trial in trials)
+    assert hung.outcome == "failed"
+    assert hung.detail.startswith("it made no step for a long time; see trials/")
+    stack = tmp_path / "sweep" / hung.detail.split("see ")[1]
+    assert "loop.py" in stack.read_text()
+    assert fine.outcome == "finished"
