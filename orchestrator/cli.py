@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.folder import Folder
     from orchestrator.lease import Lease
     from orchestrator.plan import Plan, Trial
+    from orchestrator.preflight import Outcome
     from orchestrator.results import Result
     from orchestrator.sweep import Override, Sweep
     from orchestrator.tracking import Tracker
@@ -140,6 +141,9 @@ def run(
     points: Points = None,
     address: Address = None,
     track: Track = True,
+    check: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
+    ] = True,
 ) -> None:
     """Runs a sweep to its end, and reports.
 
@@ -150,7 +154,7 @@ def run(
     from orchestrator.folder import confirmed_plan, merge_points, open_folder, save_question
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials
-    from orchestrator.sweep import load_sweep
+    from orchestrator.sweep import load_sweep, located
 
     console = _console()
     overrides = _overrides(sets)
@@ -161,6 +165,16 @@ def run(
         if sweep != before:
             _say(console, f"{folder} was extended before; it keeps its larger number of points")
     plan = confirmed_plan(folder, _planned(sweep, file, overrides, points))
+    began, preflight_seconds = time.time(), 0.0
+    if check:
+        known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
+        ended = [key for key, record in known.records.items() if record.settled] if known else []
+        if left := plan.remaining(ended):
+            # Before the folder is there: a sweep that cannot start leaves nothing behind.
+            outcome = _preflight(console, plan, left, folder, address, track)
+            if outcome.faults:
+                raise located(outcome.faults, file, overrides, points)
+            preflight_seconds = outcome.seconds
     with held(folder) as lease:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         records = known.records if known else {}
@@ -168,7 +182,9 @@ def run(
             _say(console, f"note: {notice}", "yellow")
         todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
         if todo:
-            tracker = _execute(console, plan, lease, todo, known, address, track, _command(file, out))
+            command = _command(file, out)
+            timing = (began, preflight_seconds)
+            tracker = _execute(console, plan, lease, todo, known, address, track, command, timing)
         else:
             save_question(folder, plan)
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
@@ -260,8 +276,11 @@ def _execute(
     address: str | None,
     track: bool,
     command: str,
+    timing: tuple[float, float] | None = None,
 ) -> "Tracker | None":
     """Runs the trials that are left; returns the tracker, still open for the report.
+
+    `timing` says when the command began, in seconds since 1970, and what its preflight took.
 
     Raises:
       typer.Exit: a person cut it short, or another run took over.
@@ -271,7 +290,8 @@ def _execute(
     from orchestrator.folder import save_question
     from orchestrator.terminal import Display, Progress, duration
 
-    began, folder = time.time(), lease.folder
+    began, preflight_seconds = timing or (time.time(), 0.0)
+    folder = lease.folder
     records = known.records if known else {}
     already = len(plan.trials) - len(todo)
     _say(
@@ -287,7 +307,7 @@ def _execute(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stopped = ""
     try:
-        run = lanes.Run(folder, todo, records, plan.sweep.resources, began)
+        run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()
@@ -352,6 +372,32 @@ def _execute(
     return tracker
 
 
+def _preflight(
+    console: "Console", plan: "Plan", todo: "Sequence[Trial]", folder: Path, address: str | None, track: bool
+) -> "Outcome":
+    """Tries what is to run where it is to run, and says so in a line; faults are for the caller to tell."""
+    from orchestrator.preflight import Child, preflight
+    from orchestrator.tracking import tracking_uri, unanswered
+
+    if address is None:
+        from orchestrator.machine import this_machine
+
+        machine = this_machine()
+        with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
+            outcome = preflight(plan, todo, machine.nodes, child, folder)
+    else:
+        from orchestrator import lanes
+
+        lanes.connect(address)
+        outcome = preflight(plan, todo, lanes.nodes(), lanes.check_start, folder, lanes.clocks())
+        if outcome.faults:
+            lanes.shutdown()
+    if track and (warning := unanswered(tracking_uri(folder))):
+        _say(console, f"warning: {warning}; the sweep would go on without", "yellow")
+    _say(console, outcome.line(), "dim")
+    return outcome
+
+
 def _lr_notes(plan: "Plan") -> list[str]:
     """What is done to learning rates quoted for another batch size."""
     notes: dict[str, None] = {}
@@ -400,6 +446,43 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
         if warning := tracker.close(timeout_seconds=30):
             _say(console, warning, "yellow")
     return INCOMPLETE if bad else OK
+
+
+@app.command(epilog="Example: vitc-sweep preflight search_spaces/lr_wd.yaml --set data=/data/fashion-mnist")
+def preflight(
+    file: SweepFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    sets: Sets = None,
+    points: Points = None,
+    address: Address = None,
+    track: Track = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tries what `run` would start, without starting it: every shape built, the largest run for two steps.
+
+    A shape is a model with its data, batch, workers, precision and optimizer; rates and seeds do not matter.
+    Also tried: the storage of the results, its free space, clocks, MLflow. Leaves nothing behind. Ends with
+    exit code 0 when the sweep can start, 2 with all faults when it cannot.
+    """
+    from rich.console import Console
+
+    from orchestrator.sweep import load_sweep, located
+    from orchestrator.terminal import rows_table
+
+    overrides = _overrides(sets)
+    sweep = load_sweep(file, overrides, points)
+    plan = _planned(sweep, file, overrides, points)
+    folder = out or Path("runs") / sweep.name
+    # JSON goes out alone.
+    console = Console(stderr=True) if as_json else _console()
+    outcome = _preflight(console, plan, plan.trials, folder, address, track)
+    if outcome.faults:
+        raise located(outcome.faults, file, overrides, points)
+    if as_json:
+        content = {"shapes": outcome.shapes, "seconds": outcome.seconds, "plan_seconds": outcome.plan_seconds}
+        print(json.dumps(content | {"checked": outcome.rows()}, indent=2))
+    else:
+        console.print(rows_table(outcome.rows()))
 
 
 @app.command(epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json")

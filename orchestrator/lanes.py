@@ -24,6 +24,7 @@ import faulthandler
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -46,8 +47,10 @@ from orchestrator.results import AttemptEnd, Event, Record
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
     from orchestrator.plan import Trial
+    from orchestrator.preflight import Clock
     from orchestrator.sweep import Resources
     from trainables.context import Context
+    from trainables.preflight import Reply, Request
 
 #: Seconds between two questions to Ray Train whether a machine is to be taken away; Ray looks every five.
 _PREEMPTION_POLL_SECONDS = 2.0
@@ -393,6 +396,8 @@ def connect(address: str | None) -> None:
     Raises:
       ClusterError: there is no cluster there, or its dashboard is off.
     """
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; beside any other work a trial would crawl.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -437,6 +442,46 @@ def nodes() -> list[Node]:
     ]
 
 
+def check_start(gang: Gang, request: "Request") -> "Reply":
+    """Tries a request in a task with what one worker of the gang gets; dying of it is a reply, too."""
+    from orchestrator.preflight import died
+
+    task = ray.remote(_answer).options(num_cpus=gang.cpus, num_gpus=gang.gpus or 0, max_retries=0)
+    try:
+        reply: Reply = ray.get(task.remote(request.plain()))
+    except ray.exceptions.OutOfMemoryError:
+        return died(-signal.SIGKILL, False, request.planned_bytes)
+    except ray.exceptions.WorkerCrashedError:
+        return died(1, False, request.planned_bytes)
+    return reply
+
+
+def _answer(content: dict[str, Any]) -> "Reply":
+    from trainables.preflight import Request, answer
+
+    return answer(Request.parse(content))
+
+
+def clocks() -> "list[Clock]":
+    """The clock of every machine of the connected cluster, beside this one's."""
+    from orchestrator.preflight import Clock
+
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(_now).options(num_cpus=0, scheduling_strategy=there)
+            # The first call starts a process, which may take longer than clocks may differ.
+            ray.get(task.remote())
+            asked = time.time()
+            found.append(Clock(node["NodeManagerAddress"], asked, ray.get(task.remote()), time.time()))
+    return found
+
+
+def _now() -> float:
+    return time.time()
+
+
 class Run:
     """Trials on their way through a connected cluster; the caller polls `events` until `done`."""
 
@@ -447,6 +492,7 @@ class Run:
         records: Mapping[str, Record],
         resources: "Resources",
         began: float | None = None,
+        preflight_seconds: float = 0.0,
     ) -> None:
         """
         Args:
@@ -455,13 +501,14 @@ class Run:
           records: what is known of trials from earlier runs.
           resources: lanes at a time (None computes it from the cluster), retries and the breaker.
           began: when starting up began, in seconds since 1970; now if left out.
+          preflight_seconds: of the time since, what checks took.
 
         Raises:
           ClusterError: a trial needs more than the cluster has.
         """
         self.folder = folder.resolve()
         self._records, self._resources = records, resources
-        self._began = began or time.time()
+        self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping = threading.Event()
         cluster = nodes()
         from orchestrator.plan import by_gang
@@ -486,6 +533,8 @@ class Run:
             .remote(str(self.folder), self._resources.breaker)
         )
         self._note("session", began=self._began, lanes=[count for *_, count in self.phases])
+        if self._preflight_seconds:
+            self._note("preflight", seconds=self._preflight_seconds)
         self._thread.start()
 
     def _note(self, kind: str, **fields: Any) -> None:

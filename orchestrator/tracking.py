@@ -86,6 +86,25 @@ def tracking_uri(sweep_dir: Path) -> str:
     return f"sqlite:///{sweep_dir.resolve().parent / 'mlflow.db'}"
 
 
+def unanswered(uri: str) -> str:
+    """Why a tracking server takes no run, by giving it one that is deleted at once; empty if it does.
+
+    A store in a file is not asked: it is on the storage of the results, and setting it up takes seconds.
+    """
+    if not uri.startswith("http"):
+        return ""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient(uri)
+        client.delete_run(client.create_run("0", run_name="vitc-sweep preflight").info.run_id)
+    except Exception as error:
+        return f"MLflow at {uri} takes no runs: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+    return ""
+
+
 def artifact_root(uri: str) -> Path | None:
     """Where artifacts lie for a store in an SQLite file: beside it. Other stores choose for themselves.
 

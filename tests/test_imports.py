@@ -41,6 +41,7 @@ EDGES = (
     "terminal",
     "evidence",
     "machine",
+    "preflight",
 )
 #: Modules of a lower rank may not import those of a higher one.
 RANKS = {

@@ -250,13 +250,7 @@ class _Run:
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.context, self.num_classes, self.keeper = config, context, num_classes, keeper
-        self.steps_per_epoch = num_steps(len(images), config.batch_size)
-        smallest = len(images) // self.steps_per_epoch // context.world_size
-        if smallest < 2:
-            raise Invalid(
-                f"{len(images)} training images in batches of {config.batch_size} on {context.world_size} "
-                "workers leave fewer than 2 images to a worker and step"
-            )
+        self.steps_per_epoch = steps_per_epoch(len(images), config.batch_size, context.world_size)
         self.pipeline: LightPipeline | PaperPipeline = config.augment.pipeline(
             config.model.image_size, config.seeds.augment, context
         )
@@ -501,6 +495,21 @@ def _identity(config: TrainConfig, fingerprint: str) -> str:
     """Of a run among its own checkpoints. The first run counts as written: its data need not be at hand."""
     first = None if config.start is None else _identity(config.start.run, "")
     return identity(config, fingerprint, first)
+
+
+def steps_per_epoch(num_images: int, batch_size: int, workers: int) -> int:
+    """Optimizer steps of an epoch.
+
+    Raises:
+      Invalid: a worker would get a single image, which is too few for batch norm.
+    """
+    steps = num_steps(num_images, batch_size)
+    if num_images // steps // workers < 2:
+        raise Invalid(
+            f"{num_images} training images in batches of {batch_size} on {workers} workers leave fewer "
+            "than 2 images to a worker and step"
+        )
+    return steps
 
 
 def _build_model(config: TrainConfig, num_classes: int) -> nn.Module:

@@ -1,0 +1,505 @@
+"""Before the first trial: every shape of a sweep is built, the largest are run, and the storage is tried.
+
+What is found is told like any other fault of a sweep file: where, which arm and cell, which rule.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.cost import Shape, counted, shape_of
+from orchestrator.gang import Gang, Node, num_lanes
+from orchestrator.plan import Plan, Trial, by_gang, unique_trials
+from trainables.checkpoint import KEPT, checkpoint_bytes
+from trainables.data import num_steps
+from trainables.faults import Fault
+from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes
+
+#: Part of the plan's time that shapes may be run for; tiny sweeps get the least.
+SHARE = 0.01
+LEAST_SECONDS = 20.0
+
+#: Most that two clocks may differ: a run whose sign of life is 60 s old counts as dead (`lease`).
+CLOCK_SECONDS = 10.0
+
+#: Tries a request where trials of a gang would run.
+Checker = Callable[[Gang, Request], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Trials that either all start or all do not: they differ in rates, lengths and seeds."""
+
+    shape: Shape
+    trials: tuple[Trial, ...]
+
+    @property
+    def name(self) -> str:
+        """The first cell and arm with it, and the shape."""
+        first = self.trials[0]
+        more = len({(trial.cell_name, trial.arm) for trial in self.trials}) - 1
+        others = f" and {more} other(s)" if more else ""
+        return f"{first.cell_name} {first.arm}{others} (batch {self.shape.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A shape that was run.
+
+    Attributes:
+      planned_bytes: most that a worker should hold, counted.
+      peak_bytes: most that it held; None on a CPU.
+    """
+
+    subject: Subject
+    planned_bytes: int
+    step_seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """One look at another clock.
+
+    Attributes:
+      whose: a machine's name, or that of a storage.
+      asked, read, answered: this machine's clock before, the other one, and this machine's after.
+    """
+
+    whose: str
+    asked: float
+    read: float
+    answered: float
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that the other is ahead at least (negative: behind), whenever it was looked at."""
+        if self.read > self.answered:
+            return self.read - self.answered
+        return min(self.read - self.asked, 0.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a preflight found.
+
+    Attributes:
+      shapes: how many there are.
+      checked: those that were run, largest first.
+      faults: what has to be mended before the sweep can run.
+      seconds: what all of it took.
+      plan_seconds: what the sweep's training will take at the pace seen; None if none was seen.
+    """
+
+    shapes: int
+    checked: tuple[Checked, ...]
+    faults: tuple[Fault, ...]
+    seconds: float
+    plan_seconds: float | None
+
+    def line(self) -> str:
+        """In one line, for people."""
+        text = f"preflight: {self.shapes} shape{'s' * (self.shapes != 1)}, {self.seconds:.0f} s"
+        if self.plan_seconds:
+            text += f", {100 * self.seconds / self.plan_seconds:.2g} % of the plan"
+        if skipped := self.shapes - len(self.checked):
+            text += f"; {skipped} built, but not run: the limit is {100 * SHARE:g} %, or {LEAST_SECONDS:g} s"
+        return text
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was run, for a table."""
+        return [
+            {
+                "shape": found.subject.name,
+                "trials": len(found.subject.trials),
+                "planned GiB": found.planned_bytes / 2**30,
+                "peak GiB": None if found.peak_bytes is None else found.peak_bytes / 2**30,
+                "s/step": found.step_seconds,
+            }
+            for found in self.checked
+        ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Which shapes
+
+
+def subjects(plan: Plan, trials: Iterable[Trial]) -> list[Subject]:
+    """The distinct shapes among some trials, those that should need most memory first."""
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in unique_trials(trials):
+        groups.setdefault(_kind(trial), []).append(trial)
+    found = [Subject(shape_of(members[0]), tuple(members)) for members in groups.values()]
+    return sorted(found, key=lambda subject: -_size(plan, subject))
+
+
+def _kind(trial: Trial) -> tuple[Any, ...]:
+    """What decides whether a trial can start: of strengths and rates only whether there are any.
+
+    A setting that is not named here counts with its value, so one that is new makes a shape too many and
+    not one too few.
+    """
+    shape = shape_of(trial)
+    config = shape.config
+    rest = config.model_dump(exclude={"model", "augment", "mixup", "optim", "clip_grad_norm"})
+    return (
+        config.model.model_copy(update={"drop_path": 0.0}),
+        config.data,
+        config.augment.name,
+        config.mixup is None,
+        config.optim.name,
+        config.clip_grad_norm is None,
+        json.dumps(rest, sort_keys=True, default=str),
+        shape.gang,
+    )
+
+
+def _size(plan: Plan, subject: Subject) -> float:
+    """Numbers that a step holds, roughly: only the order matters, and counting takes a second a shape."""
+    cost, config = plan.cost(subject.trials[0]).model, subject.shape.config
+    share = config.batch_size / subject.shape.gang.workers
+    return share * cost.activations_m + 4 * cost.params_m
+
+
+def plan_seconds(
+    plan: Plan, found: Sequence[Subject], checked: Iterable[Checked], nodes: Sequence[Node]
+) -> float | None:
+    """Seconds of training in all trials, at the pace of the steps that were run; None if none was.
+
+    A shape that was not run is taken to be as fast per multiply-add as the others are on average.
+    """
+    paces = {item.subject.shape: item.step_seconds for item in checked}
+    known_seconds = known_flops = 0.0
+    unknown_flops: dict[Gang, float] = {}
+    seconds: dict[Gang, float] = {}
+    for subject in found:
+        gang, pace = subject.shape.gang, paces.get(subject.shape)
+        for trial in subject.trials:
+            cost = plan.cost(trial)
+            if pace is None:
+                unknown_flops[gang] = unknown_flops.get(gang, 0.0) + cost.train_flops
+                continue
+            steps = num_steps(plan.infos[trial.config.data].sizes["train"], trial.config.batch_size)
+            seconds[gang] = seconds.get(gang, 0.0) + pace * steps * cost.epochs
+            known_seconds += pace * steps * cost.epochs
+            known_flops += cost.train_flops
+    if not known_flops:
+        return None
+    counts = _lanes(plan, [trial for subject in found for trial in subject.trials], nodes)
+    return sum(
+        (seconds.get(gang, 0.0) + unknown_flops.get(gang, 0.0) * known_seconds / known_flops) / max(lanes, 1)
+        for gang, lanes in counts.items()
+    )
+
+
+def _lanes(plan: Plan, trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[Gang, int]:
+    return {
+        gang: min(plan.sweep.resources.lanes or num_lanes(gang.on(nodes), nodes, len(members)), len(members))
+        for gang, members in by_gang(trials).items()
+    }
+
+
+def _together(gang: Gang, lanes: int, nodes: Sequence[Node]) -> int:
+    """Most workers that share a memory: a GPU's, or else a machine's."""
+    if gang.gpus:
+        return max(int(1 / gang.gpus), 1)
+    a_node = max((int(node.cpus // gang.cpus) for node in nodes), default=1)
+    return max(1, min(a_node, lanes * gang.workers))
+
+
+# ---------------------------------------------------------------------------------------------------
+# All of it
+
+
+def preflight(
+    plan: Plan,
+    trials: Sequence[Trial],
+    nodes: Sequence[Node],
+    checker: Checker,
+    folder: Path,
+    clocks: Sequence[Clock] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Looks for what would end trials of a sweep at their first step. Leaves nothing behind.
+
+    Args:
+      plan: the sweep.
+      trials: those that are to run.
+      nodes: what they run on.
+      checker: tries one of them there.
+      folder: of the results; it need not exist.
+      clocks: of other machines.
+      clock: seconds.
+    """
+    began = clock()
+    found = subjects(plan, trials)
+    lanes = _lanes(plan, trials, nodes)
+    told = _Told(plan)
+    faults: list[Fault] = []
+    buildable = []
+    built: dict[tuple[Any, int], Unfit | None] = {}
+    for subject in found:
+        if (error := _build_fault(plan, subject, built)) is not None:
+            told.add(subject, error.setting, error.rule)
+        elif not lanes[subject.shape.gang]:
+            have = " and ".join(f"{node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
+            told.add(subject, "resources", f"needs {subject.shape.gang.on(nodes)}; there is {have}")
+        else:
+            buildable.append(subject)
+    checked: list[Checked] = []
+    with storage(folder) as (probe, storage_faults, storage_clocks):
+        faults += storage_faults
+        faults += clock_faults([*storage_clocks, *clocks])
+        if not storage_faults:
+            faults += _space_faults(buildable, lanes, folder)
+        failed = 0
+        for subject in buildable:
+            allowed = max(LEAST_SECONDS, SHARE * (plan_seconds(plan, found, checked, nodes) or 0.0))
+            if (checked or failed) and clock() - began > allowed:
+                break
+            gang = subject.shape.gang.on(nodes)
+            planned = counted(plan, subject.shape, bool(gang.gpus))[0].peak
+            request = Request(
+                subject.trials[0].config,
+                gang.workers,
+                gang.cpus,
+                planned,
+                _together(gang, lanes[subject.shape.gang], nodes),
+                str(probe or ""),
+            )
+            reply = checker(gang, request)
+            if reply.rule:
+                failed += 1
+                told.add(subject, reply.setting, reply.rule)
+            else:
+                checked.append(Checked(subject, planned, reply.step_seconds or 0.0, reply.peak_bytes))
+    seconds = plan_seconds(plan, found, checked, nodes)
+    return Outcome(len(found), tuple(checked), (*faults, *told.faults()), clock() - began, seconds)
+
+
+def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, int], Unfit | None]) -> Unfit | None:
+    """What is wrong without running anything; every network is built once."""
+    config = subject.shape.config
+    info = plan.infos[config.data]
+    key = (config.model.model_copy(update={"drop_path": 0.0}), info.num_classes)
+    try:
+        check_sizes(config, info, subject.shape.gang.workers)
+    except Unfit as error:
+        return error
+    if key not in built:
+        try:
+            check_model(*key)
+            built[key] = None
+        except Unfit as error:
+            built[key] = error
+    return built[key]
+
+
+class _Told:
+    """Faults of shapes; the same one of many shapes is told once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._groups: dict[tuple[str, str], list[Subject]] = {}
+
+    def add(self, subject: Subject, setting: str, rule: str) -> None:
+        """One shape's."""
+        first, path = subject.trials[0], setting
+        if not setting.startswith("--"):
+            path = self._plan.sweep.source_of(setting, first.arm, first.cell)
+        # Resources stand at the top of a file unless an arm or a level has its own.
+        path = "resources" if path == "base.resources" else path
+        self._groups.setdefault((path, rule), []).append(subject)
+
+    def faults(self) -> list[Fault]:
+        """All of them."""
+        return [
+            Fault(path, f"{members[0].name}{_and_others(len(members) - 1)}: {rule}")
+            for (path, rule), members in self._groups.items()
+        ]
+
+
+def _and_others(count: int) -> str:
+    return f" and {count} other shape{'s' * (count > 1)}" if count else ""
+
+
+# ---------------------------------------------------------------------------------------------------
+# Storage and clocks
+
+
+@contextlib.contextmanager
+def storage(folder: Path) -> Iterator[tuple[Path | None, list[Fault], list[Clock]]]:
+    """Tries the storage that a folder is on as the journal and checkpoints use it.
+
+    Yields:
+      A new folder there, deleted afterwards; None where there is a fault. Faults. The storage's clock.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    probe, faults, clocks = None, [], []
+    try:
+        probe = Path(tempfile.mkdtemp(prefix=".preflight-", dir=there))
+        asked = time.time()
+        _write_durably(probe)
+        clocks.append(Clock(f"the storage of {there}", asked, (probe / "b").stat().st_mtime, time.time()))
+    except OSError as error:
+        faults.append(Fault("--out", f"cannot write to {there}: {error.strerror or error}"))
+    try:
+        yield (None if faults else probe), faults, clocks
+    finally:
+        if probe is not None:
+            shutil.rmtree(probe, ignore_errors=True)
+
+
+def _write_durably(folder: Path) -> None:
+    """A write, fsync, append, rename and read, with content that has to come back."""
+    content = os.urandom(2**16)
+    with (folder / "a").open("wb") as file:
+        file.write(content[:100])
+        file.flush()
+        os.fsync(file.fileno())
+    with (folder / "a").open("ab") as file:
+        file.write(content[100:])
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(folder / "a", folder / "b")
+    if (folder / "b").read_bytes() != content:
+        raise OSError("what was written is not what is read")
+
+
+def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
+    """Clocks that differ from this machine's by more than leases bear."""
+    return [
+        Fault(
+            "clock",
+            f"{clock.whose} is {abs(clock.ahead):.0f} s {'ahead of' if clock.ahead > 0 else 'behind'} this "
+            f"machine, and {CLOCK_SECONDS:g} s are allowed: set the clocks, by NTP for instance",
+        )
+        for clock in clocks
+        if abs(clock.ahead) > CLOCK_SECONDS
+    ]
+
+
+def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path) -> list[Fault]:
+    """Whether the checkpoints of all trials in flight have room; those that have ended keep none."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    sizes: dict[Gang, int] = {}
+    for subject in found:
+        gang = subject.shape.gang
+        sizes[gang] = max(sizes.get(gang, 0), checkpoint_bytes(subject.shape.config))
+    # Gangs of one kind run after those of another.
+    worst = max(sizes, key=lambda gang: sizes[gang] * lanes[gang], default=None)
+    if worst is None:
+        return []
+    # Those that are kept, and the one that is being written.
+    files = KEPT + 1
+    wanted, free = files * sizes[worst] * lanes[worst], shutil.disk_usage(there).free
+    if wanted <= free:
+        return []
+    return [
+        Fault(
+            "--out",
+            f"checkpoints take {wanted / 2**30:.1f} GiB ({lanes[worst]} trials at a time, {files} files of "
+            f"{sizes[worst] / 2**30:.2g} GiB each), and {there} has {free / 2**30:.1f} GiB free",
+        )
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Another process
+
+
+class Child:
+    """Tries requests in a process of its own on this machine; a new one where the last one died."""
+
+    def __init__(self, on_gpu: bool, timeout_seconds: float) -> None:
+        """
+        Args:
+          on_gpu: whether the first request will be for a gang with GPUs.
+          timeout_seconds: for one request; the process is ended then.
+        """
+        self._on_gpu, self._timeout_seconds = on_gpu, timeout_seconds
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        # It imports torch while shapes are built here.
+        self._started(self._on_gpu)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def __call__(self, gang: Gang, request: Request) -> Reply:
+        """Where a worker of a gang would run; a process that dies of it is a reply, too."""
+        process = self._started(bool(gang.gpus))
+        assert process.stdin
+        assert process.stdout
+        late = threading.Timer(self._timeout_seconds, process.kill)
+        late.start()
+        try:
+            process.stdin.write(json.dumps(request.plain()) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            was_late = not late.is_alive()
+            late.cancel()
+        if line:
+            return Reply(**json.loads(line))
+        code = process.wait()
+        self._end()
+        return died(code, was_late, request.planned_bytes)
+
+    def _started(self, on_gpu: bool) -> "subprocess.Popen[str]":
+        if self._process is not None and self._on_gpu != on_gpu:
+            self._end()
+        if self._process is None:
+            self._on_gpu = on_gpu
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trainables.preflight"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=os.environ if on_gpu else os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            )
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def died(code: int, was_late: bool, planned_bytes: int) -> Reply:
+    """What to say of a process that is gone.
+
+    Args:
+      code: of its exit; below 0 the signal that ended it.
+      was_late: it was ended for taking too long.
+      planned_bytes: what it was counted to need.
+    """
+    if was_late:
+        return Reply("model", "the process that tried it made no step in the time that a trial has for one")
+    if code == -signal.SIGKILL:
+        return Reply(
+            "batch_size",
+            "the process that tried it was killed, as happens where memory runs out; "
+            f"{planned_bytes / 2**30:.1f} GiB planned for a worker",
+        )
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    return Reply("model", f"the process that tried it ended {how}")

@@ -1,0 +1,423 @@
+"""Whether one run can start: built without memory, then two real steps, a checkpoint, a batch of every split.
+
+What is a fault here is so before the first update: a learning rate that makes a run diverge is a result.
+
+`python -m trainables.preflight` answers requests, one JSON object per line, until its input ends: in a
+process of its own, so that one that is killed for its memory takes nobody with it. On a CPU it may take no
+more memory than is free, so that nobody has to be killed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from trainables.augment import COLLECT_BYTES
+from trainables.base import Invalid
+from trainables.checkpoint import Store
+from trainables.config import ModelConfig, TrainConfig
+from trainables.context import Context, this_process
+from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
+from trainables.loop import _Run, steps_per_epoch
+
+#: A second step is timed where the first, which also warms up, took no longer than this.
+PATIENCE_SECONDS = 5.0
+
+#: The first words of a message about memory; those who read it add what they know of it.
+OUT_OF_MEMORY = "runs out of memory"
+
+
+class Unfit(Exception):
+    """A run that cannot start.
+
+    Attributes:
+      setting: the path of the setting that most likely has to change, in `TrainConfig`; `--out` for storage.
+      rule: what is wrong, without the place.
+    """
+
+    def __init__(self, setting: str, rule: str) -> None:
+        super().__init__(rule)
+        self.setting, self.rule = setting, rule
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be tried.
+
+    Attributes:
+      config: the run.
+      workers: processes that share its batch; one of them is tried.
+      threads: CPU threads of a worker.
+      planned_bytes: what one worker should take at most, as counted; 0 where it was not.
+      together: workers on the same memory at a time.
+      folder: an existing folder on the storage of the results; a checkpoint is written there and deleted.
+    """
+
+    config: TrainConfig
+    workers: int = 1
+    threads: int = 1
+    planned_bytes: int = 0
+    together: int = 1
+    folder: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        other = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
+        return {"config": self.config.model_dump(mode="json"), **other}
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> "Request":
+        """From `plain`."""
+        return cls(**{**content, "config": TrainConfig.model_validate(content["config"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of it.
+
+    Attributes:
+      setting, rule: of `Unfit`; both empty where the run can start.
+      step_seconds: of one training step of one worker; of the second where there was one.
+      peak_bytes: of a GPU's memory; None on a CPU.
+    """
+
+    setting: str = ""
+    rule: str = ""
+    step_seconds: float | None = None
+    peak_bytes: int | None = None
+
+
+def answer(request: Request) -> Reply:
+    """Tries a run in this process; every failure is a reply."""
+    context = this_process(threads=request.threads)
+    try:
+        _check_room(request, context.device)
+        with _limited(context.device):
+            return check(
+                request.config,
+                dataclasses.replace(context, loader_workers=0),
+                request.workers,
+                request.folder,
+            )
+    except Unfit as error:
+        rule = error.rule
+        if rule.startswith(OUT_OF_MEMORY):
+            rule += "; " + _room(request, free_bytes(context.device))
+        return Reply(error.setting, rule)
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Without memory
+
+
+def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
+    """What needs neither an image nor a network: splits, shares of the batch, decoded images.
+
+    Raises:
+      Unfit: a split is empty, a share is too small, or the images are too many to be kept.
+    """
+    for split in SPLITS:
+        if not info.sizes[split]:
+            raise Unfit("data", f"the {split} split of {info.name} is empty")
+    try:
+        steps_per_epoch(info.sizes["train"], config.batch_size, workers)
+    except Invalid as error:
+        raise Unfit("batch_size", str(error)) from error
+    if config.augment.name == "light":
+        largest = max(info.sizes.values()) * 3 * config.model.image_size**2
+        if largest > COLLECT_BYTES:
+            raise Unfit(
+                "augment",
+                f"light keeps all decoded images in memory, {largest / 2**30:.1f} GiB here, and "
+                f"{COLLECT_BYTES / 2**30:g} GiB are allowed; use paper",
+            )
+
+
+def check_model(model: ModelConfig, num_classes: int) -> None:
+    """Builds a network on `meta`, and sends two images through it.
+
+    Raises:
+      Unfit: it cannot be built, they do not go through, or what comes out is not one number per class.
+    """
+    side = model.image_size
+    with _blaming("model", "cannot be built"), torch.device("meta"):
+        network: nn.Module = model.build(num_classes)
+    with _blaming("model", f"takes no images of {side} pixels"), torch.device("meta"), torch.no_grad():
+        shape = tuple(network(torch.empty(2, 3, side, side)).shape)
+    if shape != (2, num_classes):
+        raise Unfit("model", f"gives {list(shape)} for 2 images, and there are {num_classes} classes")
+
+
+# ---------------------------------------------------------------------------------------------------
+# On the device
+
+
+def check(config: TrainConfig, context: Context, workers: int = 1, folder: str = "") -> Reply:
+    """Does once what training does often, with the first images that it will see.
+
+    Args:
+      config: the run.
+      context: where.
+      workers: processes that will share the batch; here is one of them, with its share.
+      folder: where a checkpoint is to be tried; none is if empty.
+
+    Raises:
+      Unfit: something failed, or the first loss or its gradient is not finite.
+    """
+    try:
+        with _blaming("data", "cannot be read"):
+            info, splits = config.data.info(), config.data.open()
+            steps = steps_per_epoch(len(splits["train"]), config.batch_size, workers)
+            share = math.ceil(math.ceil(len(splits["train"]) / steps) / workers)
+            images = _first(splits, share, config.seeds.order)
+        with _blaming("model", "cannot be built"):
+            run = _Run(
+                config.model_copy(update={"batch_size": share}), context, info.num_classes, images["train"]
+            )
+        run.state.run = "preflight"
+        _evaluate(run, images, info.num_classes)
+        step_seconds = _train(run, images["train"], share)
+        if folder:
+            _checkpoint(run, Path(folder))
+    except DataError as error:
+        raise Unfit("data", str(error)) from error
+    except Invalid as error:
+        raise Unfit("batch_size", str(error)) from error
+    peak = torch.cuda.max_memory_allocated(context.device) if context.device.type == "cuda" else None
+    return Reply(step_seconds=step_seconds, peak_bytes=peak)
+
+
+def _first(splits: dict[Split, Images], count: int, order_seed: int) -> dict[Split, Images]:
+    """Of every split the images of its first batch; the training images as the first epoch orders them."""
+
+    def some(images: Images, rows: list[int]) -> Images:
+        return Images(images.labels[rows], lambda i: images.read(rows[i]))
+
+    orders = {split: range(len(images)) for split, images in splits.items()}
+    orders |= {"train": epoch_order(len(splits["train"]), order_seed, 0).tolist()}
+    return {split: some(images, list(orders[split][:count])) for split, images in splits.items()}
+
+
+def _evaluate(run: _Run, images: dict[Split, Images], num_classes: int) -> None:
+    """One batch of the splits that are not trained on; before any update, so that no rate can matter."""
+    run.state.model.eval()
+    for split in ("val", "test"):
+        with _blaming("data", f"the first batch of {split} cannot be read"):
+            batch = next(iter(run.pipeline.eval_batches(images[split], len(images[split]))))
+        with _blaming("model", "cannot be evaluated"), torch.no_grad(), run.autocast():
+            shape = tuple(run.state.model(batch[0]).shape)
+        if shape != (len(batch[0]), num_classes):
+            raise Unfit("model", f"gives {list(shape)} for {len(batch[0])} images")
+
+
+def _train(run: _Run, images: Images, share: int) -> float:
+    """Seconds of a step."""
+    run.trained.train()
+    with _blaming("data", "the first batch of train cannot be read"):
+        batch = next(iter(run.pipeline.train_batches(images, run.config.seeds.order, share, 0)))
+    half = run.autocast_dtype is not None
+    blamed = "precision" if half else "model"
+    with _blaming("model", "cannot be trained"):
+        seconds, loss = _timed(lambda: float(run.train_step(batch, run._lr(0), 0, share)))
+        if not math.isfinite(loss):
+            raise Unfit(blamed, f"the loss is {loss} at step 0, before any update")
+        gradients = [p.grad for p in run.state.model.parameters() if p.grad is not None]
+        # A scale that is too large for fp16 is found and lowered in the first steps; that is no fault.
+        if not run.state.scaler.is_enabled() and not all(bool(g.isfinite().all()) for g in gradients):
+            raise Unfit(blamed, "the gradient is not finite at step 0, before any update")
+        if seconds < PATIENCE_SECONDS:
+            seconds, _ = _timed(lambda: float(run.train_step(batch, run._lr(1), 1, share)))
+    return seconds
+
+
+def _timed(step: Callable[[], float]) -> tuple[float, float]:
+    """Seconds until the loss is known, which is when the device has come so far, and the loss."""
+    began = time.perf_counter()
+    loss = step()
+    return time.perf_counter() - began, loss
+
+
+def _checkpoint(run: _Run, folder: Path) -> None:
+    """Writes the state as training does, takes it up again, and compares what would be written then."""
+    if not folder.is_dir():
+        raise Unfit("--out", f"this machine does not see {folder}, where the results are to go")
+    store = Store(folder / "checkpoint")
+    try:
+        try:
+            store.write(run.state.content())
+        except OSError as error:
+            raise Unfit("--out", f"no checkpoint can be written to {folder.parent}: {error}") from error
+        content, notices = store.read()
+        if content is None:
+            # The file's name changes from run to run, and is gone.
+            reason = notices[0].partition(".ckpt: ")[2] if notices else "there is none"
+            raise Unfit("model", f"its checkpoint does not load: {reason}")
+        is_same = _same(content, run.state.content())
+        with _blaming("model", "its checkpoint does not load"):
+            run.state.restore(content)
+        if not is_same or not _same(content, run.state.content()):
+            raise Unfit("model", "its state is another after a checkpoint was written and loaded")
+    except Invalid as error:
+        raise Unfit("model", str(error)) from error
+    finally:
+        store.clear()
+        with contextlib.suppress(OSError):
+            (folder / "checkpoint").rmdir()
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two states are equal to the last bit, whatever the device."""
+    leaves, form = tree_flatten(one)
+    others, other_form = tree_flatten(other)
+    return form == other_form and all(map(_equal, leaves, others))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        # By bytes: what is not a number must be the same one.
+        return one.dtype == other.dtype and torch.equal(_bytes(one), _bytes(other))
+    return bool(one == other)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What went wrong
+
+
+@contextlib.contextmanager
+def _blaming(setting: str, rule: str) -> Iterator[None]:
+    """Turns what is raised inside into `Unfit`; what says by itself what it is passes."""
+    try:
+        yield
+    except (Unfit, DataError, Invalid):
+        raise
+    except Exception as error:
+        if (wanted := _wanted_bytes(error)) is not None:
+            more = f": {_gib(wanted)} wanted" if wanted else ""
+            raise Unfit("batch_size", OUT_OF_MEMORY + more) from error
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise Unfit(setting, f"{rule}: {type(error).__name__}: {first}") from error
+
+
+def _wanted_bytes(error: Exception) -> int | None:
+    """What an allocation that failed had asked for, 0 if nobody says; None if it is another error."""
+    text = str(error)
+    if found := re.search(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", text, re.IGNORECASE):
+        units = {"bytes": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+        return int(float(found[1].rstrip(".")) * units.get(found[2].upper(), 1))
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    return 0 if is_memory else None
+
+
+# ---------------------------------------------------------------------------------------------------
+# Memory of this machine
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a process could still get; of the device, or of the machine for a CPU. None if unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return min(int(available.split()[1]) * 2**10, _group_free_bytes())
+    return None
+
+
+def _group_free_bytes() -> int:
+    """What a container's limit leaves; very much where there is none."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return sys.maxsize
+        used = int((folder / "memory.current").read_text())
+        # The cache of files is given back when there is need.
+        for line in (folder / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                used -= int(line.split()[1])
+        return max(int(limit) - used, 0)
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+def _check_room(request: Request, device: torch.device) -> None:
+    """Refuses what has been counted to be too much before it is tried."""
+    free = free_bytes(device)
+    if free is not None and request.planned_bytes * request.together > free:
+        raise Unfit("batch_size", OUT_OF_MEMORY)
+
+
+def _room(request: Request, free: int | None) -> str:
+    """What was planned, and what there is."""
+    parts = []
+    if request.planned_bytes:
+        parts.append(f"{_gib(request.planned_bytes)} planned for a worker")
+    if request.planned_bytes and request.together > 1:
+        parts.append(
+            f"{_gib(request.planned_bytes * request.together)} for {request.together} workers at a time"
+        )
+    if free is not None:
+        parts.append(f"{_gib(free)} free")
+    return ", ".join(parts)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"
+
+
+@contextlib.contextmanager
+def _limited(device: torch.device) -> Iterator[None]:
+    """On a CPU, makes an allocation fail that would take more than is free: the kernel would kill instead."""
+    free = free_bytes(device)
+    if device.type != "cpu" or free is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 2**10  # type: ignore[index]
+        resource.setrlimit(resource.RLIMIT_DATA, (_least(used + free, *before), before[1]))
+    except (OSError, ValueError, TypeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _least(*limits: int) -> int:
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
+
+
+def main() -> None:
+    """Answers requests from standard input on standard output."""
+    # Whatever libraries print must not come between the replies.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        reply = answer(Request.parse(json.loads(line)))
+        print(json.dumps(dataclasses.asdict(reply)), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
