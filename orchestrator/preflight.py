@@ -253,8 +253,10 @@ def preflight(
         if (error := _build_fault(plan, subject, built)) is not None:
             told.add(subject, error.setting, error.rule)
         elif not lanes[subject.shape.gang]:
-            have = " and ".join(f"{node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
-            told.add(subject, "resources", f"needs {subject.shape.gang.on(nodes)}; there is {have}")
+            have = "; ".join(f"{node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
+            told.add(
+                subject, "resources", f"needs {subject.shape.gang.on(nodes)}, and there is no room: {have}"
+            )
         else:
             buildable.append(subject)
     checked: list[Checked] = []
@@ -345,7 +347,8 @@ def storage(folder: Path) -> Iterator[tuple[Path | None, list[Fault], list[Clock
     Yields:
       A new folder there, deleted afterwards; None where there is a fault. Faults. The storage's clock.
     """
-    there = folder
+    # As workers on other machines name it.
+    there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     probe, faults, clocks = None, [], []
@@ -394,7 +397,7 @@ def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
 
 def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path) -> list[Fault]:
     """Whether the checkpoints of all trials in flight have room; those that have ended keep none."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     sizes: dict[Gang, int] = {}
     for subject in found:
         gang = subject.shape.gang

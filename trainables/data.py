@@ -23,7 +23,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
@@ -110,6 +110,9 @@ def decode(data: bytes) -> Image.Image:
                 return to_rgb(image)
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        # PIL's own words are about the address of a buffer.
+        raise DataError("does not decode: it is no image of a kind that is known") from error
     # PIL raises whatever its format plug-ins do on hostile bytes: OSError, SyntaxError, struct.error...
     except Exception as error:
         raise DataError(f"does not decode: {error}") from error

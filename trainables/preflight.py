@@ -265,9 +265,7 @@ def _checkpoint(run: _Run, folder: Path) -> None:
             raise Unfit("--out", f"no checkpoint can be written to {folder.parent}: {error}") from error
         content, notices = store.read()
         if content is None:
-            # The file's name changes from run to run, and is gone.
-            reason = notices[0].partition(".ckpt: ")[2] if notices else "there is none"
-            raise Unfit("model", f"its checkpoint does not load: {reason}")
+            raise Unfit("model", f"its checkpoint does not load: {_reason(notices)}")
         is_same = _same(content, run.state.content())
         with _blaming("model", "its checkpoint does not load"):
             run.state.restore(content)
@@ -279,6 +277,16 @@ def _checkpoint(run: _Run, folder: Path) -> None:
         store.clear()
         with contextlib.suppress(OSError):
             (folder / "checkpoint").rmdir()
+
+
+def _reason(notices: list[str]) -> str:
+    """Why a store has found nothing, without the name of the file, which is gone, and torch's advice."""
+    if not notices:
+        return "there is none"
+    text = notices[0].partition(".ckpt: ")[2]
+    if found := re.search(r"WeightsUnpickler error: (.*?)( was not| by default|\n|$)", text):
+        return f"{found[1]} (only tensors and plain values can be in it)"
+    return text.strip().splitlines()[0]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -382,7 +390,7 @@ def _room(request: Request, free: int | None) -> str:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**30:.3g} GiB"
 
 
 @contextlib.contextmanager
