@@ -254,9 +254,8 @@ def preflight(
             told.add(subject, error.setting, error.rule)
         elif not lanes[subject.shape.gang]:
             have = "; ".join(f"{node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
-            told.add(
-                subject, "resources", f"needs {subject.shape.gang.on(nodes)}, and there is no room: {have}"
-            )
+            wanted = subject.shape.gang.on(nodes)
+            told.add(subject, "resources", f"needs {wanted}, and there is no room: {have}")
         else:
             buildable.append(subject)
     checked: list[Checked] = []

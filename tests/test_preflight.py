@@ -1,8 +1,11 @@
-"""Sweeps and machines on which a sweep cannot start; `python tests/test_preflight.py` writes messages anew."""
+"""Sweeps that cannot start, and machines where they cannot.
+
+`python tests/test_preflight.py` writes the messages anew."""
 
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import shutil
@@ -374,14 +377,19 @@ def test_a_rate_that_makes_runs_diverge_is_no_fault(tmp_path):
     assert outcome.faults == ()
 
 
+def _num_shapes(vary: dict[str, Any]) -> int:
+    plan = plan_of(vary=vary)
+    return len(subjects(plan, plan.trials))
+
+
 def test_shapes_differ_in_what_is_built_and_not_in_rates():
     vary = {"optim.lr": {"log_uniform": [1e-3, 1e-2]}, "model.drop_path": {"uniform": [0, 0.3]}}
     # Two arms.
-    assert len(subjects(plan := plan_of(vary=vary), plan.trials)) == 2
+    assert _num_shapes(vary) == 2
     vary["batch_size"] = {"choice": [64, 128]}
     vary["ema.time_constant"] = {"uniform": [0.1, 0.2]}
     # Two arms at two batch sizes, both of which four scrambled points have.
-    assert len(subjects(plan := plan_of(vary=vary), plan.trials)) == 4
+    assert _num_shapes(vary) == 4
 
 
 def test_the_largest_come_first():
@@ -390,7 +398,7 @@ def test_the_largest_come_first():
     peaks = [footprint(item.shape.config, 10, 1197, 1797).peak for item in found]
     assert len(peaks) == 6
     # Two that are nearly equal may stand either way.
-    assert all(before > 0.8 * after for before, after in zip(peaks, peaks[1:], strict=False))
+    assert all(before > 0.8 * after for before, after in itertools.pairwise(peaks))
     assert peaks[0] == max(peaks)
 
 
@@ -434,7 +442,7 @@ def test_the_plan_takes_steps_times_epochs_times_trials_over_lanes(tmp_path):
 
 
 def test_clocks_are_judged_by_what_the_answer_proves():
-    # Asked at 100, answered at 130: a clock that reads 135 is ahead by 5 at least, one that reads 115 by none.
+    # Asked at 100, answered at 130: a clock that reads 135 is ahead by 5 at least, one that reads 115 by 0.
     assert Clock("a", 100, 135, 130).ahead == 5
     assert Clock("a", 100, 115, 130).ahead == 0
     assert Clock("a", 100, 88, 130).ahead == -12
@@ -455,9 +463,8 @@ def test_what_torch_says_of_memory_is_understood():
 
 def test_a_process_that_is_killed_takes_nobody_with_it(run_tree, monkeypatch, tmp_path):
     monkeypatch.undo()
-    request = Request(
-        TrainConfig.model_validate(run_tree()), planned_bytes=3 * GIB // 2, folder=str(tmp_path)
-    )
+    config = TrainConfig.model_validate(run_tree())
+    request = Request(config, planned_bytes=3 * GIB // 2)
     gang = Gang(1, 1, 0.0)
     with Child(on_gpu=False, timeout_seconds=120) as child:
         assert child._process is not None
@@ -466,7 +473,7 @@ def test_a_process_that_is_killed_takes_nobody_with_it(run_tree, monkeypatch, tm
         assert reply.setting == "batch_size"
         assert reply.rule.endswith("killed, as happens where memory runs out; 1.5 GiB planned for a worker")
         # The next one is tried in a new process.
-        reply = child(gang, Request(request.config, folder=str(tmp_path)))
+        reply = child(gang, Request(config, folder=str(tmp_path)))
         assert (reply.rule, list(tmp_path.iterdir())) == ("", [])
 
 
