@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.cost import Shape, counted, shape_of
+from orchestrator.cost import GIB, Shape, counted, shape_of
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.plan import Plan, Trial, by_gang, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
@@ -111,8 +111,11 @@ class Outcome:
     def line(self) -> str:
         """In one line, for people."""
         text = f"preflight: {self.shapes} shape{'s' * (self.shapes != 1)}, {self.seconds:.0f} s"
+        if self.faults:
+            return f"{text}, {len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
         if self.plan_seconds:
-            text += f", {100 * self.seconds / self.plan_seconds:.2g} % of the plan"
+            share = 100 * self.seconds / self.plan_seconds
+            text += f", {share:.{0 if share >= 10 else 1}f} % of the plan"
         if skipped := self.shapes - len(self.checked):
             text += f"; {skipped} built, but not run: the limit is {100 * SHARE:g} %, or {LEAST_SECONDS:g} s"
         return text
@@ -123,8 +126,8 @@ class Outcome:
             {
                 "shape": found.subject.name,
                 "trials": len(found.subject.trials),
-                "planned GiB": found.planned_bytes / 2**30,
-                "peak GiB": None if found.peak_bytes is None else found.peak_bytes / 2**30,
+                "planned GiB": found.planned_bytes / GIB,
+                "peak GiB": None if found.peak_bytes is None else found.peak_bytes / GIB,
                 "s/step": found.step_seconds,
             }
             for found in self.checked
@@ -413,8 +416,8 @@ def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: P
     return [
         Fault(
             "--out",
-            f"checkpoints take {wanted / 2**30:.1f} GiB ({lanes[worst]} trials at a time, {files} files of "
-            f"{sizes[worst] / 2**30:.2g} GiB each), and {there} has {free / 2**30:.1f} GiB free",
+            f"checkpoints take {wanted / GIB:.3g} GiB ({lanes[worst]} trials at a time, {files} files of "
+            f"{sizes[worst] / GIB:.2g} GiB each), and {there} has {free / GIB:.3g} GiB free",
         )
     ]
 
@@ -501,7 +504,7 @@ def died(code: int, was_late: bool, planned_bytes: int) -> Reply:
         return Reply(
             "batch_size",
             "the process that tried it was killed, as happens where memory runs out; "
-            f"{planned_bytes / 2**30:.1f} GiB planned for a worker",
+            f"{planned_bytes / GIB:.3g} GiB planned for a worker",
         )
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return Reply("model", f"the process that tried it ended {how}")

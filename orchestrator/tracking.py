@@ -101,7 +101,7 @@ def unanswered(uri: str) -> str:
         client = MlflowClient(uri)
         client.delete_run(client.create_run("0", run_name="vitc-sweep preflight").info.run_id)
     except Exception as error:
-        return f"MLflow at {uri} takes no runs: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        return f"MLflow at {_without_password(uri)} takes no runs: {_one_line(error, uri)}"
     return ""
 
 

@@ -274,9 +274,9 @@ def a_full_disk(folder, monkeypatch):
 
 @plant
 def a_disk_without_room_for_checkpoints(folder, monkeypatch):
-    usage = shutil.disk_usage(folder)._replace(free=GIB // 10)
+    usage = shutil.disk_usage(folder)._replace(free=GIB // 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    return ["--set", "arms.wide.model.width=1024", "--set", "arms.wide.model.depth=3"]
+    return ["--set", "arms.wide.model.width=256"]
 
 
 @plant
@@ -438,7 +438,7 @@ def test_the_plan_takes_steps_times_epochs_times_trials_over_lanes(tmp_path):
     outcome = preflight(plan, plan.trials, NODES, ticking.check, tmp_path, clock=ticking)
     # 1,197 of 1,797 digits are for training, ten batches of 128; 2 epochs, 8 trials, 2 lanes.
     assert outcome.plan_seconds == pytest.approx(0.5 * 10 * 2 * 8 / 2)
-    assert outcome.line() == "preflight: 2 shapes, 2 s, 5 % of the plan"
+    assert outcome.line() == "preflight: 2 shapes, 2 s, 5.0 % of the plan"
 
 
 def test_clocks_are_judged_by_what_the_answer_proves():

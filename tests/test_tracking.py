@@ -13,7 +13,15 @@ from orchestrator import tracking
 from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.results import RULES, Event, attempt_event, end_event, epoch_event
 from orchestrator.sweep import build_sweep
-from orchestrator.tracking import STATE_FILE, Tracker, artifact_root, tracking_uri, ui_address, ui_command
+from orchestrator.tracking import (
+    STATE_FILE,
+    Tracker,
+    artifact_root,
+    tracking_uri,
+    ui_address,
+    ui_command,
+    unanswered,
+)
 from trainables.base import EPOCH_LABELS
 
 BEGAN = 1_700_000_000.0
@@ -323,6 +331,15 @@ def test_a_server_that_is_down_costs_nothing_but_a_line(
     assert "\n" not in warning
     assert "secret" not in warning
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_takes_no_runs_is_told_of_without_its_password(folder: Path) -> None:
+    warning = unanswered("http://someone:secret@127.0.0.1:9")
+    assert warning.startswith("MLflow at http://127.0.0.1:9 takes no runs: ")
+    assert "secret" not in warning
+    # A file is there as soon as it is wanted.
+    assert unanswered(f"sqlite:///{folder}/mlflow.db") == ""
+    assert not (folder / "mlflow.db").exists()
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(plan: Plan, folder: Path) -> None:
