@@ -115,7 +115,7 @@ class Outcome:
             return f"{text}, {len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
         if self.plan_seconds:
             share = 100 * self.seconds / self.plan_seconds
-            text += f", {share:.{0 if share >= 10 else 1}f} % of the plan"
+            text += f", {share:{'.0f' if share >= 10 else '.2g'}} % of the plan"
         if skipped := self.shapes - len(self.checked):
             text += f"; {skipped} built, but not run: the limit is {100 * SHARE:g} %, or {LEAST_SECONDS:g} s"
         return text

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -306,6 +307,15 @@ def several_at_once(folder, monkeypatch):
     return ["--out", "notes/results", "--set", "arms.narrow.resources.workers=8"]
 
 
+def command(*arguments: str) -> int:
+    """The exit code of a command."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *arguments])
+        with pytest.raises(SystemExit) as end:
+            orchestrator.cli.main()
+    return int(end.value.code or 0)
+
+
 def message(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What `vitc-sweep run` says before it starts anything, with numbers that machines differ in left out."""
     file = folder / "sweep.yaml"
@@ -313,15 +323,8 @@ def message(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     options = PLANTS[name](folder, monkeypatch)
     before = sorted(folder.rglob("*"))
     out, err = io.StringIO(), io.StringIO()
-    arguments, sys.argv = sys.argv, ["vitc-sweep", "run", "sweep.yaml", "--no-mlflow", *options]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            orchestrator.cli.main()
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.argv = arguments
-    assert code == 2, err.getvalue()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert command("run", "sweep.yaml", "--no-mlflow", *options) == 2, err.getvalue()
     assert sorted(folder.rglob("*")) == before, "something was left behind"
     text = err.getvalue().replace(str(folder), "/here")
     text = re.sub(r"\.preflight-\w+", ".preflight-*", text)
@@ -369,6 +372,37 @@ def test_a_sweep_that_can_start_is_found_so_and_nothing_is_left_behind(tmp_path)
     assert (outcome.shapes, len(outcome.checked)) == (2, 2)
     assert all(found.step_seconds > 0 for found in outcome.checked)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_tells_what_it_ran_as_json(tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    assert command("preflight", "sweep.yaml", "--no-mlflow", "--json") == 0
+    told = capsys.readouterr()
+    assert "preflight: 2 shapes, " in told.err
+    content = json.loads(told.out)
+    assert [row["shape"] for row in content["checked"]] == [
+        "all wide (batch 128 adamw)",
+        "all narrow (batch 128 adamw)",
+    ]
+    assert sum(row["trials"] for row in content["checked"]) == 4
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "sweep.yaml"]
+
+
+def test_a_run_begins_with_it_unless_told_not_to(tmp_path, monkeypatch):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    timings = []
+
+    def execute(*arguments: Any) -> None:
+        timings.append(arguments[-1])
+        raise SystemExit(1)
+
+    monkeypatch.setattr(orchestrator.cli, "_execute", execute)
+    began = time.time()
+    assert command("run", "sweep.yaml", "--no-mlflow") == 1
+    assert command("run", "sweep.yaml", "--no-mlflow", "--no-preflight") == 1
+    (with_it, seconds), (without, none) = timings
+    assert began <= with_it <= with_it + seconds <= without
+    assert (seconds > 0, none) == (True, 0.0)
 
 
 def test_a_rate_that_makes_runs_diverge_is_no_fault(tmp_path):
@@ -438,7 +472,7 @@ def test_the_plan_takes_steps_times_epochs_times_trials_over_lanes(tmp_path):
     outcome = preflight(plan, plan.trials, NODES, ticking.check, tmp_path, clock=ticking)
     # 1,197 of 1,797 digits are for training, ten batches of 128; 2 epochs, 8 trials, 2 lanes.
     assert outcome.plan_seconds == pytest.approx(0.5 * 10 * 2 * 8 / 2)
-    assert outcome.line() == "preflight: 2 shapes, 2 s, 5.0 % of the plan"
+    assert outcome.line() == "preflight: 2 shapes, 2 s, 5 % of the plan"
 
 
 def test_clocks_are_judged_by_what_the_answer_proves():
