@@ -154,6 +154,14 @@ def an_image_of_test_that_does_not_decode(folder, monkeypatch):
 
 
 @plant
+def an_image_of_a_shifted_set_that_does_not_decode(folder, monkeypatch):
+    # After the last epoch, too; and where it lies is a setting of its own.
+    (folder / "photos" / "7").mkdir(parents=True)
+    (folder / "photos" / "7" / "a.png").write_bytes(b"no image")
+    return ["--set", "evaluate={shifted: [{name: photos, uri: photos}]}"]
+
+
+@plant
 def more_images_than_are_kept_decoded(folder, monkeypatch):
     return ["--set", "model.image_size=2048"]
 
@@ -403,6 +411,14 @@ def test_a_run_begins_with_it_unless_told_not_to(tmp_path, monkeypatch):
     (with_it, seconds), (without, none) = timings
     assert began <= with_it <= with_it + seconds <= without
     assert (seconds > 0, none) == (True, 0.0)
+
+
+def test_corruptions_and_shifted_sets_are_tried(tmp_path):
+    (tmp_path / "photos" / "7").mkdir(parents=True)
+    (tmp_path / "photos" / "7" / "a.png").write_bytes(dots(1)[0])
+    evaluate = {"corruptions": {}, "shifted": [{"name": "photos", "uri": str(tmp_path / "photos")}]}
+    plan = plan_of(arms={"one": {"evaluate": evaluate}})
+    assert preflight(plan, plan.trials, NODES, in_this_process, tmp_path).faults == ()
 
 
 def test_a_rate_that_makes_runs_diverge_is_no_fault(tmp_path):

@@ -192,6 +192,7 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
             )
         run.state.run = "preflight"
         _evaluate(run, images, info.num_classes)
+        _evaluate_elsewhere(run, images["test"], info)
         step_seconds = _train(run, images["train"], share)
         if folder:
             _checkpoint(run, Path(folder))
@@ -224,6 +225,25 @@ def _evaluate(run: _Run, images: dict[Split, Images], num_classes: int) -> None:
             shape = tuple(run.state.model(batch[0]).shape)
         if shape != (len(batch[0]), num_classes):
             raise Unfit("model", f"gives {list(shape)} for {len(batch[0])} images")
+
+
+def _evaluate_elsewhere(run: _Run, images: Images, info: DataInfo) -> None:
+    """What comes at the very end of a run: an image under each corruption, a batch of each shifted set."""
+    if (evaluation := run.config.evaluate) is None:
+        return
+    with _blaming("evaluate", "cannot be evaluated"):
+        if (corruptions := evaluation.corruptions) is not None:
+            one = Images(images.labels[:1], images.read)
+            for kind in corruptions.kinds:
+                change = corruptions.change(kind, corruptions.severities[-1])
+                run._score_as_is(run.state.model, one, change=change)
+        for wanted in evaluation.shifted:
+            try:
+                other = wanted.open(info.class_names)
+                first = Images(other.images.labels[: len(images)], other.images.read)
+                run._score_as_is(run.state.model, first, classes=other.classes)
+            except DataError as error:
+                raise Unfit("evaluate", f"{wanted.name}: {error}") from error
 
 
 def _train(run: _Run, images: Images, share: int) -> float:
