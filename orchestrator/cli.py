@@ -379,6 +379,8 @@ def _preflight(
     from orchestrator.preflight import Child, preflight
     from orchestrator.tracking import tracking_uri, unanswered
 
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if address is None:
         from orchestrator.machine import this_machine
 

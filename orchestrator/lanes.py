@@ -442,7 +442,7 @@ def nodes() -> list[Node]:
     ]
 
 
-def check_start(gang: Gang, request: "Request") -> "Reply":
+def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
     """Tries a request in a task with what one worker of the gang gets; dying of it is a reply, too."""
     from orchestrator.preflight import died
 
@@ -453,6 +453,11 @@ def check_start(gang: Gang, request: "Request") -> "Reply":
         return died(-signal.SIGKILL, False, request.planned_bytes)
     except ray.exceptions.WorkerCrashedError:
         return died(1, False, request.planned_bytes)
+    except ray.exceptions.NodeDiedError:
+        # A machine that goes says nothing about the sweep.
+        if tries == 1:
+            raise
+        return check_start(gang, request, tries - 1)
     return reply
 
 

@@ -82,7 +82,8 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     before = ends_in(folder)
     assert 3 <= len(before) < 8
 
-    again = start_cli("run", file, "--out", folder, "--no-mlflow")
+    # Preflight has been there, and would be again.
+    again = start_cli("run", file, "--out", folder, "--no-mlflow", "--no-preflight")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert f"{8 - len(before)} trials to run, {len(before)} have ended before" in output
@@ -90,7 +91,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert sorted(after) == sorted(set(after))
     assert after[: len(before)] == before
 
-    undisturbed = start_cli("run", file, "--out", calm, "--no-mlflow")
+    undisturbed = start_cli("run", file, "--out", calm, "--no-mlflow", "--no-preflight")
     assert undisturbed.communicate(timeout=300) is not None
     assert results(folder) == results(calm)
     assert {row["state"] for row in results(folder)} == {"finished"}
@@ -115,7 +116,7 @@ def test_ctrl_c_stops_within_seconds_says_how_to_go_on_and_going_on_does(tmp_pat
     assert f"Go on with:  vitc-sweep run {file} --out {folder}" in output
     assert "Traceback" not in output
 
-    again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow")
+    again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow", "--no-preflight")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert len(set(ends_in(folder))) == 6
@@ -141,6 +142,7 @@ def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path):
 
     events = read_journal(folder).events
     assert [event["lanes"] for event in events if event["kind"] == "session"] == [[2]]
+    assert [event["kind"] for event in events[:3]] == ["session", "preflight", "phase"]
     attempts = [event for event in events if event["kind"] == "attempt"]
     assert len({event["lane"] for event in attempts}) == 2
     # Two nodes of one CPU each: the lanes cannot have sat on one.

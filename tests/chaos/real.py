@@ -104,7 +104,8 @@ class Command:
         self.began = time.time()
         self._log = log.open("ab")
         command = [Path(sys.executable).with_name("vitc-sweep"), "run", file, "--out", out]
-        command += ["--address", address, "--mlflow" if tracker else "--no-mlflow"]
+        # What is told here is what becomes of a run once it has begun.
+        command += ["--address", address, "--mlflow" if tracker else "--no-mlflow", "--no-preflight"]
         self.process = subprocess.Popen(
             list(map(str, command)), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
         )
