@@ -34,6 +34,7 @@ from pydantic import ValidationError
 
 from orchestrator.folder import Folder, open_folder, provenance, save_confirmation, save_question
 from orchestrator.journal import FolderError, Writer, decode, write_atomically
+from orchestrator.ledger import ledger
 from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
 from trainables.base import Frozen
@@ -170,6 +171,11 @@ def report_details(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in keys if key in record}
 
 
+def _write_report(opened: Folder, copy: Path) -> None:
+    details, spent = report_details(opened.record), ledger(opened.events)
+    write_report(opened.plan, opened.records, copy / "report", details, spent if spent.total else None)
+
+
 def write_sealed_report(folder: Path) -> Path:
     """Writes the report of a sweep folder, and seals it; the sweep may be running.
 
@@ -190,7 +196,7 @@ def write_sealed_report(folder: Path) -> Path:
             _write(copy / name, (folder / name).read_bytes())
         with _speaking_of(copy, folder):
             opened = open_folder(copy)
-        write_report(opened.plan, opened.records, copy / "report", report_details(opened.record))
+        _write_report(opened, copy)
         seal(copy)
         new = [name for name in _evidence(copy) if name.startswith("report/")]
         # The manifest last: a report without its own is found out, one with another's is, too.
@@ -481,7 +487,7 @@ class _Check:
                 with _speaking_of(copy, self.folder):
                     opened = open_folder(copy)
                 self.counts["trials"] = len({trial.id for trial in opened.plan.trials})
-                write_report(opened.plan, opened.records, copy / "report", report_details(opened.record))
+                _write_report(opened, copy)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 # Whatever stands in a line whose checksum was made to fit.
                 self.fault(

@@ -18,6 +18,7 @@ from orchestrator.basin import (
 )
 from orchestrator.fairness import Audit, EdgeCheck, audits, edge_check
 from orchestrator.gaps import Gap, GapContrast, gaps
+from orchestrator.ledger import Ledger
 from orchestrator.noise import NoiseSummary, noise, noise_floor_pp
 from orchestrator.peak import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.plan import Plan, Trial, TrialCost
@@ -53,6 +54,7 @@ class Found:
       cost: of a trial, worked out once per model and length.
       deep: the cells that get what takes a second each.
       evidence: what takes long, by cell in the order of the sweep; empty until it has been worked out.
+      spent: where the time of the devices went; None where there is no journal of its own.
       The others are as the module of their type has them.
     """
 
@@ -70,6 +72,7 @@ class Found:
     cost: Callable[[Trial], TrialCost]
     deep: frozenset[str]
     evidence: tuple[Evidence, ...] = ()
+    spent: Ledger | None = None
 
     def of(self, cell: str) -> list[Summary]:
         """The arms of a cell."""
@@ -84,7 +87,7 @@ class Found:
         return dataclasses.replace(self, evidence=tuple(evidence))
 
 
-def gather(plan: Plan, records: Mapping[str, Record]) -> Found:
+def gather(plan: Plan, records: Mapping[str, Record], spent: Ledger | None = None) -> Found:
     """All but the evidence, which may be worked out cell by cell in several processes."""
     results = results_of(plan, records)
     summaries = summarise(results)
@@ -106,6 +109,7 @@ def gather(plan: Plan, records: Mapping[str, Record]) -> Found:
         power=detectable(plan),
         cost=costs_of(plan),
         deep=frozenset(cells if len(cells) <= MAX_DEEP_CELLS else cells[:NUM_DEEP_CELLS]),
+        spent=spent,
     )
 
 

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 from orchestrator import figures
 from orchestrator.basin import Basin, Landscape, useful_surrogate
 from orchestrator.findings import Evidence, Found, evidence_of, gather
+from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial, TrialCost
 from orchestrator.power import Planted
 from orchestrator.results import RULES, Record
@@ -53,7 +54,13 @@ _one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 @_one_thread  # type: ignore[untyped-decorator]
-def write_report(plan: Plan, records: Mapping[str, Record], folder: Path, details: Mapping[str, Any]) -> Path:
+def write_report(
+    plan: Plan,
+    records: Mapping[str, Record],
+    folder: Path,
+    details: Mapping[str, Any],
+    spent: Ledger | None = None,
+) -> Path:
     """Writes report.html, summary.json, tables/* and figures/* into a folder.
 
     The same input gives the same bytes. Every file appears whole. Tables are CSV with all digits; those of
@@ -64,6 +71,7 @@ def write_report(plan: Plan, records: Mapping[str, Record], folder: Path, detail
       plan, records: the sweep, and what the journal says of its trials.
       folder: made if it does not exist.
       details: printed at the end: versions, hardware, time. Values are shown as text.
+      spent: where the time of the devices went.
 
     Returns:
       The path of report.html.
@@ -71,7 +79,7 @@ def write_report(plan: Plan, records: Mapping[str, Record], folder: Path, detail
     Raises:
       OSError: the folder cannot be written to.
     """
-    found = gather(plan, records)
+    found = gather(plan, records, spent)
     drawings = _shared_drawings(found)
     parts = _each_cell(found)
     drawings += [drawing for part in parts for drawing in part.drawings]

@@ -681,6 +681,34 @@ def _cost_table(found: Found) -> Table:
     return table
 
 
+def _ledger_table(found: Found) -> Table:
+    device = found.spent.device if found.spent else "core"
+    table = Table(
+        "ledger",
+        f"{device}-seconds of all runs of this sweep, by what they were spent on",
+        ("Spent on", f"#{device}-seconds", "#Share (%)", "Which is"),
+        section="Where the time went",
+        intro="Every second of every device that a run held, from the command to its end.",
+    )
+    if found.spent is None:
+        return table
+    for name, seconds in found.spent.rows().items():
+        share = 100 * seconds / found.spent.total
+        table.add(name.replace("_", "-"), f"{seconds:.0f}", f"{share:.1f}", _SPENT_ON[name])
+        table.data.append({"spent_on": name, "device": device, "seconds": seconds, "share_pct": share})
+    return table
+
+
+_SPENT_ON = {
+    "useful": "training and evaluation that the results rest on",
+    "replayed": "steps done again after a crash, since the last checkpoint",
+    "lost": "work without a result: failed trials, and the last moments before a crash",
+    "queued": "lanes that waited for a trial, or for others to finish",
+    "start_up": "starting Ray and workers, and starting them again",
+    "preflight": "checks before the first trial",
+}
+
+
 #: In the order of the page, as far as their place is not in the template.
 TABLES: tuple[Callable[[Found], Table], ...] = (
     _peak_table,
@@ -699,6 +727,7 @@ TABLES: tuple[Callable[[Found], Table], ...] = (
     _outcome_table,
     _power_table,
     _cost_table,
+    _ledger_table,
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator import figures, findings, report, tables
+from orchestrator.ledger import Ledger
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
 from orchestrator.report import write_report
 from orchestrator.results import RULES, Record, results_of
@@ -660,3 +661,14 @@ def test_names_may_break_where_they_are_long_and_stay_escaped():
     assert report._broken("a <b> adamw_long/nine_epochs") == (
         "a &lt;b&gt; adamw_<wbr>long/<wbr>nine_<wbr>epochs"
     )
+
+
+def test_where_the_time_went_is_told_where_there_is_a_journal(tmp_path):
+    plan = make(points=2)
+    spent = Ledger("GPU", useful=75.0, lost=5.0, start_up=20.0)
+    page = words(write_report(plan, fabricated(plan), tmp_path, {}, spent).read_text())
+    assert "Where the time went" in page
+    assert "useful 75 75.0 training and evaluation that the results rest on" in page
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert sum(row["seconds"] for row in document["ledger"]) == 100
+    assert {row["device"] for row in document["ledger"]} == {"GPU"}
