@@ -56,6 +56,13 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
+def records_in(folder: Path) -> dict[str, Any]:
+    from orchestrator.journal import read_journal
+    from orchestrator.results import fold
+
+    return fold(read_journal(folder).events)
+
+
 def ends_in(folder: Path) -> list[str]:
     from orchestrator.journal import read_journal
 
@@ -101,13 +108,23 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert finished.returncode == 0
     assert ends_in(folder) == after
 
+    anew = start_cli("retry", folder, "--trial", after[0][:8], "--no-mlflow")
+    output = anew.communicate(timeout=300)[0]
+    assert anew.returncode == 0, output
+    assert "1 trials to run, 7 have ended before" in output
+    assert ends_in(folder) == [*after, after[0]]
+    assert results(folder) == results(calm)
 
-def test_ctrl_c_stops_within_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
+
+def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
     file, folder = sweep_file(tmp_path, 2, epochs=40), tmp_path / "runs" / "tiny"
     process = start_cli("run", file, "--out", folder, "--no-mlflow")
     while not ends_in(folder):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
+    second = start_cli("run", file, "--out", folder, "--no-mlflow")
+    assert f"is in use by process {process.pid} on " in second.communicate(timeout=60)[0]
+    assert second.returncode == 2
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
@@ -115,6 +132,18 @@ def test_ctrl_c_stops_within_seconds_says_how_to_go_on_and_going_on_does(tmp_pat
     assert process.returncode == 130
     assert f"Go on with:  vitc-sweep run {file} --out {folder}" in output
     assert "Traceback" not in output
+
+    again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow", "--no-preflight")
+    before = len(ends_in(folder))
+    while len(ends_in(folder)) == before:
+        assert again.poll() is None, again.communicate()[0]
+        time.sleep(0.05)
+    assert f"{folder}: stopped" in start_cli("stop", folder, "--drain").communicate(timeout=100)[0]
+    output = again.communicate(timeout=60)[0]
+    # What was in flight went on to its end, and nothing was cut short.
+    assert "no more are started" in output
+    assert again.returncode in (0, 1), output
+    assert not any(record.running for record in records_in(folder).values())
 
     again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow", "--no-preflight")
     output = again.communicate(timeout=300)[0]
