@@ -116,13 +116,14 @@ class Command:
 
 
 def victims(kind: str) -> list[psutil.Process]:
-    """Processes of a kind, by the names that Ray gives them."""
+    """Processes of a kind in this cluster, by the names that Ray gives them."""
     marks = {"worker": "RayTrainWorker", "lane": "Trainable.", "controller": "TrainController"}
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if words.startswith("ray::") and marks[kind] in words:
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            if words.startswith("ray::") and marks[kind] in words:
+                found.append(process)
     return found
 
 
@@ -248,24 +249,21 @@ def undisturbed(cluster: Cluster, folder: Path) -> Path:
     return folder / "sweep"
 
 
-def orphans(before: set[int]) -> list[str]:
-    """Ray processes that were not there before; a cluster that is closed must leave none."""
-    deadline = time.monotonic() + 90
-    while True:
-        found = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            words = " ".join(process.info["cmdline"] or [])
-            if process.info["pid"] not in before and ("ray::" in words or "raylet" in words):
-                found.append(words[:100])
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(1)
+def close_without_orphans(cluster: Cluster) -> None:
+    """Takes the cluster down.
+
+    Raises:
+      AssertionError: a process of it, or of a command in it, lives on.
+    """
+    family = psutil.Process().children(recursive=True)
+    cluster.close()
+    _, survivors = psutil.wait_procs(family, timeout=90)
+    assert not survivors, survivors
 
 
 def main(count: int, first_seed: int, folder: Path) -> None:
     """Runs schedules one after the other on one cluster, and prints what was hit and survived."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    before = {process.pid for process in psutil.process_iter()}
     cluster = Cluster()
     total: Counter[str] = Counter()
     spent: Counter[str] = Counter()
@@ -279,9 +277,10 @@ def main(count: int, first_seed: int, folder: Path) -> None:
             spent.update(rows)
             said = ", ".join(f"{number} {kind}" for kind, number in sorted(hits.items())) or "none hit"
             print(f"schedule {seed}: survived {said}; {time.monotonic() - began:.0f} s", flush=True)
-    finally:
+    except BaseException:
         cluster.close()
-    assert orphans(before) == []
+        raise
+    close_without_orphans(cluster)
     print(f"\n{count} real schedules, {total.total()} faults injected and survived: {dict(total)}")
     whole = sum(spent.values())
     shares = ", ".join(f"{name} {seconds:.0f} s ({seconds / whole:.0%})" for name, seconds in spent.items())
