@@ -81,7 +81,8 @@ class World:
         self.step_seconds = self.random.uniform(0.5, 20)
         self.checkpoint_steps = self.random.randint(1, 12)
         # Rarer than progress: what is lost over and over without getting on has failed, by rule.
-        self.fault_seconds = self.random.uniform(2, 10) * self.step_seconds * min(self.checkpoint_steps, 5)
+        progress = 15 + self.step_seconds * min(self.checkpoint_steps, 5)
+        self.fault_seconds = self.random.uniform(2.5, 8) * progress
         self.now = 1000.0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.counter = 0
