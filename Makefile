@@ -21,8 +21,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What starts a Ray cluster does so alone; the rest runs on two cores.
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m ray
 
 # Faults by the hundred, simulated and real: about 40 minutes on 2 cores. Its short form is among the tests.
 chaos: install
