@@ -991,13 +991,14 @@ def ui(
     from orchestrator import tracking
 
     uri = tracking.tracking_uri(folder / "any")
-    if uri.startswith("http"):
-        raise typer.BadParameter(f"MLFLOW_TRACKING_URI names a server, which shows its own pages: {uri}")
+    try:
+        command = tracking.ui_command(uri, host, port)
+    except ValueError as error:
+        raise typer.BadParameter(f"MLFLOW_TRACKING_URI: {error}") from error
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise typer.BadParameter(f"{folder} holds no mlflow.db; has a sweep run there?", param_hint="FOLDER")
     print(f"{tracking.ui_address(host, port)}   (Ctrl-C ends it)", flush=True)
-    command = tracking.ui_command(uri, host, port)
-    os.execv(command[0], command)
+    os.execve(command[0], command, os.environ | tracking.ui_environment(uri))
 
 
 @data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")

@@ -394,7 +394,7 @@ def connect(address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at `address`.
 
     Raises:
-      ClusterError: there is no cluster there, or its dashboard is off.
+      ClusterError: there is no cluster there, it wants a token, or its dashboard is off.
     """
     if ray.is_initialized():
         return
@@ -405,12 +405,22 @@ def connect(address: str | None) -> None:
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
     try:
         if address is None:
-            # Only small messages go through the object store.
+            # `local`, as Ray would join whatever cluster runs here or RAY_ADDRESS names. Only small messages
+            # go through the object store.
             ray.init(
-                include_dashboard=True, dashboard_host="127.0.0.1", object_store_memory=256 * 2**20, **common
+                address="local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=256 * 2**20,
+                **common,
             )
         else:
             ray.init(address=address, **common)
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address or 'this machine'} wants a token: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN where it is not in ~/.ray/auth_token"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     # Ray prints its raylets' advice into the middle of a progress display, log_to_driver or not.

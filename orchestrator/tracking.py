@@ -34,6 +34,7 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.results import SETTLED, Event
 from trainables.base import EPOCH_LABELS
 from trainables.config import leaves
+from trainables.places import redacted
 
 STATE_FILE = "mlflow.json"
 
@@ -101,7 +102,7 @@ def unanswered(uri: str) -> str:
         client = MlflowClient(uri)
         client.delete_run(client.create_run("0", run_name="vitc-sweep preflight").info.run_id)
     except Exception as error:
-        return f"MLflow at {_without_password(uri)} takes no runs: {_one_line(error, uri)}"
+        return f"MLflow at {redacted(uri)} takes no runs: {_one_line(error)}"
     return ""
 
 
@@ -122,11 +123,16 @@ def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]
       ValueError: the store is a server, which serves its pages itself.
     """
     if urlsplit(uri).scheme in ("http", "https"):
-        raise ValueError(f"{_without_password(uri)} is an MLflow server: open it in a browser")
+        raise ValueError(f"{redacted(uri)} is an MLflow server: open it in a browser")
     return [
-        *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
+        *(sys.executable, "-m", "mlflow", "ui"),
         *("--host", host, "--port", str(port), "--workers", "1"),
     ]
+
+
+def ui_environment(uri: str) -> dict[str, str]:
+    """What `ui_command` needs to find the store: arguments are shown to everyone on the machine, by `ps`."""
+    return {"MLFLOW_BACKEND_STORE_URI": uri}
 
 
 def ui_address(host: str = "127.0.0.1", port: int = 5000) -> str:
@@ -239,7 +245,7 @@ class Tracker:
         else:
             return None
         return (
-            f"MLflow at {_without_password(self._uri)} is not up to date ({reason}). "
+            f"MLflow at {redacted(self._uri)} is not up to date ({reason}). "
             "The journal has everything; MLflow catches up when the sweep is run again."
         )
 
@@ -256,7 +262,7 @@ class Tracker:
             # Whatever a store, a driver or a file system may raise: a sweep does not stop for it.
             except Exception as error:
                 self._store = None
-                self._fault = _one_line(error, self._uri)
+                self._fault = _one_line(error)
                 wait = min(2 * wait, _MAX_BACKOFF_SECONDS)
             if closing:
                 return
@@ -478,12 +484,6 @@ def _milliseconds(seconds: float) -> int:
     return int((seconds or time.time()) * 1000)
 
 
-def _without_password(uri: str) -> str:
-    """An address that may be shown: without the user and password that it may carry."""
-    userinfo, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return uri.replace(f"{userinfo}{at}", "", 1) if at else uri
-
-
-def _one_line(error: Exception, uri: str) -> str:
-    text = " ".join(str(error).replace(uri, _without_password(uri)).split())
+def _one_line(error: Exception) -> str:
+    text = redacted(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

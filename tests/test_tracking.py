@@ -20,6 +20,7 @@ from orchestrator.tracking import (
     tracking_uri,
     ui_address,
     ui_command,
+    ui_environment,
     unanswered,
 )
 from trainables.base import EPOCH_LABELS
@@ -411,5 +412,27 @@ def test_the_pages_are_served_on_the_loopback_and_a_server_serves_its_own() -> N
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
     assert ui_address("127.0.0.1", 5001).startswith("http://127.0.0.1:5001/#/experiments")
-    with pytest.raises(ValueError, match=r"https://tracking.example.org is an MLflow server"):
+    with pytest.raises(ValueError, match=r"https://\*\*\*@tracking.example.org is an MLflow server"):
         ui_command("https://me:secret@tracking.example.org")
+
+
+def test_the_password_of_a_store_is_in_no_argument_and_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "mysql+pymysql://me:hunter2@127.0.0.1:1/db?ssl_key=k&password=hunter2"
+    # Everyone on a machine sees the arguments of its processes.
+    assert "hunter2" not in " ".join(ui_command(uri))
+    assert ui_environment(uri) == {"MLFLOW_BACKEND_STORE_URI": uri}
+
+    def refuse(*_: object) -> None:
+        raise OSError(f"cannot reach {uri}\nor any other")
+
+    monkeypatch.setattr(tracking, "_Store", refuse)
+    plan = a_plan()
+    tracker = Tracker(plan, tmp_path, uri)
+    tracker.observe([attempt_event(plan.trials[0].id, 1, "lane", BEGAN)])
+    tracker.start()
+    warning = tracker.close(timeout_seconds=30)
+    assert warning is not None
+    assert "cannot reach mysql+pymysql://***@127.0.0.1:1/db" in warning
+    assert "hunter2" not in warning

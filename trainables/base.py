@@ -25,6 +25,10 @@ class Invalid(Exception):
     """A configuration that passes its checks but cannot be built on the data or workers it got."""
 
 
+class DataError(ValueError):
+    """The data cannot be used as asked; the message names the file and, where there is one, the row."""
+
+
 class Preempted(Exception):
     """Training was asked to stop, and all ranks have; the checkpoint is written."""
 

@@ -14,11 +14,9 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import struct
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -30,7 +28,7 @@ from torch import Tensor
 
 from trainables.config import ModelConfig, OptimConfig, TrainConfig
 from trainables.context import Context
-from trainables.data import open_filesystem
+from trainables.places import open_filesystem, write_durably
 
 Content = dict[str, Any]
 
@@ -142,7 +140,6 @@ class Store:
         """
         self.place = str(place)
         self._filesystem, self._folder = open_filesystem(self.place)
-        self._is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
 
     def paths(self) -> list[str]:
         """The checkpoints there are, oldest first."""
@@ -167,27 +164,7 @@ class Store:
         """
         name = f"{content['epoch']:06d}-{content['step']:09d}{_SUFFIX}"
         path = f"{self._folder}/{name}"
-        if self._is_local:
-            os.makedirs(self._folder, exist_ok=True)
-            partial = f"{self._folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
-            try:
-                with open(partial, "wb") as file:
-                    dump(content, file, abandoned)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(partial)
-            # The name is durable only with its folder.
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        else:
-            with self._filesystem.open_output_stream(path) as stream:
-                dump(content, stream, abandoned)
+        write_durably(self._filesystem, path, lambda file: dump(content, file, abandoned))
         for old in self.paths()[:-KEPT]:
             self._delete(old)
         return path

@@ -27,7 +27,9 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
+from trainables.base import DataError as DataError
 from trainables.base import Frozen, derive_seed
+from trainables.places import Place, open_filesystem
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -35,9 +37,12 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 #: An image of more pixels is refused undecoded: a few kilobytes can ask for gigabytes.
 MAX_PIXELS = 2**26
 
+#: So is a JPEG of more scans. Each costs a pass over the whole picture and may be a few bytes long: 80 KB can
+#: ask for minutes. Progressive JPEGs have about ten.
+MAX_SCANS = 100
 
-class DataError(ValueError):
-    """The data cannot be used as asked; the message names the file and, where there is one, the row."""
+#: Kinds of images that are read. Others that PIL knows are rare, and some start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +100,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in an encoded image file, as RGB.
+    """The picture in an encoded image file, as RGB; of an animation the first one.
+
+    The bytes may be anybody's: size and kind are looked at before anything is decoded.
 
     Raises:
-      DataError: the bytes are no image, are cut off, or ask for more than MAX_PIXELS.
+      DataError: the bytes are no image of FORMATS, are cut off, or ask for more than MAX_PIXELS or MAX_SCANS.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"has {image.width} x {image.height} pixels, over {MAX_PIXELS}")
+                # In what a scan encodes, these two bytes cannot follow each other.
+                if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+                    raise DataError(f"has {scans} scans, over {MAX_SCANS}")
                 image.load()
                 return to_rgb(image)
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"has over {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
-        # PIL's own words are about the address of a buffer.
-        raise DataError("does not decode: it is no image of a kind that is known") from error
+        raise DataError(f"does not decode: no image of a kind that is read ({', '.join(FORMATS)})") from error
     # PIL raises whatever its format plug-ins do on hostile bytes: OSError, SyntaxError, struct.error...
     except Exception as error:
-        raise DataError(f"does not decode: {error}") from error
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"does not decode: {told[:200]}") from error
 
 
 def held_out(
@@ -209,7 +221,7 @@ class Parquet(Frozen):
     """
 
     name: Literal["parquet"] = "parquet"
-    path: str = Field(min_length=1, description="A file, or a folder of files; a local path or a URI.")
+    path: Place = Field(min_length=1, description="A file, or a folder of files; a local path or a URI.")
     image_column: str = Field("image", description="Column of structs with `bytes`.")
     label_column: str = Field("label", description="Column of class numbers.")
     selection: Literal["held_out", "final"] = Field(
@@ -263,21 +275,6 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8) + part)
     return digest.hexdigest()[:16]
-
-
-def open_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a path or URI, and the path inside it.
-
-    Raises:
-      DataError: a URI of a kind pyarrow does not know.
-    """
-    try:
-        if "://" in path:
-            filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
-            return filesystem, inner
-        return pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def _find_files(path: str) -> dict[Split, tuple[pyarrow.fs.FileSystem, list[str]]]:

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
+from trainables.places import redacted
+
 Location = tuple[int | str, ...]
 
 
@@ -262,7 +264,8 @@ def _sibling(root: type[BaseModel], location: Location) -> str:
 def shorten(value: Any) -> str:
     """A value for a message, of at most 60 characters."""
     try:
-        text = repr(value)
+        # Before it is cut: half a password is not told from a host.
+        text = redacted(repr(value))
     except ValueError:
         # Python writes out no number of thousands of digits.
         text = "a very long number"

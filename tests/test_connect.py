@@ -1,0 +1,63 @@
+"""Which Ray a run joins, and what it says where it may not: none is started here."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+from ray._private.services import canonicalize_bootstrap_address
+
+from orchestrator import lanes
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Keyword arguments of `ray.init`, which then does nothing."""
+    calls = []
+    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray.worker, "get_dashboard_url", lambda: "127.0.0.1:8265")
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return calls
+
+
+def test_without_an_address_ray_is_started_and_no_other_one_joined(asked, monkeypatch):
+    lanes.connect(None)
+    [options] = asked
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    # By Ray's own reading None stands for a new cluster; without an address RAY_ADDRESS would count.
+    assert canonicalize_bootstrap_address(options["address"]) is None
+    assert canonicalize_bootstrap_address(None) == "10.0.0.1:6379"
+
+
+def test_the_dashboard_of_a_ray_that_is_started_is_for_this_machine_only(asked):
+    lanes.connect(None)
+    assert asked[0]["dashboard_host"] == "127.0.0.1"
+
+
+def test_workers_are_given_no_variables_but_ours(asked, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    lanes.connect("10.0.0.1:6379")
+    [options] = asked
+    assert options["address"] == "10.0.0.1:6379"
+    # Ray shows a job's environment in its dashboard.
+    assert all(name.startswith(("RAY_", "TUNE_")) for name in options["runtime_env"]["env_vars"])
+
+
+def test_a_cluster_that_wants_a_token_is_told_of_in_one_line(tmp_path):
+    """Ray looks for the token before it looks for the cluster, so none is needed."""
+    code = (
+        "from orchestrator import lanes\n"
+        "try: lanes.connect('127.0.0.1:1')\n"
+        "except lanes.ClusterError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+        timeout=300,
+    )
+    assert done.stdout.startswith("the Ray cluster at 127.0.0.1:1 wants a token: set RAY_AUTH_MODE=token")
+    assert done.stdout.count("\n") == 1

@@ -1,0 +1,124 @@
+"""Places where files lie: opened, written to durably, and without the secrets that addresses can carry.
+
+Nothing heavy is imported here: processes that only pass messages on delete files, too.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, cast
+from urllib.parse import parse_qsl
+
+from pydantic import AfterValidator
+
+from trainables.base import DataError
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+#: Names of query parameters whose values are secrets: `secret_key`, `X-Amz-Signature`, `sas_token`, `sig`.
+_SECRET_NAME = re.compile(
+    r"secret|passw|pwd|token|signature|credential|access_?key|api_?key|^sig$|^key$", re.I
+)
+
+#: `user:password@`. Passwords hold slashes and at signs where somebody forgot to escape them; what is digits
+#: up to a slash is a port.
+_USERINFO = re.compile(r"(?<=//)[^/\s?#@:]*:(?!\d+/)[^\s?#'\"]*@")
+
+_PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]+)")
+
+
+def secret_in(uri: str) -> str:
+    """What kind of secret an address carries, in words; empty if none.
+
+    A user without a password is none: `gs://anonymous@bucket`, `abfs://container@account...`.
+    """
+    if "://" not in uri:
+        return ""
+    if _USERINFO.search(uri):
+        return "a password"
+    names = [name for name, _ in parse_qsl(uri.partition("?")[2])]
+    return next((f"the secret {name!r}" for name in names if _SECRET_NAME.search(name)), "")
+
+
+def redacted(text: str) -> str:
+    """Text that may be shown: addresses in it lose user and password, and queries the values of secrets."""
+    return _PARAMETER.sub(
+        lambda found: f"{found[1]}=***" if _SECRET_NAME.search(found[1]) else found[0],
+        _USERINFO.sub("***@", text),
+    )
+
+
+def without_secret(uri: str) -> str:
+    """The address itself.
+
+    Raises:
+      ValueError: it carries a secret. To hide it would not do: a sweep's folder keeps its addresses to be
+        opened again, and so do journals, trackers and bundles that others get.
+    """
+    if kind := secret_in(uri):
+        raise ValueError(
+            f"carries {kind}, which records and logs would keep: leave it out, and let every machine have it "
+            "from its environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a role)"
+        )
+    return uri
+
+
+#: A path or URI that a file names.
+Place = Annotated[str, AfterValidator(without_secret)]
+
+
+def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
+    """The file system of a path or URI, and the path inside it.
+
+    Raises:
+      DataError: a URI of a kind pyarrow does not know, or with a password or key in it.
+    """
+    import pyarrow.fs
+
+    try:
+        if "://" in without_secret(path):
+            filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
+            return filesystem, inner
+        return pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
+    # ArrowInvalid is a ValueError.
+    except (ValueError, OSError) as error:
+        raise DataError(f"{redacted(path)}: {error}") from error
+
+
+def write_durably(filesystem: "pyarrow.fs.FileSystem", path: str, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file that is there whole or not at all, and stays when this returns.
+
+    It is written under a name that ends in `.part` and then moved, or put at once where the file system is
+    an object store.
+
+    Raises:
+      OSError: the storage refuses.
+    """
+    import pyarrow.fs
+
+    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:
+            write(cast(IO[bytes], stream))
+        return
+    folder, _, name = path.rpartition("/")
+    os.makedirs(folder, exist_ok=True)
+    partial = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+    # The name is durable only with its folder.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
