@@ -7,15 +7,15 @@ knows that.
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.dispatch import Cause, Dispatch, Job
 from orchestrator.journal import Writer, write_atomically
 from orchestrator.results import AttemptEnd, Event
+from orchestrator.states import Best, Kept, States
 
 #: Seconds between two looks at the lanes, and between two signs of life in the journal.
 TEND_SECONDS = 5.0
@@ -33,17 +33,32 @@ def stack_path(folder: Path, trial_id: str, attempt: int, rank: int) -> Path:
 class Clerk:
     """Hands trials to worker groups, writes the journal, decides who tries again."""
 
-    def __init__(self, folder: str, breaker: int = 5, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: str,
+        breaker: int = 5,
+        clock: Callable[[], float] = time.time,
+        checkpoints: str | None = None,
+        keep: Literal["none", "best", "last"] = "none",
+    ) -> None:
         """
         Args:
           folder: the sweep's.
           breaker: see `Dispatch`.
           clock: seconds since 1970.
+          checkpoints, keep: see `Resources`.
         """
         self._folder = Path(folder)
         self._writer = Writer(self._folder)
         self._dispatch = Dispatch(breaker)
         self._clock = clock
+        self._states, self._keep = States(self._folder, checkpoints), keep
+        self._best = Best() if keep == "best" else None
+        if self._best is not None:
+            # What earlier runs have kept; they may have ended before they could delete.
+            for kept in self._states.kept():
+                if loser := self._best.take(kept):
+                    self._states.delete_kept(loser)
         self._fresh: list[Event] = []
         self._writing = asyncio.Lock()
         self._changed, self._version = asyncio.Condition(), 0
@@ -201,10 +216,27 @@ class Clerk:
         await self._commit()
         return goes_on
 
+    async def keeps(self, lane: str, number: int, error_pct: float) -> Kept | None:
+        """Under which name rank 0 is to keep the weights of a trial that has come to this error, if at all.
+
+        They are written by the one who has them, before `end`: what has ended never runs again.
+        """
+        if (job := self._dispatch.job(lane, number)) is None or self._keep == "none":
+            return None
+        kept = Kept(job.trial, job.group, error_pct)
+        return kept if self._best is None or self._best.wants(kept) else None
+
     async def end(
-        self, lane: str, number: int, end: AttemptEnd, detail: str, log: str = "", weights: str = ""
+        self,
+        lane: str,
+        number: int,
+        end: AttemptEnd,
+        detail: str,
+        log: str = "",
+        weights: str = "",
+        kept: Kept | None = None,
     ) -> None:
-        """An attempt is over; the first rank to say so is heard."""
+        """An attempt is over; the first rank to say so is heard. `kept` are its weights, durable by now."""
         if end == "failed" and (hang := self._hang(lane)) is not None:
             # One rank hung, and the others failed for it.
             detail = hang
@@ -218,6 +250,8 @@ class Clerk:
             if log:
                 write_atomically(trial_folder / f"attempt-{job.attempts}.log", log)
         await self._commit()
-        with contextlib.suppress(OSError):
-            if is_over:
-                shutil.rmtree(trial_folder / "checkpoint", ignore_errors=True)
+        if is_over:
+            # An object store may take its time, and the other lanes need not wait.
+            await asyncio.to_thread(self._states.delete_checkpoint, job.trial)
+        if kept is not None and self._best is not None and (loser := self._best.take(kept)):
+            await asyncio.to_thread(self._states.delete_kept, loser)

@@ -286,7 +286,7 @@ def _execute(
       typer.Exit: a person cut it short, or another run took over.
     """
     from orchestrator import lanes
-    from orchestrator.cost import within_budget
+    from orchestrator.cost import storage_fault, within_budget
     from orchestrator.folder import save_question
     from orchestrator.terminal import Display, Progress, duration
 
@@ -307,6 +307,8 @@ def _execute(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stopped = ""
     try:
+        if fault := storage_fault(plan, lanes.nodes()):
+            raise lanes.ClusterError(fault)
         run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
@@ -730,7 +732,7 @@ def retry(
         wanted = _chosen(results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
-        record_retries(folder, wanted)
+        record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder)
         settled = [key for key, record in known.records.items() if record.settled]
         todo = unique_trials(known.plan.remaining(settled))

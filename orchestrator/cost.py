@@ -24,6 +24,7 @@ from scipy.optimize import nnls
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.plan import Plan, Trial, by_gang, unique_trials
 from orchestrator.results import Record
+from trainables.checkpoint import KEPT
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data import num_steps
 from trainables.footprint import Footprint, Work, footprint
@@ -431,7 +432,7 @@ class Estimate:
       unit: "GPU-hours" or "core-hours".
       wall_hours: from start to end with so many lanes.
       lanes: trials at a time, the largest gang's first.
-      checkpoint_gib: of all trials in flight; one that has ended keeps none.
+      checkpoint_gib, kept_gib: see `Storage`.
       price: in `currency`; None where no price is given.
       warnings: what a person should look at before starting.
     """
@@ -443,6 +444,7 @@ class Estimate:
     wall_hours: Span | None
     lanes: tuple[int, ...]
     checkpoint_gib: float
+    kept_gib: float
     price: Span | None
     currency: str
     warnings: tuple[str, ...]
@@ -457,6 +459,7 @@ class Estimate:
                 "wall_hours",
                 "lanes",
                 "checkpoint_gib",
+                "kept_gib",
                 "price",
                 "currency",
                 "warnings",
@@ -464,6 +467,58 @@ class Estimate:
             for value in [getattr(self, key)]
         }
         return {"device": self.machine.device, **content, "shapes": [shape.plain() for shape in self.shapes]}
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What a sweep stores at most.
+
+    Attributes:
+      checkpoint_gib: of all trials in flight, of each as many as are kept and one that is being written; a
+        trial that has ended keeps none.
+      kept_gib: final weights (`resources.keep`). Where the best replaces the one before it, both are there
+        for a moment, on every lane.
+    """
+
+    checkpoint_gib: float
+    kept_gib: float
+
+
+def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
+    """What all trials of a plan store on machines like these."""
+    in_flight, weights, bests, most_lanes = 0, 0, dict[tuple[str, str], int](), 0
+    for gang, members in by_gang(unique_trials(plan.trials)).items():
+        fits = plan.sweep.resources.lanes or num_lanes(gang.on(nodes), nodes, len(members))
+        lanes = min(fits, len(members))
+        most_lanes = max(most_lanes, lanes)
+        on_gpu = bool(gang.on(nodes).gpus)
+        for trial in members:
+            found, _ = counted(plan, shape_of(trial), on_gpu)
+            in_flight = max(in_flight, lanes * (KEPT + 1) * found.state)
+            weights += found.params
+            group = (trial.cell_name, trial.arm)
+            bests[group] = max(bests.get(group, 0), found.params)
+    kept = {
+        "none": 0,
+        "best": sum(bests.values()) + most_lanes * max(bests.values(), default=0),
+        "last": weights,
+    }[plan.sweep.resources.keep]
+    return Storage(in_flight / GIB, kept / GIB)
+
+
+def storage_fault(plan: Plan, nodes: Sequence[Node]) -> str:
+    """That a sweep may have to store more than its file allows; empty if not."""
+    limit = plan.sweep.resources.max_checkpoint_gib
+    if limit is None:
+        return ""
+    found = storage(plan, nodes)
+    total = found.checkpoint_gib + found.kept_gib
+    if total <= limit:
+        return ""
+    return (
+        f"resources.max_checkpoint_gib is {limit:g}, and up to {total:.3g} GiB may be stored: checkpoints "
+        f"{found.checkpoint_gib:.3g}, weights kept {found.kept_gib:.3g}; see lanes and keep"
+    )
 
 
 def estimate(
@@ -492,11 +547,10 @@ def estimate(
     known = all(cost.hours is not None for cost in shapes.values())
     hours = sum((cost.hours for cost in shapes.values() if cost.hours), NOTHING) if known else None
     on_gpu = any(bool(shape.gang.on(machine.nodes).gpus) for shape in shapes)
-    wall, lanes, in_flight = NOTHING, [], 0.0
+    wall, lanes = NOTHING, []
     for gang, members in by_gang(trials).items():
         count = plan.sweep.resources.lanes or num_lanes(gang.on(machine.nodes), machine.nodes, len(members))
         lanes.append(min(count, len(members)))
-        in_flight = max(in_flight, lanes[-1] * max(shapes[shape_of(t)].footprint.state for t in members))
         if known and lanes[-1]:
             runs = [_trial_seconds(shapes[shape_of(trial)], trial) for trial in members]
             wall += Span(
@@ -505,6 +559,7 @@ def estimate(
                     for end in ("low", "central", "high")
                 )
             )
+    stored = storage(plan, machine.nodes)
     price, currency = _price(plan, hours, on_gpu, price_per_gpu_hour)
     found = Estimate(
         machine=machine,
@@ -513,7 +568,8 @@ def estimate(
         unit="GPU-hours" if on_gpu else "core-hours",
         wall_hours=wall * (1 / 3600) if known and all(lanes) else None,
         lanes=tuple(lanes),
-        checkpoint_gib=in_flight / GIB,
+        checkpoint_gib=stored.checkpoint_gib,
+        kept_gib=stored.kept_gib,
         price=price,
         currency=currency,
         warnings=(),
@@ -606,6 +662,7 @@ def _warnings(plan: Plan, found: Estimate) -> list[str]:
         *_pairing_warnings(plan),
         *_selection_warnings(plan),
         *_budget_warnings(plan, found),
+        *filter(None, [storage_fault(plan, found.machine.nodes)]),
     ]
 
 

@@ -48,6 +48,7 @@ class Job:
       losses: in a row without progress.
       places: machines and lanes where it failed or was lost.
       from_step: where its last attempt began.
+      group: cell and arm among whose trials the best one's weights may be kept.
     """
 
     trial: str
@@ -59,6 +60,7 @@ class Job:
     losses: int = 0
     places: set[str] = dataclasses.field(default_factory=set)
     from_step: int = -1
+    group: str = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -231,6 +233,11 @@ class Dispatch:
         if desk is None or desk.attempt is None or desk.attempt.number != number:
             return None
         return desk, desk.attempt
+
+    def job(self, lane: str, number: int) -> Job | None:
+        """The trial of an attempt; None if it is not this lane's any more."""
+        found = self._attempt(lane, number)
+        return found[1].job if found else None
 
     def beat(self, lane: str, number: int, step: int, now: float) -> bool:
         """Rank 0 is at this step; False tells it to drop the trial."""

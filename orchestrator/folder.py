@@ -4,7 +4,7 @@ runs/<sweep>/
   sweep.yaml     the question, as it stands after --set and --points
   record.json    data sets by fingerprint, code, versions
   journal/       000001.jsonl, one file per `run`
-  trials/<id>/   tracebacks, and the checkpoint of a trial that has not ended
+  trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, weights that are kept
   report/        written anew from the above
 """
 
@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
 from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
 from orchestrator.results import Event, Record, fold, retry_event
+from orchestrator.states import States
 from orchestrator.sweep import Sweep, SweepError, build_sweep
 from trainables.config import Data, DataConfig, leaves
 from trainables.data import SPLITS, DataInfo
@@ -111,14 +112,15 @@ def _load_info(info: dict[str, Any]) -> DataInfo:
     return DataInfo(**info | {"class_names": tuple(info["class_names"])})
 
 
-def record_retries(path: Path, trial_ids: Sequence[str]) -> None:
+def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None = None) -> None:
     """Writes down that trials which have ended are to run anew; what is left of their states goes.
 
-    The caller holds the folder.
+    The caller holds the folder; `checkpoints` is the place that its sweep names.
     """
+    states = States(path, checkpoints)
     for trial_id in trial_ids:
-        for checkpoint in (path / "trials" / trial_id).glob("checkpoint*"):
-            checkpoint.unlink()
+        states.delete_checkpoint(trial_id)
+        states.delete_kept(trial_id)
     writer = Writer(path)
     writer.append([retry_event(trial_id, time.time()) for trial_id in trial_ids])
     writer.close()

@@ -32,7 +32,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import ray
 from ray import tune
@@ -43,6 +43,7 @@ from orchestrator.clerk import Clerk, stack_path
 from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.results import AttemptEnd, Event, Record
+from orchestrator.states import Kept, States
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
@@ -67,11 +68,6 @@ _MAX_IDLE_ROUNDS = 3
 
 class ClusterError(RuntimeError):
     """The cluster cannot run the sweep; the message says what is missing."""
-
-
-def checkpoint_path(folder: Path, trial_id: str) -> Path:
-    """The folder where a trial that has not ended keeps its state."""
-    return folder / "trials" / trial_id / "checkpoint"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -143,12 +139,18 @@ def _run_job(
     clerk, lane, folder = settings["clerk"], settings["lane"], Path(settings["folder"])
 
     def end(
-        kind: AttemptEnd, detail: str = "", log: str = "", weights: str = "", by_all: bool = False
+        kind: AttemptEnd,
+        detail: str = "",
+        log: str = "",
+        weights: str = "",
+        by_all: bool = False,
+        kept: Kept | None = None,
     ) -> None:
         if context.rank == 0 or log or by_all:
-            ray.get(clerk.end.remote(lane, number, kind, detail, log, weights))
+            ray.get(clerk.end.remote(lane, number, kind, detail, log, weights, kept))
 
-    store = Store(checkpoint_path(folder, job["trial"])) if context.rank == 0 else None
+    states = States(folder, settings["checkpoints"])
+    store = Store(states.checkpoint(job["trial"])) if context.rank == 0 else None
     # Rows the journal lost in a crash are made again, even where a checkpoint is past them.
     watch = _Watch(job, number, settings, context.rank)
     keeper = Keeper(
@@ -169,7 +171,13 @@ def _run_job(
                 if not wanted[0]:
                     return
         weights = state.weights_digest() if context.rank == 0 else ""
-        end("finished", log="\n".join(keeper.notices), weights=weights)
+        kept = None
+        if context.rank == 0:
+            kept = ray.get(clerk.keeps.remote(lane, number, row.val_top1_error_pct))
+        if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
+            kept = None
+            keeper.notices.append(fault)
+        end("finished", log="\n".join(keeper.notices), weights=weights, kept=kept)
     except Preempted as error:
         # Every rank says so, as whoever leaves first takes the group down. The group leaves, as Ray Train
         # starts its next one on machines that stay.
@@ -192,6 +200,22 @@ def _run_job(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def keep_weights(states: States, kept: Kept, save: Callable[[IO[bytes]], None]) -> str:
+    """Writes final weights; returns a line if the storage refuses again and again, which costs no trial."""
+    from trainables.checkpoint import BACKOFF_SECONDS
+
+    for delay in (*BACKOFF_SECONDS, None):
+        try:
+            states.keep(kept, save)
+        except OSError as error:
+            if delay is None:
+                return f"{states.place}: weights are not kept: {error}"
+            time.sleep(delay)
+        else:
+            break
+    return ""
 
 
 class _Watch:
@@ -251,6 +275,7 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         folder: str,
         scratch: str,
         hang_seconds: float,
+        checkpoints: str | None,
     ) -> None:
         """Starts the worker group and opens the first slot."""
         self._clerk, self._lane = clerk, uuid.uuid4().hex[:8]
@@ -262,6 +287,7 @@ class Lane(tune.Trainable):  # type: ignore[misc]
             "folder": folder,
             "threads": gang.cpus,
             "hang_seconds": hang_seconds,
+            "checkpoints": checkpoints,
         }
         self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
         self._thread.start()
@@ -519,9 +545,14 @@ class Run:
           preflight_seconds: of the time since, what checks took.
 
         Raises:
-          ClusterError: a trial needs more than the cluster has.
+          ClusterError: a trial needs more than the cluster has, or the place of its states does not answer.
         """
         self.folder = folder.resolve()
+        if resources.checkpoints:
+            try:
+                States(self.folder, resources.checkpoints).kept()
+            except OSError as error:
+                raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
         self._records, self._resources = records, resources
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping = threading.Event()
@@ -545,7 +576,12 @@ class Run:
         self._clerk = (
             ray.remote(Clerk)
             .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-            .remote(str(self.folder), self._resources.breaker)
+            .remote(
+                str(self.folder),
+                self._resources.breaker,
+                checkpoints=self._resources.checkpoints,
+                keep=self._resources.keep,
+            )
         )
         self._note("session", began=self._began, lanes=[count for *_, count in self.phases])
         if self._preflight_seconds:
@@ -596,7 +632,10 @@ class Run:
             known = self._records.get(trial.id, Record())
             retries = self._resources.retries
             config = trial.config.model_dump_json()
-            jobs.append(Job(trial.id, trial.arm, config, known.attempts, known.whole_epochs, retries))
+            group = f"{trial.cell_name} {trial.arm}"
+            jobs.append(
+                Job(trial.id, trial.arm, config, known.attempts, known.whole_epochs, retries, group=group)
+            )
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
         self._note("phase", lanes=count, devices=devices, device=device)
@@ -609,6 +648,7 @@ class Run:
             folder=str(self.folder),
             scratch=str(scratch / "train"),
             hang_seconds=60 * self._resources.hang_minutes,
+            checkpoints=self._resources.checkpoints,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
         left, idle_rounds = len(jobs), 0

@@ -12,6 +12,7 @@ from orchestrator.space import Cell, Domain, Settings, Window
 from orchestrator.where import Constraint, ConstraintError
 from trainables.base import Frozen
 from trainables.config import TrainConfig, set_paths, setting
+from trainables.places import SharedPlace
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 
@@ -55,6 +56,19 @@ class Resources(Frozen):
     )
     hang_minutes: float = Field(
         30, gt=0, description="A trial that makes no step for so long is ended, and tried again."
+    )
+    checkpoints: SharedPlace | None = Field(
+        None,
+        description="Absolute path or URI (s3://, gs://) that all machines reach, for the states of trials; "
+        "left out: the sweep's own folder.",
+    )
+    keep: Literal["none", "best", "last"] = Field(
+        "none",
+        description="Final weights to keep, as final.pt: of no trial, of the best one of each cell and arm "
+        "so far (by the selection split), or of every trial that finishes.",
+    )
+    max_checkpoint_gib: float | None = Field(
+        None, gt=0, description="A run that may have to store more states and weights does not start."
     )
     price: Price | None = Field(None, description="Of an hour, for the plan.")
 

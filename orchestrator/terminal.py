@@ -385,6 +385,8 @@ def cost_text(cost: Estimate) -> Text:
             low, high = duration(3600 * cost.wall_hours.low), duration(3600 * cost.wall_hours.high)
             text.append(f"; {duration(3600 * cost.wall_hours.central)} ({low} to {high}) from start to end")
     text.append(f"; {lanes} trial(s) at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
+    if cost.kept_gib:
+        text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:
         text.append(f"; price {span(cost.price)} {cost.currency}".rstrip())
     for warning in cost.warnings:

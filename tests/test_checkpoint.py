@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 
+from orchestrator.states import States
 from trainables import augment, checkpoint, loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Invalid, Preempted
@@ -354,7 +355,7 @@ def test_the_older_ones_stay_until_the_new_one_is_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         store.write(CONTENT | {"step": 3})
     assert sorted(str(path) for path in tmp_path.iterdir()) == there
@@ -484,6 +485,7 @@ class FakeClerk:
         self.beat = SimpleNamespace(remote=lambda lane, number, step: self.steps.append(step) or True)
         self.row = SimpleNamespace(remote=self._row)
         self.end = SimpleNamespace(remote=self._end)
+        self.keeps = SimpleNamespace(remote=lambda *_: None)
 
     def _row(self, lane, number, row):
         self.rows.append({name: value for name, value in row.items() if name not in TIMING_FIELDS})
@@ -503,7 +505,13 @@ def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
     monkeypatch.setattr(lanes, "_BEAT_SECONDS", 0.0)
     job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 2}
     clerk = FakeClerk()
-    settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
+    settings = {
+        "clerk": clerk,
+        "lane": "lane",
+        "folder": str(tmp_path),
+        "hang_seconds": 600,
+        "checkpoints": None,
+    }
     with pytest.raises(Preempted):
         lanes._run_job(job, 1, settings, Context(), StopAt(13))
     assert [end[:2] for end in clerk.ends] == [("preempted", "after step 3 of epoch 2")]
@@ -514,8 +522,8 @@ def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
     assert clerk.steps[0] == 13
     rows, weights = run_alone(config_of(SGD))
     assert clerk.rows == rows
-    assert clerk.ends[1] == ("finished", "", "", weights)
-    assert Store(lanes.checkpoint_path(tmp_path, "abc")).read()[0]["step"] == 3
+    assert clerk.ends[1] == ("finished", "", "", weights, None)
+    assert Store(States(tmp_path).checkpoint("abc")).read()[0]["step"] == 3
     assert not list((tmp_path / "trials" / "abc").glob("*.stack"))
 
 
@@ -528,7 +536,13 @@ def test_an_attempt_that_nobody_waits_for_any_more_ends(config_of, tmp_path, mon
     job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 0}
     clerk = FakeClerk()
     clerk.beat = SimpleNamespace(remote=lambda lane, number, step: clerk.steps.append(step) or step < 4)
-    settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
+    settings = {
+        "clerk": clerk,
+        "lane": "lane",
+        "folder": str(tmp_path),
+        "hang_seconds": 600,
+        "checkpoints": None,
+    }
     with pytest.raises(Preempted):
         lanes._run_job(job, 1, settings, Context())
     assert max(clerk.steps) <= 6

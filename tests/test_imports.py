@@ -33,6 +33,7 @@ EDGES = (
     "journal",
     "lease",
     "clerk",
+    "states",
     "folder",
     "lanes",
     "tracking",
@@ -68,7 +69,7 @@ OWNERS = {
     "jinja2": {"report"},
     "typer": {"cli"},
     "rich": {"cli", "terminal"},
-    "pyarrow": {"cli", "journal"},
+    "pyarrow": {"cli", "journal", "states"},
 }
 
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -95,6 +95,10 @@ class State:
     def save(self, file: BinaryIO) -> None:
         """Writes a checkpoint that `load` reads."""
         torch.save(self.content(), file)
+
+    def save_weights(self, file: IO[bytes]) -> None:
+        """Writes the evaluated weights alone, in the form of `save`: another run can start from them."""
+        torch.save({"run": self.run, "model": self.evaluated.state_dict(), "ema": None}, file)
 
     def load(self, file: BinaryIO) -> None:
         """Takes up what `save` wrote."""

@@ -67,8 +67,17 @@ def without_secret(uri: str) -> str:
     return uri
 
 
+def _same_everywhere(place: str) -> str:
+    if not place.startswith("/") and "://" not in place:
+        raise ValueError("must be an absolute path or a URI: a relative one is another in every process")
+    return place
+
+
 #: A path or URI that a file names.
 Place = Annotated[str, AfterValidator(without_secret)]
+
+#: One that several machines open.
+SharedPlace = Annotated[Place, AfterValidator(_same_everywhere)]
 
 
 def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
@@ -89,7 +98,9 @@ def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
         raise DataError(f"{redacted(path)}: {error}") from error
 
 
-def write_durably(filesystem: "pyarrow.fs.FileSystem", path: str, write: Callable[[IO[bytes]], None]) -> None:
+def write_durably(
+    filesystem: "pyarrow.fs.FileSystem", path: str, write: Callable[[IO[bytes]], object]
+) -> None:
     """Writes a file that is there whole or not at all, and stays when this returns.
 
     It is written under a name that ends in `.part` and then moved, or put at once where the file system is

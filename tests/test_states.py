@@ -1,0 +1,232 @@
+"""Where states lie, whose weights are kept, and that nothing is deleted before what replaces it is there."""
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from orchestrator import cost, lanes
+from orchestrator.clerk import Clerk
+from orchestrator.dispatch import Job
+from orchestrator.folder import record_retries
+from orchestrator.gang import Node
+from orchestrator.plan import data_configs, make_plan
+from orchestrator.question import Resources
+from orchestrator.states import Kept, States
+from orchestrator.sweep import build_sweep
+from tests.test_checkpoint import FakeClerk
+from tests.test_journal import EPOCH
+from trainables.checkpoint import Store
+from trainables.config import TrainConfig
+from trainables.context import Context
+
+#: Trials in the order in which they end: id, group, error.
+ENDS = [
+    ("a", "x", 30.0),
+    ("b", "y", 9.0),
+    ("c", "x", 20.0),
+    ("d", "x", 25.0),
+    ("e", "y", 9.0),
+    ("f", "x", 10.0),
+]
+
+
+def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) -> list[str]:
+    """Has a clerk take these trials to their end, one after the other; a line per file deleted."""
+    clerk = Clerk(str(folder), keep=keep, checkpoints=place)
+    states = States(folder, place)
+    deleted = []
+
+    async def go() -> None:
+        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.add([Job(trial, "arm", "{}", group=group) for trial, group, _ in ends])
+        last = await clerk.enter("lane", "node")
+        for trial, _, error in ends:
+            await clerk.open_slot("lane")
+            last, job = await clerk.take("lane", last)
+            assert job["trial"] == trial
+            Store(states.checkpoint(trial)).write({"epoch": 1, "step": 0})
+            await clerk.row("lane", last, EPOCH | {"epoch": 1, "val_top1_error_pct": error})
+            if (kept := await clerk.keeps("lane", last, error)) is not None:
+                states.keep(kept, lambda file, trial=trial: file.write(trial.encode()))
+            before = {kept.trial for kept in states.kept()}
+            await clerk.end("lane", last, "finished", "", kept=kept)
+            deleted.append("".join(sorted(before - {kept.trial for kept in states.kept()})))
+
+    asyncio.run(go())
+    return deleted
+
+
+def kept_in(states: States) -> dict[str, str]:
+    return {kept.trial: kept.group for kept in states.kept()}
+
+
+def test_the_best_of_each_group_keeps_its_weights_and_the_one_before_goes_after_it_is_there(tmp_path):
+    # `c` replaces `a`, `f` replaces `c`; `e` is only as good as `b`, `d` is worse than `c`.
+    assert run_through(tmp_path, "best") == ["", "", "a", "", "", "c"]
+    assert kept_in(States(tmp_path)) == {"b": "y", "f": "x"}
+    assert (tmp_path / "trials" / "f" / "final.pt").read_bytes() == b"f"
+
+
+def test_a_later_run_goes_on_from_what_is_kept(tmp_path):
+    run_through(tmp_path, "best", ENDS[:3])
+    assert run_through(tmp_path, "best", [("g", "x", 21.0), ("h", "x", 19.0)]) == ["", "c"]
+    assert kept_in(States(tmp_path)) == {"b": "y", "h": "x"}
+
+
+def test_what_a_killed_clerk_could_not_delete_any_more_the_next_one_does(tmp_path):
+    states = States(tmp_path)
+    for trial, group, error in ENDS:
+        states.keep(Kept(trial, group, error), lambda file: file.write(b"weights"))
+    # Half written or half deleted: the word of it alone is no weights, nor are they without it.
+    (tmp_path / "trials" / "f" / "final.pt").unlink()
+    (tmp_path / "trials" / "b" / "final.json").write_text("{")
+    Clerk(str(tmp_path), keep="best")
+    assert kept_in(states) == {"c": "x", "e": "y"}
+
+
+@pytest.mark.parametrize(("keep", "trials"), [("none", ""), ("last", "abcdef")])
+def test_all_finished_trials_keep_theirs_or_none_does(keep, trials, tmp_path):
+    assert run_through(tmp_path, keep) == [""] * len(ENDS)
+    assert "".join(sorted(kept_in(States(tmp_path)))) == trials
+
+
+def test_states_in_another_place_lie_under_the_sweep_s_name_and_are_deleted_there(tmp_path):
+    place = (tmp_path / "bucket").as_uri()
+    run_through(tmp_path / "runs" / "small", "best", place=place)
+    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert files == [
+        *(f"bucket/small/{trial}/final.{kind}" for trial in "bf" for kind in ("json", "pt")),
+        "runs/small/journal/000001.jsonl",
+    ]
+
+
+def test_a_trial_that_is_to_run_anew_keeps_no_state(tmp_path):
+    states = States(tmp_path)
+    Store(states.checkpoint("a")).write({"epoch": 1, "step": 0})
+    for trial in "ab":
+        states.keep(Kept(trial, "x", 1.0), lambda file: file.write(b"weights"))
+    record_retries(tmp_path, ["a"])
+    assert Store(states.checkpoint("a")).paths() == []
+    assert kept_in(states) == {"b": "x"}
+
+
+def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes.ray, "get", lambda value: value)
+    monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
+    config = TrainConfig.model_validate(run_tree(schedule__epochs=1))
+    clerk, asked = FakeClerk(), []
+    kept = Kept("abc", "all p", 12.5)
+    clerk.keeps = SimpleNamespace(remote=lambda *rest: asked.append(rest) or kept)
+    settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
+    job = {"trial": "abc", "config": config.model_dump_json(), "attempt": 1, "epochs": 0}
+    lanes._run_job(job, 1, settings | {"checkpoints": None}, Context())
+    assert asked == [("lane", 1, clerk.rows[-1]["val_top1_error_pct"])]
+    [(end, _, log, weights, told)] = clerk.ends
+    assert (end, log, told) == ("finished", "", kept)
+    content = torch.load(tmp_path / "trials" / "abc" / "final.pt", weights_only=True)
+    digest = hashlib.sha256()
+    for name, tensor in content["model"].items():
+        digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest()[:16] == weights
+    # What `State.save` writes has these keys, too: one reader for both.
+    assert content["ema"] is None
+    assert json.loads((tmp_path / "trials" / "abc" / "final.json").read_text())["val_top1_error_pct"] == 12.5
+
+
+def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainables.checkpoint.BACKOFF_SECONDS", (0.0, 0.0))
+    tries = []
+
+    def refuse(file) -> None:
+        tries.append(file)
+        raise OSError(28, "No space left on device")
+
+    fault = lanes.keep_weights(States(tmp_path), Kept("a", "x", 1.0), refuse)
+    assert fault.endswith("weights are not kept: [Errno 28] No space left on device")
+    assert len(tries) == 3
+    assert States(tmp_path).kept() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("states", "absolute path"),
+        ("~/states", "absolute path"),
+        ("s3://me:hunter2@bucket", "carries a password"),
+    ],
+)
+def test_a_place_that_is_another_one_in_each_process_or_has_a_secret_is_refused(place, words):
+    with pytest.raises(ValidationError, match=words):
+        Resources(checkpoints=place)
+
+
+def plan_of(**resources):
+    tree = {
+        "name": "tiny",
+        "base": {
+            "model": {
+                "family": "vit",
+                "image_size": 16,
+                "patch_size": 8,
+                "width": 16,
+                "depth": 2,
+                "heads": 2,
+            },
+            "model.mlp_ratio": 2,
+            "data": "digits",
+            "optim": {"name": "adamw", "weight_decay": 0.05},
+            "schedule": {"epochs": 2},
+            "batch_size": 128,
+        },
+        "arms": {"p": {"model.width": 16}, "q": {"model.width": 32}},
+        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        "design": {"kind": "sobol", "points": 8},
+        "resources": {"gpus_per_worker": 0} | resources,
+    }
+    sweep = build_sweep(tree, "test")
+    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+
+
+def test_what_is_stored_follows_from_the_number_of_parameters():
+    def params(width: int) -> int:
+        # Patch embedding, positions of 4 patches and the class, class token, 2 blocks of attention and an MLP
+        # of twice the width with 2 norms each, last norm, head.
+        block = 4 * width * (width + 1) + width * 2 * width * 2 + 3 * width + 4 * width
+        return (3 * 64 + 1) * width + 6 * width + 2 * block + 2 * width + 10 * (width + 1)
+
+    small, large = 4 * params(16), 4 * params(32)
+    nodes = [Node(cpus=3, gpus=0)]
+    found = {keep: cost.storage(plan_of(keep=keep), nodes) for keep in ("none", "best", "last")}
+    assert found["none"].kept_gib == 0
+    assert found["last"].kept_gib * 2**30 == 8 * (small + large)
+    # One per arm, and on each of three lanes one that is about to replace it.
+    assert found["best"].kept_gib * 2**30 == small + large + 3 * large
+    # AdamW has two moments per parameter and a step count of 4 bytes per tensor; two are kept, one written.
+    in_flight = found["none"].checkpoint_gib * 2**30 / (3 * 3)
+    assert 0 < in_flight - 3 * large < 4 * 100
+
+
+def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
+    monkeypatch, tmp_path, capsys
+):
+    from orchestrator import cli
+
+    nodes = [Node(cpus=3, gpus=0)]
+    total = sum(getattr(cost.storage(plan_of(keep="last"), nodes), k) for k in ("checkpoint_gib", "kept_gib"))
+    assert cost.storage_fault(plan_of(keep="last", max_checkpoint_gib=total * 1.001), nodes) == ""
+    plan = plan_of(keep="last", max_checkpoint_gib=1e-4)
+    monkeypatch.setattr(lanes, "connect", lambda address: None)
+    monkeypatch.setattr(lanes, "nodes", lambda: nodes)
+    monkeypatch.setattr(lanes, "Run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(lanes.ClusterError, match=rf"max_checkpoint_gib is 0.0001, and up to {total:.3g} GiB"):
+        cli._execute(
+            cli._console(), plan, SimpleNamespace(folder=tmp_path / "out"), plan.trials, None, None, False, ""
+        )
+    assert list(tmp_path.iterdir()) == []
