@@ -50,7 +50,8 @@ def mutated(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         # Mostly in the head, where sizes, kinds and offsets stand.
         last = max(1, min(len(data), draw(st.sampled_from([48, 200, len(data)]))) - 1)
-        at = draw(st.integers(0, last))
+        # Mostly behind the first bytes, by which kinds are told.
+        at = draw(st.integers(min(draw(st.sampled_from([8, 8, 8, 0])), last), last))
         match draw(st.sampled_from(["set", "flip", "cut", "drop", "double", "insert", "splice"])):
             case "set":
                 value = draw(
