@@ -11,7 +11,7 @@ from orchestrator.sweep import SweepError, build_sweep
 from trainables.__main__ import main
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig, faults_of
-from trainables.data import DataError, Parquet
+from trainables.data import DataError, Parquet, ShiftedSet
 from trainables.places import redacted, secret_in
 
 KEEPS = [
@@ -43,6 +43,8 @@ def test_an_address_with_a_secret_is_refused_without_showing_it(uri):
     [fault] = faults_of(caught.value)
     assert "AWS_SECRET_ACCESS_KEY" in str(fault)
     assert "hunter2" not in str(fault)
+    with pytest.raises(ValidationError, match="which records and logs would keep"):
+        ShiftedSet(name="a", uri=uri)
     with pytest.raises(DataError, match="which records and logs would keep") as refused:
         Store(uri)
     assert "hunter2" not in str(refused.value)

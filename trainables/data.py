@@ -508,7 +508,7 @@ class ShiftedSet(Frozen):
     """
 
     name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="What its error is called in the results.")
-    uri: str = Field(min_length=1, description="A Parquet file, a folder of them, or of class folders.")
+    uri: Place = Field(min_length=1, description="A Parquet file, a folder of them, or of class folders.")
     image_column: str = Field("image", description="Column of structs with `bytes`.")
     label_column: str = Field("label", description="Column of class numbers.")
     training_names: Literal["own", "imagenet_wnids"] = Field(
