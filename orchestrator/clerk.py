@@ -16,6 +16,7 @@ from orchestrator.dispatch import Cause, Dispatch, Job
 from orchestrator.journal import Writer, write_atomically
 from orchestrator.results import AttemptEnd, Event
 from orchestrator.states import Best, Kept, States
+from trainables.places import redacted
 
 #: Seconds between two looks at the lanes, and between two signs of life in the journal.
 TEND_SECONDS = 5.0
@@ -240,6 +241,8 @@ class Clerk:
         if end == "failed" and (hang := self._hang(lane)) is not None:
             # One rank hung, and the others failed for it.
             detail = hang
+        # Storage libraries put the address they were given into their errors.
+        detail, log = redacted(detail), redacted(log)
         ended = self._dispatch.end(lane, number, end, detail, self._clock(), weights)
         if ended is None:
             return

@@ -93,3 +93,24 @@ def test_a_log_that_cannot_be_written_does_not_cost_the_trial(tmp_path):
 
     asyncio.run(fail_once())
     assert fold(read_journal(tmp_path).events)["t"].detail == "broken"
+
+
+def test_an_error_that_shows_an_address_is_put_on_record_without_its_password(tmp_path):
+    clerk = Clerk(str(tmp_path))
+    error = "OSError: cannot reach s3://me:hunter2@bucket/x?session_token=hunter2 in time"
+
+    async def fail_once():
+        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.add([Job("t", "arm", "{}", retries=0)])
+        await clerk.open_slot("x")
+        last = await clerk.enter("x", "node")
+        number, _ = await clerk.take("x", last)
+        await clerk.end("x", number, "failed", error, log=f"Traceback ...\n{error}\n")
+
+    asyncio.run(fail_once())
+    assert fold(read_journal(tmp_path).events)["t"].detail == (
+        "OSError: cannot reach s3://***@bucket/x?session_token=*** in time"
+    )
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"000001.jsonl", "attempt-1.log"}
+    assert not any(b"hunter2" in path.read_bytes() for path in files)

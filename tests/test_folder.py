@@ -120,3 +120,13 @@ def test_the_record_names_code_versions_and_machine(tmp_path):
     assert record["versions"].keys() >= {"torch", "ray", "timm"}
     assert record["machine"]["cpus"] >= 1
     assert record["created"].endswith("Z")
+
+
+def test_the_record_holds_no_environment_variable(tmp_path, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@example.org")
+    save_question(tmp_path, plan_of())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert not any(b"hunter2" in path.read_bytes() for path in files)
