@@ -328,7 +328,7 @@ def test_a_server_that_is_down_costs_nothing_but_a_line(
     warning = tracker.close(15)
     assert time.perf_counter() - began < 15.5
     assert warning is not None
-    assert "http://127.0.0.1:9 is not up to date" in warning
+    assert "http://***@127.0.0.1:9 is not up to date" in warning
     assert "\n" not in warning
     assert "secret" not in warning
     assert capfd.readouterr() == ("", "")
