@@ -123,7 +123,8 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"has over {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"does not decode: no image of a kind that is read ({', '.join(FORMATS)})") from error
+        # PIL's own words are about the address of a buffer.
+        raise DataError("does not decode: it is no image of a kind that is known") from error
     # PIL raises whatever its format plug-ins do on hostile bytes: OSError, SyntaxError, struct.error...
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
