@@ -1,0 +1,154 @@
+"""Whether trial 10,000 costs what trial 1 did: time and memory along one long run of trivial trials.
+
+    python -m benchmarks.flatness [--clerk-trials 10000] [--ray-trials 10000]
+
+Two runs. In the first the clerk serves one lane inside this process, without Ray: what remains is the
+dispatcher, the journal with its fsyncs, and the messages. In the second the trials go through Tune and a
+lane; each trains one step. The figure is the median cost of a trial in the last tenth of the run over that in
+the first tenth (after the first 100, which warm up); processor time of the process that keeps the state is
+told beside wall time, which other work on the machine disturbs.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from orchestrator.clerk import Clerk
+from orchestrator.dispatch import Job
+from orchestrator.results import Event
+
+ROW = {
+    "epoch": 1,
+    "step": 1,
+    "lr": 1e-3,
+    "train_loss": 1.0,
+    "val_loss": 1.0,
+    "val_top1_error_pct": 50.0,
+    "val_raw_top1_error_pct": 50.0,
+    "train_seconds": 0.0,
+    "val_seconds": 0.0,
+    "test_top1_error_pct": 50.0,
+}
+WARM_UP = 100
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float]]:
+    """Wall and processor seconds of every trial."""
+    await clerk.note({"kind": "session", "time": time.time(), "began": time.time()})
+    await clerk.add([Job(f"{n:016x}", "arm", "{}" * 500) for n in range(num_trials)])
+    await clerk.open_slot("lane")
+    last = await clerk.enter("lane", "node")
+    walls, cpus = [], []
+    for _ in range(num_trials):
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        taken = await clerk.take("lane", last)
+        assert taken is not None
+        last, _ = taken
+        await clerk.beat("lane", last, 0)
+        await clerk.row("lane", last, ROW)
+        await clerk.end("lane", last, "finished", "")
+        while not (message := await clerk.next_event("lane", 1)) or not message["done"]:
+            pass
+        await clerk.drain()
+        await clerk.open_slot("lane")
+        walls.append(time.perf_counter() - wall)
+        cpus.append(_cpu_seconds() - cpu)
+    return walls, cpus
+
+
+def clerk_alone(num_trials: int) -> None:
+    """Prints the cost of a trial along a run without Ray, and the memory."""
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder:
+        before = process.memory_info().rss
+        walls, cpus = asyncio.run(_serve(Clerk(folder), num_trials))
+        grown = (process.memory_info().rss - before) / 2**20
+        size = sum(path.stat().st_size for path in (Path(folder) / "journal").glob("*"))
+    print(f"clerk alone, {num_trials} trials: journal {size / num_trials:.0f} bytes a trial, ", end="")
+    print(f"memory grown by {grown:.1f} MiB")
+    _tell("wall", walls)
+    _tell("processor", cpus)
+
+
+def _tell(what: str, costs: list[float]) -> None:
+    tenth = max(1, (len(costs) - WARM_UP) // 10)
+    first = statistics.median(costs[WARM_UP : WARM_UP + tenth])
+    last = statistics.median(costs[-tenth:])
+    print(
+        f"  {what:9} {1e3 * first:8.3f} ms a trial in the first tenth, {1e3 * last:8.3f} in the last, "
+        f"ratio {last / first:.2f}",
+        flush=True,
+    )
+
+
+def through_ray(num_trials: int) -> None:
+    """Prints the same of a run through Tune and one lane."""
+    from benchmarks.trial_overhead import trivial_plan
+    from orchestrator import lanes
+    from orchestrator.sweep import Resources
+
+    lanes.connect(None)
+    driver = psutil.Process()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            resources = Resources(retries=0, lanes=1)
+            run = lanes.Run(Path(folder), trivial_plan(num_trials).trials, {}, resources)
+            run.start()
+            ends: list[Event] = []
+            memory: list[tuple[int, float, float]] = []
+            while True:
+                done = run.done
+                ends += [event for event in run.events() if event["kind"] == "end"]
+                if not memory or len(ends) >= memory[-1][0] + num_trials // 10:
+                    memory.append((len(ends), _mib(driver), _mib(_clerk_process(driver))))
+                if done:
+                    break
+                time.sleep(0.5)
+            assert len(ends) == num_trials, run.error
+    finally:
+        lanes.shutdown()
+    times = [event["time"] for event in ends]
+    print(f"through Tune and one lane, {num_trials} trials; load average {os.getloadavg()[0]:.1f}")
+    _tell("wall", [after - before for before, after in itertools.pairwise(times)])
+    for count, of_driver, of_clerk in memory:
+        print(f"  after {count:6} trials: driver {of_driver:6.0f} MiB, clerk {of_clerk:6.0f} MiB")
+
+
+def _mib(process: psutil.Process | None) -> float:
+    return process.memory_info().rss / 2**20 if process else float("nan")
+
+
+def _clerk_process(driver: psutil.Process) -> psutil.Process | None:
+    for child in driver.children(recursive=True):
+        if "ray::Clerk" in " ".join(child.cmdline()):
+            return child
+    return None
+
+
+def main() -> None:
+    """Prints the costs and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clerk-trials", type=int, default=10_000)
+    parser.add_argument("--ray-trials", type=int, default=10_000)
+    options = parser.parse_args()
+    if options.clerk_trials:
+        clerk_alone(options.clerk_trials)
+    if options.ray_trials:
+        through_ray(options.ray_trials)
+
+
+if __name__ == "__main__":
+    main()
