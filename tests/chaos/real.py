@@ -189,7 +189,7 @@ def num_rows(out: Path) -> int:
 def table(out: Path) -> list[dict[str, Any]]:
     """The results without what measures the machine."""
     from orchestrator.folder import open_folder
-    from orchestrator.report import results_rows
+    from orchestrator.rows import results_rows
 
     opened = open_folder(out)
     timed = ("busy_seconds", "attempts")
