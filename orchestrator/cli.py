@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,14 +32,50 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Asks which of two architectures has the better peak and which is more forgiving of its settings.",
-    epilog="Start with: `vitc-sweep run search_spaces/lr_wd.yaml`",
+    epilog="Start with: `vitc-sweep run search_spaces/lr_wd.yaml`\n\nExit codes: 0 all is done and well; "
+    "1 something is missing, has failed or does not hold; 2 the input is at fault, and nothing was written; "
+    "130 a person stopped it.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Bring images into the form sweeps read.")
 app.add_typer(data_app, name="data")
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
+
+
+def _folders(incomplete: str) -> list[str]:
+    """Sweep folders that a shell may complete to; imports nothing."""
+    place = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    return [
+        str(path.parent)
+        for pattern in ("*/sweep.yaml", "*/*/sweep.yaml")
+        for path in sorted(place.glob(pattern))
+        if str(path.parent).startswith(incomplete)
+    ]
+
+
+def _trial_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """Trials that were started, for a shell: from the journal as text, as reading the plan takes seconds."""
+    found: dict[str, None] = {}
+    for path in sorted((Path(context.params.get("folder") or ".") / "journal").glob("*.jsonl")):
+        for match in re.finditer(rb'"kind":"attempt","trial":"([0-9a-f]+)"', path.read_bytes()):
+            found[match[1].decode()] = None
+    return [trial_id for trial_id in found if trial_id.startswith(incomplete)]
+
+
 SweepFolder = Annotated[
-    Path, typer.Argument(help="The sweep's folder, as `run` names it.", show_default=False)
+    Path,
+    typer.Argument(
+        help="The sweep's folder, as `run` names it.", show_default=False, autocompletion=_folders
+    ),
+]
+OneTrial = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRIAL",
+        help="A trial: the beginning of its id, or arm/cell/point, such as vit_c/adamw/3.",
+        show_default=False,
+        autocompletion=_trial_ids,
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -50,13 +88,24 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
 ]
 Track = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the report's path alone; faults go to standard error.")
+]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL|COMMAND",
+        envvar="VITC_SWEEP_NOTIFY",
+        show_envvar=False,
+        help="Tell of the first result, of a run that stops itself, and of the end: POST JSON to a URL, or "
+        "run a command with the JSON on its standard input. $NAMES are taken from the environment "
+        "[env: VITC_SWEEP_NOTIFY; the file's key: notify].",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 #: Exit codes: everything done; something is missing or failed; the input is at fault.
 OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-#: Outcomes that a person should look at.
-FAILURES = ("failed", "out_of_memory", "invalid")
 
 
 def main() -> None:
@@ -65,21 +114,32 @@ def main() -> None:
         app()
     except Exception as error:
         # By name: importing the classes would import torch before there is need.
-        if type(error).__name__ in ("SweepError", "DataError", "FolderError", "ClusterError", "MergeError"):
+        if type(error).__name__ in (
+            "SweepError",
+            "DataError",
+            "FolderError",
+            "ClusterError",
+            "MergeError",
+            "UnknownTrial",
+        ):
             print(error, file=sys.stderr)
             raise SystemExit(BAD_INPUT) from None
         raise
 
 
-def _console() -> "Console":
+def _console(quiet: bool = False) -> "Console":
     from rich.console import Console
 
+    if quiet:
+        return Console(quiet=True)
     # Wide enough for tables where nobody knows the width.
     return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
 
 
 def _say(console: "Console", text: str, style: str | None = None) -> None:
     """Prints a line as it is: paths keep their brackets, and are not broken to be copied in halves."""
+    if console.quiet and style in ("red", "yellow"):
+        print(text, file=sys.stderr)
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -144,6 +204,8 @@ def run(
     check: Annotated[
         bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
     ] = True,
+    notify: Notify = None,
+    quiet: Quiet = False,
 ) -> None:
     """Runs a sweep to its end, and reports.
 
@@ -156,7 +218,7 @@ def run(
     from orchestrator.plan import unique_trials
     from orchestrator.sweep import load_sweep, located
 
-    console = _console()
+    console = _console(quiet)
     overrides = _overrides(sets)
     sweep = load_sweep(file, overrides, points)
     folder = out or Path("runs") / sweep.name
@@ -184,7 +246,7 @@ def run(
         if todo:
             command = _command(file, out)
             timing = (began, preflight_seconds)
-            tracker = _execute(console, plan, lease, todo, known, address, track, command, timing)
+            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify, timing)
         else:
             save_question(folder, plan)
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
@@ -200,6 +262,8 @@ def confirm(
     seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for each of them.")] = 5,
     address: Address = None,
     track: Track = True,
+    notify: Notify = None,
+    quiet: Quiet = False,
 ) -> None:
     """Runs the best settings of each arm again with fresh seeds.
 
@@ -214,7 +278,7 @@ def confirm(
     from orchestrator.plan import unique_trials, with_confirmation
     from orchestrator.results import results_of
 
-    console = _console()
+    console = _console(quiet)
     open_folder(folder)
     with held(folder) as lease:
         known = open_folder(folder)
@@ -240,7 +304,7 @@ def confirm(
         tracker = None
         if todo:
             command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-            tracker = _execute(console, plan, lease, todo, known, address, track, command)
+            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 
@@ -276,6 +340,7 @@ def _execute(
     address: str | None,
     track: bool,
     command: str,
+    notify: str | None = None,
     timing: tuple[float, float] | None = None,
 ) -> "Tracker | None":
     """Runs the trials that are left; returns the tracker, still open for the report.
@@ -288,7 +353,10 @@ def _execute(
     from orchestrator import lanes
     from orchestrator.cost import storage_fault, within_budget
     from orchestrator.folder import save_question
-    from orchestrator.terminal import Display, Progress, duration
+    from orchestrator.notify import Notifier
+    from orchestrator.progress import Progress
+    from orchestrator.terminal import duration
+    from orchestrator.watch import Display
 
     began, preflight_seconds = timing or (time.time(), 0.0)
     folder = lease.folder
@@ -305,7 +373,8 @@ def _execute(
     lanes.connect(address)
     # From here on a polite kill means the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    stopped = ""
+    notifier = Notifier(notify or plan.sweep.notify, plan.sweep.name, folder)
+    stopped, how = "", "broke off"
     try:
         if fault := storage_fault(plan, lanes.nodes()):
             raise lanes.ClusterError(fault)
@@ -313,12 +382,14 @@ def _execute(
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()
-        progress = Progress(plan, records, lanes=max(count for *_, count in run.phases))
-        with Display(console, progress) as display:
+        lanes_at_most = max(count for *_, count in run.phases)
+        progress = Progress(plan, records, lanes_at_most, known.events if known else ())
+        with Display(console, progress, folder) as display:
 
             def tell() -> None:
                 events = run.events()
                 display.update(events)
+                notifier.observe(progress, events)
                 if tracker:
                     tracker.observe(events)
 
@@ -353,6 +424,7 @@ def _execute(
                 run.stop()
                 tell()
             run.close()
+        how = f"was stopped ({stopped})" if stopped else "has ended"
         if run.error and not stopped:
             _say(console, f"Ray stopped the run: {run.error}", "red")
         if progress.breaker:
@@ -361,6 +433,8 @@ def _execute(
     finally:
         lanes.shutdown()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if warning := notifier.end(how):
+            _say(console, warning, "yellow")
     if stopped:
         if tracker:
             tracker.close(timeout_seconds=3)
@@ -445,6 +519,8 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
         console.print(failure_lines([result for result in bad if result.record.outcome]))
         _say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
     _say(console, f"\nreport: {report}")
+    if console.quiet:
+        print(report)
     if tracker:
         tracker.add_artifact(report)
         if warning := tracker.close(timeout_seconds=30):
@@ -650,18 +726,36 @@ def schema(
         print(f"{out}: JSON Schema of a sweep file")
 
 
-@app.command(epilog="Example: vitc-sweep status runs/lr_wd --json")
-def status(folder: SweepFolder, as_json: AsJson = False) -> None:
-    """Says how far a sweep is, from its folder alone; it may be running."""
+@app.command(epilog="Example: vitc-sweep status runs/lr_wd --watch")
+def status(
+    folder: SweepFolder,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it live until the run ends; from any machine.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Says how far a sweep is, from its folder alone; it may be running.
+
+    With --watch it ends with exit code 0 if every trial has a result by then, and 1 if not.
+    """
     from orchestrator.folder import open_folder
     from orchestrator.lease import holder
-    from orchestrator.ledger import ledger
-    from orchestrator.results import results_of
-    from orchestrator.terminal import failure_lines, ledger_table, progress_table, tallies
+    from orchestrator.progress import Progress
+    from orchestrator.terminal import ledger_table
+    from orchestrator.watch import NOBODY, follow, view
 
+    if watch and as_json:
+        raise typer.BadParameter("choose one of --watch and --json")
+    console = _console()
+    if watch:
+        progress = follow(console, folder)
+        console.print(view(progress, folder, width=console.width, spent=progress.ledger(), state=NOBODY))
+        is_whole = progress.ended == len(progress.plan.trials) and not progress.causes
+        raise typer.Exit(OK if is_whole else INCOMPLETE)
     opened = open_folder(folder)
-    results = results_of(opened.plan, opened.records)
-    spent = ledger(opened.events)
+    progress = Progress(opened.plan, {})
+    progress.observe(opened.events)
+    spent, at_work = progress.ledger(), holder(folder) is not None
     if as_json:
         cells = [
             {
@@ -671,31 +765,72 @@ def status(folder: SweepFolder, as_json: AsJson = False) -> None:
                 "states": t.states,
                 "best_error_pct": t.best_pct,
             }
-            for t in tallies(results)
+            for t in progress.tallies
         ]
         print(
             json.dumps(
                 {
                     "name": opened.plan.sweep.name,
-                    "trials": len(results),
-                    "ended": sum(result.record.settled for result in results),
-                    "at_work": holder(folder) is not None,
+                    "trials": len(opened.plan.trials),
+                    "ended": progress.ended,
+                    "at_work": at_work,
                     "ledger": {"device": spent.device, **spent.rows()},
                     "cells": cells,
                 }
             )
         )
         return
-    console = _console()
     for notice in opened.notices:
         _say(console, f"note: {notice}", "yellow")
-    _say(console, "a run is at work" if holder(folder) is not None else "no run is at work")
-    console.print(progress_table(results))
+    clock = time.time() if at_work else None
+    state = "a run is at work" if at_work and progress.time_left is None else "" if at_work else NOBODY
+    console.print(view(progress, folder, width=console.width, clock=clock, state=state))
     if spent.total:
         console.print()
         console.print(ledger_table(spent))
-    if failures := [result for result in results if result.record.outcome in FAILURES]:
-        console.print(failure_lines(failures))
+
+
+@app.command(epilog="Example: vitc-sweep logs runs/lr_wd vit_c/adamw/3 --follow")
+def logs(
+    folder: SweepFolder,
+    trial: OneTrial,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Of this worker only, and what speaks for all.")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt only.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the trial has ended.")] = False,
+) -> None:
+    """Prints what a trial has left behind: tracebacks, notices, warnings, the stacks of hung processes."""
+    from orchestrator.story import find_trial
+    from orchestrator.watch import Follower, print_logs
+
+    follower = Follower(folder)
+    found = find_trial(follower.progress.plan, trial)
+    if not print_logs(follower, found, attempt, rank, follow):
+        print(
+            f"nothing was said; `vitc-sweep why {folder} {trial}` tells what the journal knows",
+            file=sys.stderr,
+        )
+
+
+@app.command(epilog="Example: vitc-sweep why runs/lr_wd vit_c/adamw/3")
+def why(
+    folder: SweepFolder,
+    trial: OneTrial,
+    lines: Annotated[int, typer.Option(min=0, help="Lines from the end of its log.")] = 6,
+) -> None:
+    """Says what happened to a trial, attempt by attempt, and what to do about it."""
+    from orchestrator.folder import open_folder
+    from orchestrator.results import Record, Result
+    from orchestrator.story import attempts_of, find_trial, story
+    from orchestrator.trial_logs import last_lines, logs_of
+
+    opened = open_folder(folder)
+    found = find_trial(opened.plan, trial)
+    result = Result(found, opened.records.get(found.id, Record()), opened.plan.sweep.error)
+    excerpt = last_lines(logs_of(folder, found.id), lines)
+    attempts = attempts_of(found.id, opened.events)
+    print("\n".join(story(result, attempts, str(folder), opened.plan.cost(found).steps, excerpt)))
 
 
 @app.command(epilog="Example: vitc-sweep retry runs/lr_wd --failed")
@@ -708,10 +843,16 @@ def retry(
         list[str] | None, typer.Option(help="Trials that ended so: failed, diverged, ...; may be repeated.")
     ] = None,
     trial: Annotated[
-        list[str] | None, typer.Option(help="A trial by the beginning of its id; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A trial by the beginning of its id, or as arm/cell/point; may be repeated.",
+            autocompletion=_trial_ids,
+        ),
     ] = None,
     address: Address = None,
     track: Track = True,
+    notify: Notify = None,
+    quiet: Quiet = False,
 ) -> None:
     """Runs trials that have ended anew, from their beginning, and with them whatever else is missing.
 
@@ -721,15 +862,16 @@ def retry(
     from orchestrator.journal import FolderError
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials
+    from orchestrator.progress import FAILURES
     from orchestrator.results import results_of
 
-    console = _console()
+    console = _console(quiet)
     open_folder(folder)
     with held(folder) as lease:
         known = open_folder(folder)
         _check_data(known.plan, folder)
         results = results_of(known.plan, known.records)
-        wanted = _chosen(results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
+        wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
@@ -737,29 +879,26 @@ def retry(
         settled = [key for key, record in known.records.items() if record.settled]
         todo = unique_trials(known.plan.remaining(settled))
         command = f"vitc-sweep retry {folder}"
-        tracker = _execute(console, known.plan, lease, todo, known, address, track, command)
+        tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 
-def _chosen(results: "Sequence[Result]", outcomes: set[str], prefixes: list[str]) -> list[str]:
-    """Ids of ended trials by outcome or by the beginning of their id.
+def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names: list[str]) -> list[str]:
+    """Ids of trials by outcome or by name.
 
     Raises:
-      BadParameter: an outcome that there is not, or an id that fits no trial, or several.
+      BadParameter: an outcome that there is not.
+      UnknownTrial: a name that fits no trial, or several.
     """
     from orchestrator.results import RULES
+    from orchestrator.story import find_trial
 
     if unknown := outcomes - set(RULES):
         raise typer.BadParameter(
             f"must be one of {', '.join(RULES)}, is {', '.join(sorted(unknown))}", param_hint="--outcome"
         )
     chosen = {r.trial.id: None for r in results if r.record.outcome in outcomes}
-    for prefix in prefixes:
-        fitting = {result.trial.id for result in results if result.trial.id.startswith(prefix)}
-        if len(fitting) != 1:
-            raise typer.BadParameter(f"{prefix!r} fits {len(fitting)} trials", param_hint="--trial")
-        chosen |= dict.fromkeys(fitting)
-    return list(chosen)
+    return list(chosen | dict.fromkeys(find_trial(plan, name).id for name in names))
 
 
 @app.command(epilog="Example: vitc-sweep stop runs/lr_wd --drain")
@@ -984,23 +1123,52 @@ def models(
 @app.command(epilog="Example: vitc-sweep ui runs --port 5000")
 def ui(
     folder: Annotated[Path, typer.Argument(help="The folder of the sweeps.")] = Path("runs"),
-    port: Annotated[int, typer.Option(help="Port to serve on.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the live reports; MLflow gets the next one.")] = 5000,
     host: Annotated[
         str, typer.Option(help="Address to serve on; the default is this machine only.")
     ] = "127.0.0.1",
+    every: Annotated[float, typer.Option(min=0, help="Least seconds between two reports of a sweep.")] = 30,
+    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Serve MLflow's pages, too.")] = True,
 ) -> None:
-    """Serves the MLflow UI over the runs of all sweeps."""
+    """Serves live reports of all sweeps in a folder, and MLflow over their runs.
+
+    Reports are made anew while somebody looks and the sweep gets on; the sweeps' own files are left alone.
+    """
+    from orchestrator import serve
+
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder; has a sweep run there?", param_hint="FOLDER")
+    mlflow, child = _mlflow_pages(folder, host, port + 1) if track else ("", None)
+    # A polite kill takes the child and the scratch folder along, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with serve.scratch_folder() as scratch:
+            pages = serve.Pages(folder, Path(scratch), every)
+            with serve.server(pages, host, port, mlflow) as server:
+                print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C ends it)")
+                print(f"MLflow:  {mlflow or 'has no runs here'}", flush=True)
+                server.serve_forever()
+    except OSError as error:
+        raise typer.BadParameter(f"{host}:{port}: {error}", param_hint="--port") from error
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if child is not None:
+            child.terminate()
+
+
+def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.Popen[bytes] | None]":
+    """Starts MLflow's pages; returns their address, and the process unless a server shows its own."""
     from orchestrator import tracking
+    from trainables.places import redacted
 
     uri = tracking.tracking_uri(folder / "any")
-    try:
-        command = tracking.ui_command(uri, host, port)
-    except ValueError as error:
-        raise typer.BadParameter(f"MLFLOW_TRACKING_URI: {error}") from error
+    if uri.startswith("http"):
+        return redacted(uri), None
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise typer.BadParameter(f"{folder} holds no mlflow.db; has a sweep run there?", param_hint="FOLDER")
-    print(f"{tracking.ui_address(host, port)}   (Ctrl-C ends it)", flush=True)
-    os.execve(command[0], command, os.environ | tracking.ui_environment(uri))
+        return "", None
+    command, more = tracking.ui_command(uri, host, port), tracking.ui_environment(uri)
+    return tracking.ui_address(host, port), subprocess.Popen(command, env=os.environ | more)
 
 
 @data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")

@@ -56,28 +56,108 @@ class Reading:
 
 def read_journal(folder: Path) -> Reading:
     """All whole events of a sweep folder."""
-    files = [(path, path.read_bytes()) for path in sorted((folder / "journal").glob("*.jsonl"))]
-    sealed: dict[str, int] = {}
-    for _, content in files:
-        first = decode(content[: content.find(b"\n") + 1])
-        if first is not None and first["kind"] == "seal":
-            sealed = {name: min(size, sealed.get(name, size)) for name, size in first["sizes"].items()}
-    events: list[Event] = []
-    notices = []
-    for path, content in files:
-        counted = content[: sealed.get(path.name, len(content))]
-        if len(counted) < len(content):
-            notices.append(f"{path.name}: what was added after a later run had begun is left out")
-        damaged = 0
-        for line in counted.splitlines(keepends=True):
+    tail = Tail(folder)
+    return Reading(tail.read(), tail.notices())
+
+
+@dataclass(slots=True)
+class _File:
+    """How far a journal file has been read.
+
+    Attributes:
+      offset: bytes that have been taken; always at the end of a line.
+      size: bytes that were there.
+      damaged: lines that were left out.
+    """
+
+    offset: int = 0
+    size: int = 0
+    damaged: int = 0
+
+
+class Tail:
+    """A journal that may be growing: every `read` gives what has been added since the last one.
+
+    Attributes:
+      anew: the last `read` began at the beginning again, since a seal took back what had been read: forget
+        what came before.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = folder / "journal"
+        self.anew = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._files: dict[str, _File] = {}
+        self._sealed: dict[str, int] = {}
+        self._heads: set[str] = set()
+
+    def read(self) -> list[Event]:
+        """Whole events since the last call, in the order they were written; constant work per new byte.
+
+        Raises:
+          OSError: the storage does not answer.
+        """
+        paths = sorted(self._journal.glob("*.jsonl"))
+        self._read_seals(paths)
+        # A writer that was taken for dead may have gone on, or have lost what no disk had yet.
+        self.anew = any(
+            file.offset > self._sealed.get(name, file.offset) for name, file in self._files.items()
+        )
+        if self.anew:
+            self._forget()
+            self._read_seals(paths)
+        return [event for path in paths for event in self._read_file(path)]
+
+    def notices(self) -> list[str]:
+        """What has been left out so far, a line each; for people."""
+        found = []
+        for name, file in self._files.items():
+            limit = self._sealed.get(name, file.size)
+            if file.size > limit:
+                found.append(f"{name}: what was added after a later run had begun is left out")
+            if damaged := file.damaged + (file.offset < min(file.size, limit)):
+                found.append(f"{name}: {damaged} record(s) torn by a crash or damaged are left out")
+        return found
+
+    def _read_seals(self, paths: Sequence[Path]) -> None:
+        """A file begins by sealing those before it: takes in the seals of files that are new."""
+        for path in paths:
+            if path.name in self._heads:
+                continue
+            with path.open("rb") as file:
+                line = file.readline()
+            if not line.endswith(b"\n"):
+                continue  # it is being written
+            self._heads.add(path.name)
+            first = decode(line)
+            if first is not None and first["kind"] == "seal":
+                for name, size in first["sizes"].items():
+                    self._sealed[name] = min(size, self._sealed.get(name, size))
+
+    def _read_file(self, path: Path) -> list[Event]:
+        file = self._files.setdefault(path.name, _File())
+        limit = self._sealed.get(path.name)
+        if limit is not None and file.offset >= limit and file.size > limit:
+            return []
+        with path.open("rb") as stream:
+            file.size = os.fstat(stream.fileno()).st_size
+            if file.size <= file.offset:
+                return []
+            stream.seek(file.offset)
+            content = stream.read(-1 if limit is None else limit - file.offset)
+        # The rest of a line that is being written comes with the next call.
+        whole = content[: content.rfind(b"\n") + 1]
+        file.offset += len(whole)
+        events = []
+        for line in whole.splitlines(keepends=True):
             event = decode(line)
             if event is None:
-                damaged += 1
+                file.damaged += 1
             elif event["kind"] != "seal":
                 events.append(event)
-        if damaged:
-            notices.append(f"{path.name}: {damaged} record(s) torn by a crash or damaged are left out")
-    return Reading(events, notices)
+        return events
 
 
 class Writer:

@@ -44,6 +44,7 @@ from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.results import AttemptEnd, Event, Record
 from orchestrator.states import Kept, States
+from orchestrator.trial_logs import kept as worker_log
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
@@ -159,7 +160,7 @@ def _run_job(
     try:
         config = TrainConfig.model_validate_json(job["config"])
         # Once this block is left nothing is written any more, and the clerk may delete.
-        with keeper, watch:
+        with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank):
             # The state is wanted once the last row is out.
             for row, state in train(config, context, keeper=keeper):  # noqa: B007
                 wanted = [True]

@@ -76,7 +76,72 @@ class _Phase:
 
 def ledger(events: Iterable[Event]) -> Ledger:
     """The ledger of a sweep from its journal; a run without an end counts until its last sign of life."""
-    phases = _phases(events)
+    accounts = Accounts()
+    accounts.observe(events)
+    return accounts.total()
+
+
+class Accounts:
+    """A journal that grows, as far as the ledger wants it: constant work per event, a sum when asked."""
+
+    def __init__(self) -> None:
+        self._phases: list[_Phase] = []
+        self._running: dict[str, _Attempt] = {}
+        self._of_trial: dict[str, list[_Attempt]] = {}
+        self._began: float | None = None
+        self._preflight = 0.0
+
+    def observe(self, events: Iterable[Event]) -> None:
+        """Takes in events in the order of the journal."""
+        for event in events:
+            self._observe(event)
+
+    def _observe(self, event: Event) -> None:
+        if event["kind"] == "session":
+            # Whatever of an earlier run had no end went with that run, when it was last heard of.
+            self._running.clear()
+            self._began, self._preflight = event.get("began", event["time"]), 0.0
+            return
+        phases, running = self._phases, self._running
+        if phases and self._began is None and "time" in event:
+            phases[-1].ended = max(phases[-1].ended, event["time"])
+        match event["kind"]:
+            case "preflight":
+                self._preflight += event["seconds"]
+            case "phase":
+                time: float = event["time"]
+                start = time if self._began is None else self._began
+                lanes, devices = event["lanes"], event["devices"]
+                phases.append(_Phase(start, time, lanes, devices, event["device"], self._preflight))
+                self._began, self._preflight = None, 0.0
+            case "attempt" if phases:
+                attempt = running[event["trial"]] = _Attempt(event["trial"], event["lane"], event["time"])
+                self._of_trial.setdefault(attempt.trial, []).append(attempt)
+                phases[-1].attempts.append(attempt)
+            case "pulse":
+                for trial, (from_step, step, heard) in event["in_flight"].items():
+                    if (there := running.get(trial)) is not None:
+                        there.from_step, there.step, there.heard = int(from_step), int(step), heard
+            case "epoch":
+                if (there := running.get(event["trial"])) is not None:
+                    there.step = max(there.step, int(event["row"].get("step", -1)))
+            case "end":
+                if (there := running.pop(event["trial"], None)) is not None:
+                    there.from_step, there.step = event.get("from_step", -1), event.get("step", -1)
+                    there.heard, there.ended = (event.get("heard") or event["time"]), event["time"]
+                    is_fruitless = event["final"] and event["end"] in _FRUITLESS
+                    there.end = "final fruitless" if is_fruitless else event["end"]
+            case "retry":
+                # A person has thrown the work of these away.
+                for attempt in self._of_trial.pop(event["trial"], []):
+                    attempt.end = "discarded"
+
+    def total(self) -> Ledger:
+        """The ledger so far; work grows with the number of attempts."""
+        return _total(self._phases)
+
+
+def _total(phases: list[_Phase]) -> Ledger:
     total = Ledger(device="/".join(sorted({phase.device for phase in phases})) or "core")
     if "/" in total.device:
         total.device = "mixed"
@@ -134,50 +199,3 @@ def _starting_seconds(phase: _Phase) -> float:
             seconds += first - max(died) if died else 0.0
     seconds += max(0, phase.lanes - len(firsts)) * (phase.ended - phase.began - phase.preflight)
     return seconds
-
-
-def _phases(events: Iterable[Event]) -> list[_Phase]:
-    """The phases of all runs; attempts whose work a person has thrown away since are marked."""
-    phases: list[_Phase] = []
-    running: dict[str, _Attempt] = {}
-    of_trial: dict[str, list[_Attempt]] = {}
-    began: float | None = None
-    preflight = 0.0
-    for event in events:
-        if event["kind"] == "session":
-            # Whatever of an earlier run had no end went with that run, when it was last heard of.
-            running.clear()
-            began, preflight = event.get("began", event["time"]), 0.0
-            continue
-        if phases and began is None and "time" in event:
-            phases[-1].ended = max(phases[-1].ended, event["time"])
-        match event["kind"]:
-            case "preflight":
-                preflight += event["seconds"]
-            case "phase":
-                time: float = event["time"]
-                start = time if began is None else began
-                lanes, devices = event["lanes"], event["devices"]
-                phases.append(_Phase(start, time, lanes, devices, event["device"], preflight))
-                began, preflight = None, 0.0
-            case "attempt" if phases:
-                attempt = running[event["trial"]] = _Attempt(event["trial"], event["lane"], event["time"])
-                of_trial.setdefault(attempt.trial, []).append(attempt)
-                phases[-1].attempts.append(attempt)
-            case "pulse":
-                for trial, (from_step, step, heard) in event["in_flight"].items():
-                    if (there := running.get(trial)) is not None:
-                        there.from_step, there.step, there.heard = int(from_step), int(step), heard
-            case "epoch":
-                if (there := running.get(event["trial"])) is not None:
-                    there.step = max(there.step, int(event["row"].get("step", -1)))
-            case "end":
-                if (there := running.pop(event["trial"], None)) is not None:
-                    there.from_step, there.step = event.get("from_step", -1), event.get("step", -1)
-                    there.heard, there.ended = (event.get("heard") or event["time"]), event["time"]
-                    is_fruitless = event["final"] and event["end"] in _FRUITLESS
-                    there.end = "final fruitless" if is_fruitless else event["end"]
-            case "retry":
-                for attempt in of_trial.pop(event["trial"], []):
-                    attempt.end = "discarded"
-    return phases

@@ -144,6 +144,15 @@ class Sweep(Frozen):
     primary: Primary | None = Field(
         None, description="The one contrast declared beforehand; none if left out."
     )
+    # Never written to the folder of results, nor shown: an address may hold a secret.
+    notify: str | None = Field(
+        None,
+        exclude=True,
+        repr=False,
+        min_length=1,
+        description="Whom to tell of the first result, a run that stops itself, and the end: URL or command.",
+        examples=["https://hooks.example.org/$HOOK_TOKEN", "mail -s sweep me@example.org"],
+    )
 
     def all_cells(self) -> list[Cell]:
         """Every combination of levels, in the order of the file; one empty cell if there are none."""

@@ -173,9 +173,13 @@ def retry_event(trial_id: str, time: float) -> Event:
 
 
 def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict[str, Record]:
-    """Records by trial id; constant work per event. Kinds it does not know are passed over."""
+    """Records by trial id; constant work per event of a trial. Kinds it does not know are passed over."""
     records = {} if into is None else into
     for event in events:
+        if event["kind"] == "session":
+            # What an earlier run had in flight went with it.
+            for record in records.values():
+                record.running = False
         if event["kind"] not in ("attempt", "epoch", "end", "retry"):
             continue
         record = records.setdefault(event["trial"], Record())

@@ -1,20 +1,15 @@
-"""What people see in a terminal: tables, and the live view of a run (rich)."""
+"""Tables for a terminal (rich)."""
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cost import Estimate, Span
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.results import Event, Record, Result, fold, results_of
+from orchestrator.results import Result
 
 
 def pct(value: float | None) -> str:
@@ -40,80 +35,6 @@ def large(number: float) -> str:
     return f"{number:.0f}"
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """How far one arm is in one cell."""
-
-    cell: str
-    arm: str
-    planned: int
-    states: dict[str, int]
-    best_pct: float | None
-
-    @property
-    def ended(self) -> int:
-        """Trials that `run` will leave alone."""
-        return sum(
-            count for state, count in self.states.items() if state not in ("running", "missing", "cancelled")
-        )
-
-
-def tallies(results: Sequence[Result]) -> list[Tally]:
-    """Per cell and arm, in the order of the plan."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
-    found = []
-    for (cell, arm), members in sorted(groups.items(), key=lambda item: _first_seen(results, item[0])):
-        states: dict[str, int] = {}
-        for result in members:
-            states[result.state] = states.get(result.state, 0) + 1
-        errors = [
-            result.error_pct
-            for result in members
-            if result.trial.role == "sweep"
-            and result.rule
-            and result.rule.ranked
-            and result.error_pct is not None
-        ]
-        found.append(Tally(cell, arm, len(members), states, min(errors, default=None)))
-    return found
-
-
-def _first_seen(results: Sequence[Result], key: tuple[str, str]) -> int:
-    # Cells come first in the plan; arms within them.
-    cells = list(dict.fromkeys(result.trial.cell_name for result in results))
-    arms = list(dict.fromkeys(result.trial.arm for result in results))
-    return cells.index(key[0]) * len(arms) + arms.index(key[1])
-
-
-def progress_table(results: Sequence[Result]) -> Table:
-    """Trials by state and best error so far, per cell and arm."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (
-        ("cell", "left"),
-        ("arm", "left"),
-        ("done", "right"),
-        ("running", "right"),
-        ("diverged", "right"),
-        ("failed", "right"),
-        ("best error %", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for tally in tallies(results):
-        failed = sum(tally.states.get(state, 0) for state in ("failed", "out_of_memory", "invalid"))
-        table.add_row(
-            tally.cell,
-            tally.arm,
-            f"{tally.ended}/{tally.planned}",
-            str(tally.states.get("running", 0) or "·"),
-            str(tally.states.get("diverged", 0) or "·"),
-            Text(str(failed or "·"), style="bold red" if failed else ""),
-            pct(tally.best_pct),
-        )
-    return table
-
-
 def removal_rows(plan: Plan) -> list[dict[str, Any]]:
     """Per cell and constraint the share of each arm's points that break it, and what is left of the cell."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -128,87 +49,6 @@ def removal_rows(plan: Plan) -> list[dict[str, Any]]:
         drawn = plan.removals[0].drawn
         row["points left in the cell"] = f"{len(left)} of {drawn}"
     return list(rows.values())
-
-
-@dataclass
-class Progress:
-    """Where a run stands: folded events, and how fast it goes."""
-
-    plan: Plan
-    records: dict[str, Record]
-    lanes: int = 0
-    began: float = field(default_factory=time.monotonic)
-    breaker: str = ""
-    _costs: dict[str, float] = field(default_factory=dict)
-    _first_row: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        self._costs = {trial.id: float(self.plan.cost(trial).train_flops) for trial in self.plan.trials}
-
-    @property
-    def results(self) -> list[Result]:
-        """Every trial with what is known of it."""
-        return results_of(self.plan, self.records)
-
-    @property
-    def share(self) -> float:
-        """How much of all training has been done, by multiply-adds."""
-        total = sum(self._costs.values()) or 1.0
-        done = 0.0
-        for trial in self.plan.trials:
-            record = self.records.get(trial.id)
-            if record is None:
-                continue
-            epochs = len(record.rows) / trial.config.schedule.epochs
-            done += self._costs[trial.id] * (1.0 if record.settled else min(epochs, 1.0))
-        return done / total
-
-    def observe(self, events: Iterable[Event]) -> None:
-        """Takes in what has happened."""
-        events = list(events)
-        fold(events, self.records)
-        for event in events:
-            if event["kind"] == "breaker":
-                self.breaker = event["detail"]
-        if self._first_row is None and any(event["kind"] == "epoch" for event in events):
-            # Counted from the first row on: what came before was starting up.
-            self._first_row = (time.monotonic(), self.share)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the speed since the first row; None before that is known."""
-        if self._first_row is None:
-            return None
-        since, share_then = self._first_row
-        elapsed, gained = time.monotonic() - since, self.share - share_then
-        if gained <= 0 or elapsed < 3:
-            return None
-        return elapsed / gained * (1 - self.share)
-
-
-def live_view(progress: Progress) -> RenderableType:
-    """The whole live display."""
-    results = progress.results
-    ended = sum(result.record.settled for result in results)
-    elapsed = duration(time.monotonic() - progress.began)
-    left = progress.seconds_left
-    running = sum(result.state == "running" for result in results)
-    if not running and not ended:
-        state = f"starting {progress.lanes} lane(s)"
-    else:
-        state = f"about {duration(left)} left" if left is not None else "measuring speed"
-    line = Table.grid(padding=(0, 2))
-    line.add_row(
-        f"[bold]{progress.plan.sweep.name}[/bold]",
-        ProgressBar(total=1.0, completed=progress.share, width=30),
-        f"{ended}/{len(results)} trials",
-        f"{elapsed} · {state}",
-    )
-    parts: list[RenderableType] = [line, Text(), progress_table(results)]
-    failures = [result for result in results if result.state in ("failed", "out_of_memory", "invalid")]
-    if failures:
-        parts.append(failure_lines(failures))
-    return Group(*parts)
 
 
 def ledger_table(spent: Ledger) -> Table:
@@ -240,49 +80,6 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
     if len(causes) > most:
         text.append(f"\n… and {len(causes) - most} other causes")
     return text
-
-
-class Display:
-    """Shows a run: live where there is a terminal, one line per ended trial where there is none."""
-
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self.console, self.progress = console, progress
-        self._trials = {trial.id: trial for trial in progress.plan.trials}
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        )
-
-    def __enter__(self) -> "Display":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(self, events: Sequence[Event]) -> None:
-        """Takes in what has happened and shows it."""
-        self.progress.observe(events)
-        for event in events:
-            if event["kind"] == "notice":
-                self.console.print(event["detail"], style="yellow", markup=False, soft_wrap=True)
-        if self._live:
-            self._live.update(live_view(self.progress), refresh=True)
-            return
-        for event in events:
-            if event["kind"] == "end" and event["trial"] in self._trials:
-                self.console.print(self._line(event), highlight=False, soft_wrap=True)
-
-    def _line(self, event: Event) -> str:
-        ended = sum(record.settled for record in self.progress.records.values())
-        record = self.progress.records[event["trial"]]
-        error = f"{pct(record.last.val_top1_error_pct)} %" if record.last else "no epoch"
-        again = "" if event["final"] else ", will be tried again"
-        detail = f"  ({event['detail']})" if event["detail"] else ""
-        name = self._trials[event["trial"]].label
-        count = f"[{ended}/{len(self._trials)}]".replace("[", r"\[")
-        return f"{count} {name}  {event['end']}{again}  {error}  {event['seconds']:.1f} s{detail}"
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -2,18 +2,32 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer.main
 import yaml
 
-from orchestrator.cli import main
+from orchestrator.cli import (
+    BAD_INPUT,
+    INCOMPLETE,
+    INTERRUPTED,
+    OK,
+    _folders,
+    _mlflow_pages,
+    _trial_ids,
+    app,
+    main,
+)
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import Writer
 from orchestrator.plan import data_configs, make_plan
@@ -238,6 +252,175 @@ def test_status_says_how_far_a_sweep_is_from_its_folder_alone(cli, partial):
     assert "OSError: the disk is on fire" in out
 
 
+def test_watching_a_sweep_that_nobody_runs_shows_it_and_ends(cli, partial):
+    code, out, _ = cli("status", partial, "--watch")
+    assert code == 1
+    assert "2/8 trials" in out
+    assert "no run is at work" in out
+    code, _, _ = cli("status", partial, "--watch", "--json")
+    assert code == 2
+
+
+def test_why_tells_what_happened_to_a_trial_by_any_name(cli, partial):
+    failed = open_folder(partial).plan.trials[1]
+    (partial / "trials" / failed.id).mkdir(parents=True)
+    (partial / "trials" / failed.id / "attempt-1.log").write_text("Traceback\n  line 1\nOSError: on fire\n")
+    for name in (failed.id[:9], "vit_c/adamw/0", failed.label):
+        code, out, _ = cli("why", partial, name)
+        assert code == 0
+        assert f"vit_c/adamw/0  ({failed.id})" in out
+        assert "attempt 1 on lane lane, 1.0 s; failed: OSError: the disk is on fire" in out
+        assert "    OSError: on fire" in out
+        assert f"vitc-sweep retry {partial} --trial vit_c/adamw/0" in out
+
+
+def test_logs_prints_what_attempts_have_left_behind(cli, partial):
+    failed = open_folder(partial).plan.trials[1]
+    place = partial / "trials" / failed.id
+    place.mkdir(parents=True)
+    (place / "attempt-1.log").write_text("Traceback\nOSError: on fire")
+    (place / "attempt-1.rank-0.log").write_text("zero warns\n")
+    (place / "attempt-1.rank-1.log").write_text("one warns\n")
+    code, out, _ = cli("logs", partial, "vit_c/adamw/0")
+    assert code == 0
+    assert out.splitlines() == [
+        "== attempt 1: traceback and notices (attempt-1.log)",
+        "Traceback",
+        "OSError: on fire",
+        "== attempt 1, rank 0: warnings and messages (attempt-1.rank-0.log)",
+        "zero warns",
+        "== attempt 1, rank 1: warnings and messages (attempt-1.rank-1.log)",
+        "one warns",
+    ]
+    # Nobody runs it, so nothing is waited for.
+    code, out, _ = cli("logs", partial, "vit_c/adamw/0", "--rank", "1", "--follow")
+    assert "zero" not in out
+    assert "one warns" in out
+    code, out, err = cli("logs", partial, "vit_c/adamw/0", "--attempt", "2")
+    assert (code, out) == (0, "")
+    assert "nothing was said" in err
+
+
+@pytest.mark.parametrize("verb", [["why"], ["logs"], ["retry", "--trial"]])
+def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial, verb):
+    name, *option = verb
+    code, out, err = cli(name, partial, *option, "vit_c/adam/0")
+    assert (code, out) == (2, "")
+    assert "no trial is called 'vit_c/adam/0'; the nearest are vit_c/adamw/0" in err
+    code, _, err = cli(name, partial, *option, "vit_c")
+    assert code == 2
+    assert "fits 4 trials" in err
+
+
+def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env: started.append(command))
+    assert _mlflow_pages(tmp_path, "127.0.0.1", 5001) == ("", None)
+    (tmp_path / "mlflow.db").touch()
+    address, _ = _mlflow_pages(tmp_path, "127.0.0.1", 5001)
+    assert address.startswith("http://127.0.0.1:5001/#/experiments")
+    assert started[0][-6:] == ["--host", "127.0.0.1", "--port", "5001", "--workers", "1"]
+    # A server of its own shows its own pages, and its password is nobody's business.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@mlflow.example.org")
+    assert _mlflow_pages(tmp_path, "127.0.0.1", 5001) == ("https://***@mlflow.example.org", None)
+    assert len(started) == 1
+
+
+def test_a_shell_completes_folders_and_trials_that_were_started(partial, monkeypatch):
+    monkeypatch.chdir(partial.parent.parent)
+    assert _folders("ru") == ["runs/lr_wd"]
+    assert _folders("runs/") == ["runs/lr_wd"]
+    assert _folders("runs/x") == []
+    started = [trial.id for trial in open_folder(partial).plan.trials[:3]]
+    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
+    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
+
+
+def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_path, monkeypatch):
+    sweep = load_sweep(LR_WD, points=1)
+    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    folder = tmp_path / "runs" / "lr_wd"
+    save_question(folder, plan)
+    writer = Writer(folder)
+    writer.append([end_event(t.id, 1, "diverged", "nan", 1.0, 1.0, True) for t in plan.trials])
+    writer.close()
+
+    def write_report(folder: Path) -> Path:
+        (folder / "report").mkdir()
+        (folder / "report" / "summary.json").write_text('{"answer": ["not settled"]}')
+        return folder / "report" / "report.html"
+
+    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    code, out, err = cli("run", LR_WD, "--points", "1", "--out", folder, "--quiet", "--no-mlflow")
+    assert (code, err) == (0, "")
+    assert out == f"{folder}/report/report.html\n"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, tmp_path, monkeypatch, quiet):
+    from orchestrator import lanes
+
+    class Run:
+        """Ray's part, without Ray: every trial ends at once, the last one badly."""
+
+        def __init__(self, folder, trials, records, resources, began=None, preflight_seconds=0.0):
+            self.folder, self.trials, self.phases = folder, trials, [(None, trials, 2)]
+            self.error, self.done, self.left = None, False, []
+
+        def start(self):
+            writer = Writer(self.folder)
+            self.left = [{"kind": "session", "time": 1.0, "began": 0.0, "lanes": [2]}]
+            for number, trial in enumerate(self.trials):
+                last = number == len(self.trials) - 1
+                detail = "OSError: on fire" if last else "nan"
+                self.left += [
+                    attempt_event(trial.id, 1, "lane", 2.0 + number),
+                    end_event(trial.id, 1, "failed" if last else "diverged", detail, 1.0, 3.0 + number, True),
+                ]
+            self.left.append({"kind": "notice", "detail": "the disk was slow"})
+            writer.append([event for event in self.left if event["kind"] != "notice"])
+            writer.close()
+
+        def events(self):
+            events, self.left, self.done = self.left[:2], self.left[2:], len(self.left) <= 2
+            return events
+
+        def close(self):
+            pass
+
+    def write_report(folder: Path) -> Path:
+        (folder / "report").mkdir()
+        (folder / "report" / "summary.json").write_text('{"answer": ["not settled"]}')
+        return folder / "report" / "report.html"
+
+    for name, fake in (
+        ("connect", lambda _: None),
+        ("Run", Run),
+        ("nodes", list),
+        ("shutdown", lambda: None),
+    ):
+        monkeypatch.setattr(lanes, name, fake)
+    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    told = tmp_path / "told.json"
+    command = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(sys.stdin.read())\""
+    options = ["--out", tmp_path / "x", "--points", "1", "--no-mlflow", "--no-preflight", "--notify", command]
+    code, out, err = cli("run", LR_WD, *options, *(["--quiet"] if quiet else []))
+    assert code == 1
+    message = json.loads(told.read_text())
+    assert (message["event"], message["ended"], message["failed"]) == ("end", 4, 1)
+    if quiet:
+        assert out == f"{tmp_path}/x/report/report.html\n"
+        assert err.splitlines()[0] == "the disk was slow"
+        assert "1 of 4 trials have no result" in err
+    else:
+        assert "[1/4] vit_p adamw p0  diverged  no epoch  1.0 s  (nan)" in out
+        assert "[4/4] vit_c sgd p0  failed  no epoch  1.0 s  (OSError: on fire)" in out
+        assert "not settled" in out
+        assert err == ""
+
+
 def test_a_report_of_a_partial_sweep_shows_what_is_missing_and_does_not_exit_with_0(cli, partial):
     code, out, _ = cli("report", partial)
     assert code == 1
@@ -314,6 +497,11 @@ def test_a_tree_of_images_becomes_a_data_set(cli, tmp_path, png_bytes):
         "verify",
         "bundle",
         "compare",
+        "retry",
+        "stop",
+        "sync",
+        "logs",
+        "why",
         "data import",
         "data info",
     ],
@@ -323,6 +511,35 @@ def test_every_verb_has_help_with_an_example(cli, verb):
     assert code == 0
     assert "vitc-sweep" in out
     assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every verb with its command."""
+    found = []
+    for name, command in group.commands.items():
+        inner = (*words, name)
+        found += commands(command, inner) if hasattr(command, "commands") else [(inner, command)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    commands(typer.main.get_command(app)),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_example_in_the_help_of_every_verb_is_a_command_that_parses(words, command):
+    name, *arguments = shlex.split(command.epilog.removeprefix("Example: "))
+    assert name == "vitc-sweep"
+    assert tuple(arguments[: len(words)]) == words
+    # Refuses options that there are not, values of a wrong type, and arguments too many or too few.
+    assert command.make_context(" ".join(words), arguments[len(words) :]).params
+
+
+def test_the_help_tells_the_exit_codes(cli):
+    _, out, _ = cli("--help")
+    told = " ".join(out.split())
+    for code in (OK, INCOMPLETE, BAD_INPUT, INTERRUPTED):
+        assert re.search(rf"\b{code} [a-z]", told[told.index("Exit codes:") :])
 
 
 def test_help_imports_nothing_heavy():

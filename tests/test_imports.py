@@ -25,6 +25,8 @@ PURE = {
     "merge",
     "dispatch",
     "ledger",
+    "progress",
+    "story",
     *STATISTICS,
     *TELLING,
 }
@@ -41,6 +43,10 @@ EDGES = (
     "report",
     "terminal",
     "evidence",
+    "watch",
+    "trial_logs",
+    "notify",
+    "serve",
     "machine",
     "preflight",
 )
@@ -52,7 +58,7 @@ RANKS = {
     "schema": 3,
     "plan": 3,
     "results": 4,
-    **dict.fromkeys(("confirm", "merge", "cost", "dispatch", "ledger", *STATISTICS), 5),
+    **dict.fromkeys(("confirm", "merge", "cost", "dispatch", "ledger", "progress", "story", *STATISTICS), 5),
     "findings": 6,
     "words": 6,
     "rows": 7,
@@ -68,7 +74,7 @@ OWNERS = {
     "matplotlib": {"figures", "report"},
     "jinja2": {"report"},
     "typer": {"cli"},
-    "rich": {"cli", "terminal"},
+    "rich": {"cli", "terminal", "watch"},
     "pyarrow": {"cli", "journal", "states"},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import Writer, decode, encode, read_journal, write_atomically
+from orchestrator.journal import Tail, Writer, decode, encode, read_journal, write_atomically
 from orchestrator.results import attempt_event, end_event, epoch_event, fold
 
 EVENTS = [
@@ -191,3 +191,66 @@ def test_a_file_written_atomically_is_whole_and_leaves_no_parts(tmp_path):
     write_atomically(tmp_path / "a" / "file.txt", b"two")
     assert (tmp_path / "a" / "file.txt").read_text() == "two"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.txt"]
+
+
+def test_a_tail_gives_every_event_once_however_the_bytes_come(tmp_path):
+    path = write(tmp_path, EVENTS)
+    whole = path.read_bytes()
+    for size in (1, 7, 50, len(whole)):
+        path.write_bytes(b"")
+        tail, seen = Tail(tmp_path), []
+        for start in range(0, len(whole), size):
+            with path.open("ab") as file:
+                file.write(whole[start : start + size])
+            seen += tail.read()
+            assert not tail.anew
+        assert seen == EVENTS
+        assert tail.notices() == []
+        assert tail.read() == []
+
+
+def test_a_tail_goes_on_in_the_files_of_later_runs(tmp_path):
+    write(tmp_path, EVENTS[:2])
+    tail = Tail(tmp_path)
+    assert tail.read() == EVENTS[:2]
+    write(tmp_path, EVENTS[2:3])
+    write(tmp_path, EVENTS[3:])
+    assert tail.read() == EVENTS[2:]
+    assert not tail.anew
+
+
+def test_a_tail_reads_new_bytes_only(tmp_path, monkeypatch):
+    writer = Writer(tmp_path)
+    writer.append(EVENTS * 100)
+    tail = Tail(tmp_path)
+    tail.read()
+    decoded = 0
+
+    def count(line: bytes):
+        nonlocal decoded
+        decoded += 1
+        return decode(line)
+
+    monkeypatch.setattr("orchestrator.journal.decode", count)
+    writer.append(EVENTS)
+    assert tail.read() == EVENTS
+    assert decoded == len(EVENTS)
+    writer.close()
+
+
+def test_a_tail_begins_anew_where_a_seal_takes_back_what_it_has_read(tmp_path):
+    first = write(tmp_path, EVENTS[:2])
+    second = write(tmp_path, EVENTS[2:3])
+    # Taken for dead, the first writer goes on; a reader that has not seen the second file yet reads that.
+    late = second.read_bytes()
+    second.unlink()
+    with first.open("a") as file:
+        file.write(encode(EVENTS[3]))
+    tail = Tail(tmp_path)
+    assert tail.read() == [*EVENTS[:2], EVENTS[3]]
+    second.write_bytes(late)
+    assert tail.read() == EVENTS[:3]
+    assert tail.anew
+    assert tail.notices() == read_journal(tmp_path).notices != []
+    assert tail.read() == []
+    assert not tail.anew

@@ -1,0 +1,341 @@
+"""How far a sweep is, from events as they come: constant work per event, whatever the number of trials."""
+
+import bisect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.dispatch import fingerprint
+from orchestrator.ledger import Accounts, Ledger
+from orchestrator.plan import Plan, Trial
+from orchestrator.results import Event, Record, Result, fold
+
+#: Outcomes that a person should look at.
+FAILURES = ("failed", "out_of_memory", "invalid")
+
+#: How many moments of a run the speed is taken from, at most; then every second one is forgotten.
+_MOST_MARKS = 32
+
+#: Stretches of time below which nothing is said about the speed.
+_LEAST_STRETCHES = 3
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far one arm is in one cell.
+
+    Attributes:
+      planned: trials, with replicates and other extra runs.
+      states: outcome, `running` or `missing` to number of trials.
+      ended: trials that `run` will leave alone.
+      errors: those of the sweep's own trials that finished, in percent, lowest first.
+      num_at_worst: trials of the sweep that count as a fixed error above all others: diverged ones.
+    """
+
+    cell: str
+    arm: str
+    planned: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    ended: int = 0
+    errors: list[float] = field(default_factory=list)
+    num_at_worst: int = 0
+
+    @property
+    def best_pct(self) -> float | None:
+        """The lowest error so far."""
+        return self.errors[0] if self.errors else None
+
+    @property
+    def running(self) -> int:
+        """Trials in flight."""
+        return self.states.get("running", 0)
+
+    @property
+    def diverged(self) -> int:
+        """Trials that diverged: results, not failures."""
+        return self.states.get("diverged", 0)
+
+    @property
+    def failed(self) -> int:
+        """Trials that a person should look at."""
+        return sum(self.states.get(state, 0) for state in FAILURES)
+
+    def edf(self, error_pct: float) -> float | None:
+        """Share of the trials with an error so far whose error is at most this; None without any."""
+        count = len(self.errors) + self.num_at_worst
+        return bisect.bisect_right(self.errors, error_pct) / count if count else None
+
+
+@dataclass(slots=True)
+class Cause:
+    """Trials that failed for one reason, up to numbers in its message.
+
+    Attributes:
+      state: their outcome.
+      detail: the message of the first.
+      trials: ids, first one first.
+    """
+
+    state: str
+    detail: str
+    trials: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLeft:
+    """Seconds until the last trial ends, with a 95 % interval; open above where the speed may be 0."""
+
+    seconds: float
+    low: float
+    high: float | None
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a trial has been counted as."""
+
+    state: str = "missing"
+    error_pct: float | None = None
+    at_worst: bool = False
+    settled: bool = False
+    mark: str = ""
+    share: float = 0.0
+
+
+class Progress:
+    """A sweep under way: give it events, ask it anything; no answer looks at all trials.
+
+    Time is that of the events, so that a run seen live, from another machine, or years later looks alike.
+
+    Attributes:
+      plan, records: what was asked and what is known; `records` is kept up to date.
+      lanes: worker groups at a time.
+      tallies: per cell and arm, in the order of the plan.
+      causes: failures by what they have in common.
+      notices: what a person was told, each text once, with how often.
+      breaker: why the run stopped itself, if it did.
+      ended: planned trials that have ended.
+      began, now: of the last session, and of the last event, in seconds since 1970.
+    """
+
+    def __init__(
+        self, plan: Plan, records: dict[str, Record], lanes: int = 0, history: Iterable[Event] = ()
+    ) -> None:
+        """
+        Args:
+          plan: the trials.
+          records: folded from `history`; events to come are folded in.
+          lanes: worker groups at a time, if that is known already.
+          history: events that came before, for the ledger.
+        """
+        self.plan, self.records, self.lanes = plan, records, lanes
+        self.causes: dict[str, Cause] = {}
+        self.notices: dict[str, int] = {}
+        self.breaker = ""
+        self.ended = 0
+        self.began: float | None = None
+        self.now: float | None = None
+        self._accounts = Accounts()
+        self._accounts.observe(history)
+        tallies: dict[tuple[str, str], Tally] = {}
+        # Arms that coincide in a cell share a trial.
+        self._places: dict[str, list[tuple[Trial, Tally]]] = {}
+        self._known: dict[str, _Known] = {}
+        self._work: dict[str, tuple[float, int]] = {}
+        for trial in plan.trials:
+            tally = tallies.setdefault((trial.cell_name, trial.arm), Tally(trial.cell_name, trial.arm))
+            tally.planned += 1
+            tally.states["missing"] = tally.states.get("missing", 0) + 1
+            self._places.setdefault(trial.id, []).append((trial, tally))
+            if trial.id not in self._known:
+                self._known[trial.id] = _Known()
+                cost = plan.cost(trial)
+                self._work[trial.id] = (float(cost.train_flops), cost.steps)
+        self.tallies = list(tallies.values())
+        self._total_work = sum(work for work, _ in self._work.values()) or 1.0
+        self._done_work = 0.0
+        self._marks: list[tuple[float, float]] = []
+        self._may_mark = False
+        for trial_id in self._known:
+            self._count(trial_id)
+
+    def observe(self, events: Iterable[Event]) -> None:
+        """Takes in what has happened."""
+        for event in events:
+            self._observe(event)
+
+    def _observe(self, event: Event) -> None:
+        in_flight = self._in_flight() if event["kind"] == "session" else []
+        fold([event], self.records)
+        self._accounts.observe([event])
+        match event["kind"]:
+            case "session":
+                self.began = event.get("began", event["time"])
+                self.lanes = max(event.get("lanes", [0]), default=0)
+                self.breaker = ""
+                self._marks, self._may_mark = [], False
+                for trial_id in in_flight:
+                    self._count(trial_id)
+            case "notice":
+                self.notices[event["detail"]] = self.notices.get(event["detail"], 0) + 1
+            case "breaker":
+                self.breaker = event["detail"]
+            case "attempt" | "end" | "retry":
+                self._count(event["trial"])
+            case "epoch":
+                self._advance(event["trial"], int(event["row"].get("step", 0)))
+                self._count_state(event["trial"])
+                # Counted from the first row on: what came before was starting up.
+                self._may_mark = True
+            case "pulse":
+                for trial_id, (_, step, _) in event["in_flight"].items():
+                    self._advance(trial_id, int(step))
+        if "time" in event:
+            self.now = max(event["time"], self.now or event["time"])
+            if self._may_mark:
+                self._mark()
+
+    def _in_flight(self) -> list[str]:
+        return [key for key, record in self.records.items() if record.running]
+
+    def knows(self, trial_id: str) -> bool:
+        """Whether a trial is part of the plan."""
+        return trial_id in self._known
+
+    def result(self, trial_id: str) -> Result:
+        """A trial with what is known of it."""
+        record = self.records.get(trial_id, Record())
+        return Result(self._places[trial_id][0][0], record, self.plan.sweep.error)
+
+    # --- counts
+
+    def _count(self, trial_id: str) -> None:
+        """Counts a trial as what it is now, and no more as what it was."""
+        if trial_id not in self._known:
+            return
+        self._count_state(trial_id)
+        known, record = self._known[trial_id], self.records.get(trial_id)
+        if record is None:
+            return
+        if record.settled:
+            self._set_share(trial_id, 1.0)
+        elif not record.rows:
+            self._set_share(trial_id, 0.0)
+        elif known.share in (0.0, 1.0) and (last := record.last) is not None:
+            # Before anything is heard of it, or set back from its end.
+            self._set_share(trial_id, min(last.step / max(self._work[trial_id][1], 1), 1.0))
+
+    def _count_state(self, trial_id: str) -> None:
+        if trial_id not in self._known:
+            return
+        before, result = self._known[trial_id], self.result(trial_id)
+        rule, record = result.rule, result.record
+        is_ranked = rule is not None and rule.ranked
+        mark = fingerprint(result.state, record.detail) if result.state in FAILURES else ""
+        after = _Known(
+            state=result.state,
+            error_pct=result.error_pct if is_ranked else None,
+            at_worst=rule is not None and rule.in_edf and not rule.ranked,
+            settled=record.settled,
+            mark=mark,
+            share=before.share,
+        )
+        if after == before:
+            return
+        self._known[trial_id] = after
+        for trial, tally in self._places[trial_id]:
+            _move(tally, before, after, is_draw=trial.role == "sweep")
+            self.ended += after.settled - before.settled
+        if before.mark != mark:
+            self._move_cause(trial_id, before.mark, mark, result)
+
+    def _move_cause(self, trial_id: str, before: str, after: str, result: Result) -> None:
+        if before:
+            cause = self.causes[before]
+            del cause.trials[trial_id]
+            if not cause.trials:
+                del self.causes[before]
+        if after:
+            cause = self.causes.setdefault(after, Cause(result.state, result.record.detail))
+            cause.trials[trial_id] = None
+
+    # --- time
+
+    def _advance(self, trial_id: str, step: int) -> None:
+        if trial_id in self._known and not self._known[trial_id].settled:
+            share = min(max(step, 0) / max(self._work[trial_id][1], 1), 1.0)
+            self._set_share(trial_id, max(share, self._known[trial_id].share))
+
+    def _set_share(self, trial_id: str, share: float) -> None:
+        known = self._known[trial_id]
+        self._done_work += self._work[trial_id][0] * (share - known.share)
+        known.share = share
+
+    @property
+    def share(self) -> float:
+        """How much of all training has been done, by multiply-adds, 0 to 1."""
+        return min(max(self._done_work / self._total_work, 0.0), 1.0)
+
+    def _mark(self) -> None:
+        assert self.now is not None
+        marks = self._marks
+        if marks and self.now - marks[-1][0] < self._spacing():
+            return
+        marks.append((self.now, self.share))
+        if len(marks) > _MOST_MARKS:
+            # Keeps the first, and about evenly spread ones of the others.
+            del marks[1:-1:2]
+
+    def _spacing(self) -> float:
+        """Least seconds between two marks: stretches much shorter than the run say little about its speed."""
+        return max(0.5, (self._marks[-1][0] - self._marks[0][0]) / _MOST_MARKS)
+
+    @property
+    def time_left(self) -> TimeLeft | None:
+        """At the speed since the first row; None before that is known.
+
+        The speed is the work of all stretches between marks over their time, a ratio of sums; its standard
+        error is the usual one of a ratio (Cochran, Sampling Techniques, 1977, section 2.11), from how
+        unevenly work came in. So it knows nothing of a cluster that will grow or a tail with idle lanes.
+        """
+        if len(self._marks) <= _LEAST_STRETCHES:
+            return None
+        times = [after[0] - before[0] for before, after in zip(self._marks, self._marks[1:], strict=False)]
+        works = [after[1] - before[1] for before, after in zip(self._marks, self._marks[1:], strict=False)]
+        time, work, count = sum(times), sum(works), len(times)
+        if work <= 0 or time <= 0:
+            return None
+        speed = work / time
+        squares = sum((w - speed * t) ** 2 for w, t in zip(works, times, strict=True))
+        error = math.sqrt(count / (count - 1) * squares) / time
+        margin = _student(count - 1) * error
+        left = 1.0 - self.share
+        low, high = left / (speed + margin), left / (speed - margin) if margin < speed else None
+        return TimeLeft(left / speed, low, high)
+
+    def ledger(self) -> Ledger:
+        """Where the time of the devices went; work grows with the number of attempts."""
+        return self._accounts.total()
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
+
+def _move(tally: Tally, before: _Known, after: _Known, is_draw: bool) -> None:
+    tally.states[before.state] -= 1
+    if not tally.states[before.state]:
+        del tally.states[before.state]
+    tally.states[after.state] = tally.states.get(after.state, 0) + 1
+    tally.ended += after.settled - before.settled
+    if not is_draw:
+        return
+    if before.error_pct != after.error_pct:
+        if before.error_pct is not None:
+            del tally.errors[bisect.bisect_left(tally.errors, before.error_pct)]
+        if after.error_pct is not None:
+            bisect.insort(tally.errors, after.error_pct)
+    tally.num_at_worst += after.at_worst - before.at_worst

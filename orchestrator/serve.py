@@ -1,0 +1,335 @@
+"""Live pages of sweeps: a small read-only web server over a folder of sweep folders.
+
+A report is made anew when somebody looks at it and the journal has grown, in a process of its own, into a
+scratch folder. So a sweep's own files, which are sealed, are not touched, and many looks cost one report.
+
+    python -m orchestrator.serve SWEEP TARGET    writes report and state of a sweep into a folder
+"""
+
+import html
+import json
+import mimetypes
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from orchestrator.evidence import report_details
+from orchestrator.folder import open_folder
+from orchestrator.journal import write_atomically
+from orchestrator.lease import holder
+from orchestrator.progress import Progress
+from orchestrator.report import write_report
+
+#: Least seconds between two reports of one sweep.
+EVERY_SECONDS = 30.0
+
+#: Seconds after which making a report is given up.
+_MAKE_SECONDS = 1800.0
+
+
+def make(folder: Path, target: Path) -> None:
+    """Writes the report of a sweep as it stands, and its state, into a folder outside of it.
+
+    Raises:
+      FolderError: it is no sweep.
+    """
+    opened = open_folder(folder)
+    progress = Progress(opened.plan, opened.records)
+    state = {
+        "question": opened.plan.sweep.question,
+        "trials": len(opened.plan.trials),
+        "ended": progress.ended,
+        "failed": sum(tally.failed for tally in progress.tallies),
+        "best": [[tally.cell, tally.arm, tally.best_pct] for tally in progress.tallies],
+    }
+    write_atomically(target / "state.json", json.dumps(state))
+    write_report(opened.plan, opened.records, target, report_details(opened.record))
+
+
+def _make_in_process(folder: Path, target: Path) -> str:
+    """Runs `make` at low priority in a process of its own; returns what went wrong, empty if nothing did."""
+    command = [sys.executable, "-m", "orchestrator.serve", str(folder), str(target)]
+    nice = ["nice", "-n", "10"] if os.name == "posix" else []
+    try:
+        done = subprocess.run([*nice, *command], capture_output=True, text=True, timeout=_MAKE_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}"
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
+
+
+@dataclass(slots=True)
+class _Page:
+    """The live report of one sweep.
+
+    Attributes:
+      sign: what the folder was like when the report was begun.
+      began: when that was, by the monotonic clock.
+      version: counts reports.
+      made: when the last one was ready, in words.
+      fault: why the last one failed.
+    """
+
+    sign: tuple[Any, ...] = ()
+    began: float = float("-inf")
+    version: int = 0
+    made: str = ""
+    fault: str = ""
+
+
+class Pages:
+    """Sweeps under a folder, and their reports, made one at a time when they are wanted."""
+
+    def __init__(
+        self,
+        root: Path,
+        scratch: Path,
+        every_seconds: float = EVERY_SECONDS,
+        maker: Callable[[Path, Path], str] = _make_in_process,
+    ) -> None:
+        """
+        Args:
+          root: a folder of sweep folders, or one sweep folder.
+          scratch: where reports go.
+          every_seconds: least time between two reports of one sweep.
+          maker: writes a report; returns what went wrong.
+        """
+        self.root, self.scratch = root, scratch
+        self._every, self._maker = every_seconds, maker
+        self._pages: dict[str, _Page] = {}
+        self._wanted: dict[str, None] = {}
+        self._condition = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="reports", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Makes no more reports."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    def sweeps(self) -> dict[str, Path]:
+        """Sweep folders by name; looked up anew, as sweeps begin while pages are served."""
+        if (self.root / "sweep.yaml").is_file():
+            return {self.root.resolve().name: self.root}
+        return {path.parent.name: path.parent for path in sorted(self.root.glob("*/sweep.yaml"))}
+
+    def page(self, name: str) -> _Page:
+        """The report of a sweep as it is; wants it anew where the sweep has got on."""
+        folder = self.sweeps()[name]
+        with self._condition:
+            page = self._pages.setdefault(name, _Page())
+            if page.sign != _sign(folder):
+                self._wanted[name] = None
+                self._condition.notify_all()
+            return page
+
+    def report_folder(self, name: str) -> Path:
+        """Where the report of a sweep is."""
+        return self.scratch / name
+
+    def state(self, name: str) -> dict[str, Any]:
+        """How far a sweep is, known before its report is; empty while nobody has looked."""
+        try:
+            return dict(json.loads((self.report_folder(name) / "state.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                due = [n for n in self._wanted if time.monotonic() - self._pages[n].began >= self._every]
+                if self._closed:
+                    return
+                if not due:
+                    self._condition.wait(timeout=0.5 if self._wanted else None)
+                    continue
+                name = due[0]
+                del self._wanted[name]
+                page, folder = self._pages[name], self.sweeps().get(name)
+                if folder is None:
+                    continue
+                # Before it is read: what is added from here on is for the next one.
+                page.sign, page.began = _sign(folder), time.monotonic()
+            fault = self._maker(folder, self.report_folder(name))
+            with self._condition:
+                page.fault = fault
+                if not fault:
+                    page.version, page.made = page.version + 1, time.strftime("%H:%M:%S")
+
+
+def _sign(folder: Path) -> tuple[Any, ...]:
+    """Changes when the journal or the question does."""
+    found = []
+    for path in [
+        *sorted((folder / "journal").glob("*.jsonl")),
+        folder / "sweep.yaml",
+        folder / "confirm.json",
+    ]:
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        found.append((path.name, stat.st_size, stat.st_mtime_ns if path.suffix != ".jsonl" else 0))
+    return tuple(found)
+
+
+def server(pages: Pages, host: str, port: int, mlflow: str = "") -> ThreadingHTTPServer:
+    """A server of the pages; `serve_forever` runs it. Port 0 takes a free one.
+
+    Raises:
+      OSError: the port is taken.
+    """
+    is_loopback = host in ("127.0.0.1", "localhost", "::1")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # A page from elsewhere may point its own name at this machine; it is not to read what is here.
+            asked = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+            if is_loopback and asked not in ("127.0.0.1", "localhost", "::1"):
+                self._send(HTTPStatus.FORBIDDEN, "text/plain", b"ask for localhost")
+                return
+            status, kind, body = answer(pages, unquote(urlsplit(self.path).path), mlflow)
+            self._send(status, kind, body)
+
+        do_HEAD = do_GET
+
+        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing: the terminal is for addresses."""
+
+    return ThreadingHTTPServer((host, port), Handler)
+
+
+def answer(pages: Pages, path: str, mlflow: str = "") -> tuple[HTTPStatus, str, bytes]:
+    """What is at a path: the index at /, a live report at /NAME/, its files and version.json below."""
+    if path == "/":
+        return HTTPStatus.OK, _HTML, _index(pages, mlflow).encode()
+    name, slash, rest = path.removeprefix("/").partition("/")
+    if name not in pages.sweeps() or not slash:
+        return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"no such sweep"
+    page, folder = pages.page(name), pages.report_folder(name)
+    if rest == "version.json":
+        told = {"version": page.version, "fault": page.fault}
+        return HTTPStatus.OK, "application/json", json.dumps(told).encode()
+    if rest == "":
+        return HTTPStatus.OK, _HTML, _report(pages, name, mlflow).encode()
+    file = (folder / rest).resolve()
+    if not file.is_relative_to(folder.resolve()) or not file.is_file():
+        return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"no such file"
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return HTTPStatus.OK, kind, file.read_bytes()
+
+
+_HTML = "text/html; charset=utf-8"
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #1a1a1a }
+table { border-collapse: collapse; width: 100% } th { text-align: left; color: #666; font-weight: normal }
+th, td { padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
+.bar { background: #eee; width: 8rem; height: .5rem; margin-top: .5rem }
+.bar div { background: #2166ac; height: 100% }
+small { color: #666 } .bad { color: #b2182b }
+@media (prefers-color-scheme: dark) {
+  body { background: #161616; color: #e6e6e6 } th, td { border-color: #333 } a { color: #8ab4f8 }
+  .bar { background: #333 }
+}
+"""
+
+
+def _index(pages: Pages, mlflow: str) -> str:
+    rows = []
+    for name, folder in pages.sweeps().items():
+        page = pages.page(name)
+        state, link = pages.state(name), f"{quote(name)}/"
+        at_work = "a run is at work" if holder(folder) is not None else ""
+        if not state:
+            told = f'<td colspan="2">{html.escape(page.fault) or "being read"}</td>'
+        else:
+            share = 100 * state["ended"] / max(state["trials"], 1)
+            failed = f' <span class="bad">{state["failed"]} failed</span>' if state["failed"] else ""
+            best = "<br>".join(
+                f"{html.escape(cell)} {html.escape(arm)} {error:.1f} %"
+                for cell, arm, error in state["best"][:8]
+                if error is not None
+            )
+            more = f"<br><small>and {len(state['best']) - 8} more</small>" if len(state["best"]) > 8 else ""
+            told = (
+                f"<td>{state['ended']}/{state['trials']}{failed}"
+                f'<div class="bar"><div style="width:{share:.0f}%"></div></div>'
+                f"<small>{at_work}</small></td><td>{best or '–'}{more}</td>"
+            )
+        question = html.escape(state.get("question", ""))
+        rows.append(
+            f'<tr><td><a href="{link}">{html.escape(name)}</a><br><small>{question}</small></td>{told}</tr>'
+        )
+    where = html.escape(str(pages.root))
+    body = (
+        f"<table><tr><th>sweep<th>trials ended<th>best error so far</tr>{''.join(rows)}</table>"
+        if rows
+        else f"<p>{where} holds no sweep yet.</p>"
+    )
+    link = f' · <a href="{html.escape(mlflow)}">MLflow</a>' if mlflow else ""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="10">'
+        f'<meta name="viewport" content="width=device-width"><title>Sweeps in {where}</title>'
+        f"<style>{_STYLE}</style><h1>Sweeps</h1><p><small>{where}{link}</small></p>{body}</html>"
+    )
+
+
+def _report(pages: Pages, name: str, mlflow: str) -> str:
+    """The report with a bar that says how fresh it is, and reloads the page when there is a newer one."""
+    page, state = pages.page(name), pages.state(name)
+    link = f' · <a href="{html.escape(mlflow)}">MLflow</a>' if mlflow else ""
+    fault = f' · <span style="color:#b2182b">{html.escape(page.fault)}</span>' if page.fault else ""
+    if not page.version:
+        told = html.escape(page.fault) or "The report is being made."
+        return (
+            '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
+            f"<title>{html.escape(name)}</title><style>{_STYLE}</style><h1>{html.escape(name)}</h1><p>{told}</p>"
+            f'<p><small><a href="../">all sweeps</a>{link}</small></p></html>'
+        )
+    bar = (
+        '<div style="position:sticky;top:0;z-index:9;background:#eef3f8;color:#333;padding:.4rem 1rem;'
+        'font:13px system-ui,sans-serif;border-bottom:1px solid #cdd9e5"><a href="../">all sweeps</a>'
+        f" · live: {state['ended']} of {state['trials']} trials, as of {page.made}{link}{fault}</div>"
+        "<script>setInterval(async () => { try {"
+        ' const told = await (await fetch("version.json")).json();'
+        f" if (told.version !== {page.version}) location.reload();"
+        " } catch {} }, 5000)</script>"
+    )
+    text = (pages.report_folder(name) / "report.html").read_text()
+    head, tag, rest = text.partition("<body")
+    if not tag:
+        return bar + text
+    attributes, close, body = rest.partition(">")
+    return head + tag + attributes + close + bar + body
+
+
+def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A place for reports that goes with the server."""
+    return tempfile.TemporaryDirectory(prefix="vitc-sweep-ui-", ignore_cleanup_errors=True)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,203 @@
+"""One trial's story: what people call it, what happened to it attempt by attempt, and what to do about it."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.plan import Plan, Trial
+from orchestrator.results import RULES, Event, Result
+
+#: Names that are told when one is not found, or several are.
+_MOST_NAMES = 8
+
+
+class UnknownTrial(ValueError):
+    """No trial goes by that name, or several do; the message names the nearest."""
+
+
+def name_of(trial: Trial) -> str:
+    """A trial as one word to type: vit_c/adamw/3, with its extra run behind it: vit_c/adamw/3/confirm/r1."""
+    extra = "" if trial.role == "sweep" else f"/{trial.role}"
+    replicate = f"/r{trial.replicate}" if trial.replicate or extra else ""
+    return f"{trial.arm}/{trial.cell_name}/{trial.point}{extra}{replicate}"
+
+
+def find_trial(plan: Plan, text: str) -> Trial:
+    """The one trial that somebody means.
+
+    Args:
+      plan: its sweep.
+      text: its id or the beginning of it; or its name, `vit_c/adamw/3`, also as `vit_c adamw p3`, with its
+        parts in any order and the cell left out where that is clear.
+
+    Raises:
+      UnknownTrial: there is none, or several.
+    """
+    first = {trial.id: trial for trial in reversed(plan.trials)}
+    if text in first:
+        return first[text]
+    words = _words(text)
+    named = [trial for trial in plan.trials if words and words <= _words_of(trial)]
+    # A point stands for its own run and not for the extra ones with other seeds.
+    own = [trial for trial in named if trial.role == "sweep" and trial.replicate == 0]
+    for found in (named, own):
+        if len(distinct := {trial.id: trial for trial in reversed(found)}) == 1:
+            return next(iter(distinct.values()))
+    begun = [trial for key, trial in first.items() if text and key.startswith(text)]
+    if len(begun) == 1 and not named:
+        return begun[0]
+    if several := [*named, *begun]:
+        names = ", ".join(_shown(trial) for trial in several[:_MOST_NAMES])
+        more = f" and {len(several) - _MOST_NAMES} more" if len(several) > _MOST_NAMES else ""
+        raise UnknownTrial(f"{text!r} fits {len(several)} trials: {names}{more}")
+    by_name = {name_of(trial): trial for trial in plan.trials}
+    near = difflib.get_close_matches(text, [*by_name, *first], n=3, cutoff=0.5) or list(by_name)[:3]
+    shown = ", ".join(_shown(by_name.get(name) or first[name]) for name in near)
+    raise UnknownTrial(f"no trial is called {text!r}; the nearest are {shown}")
+
+
+def _shown(trial: Trial) -> str:
+    return f"{name_of(trial)} ({trial.id[:8]})"
+
+
+def _words(text: str) -> set[str]:
+    return {re.sub(r"^p(?=\d+$)", "", word) for word in re.split(r"[\s/,]+", text.strip()) if word}
+
+
+def _words_of(trial: Trial) -> set[str]:
+    return _words(name_of(trial)) | {f"r{trial.replicate}"} | _words(trial.role.replace("_", " "))
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One go at a trial.
+
+    Attributes:
+      number: from 1.
+      lane, node: who had it; the node's id, empty if it is not known.
+      started, ended: seconds since 1970; None while it goes on.
+      end, detail: how it ended, and the cause.
+      from_step, step: where it began and how far it was heard of; -1 if it was not.
+      epochs: rows it put on record.
+      final: the trial ended with it.
+      discarded: a person had the trial run anew after it.
+    """
+
+    number: int
+    lane: str
+    node: str
+    started: float
+    ended: float | None = None
+    end: str = ""
+    detail: str = ""
+    from_step: int = -1
+    step: int = -1
+    epochs: int = 0
+    final: bool = False
+    discarded: bool = False
+
+
+def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
+    """What the journal says of each go at a trial; a go that its run did not outlive has no end."""
+    found: list[Attempt] = []
+    for event in events:
+        if event["kind"] == "pulse" and trial_id in event["in_flight"] and found:
+            found[-1].from_step, found[-1].step = (int(n) for n in event["in_flight"][trial_id][:2])
+        if event["kind"] == "session" and found and not found[-1].end:
+            found[-1].end, found[-1].detail = "cut off", "its run ended without a word"
+        if event.get("trial") != trial_id:
+            continue
+        match event["kind"]:
+            case "attempt":
+                found.append(Attempt(event["attempt"], event["lane"], event.get("node", ""), event["time"]))
+            case "epoch" if found:
+                found[-1].epochs += 1
+                found[-1].step = max(found[-1].step, int(event["row"].get("step", -1)))
+            case "end" if found:
+                last = found[-1]
+                last.end, last.detail, last.final = event["end"], event["detail"], event["final"]
+                last.ended = event["time"]
+                last.from_step = event.get("from_step", last.from_step)
+                last.step = max(last.step, event.get("step", -1))
+            case "retry":
+                for attempt in found:
+                    attempt.discarded = True
+    return found
+
+
+def story(
+    result: Result, attempts: Sequence[Attempt], folder: str, steps: int, excerpt: Sequence[str] = ()
+) -> Iterator[str]:
+    """What happened to a trial, a line each.
+
+    Args:
+      result: the trial and what is known of it.
+      attempts: at it, in order.
+      folder: of its sweep, as to be typed in a command.
+      steps: of the whole trial.
+      excerpt: the last lines of its log, if there is one.
+    """
+    trial, record = result.trial, result.record
+    yield f"{name_of(trial)}  ({trial.id})"
+    values = ", ".join(f"{path} {_number(value)}" for path, value in trial.values.items())
+    yield f"  arm {trial.arm}, cell {trial.cell_name}, point {trial.point}" + (
+        f": {values}" if values else ""
+    )
+    meaning = f": {RULES[record.outcome].means}" if record.outcome else ""
+    yield f"  {result.state}{meaning}" + (f" ({record.detail})" if record.detail and not attempts else "")
+    if (last := record.last) is not None:
+        yield (
+            f"  epoch {last.epoch} of {trial.config.schedule.epochs}, "
+            f"error {last.val_top1_error_pct:.1f} % on the selection split"
+        )
+    for attempt in attempts:
+        yield "  " + _attempt_line(attempt, steps)
+    if excerpt:
+        yield "  its log ends with"
+        yield from (f"    {line}" for line in excerpt)
+    yield from (f"  {line}" for line in advice(result, attempts, folder))
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _attempt_line(attempt: Attempt, steps: int) -> str:
+    parts = [f"attempt {attempt.number} on lane {attempt.lane}"]
+    if attempt.node:
+        parts.append(f"node {attempt.node[:8]}")
+    if attempt.ended is not None:
+        parts.append(f"{attempt.ended - attempt.started:.1f} s")
+    if attempt.step >= 0:
+        parts.append(f"from step {max(attempt.from_step, 0)} to {attempt.step} of {steps}")
+    end = attempt.end or "under way"
+    detail = f": {attempt.detail}" if attempt.detail else ""
+    return f"{', '.join(parts)}; {end}{detail}" + (" (thrown away by `retry`)" if attempt.discarded else "")
+
+
+def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str]:
+    """What to do, a line each; nothing where all is well."""
+    name, config = name_of(result.trial), result.trial.config
+    again = f"vitc-sweep retry {folder} --trial {name}"
+    logs = f"vitc-sweep logs {folder} {name}"
+    match result.state:
+        case "failed":
+            return [f"read it whole:  {logs}", f"mend the cause, then:  {again}"]
+        case "out_of_memory":
+            return [
+                f"a lower batch_size (now {config.batch_size}) or more resources.workers (now "
+                f"{result.trial.gang.workers}) needs less memory each; that is another question: give it "
+                "another folder with --out",
+                f"on machines with more memory:  {again}",
+            ]
+        case "invalid":
+            return ["these settings do not make a model: narrow `vary` or mend the arm in the sweep file"]
+        case "diverged":
+            return ["a result and no fault: it counts as 100 % error, in every arm alike"]
+        case "running":
+            return [f"follow it:  {logs} --follow"]
+        case "missing" | "cancelled":
+            how = "go on from its checkpoint" if attempts else "start"
+            return [f"the next `vitc-sweep run` with this folder will {how}"]
+    return []

@@ -1,0 +1,173 @@
+"""Finding a trial by what people call it, and its story; the logs of its attempts."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report_scale import large_plan
+from orchestrator.plan import Confirmation, Plan, Trial, with_confirmation
+from orchestrator.results import Record, Result, attempt_event, end_event, epoch_event, fold, retry_event
+from orchestrator.story import UnknownTrial, attempts_of, find_trial, name_of, story
+from orchestrator.trial_logs import kept, last_lines, logs_of
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    plan = large_plan(num_cells=2, points=12, epochs=4)
+    return with_confirmation(plan, Confirmation({("adamw/e4", "vit_c"): (3,)}, seeds=2))
+
+
+def trial(plan: Plan, arm: str, cell: str, point: int, role: str = "sweep", replicate: int = 0) -> Trial:
+    wanted = (arm, cell, point, role, replicate)
+    return next(t for t in plan.trials if (t.arm, t.cell_name, t.point, t.role, t.replicate) == wanted)
+
+
+def test_every_trial_is_found_by_its_id_its_name_and_its_label(plan):
+    for wanted in plan.trials:
+        assert find_trial(plan, wanted.id) is wanted
+        assert find_trial(plan, name_of(wanted)) is wanted
+        assert find_trial(plan, wanted.label) is wanted
+
+
+def test_a_trial_is_found_by_as_much_as_tells_it_from_others(plan):
+    wanted = trial(plan, "vit_c", "adamw/e4", 3)
+    for text in ("vit_c/adamw/3", "vit_c adamw p3", "adamw/vit_c/3", "3, vit_c, adamw", wanted.id[:10]):
+        assert find_trial(plan, text) is wanted
+    assert find_trial(plan, "vit_c/3/confirm/r1") is trial(plan, "vit_c", "adamw/e4", 3, "confirm", 1)
+
+
+@pytest.mark.parametrize("text", ["vit_c/adamw", "vit_c/3", "", "confirm"])
+def test_a_name_that_fits_several_is_refused_with_some_of_them(plan, text):
+    with pytest.raises(UnknownTrial, match=r"fits \d+ trials: vit_|no trial") as refused:
+        find_trial(plan, text)
+    assert "vit_c/adamw/e4/" in str(refused.value) or "vit_p/adamw/e4/0" in str(refused.value)
+
+
+def test_a_name_that_fits_none_is_refused_with_the_nearest(plan):
+    with pytest.raises(UnknownTrial, match=r"no trial is called 'vit_c/adamv/e4/3'.* vit_c/adamw/e4/3 "):
+        find_trial(plan, "vit_c/adamv/e4/3")
+
+
+def row(epoch: int, step: int) -> dict:
+    return {
+        "epoch": epoch,
+        "step": step,
+        "lr": 0.0,
+        "train_loss": 1.0,
+        "val_loss": 1.0,
+        "val_top1_error_pct": 42.0,
+        "val_raw_top1_error_pct": 42.0,
+        "train_seconds": 1.0,
+        "val_seconds": 0.0,
+        "test_top1_error_pct": None,
+    }
+
+
+def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
+    wanted = trial(plan, "vit_c", "adamw/e4", 3)
+    other = trial(plan, "vit_p", "adamw/e4", 3)
+    events = [
+        {"kind": "session", "time": 0.0},
+        attempt_event(wanted.id, 1, "a1", 100.0, "9f3c5ab2e1"),
+        attempt_event(other.id, 1, "b2", 100.0),
+        epoch_event(wanted.id, 1, row(1, 19)),
+        {"kind": "pulse", "time": 130.0, "in_flight": {wanted.id: [0, 25, 129.0]}},
+        {"kind": "session", "time": 200.0},
+        attempt_event(wanted.id, 2, "c3", 210.0),
+        end_event(wanted.id, 2, "lost", "a worker process died", 5.0, 215.0, False, from_step=19, step=30),
+        attempt_event(wanted.id, 3, "c3", 220.0),
+        end_event(wanted.id, 3, "failed", "OSError: no space", 7.5, 227.5, True, from_step=30, step=33),
+    ]
+    attempts = attempts_of(wanted.id, events)
+    assert [(a.number, a.end, a.from_step, a.step, a.epochs) for a in attempts] == [
+        (1, "cut off", 0, 25, 1),
+        (2, "lost", 19, 30, 0),
+        (3, "failed", 30, 33, 0),
+    ]
+    result = Result(wanted, fold(events)[wanted.id])
+    lines = list(story(result, attempts, "runs/x", steps=76, excerpt=["OSError: no space"]))
+    text = "\n".join(lines)
+    assert lines[0] == f"vit_c/adamw/e4/3  ({wanted.id})"
+    assert "attempt 1 on lane a1, node 9f3c5ab2, from step 0 to 25 of 76; cut off" in text
+    assert "attempt 3 on lane c3, 7.5 s, from step 30 to 33 of 76; failed: OSError: no space" in text
+    assert "epoch 1 of 4, error 42.0 %" in text
+    assert "vitc-sweep retry runs/x --trial vit_c/adamw/e4/3" in text
+    assert "    OSError: no space" in lines
+    # What a person had thrown away is told as such.
+    again = attempts_of(wanted.id, [*events, retry_event(wanted.id, 300.0)])
+    assert all(attempt.discarded for attempt in again)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        ("out_of_memory", "batch_size (now 64)"),
+        ("invalid", "narrow `vary`"),
+        ("diverged", "counts as 100 % error"),
+        ("cancelled", "go on from its checkpoint"),
+        (None, "the next `vitc-sweep run`"),
+    ],
+)
+def test_every_outcome_has_its_advice(plan, outcome, told):
+    wanted = plan.trials[0]
+    record = Record(outcome=outcome)
+    attempts = attempts_of(wanted.id, [attempt_event(wanted.id, 1, "a", 0.0)])
+    text = "\n".join(story(Result(wanted, record), attempts if outcome else [], "runs/x", 76))
+    assert told.replace("64", str(wanted.config.batch_size)) in text
+
+
+def test_a_worker_that_says_nothing_leaves_no_file(tmp_path):
+    with kept(tmp_path, "abc", 1, 0):
+        logging.getLogger("quiet").info("not worth keeping")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_and_messages_of_an_attempt_are_kept_per_rank_and_once_per_attempt(tmp_path):
+    def speak() -> None:
+        warnings.warn("the learning rate is large", UserWarning, stacklevel=1)
+        logging.getLogger("data").error("part %d is short", 3)
+
+    for attempt, rank in ((1, 0), (1, 1), (2, 0)):
+        with kept(tmp_path, "abc", attempt, rank):
+            speak()
+    logging.getLogger("data").error("after the attempt")
+    for attempt, rank in ((1, 0), (1, 1), (2, 0)):
+        text = (tmp_path / "trials" / "abc" / f"attempt-{attempt}.rank-{rank}.log").read_text()
+        assert text.count("UserWarning: the learning rate is large") == 1
+        assert text.count("data ERROR: part 3 is short") == 1
+        assert "after" not in text
+
+
+def test_storage_that_fails_costs_the_lines_and_not_the_trial(tmp_path, monkeypatch, capsys):
+    (tmp_path / "trials").write_text("a file where a folder should be")
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with kept(tmp_path, "abc", 1, 0):
+        logging.getLogger("data").error("part 3 is short")
+
+
+def test_logs_are_listed_by_attempt_and_rank_and_empty_ones_are_not(tmp_path):
+    place = tmp_path / "trials" / "abc"
+    place.mkdir(parents=True)
+    for name, text in (
+        ("attempt-1.log", "Traceback\nOSError: x\n"),
+        ("attempt-10.log", "Traceback\n\nValueError: last\n"),
+        ("attempt-1.rank-0.stack", ""),
+        ("attempt-1.rank-1.stack", "Thread 0x1"),
+        ("attempt-1.rank-1.log", "a warning\n"),
+        ("attempt-1.rank-1.log.1", "an older warning\n"),
+        ("checkpoint", "not a log"),
+    ):
+        (place / name).write_text(text)
+    assert [(log.attempt, log.rank, log.path.name) for log in logs_of(tmp_path, "abc")] == [
+        (1, None, "attempt-1.log"),
+        (1, 1, "attempt-1.rank-1.log.1"),
+        (1, 1, "attempt-1.rank-1.log"),
+        (1, 1, "attempt-1.rank-1.stack"),
+        (10, None, "attempt-10.log"),
+    ]
+    assert [log.path.name for log in logs_of(tmp_path, "abc", attempt=1, rank=0)] == ["attempt-1.log"]
+    assert last_lines(logs_of(tmp_path, "abc"), 1) == ["ValueError: last"]
+    assert last_lines(logs_of(Path(tmp_path), "nobody"), 5) == []
