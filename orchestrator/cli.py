@@ -149,15 +149,24 @@ def _overrides(sets: list[str] | None) -> "list[Override]":
     return [Override.parse(text) for text in sets or ()]
 
 
-def _plan(file: Path, sets: list[str] | None, points: int | None) -> "Plan":
+def _plan(
+    file: Path, sets: list[str] | None, points: int | None, expected: "list[str] | None" = None
+) -> "Plan":
     """Reads a sweep file, looks at the data and draws the trials; all faults at once."""
     from orchestrator.sweep import load_sweep
 
     overrides = _overrides(sets)
-    return _planned(load_sweep(file, overrides, points), file, overrides, points)
+    return _planned(load_sweep(file, overrides, points), file, overrides, points, expected)
 
 
-def _planned(sweep: "Sweep", file: Path, overrides: "list[Override]", points: int | None) -> "Plan":
+def _planned(
+    sweep: "Sweep",
+    file: Path,
+    overrides: "list[Override]",
+    points: int | None,
+    expected: "list[str] | None" = None,
+) -> "Plan":
+    """With `expected`, missing data count as what the file expects of them; it gets their paths."""
     from pydantic import ValidationError
 
     from orchestrator.plan import data_configs, make_plan
@@ -170,7 +179,11 @@ def _planned(sweep: "Sweep", file: Path, overrides: "list[Override]", points: in
     infos, faults = {}, []
     for config, key in data_configs(sweep).items():
         try:
-            infos[config] = config.info()
+            if expected is None or config.name == "digits" or not config.expects or config.lies_there():
+                infos[config] = config.info()
+            else:
+                infos[config] = config.expected_info()
+                expected.append(config.path)
         except DataError as error:
             faults.append(Fault(key, str(error)))
     if not faults:
@@ -589,7 +602,8 @@ def plan(
     from orchestrator.machine import described, past_samples, probe_rates, this_machine
     from orchestrator.terminal import cost_table, cost_text, large, removal_rows, rows_table
 
-    made = _plan(file, sets, points)
+    expected: list[str] = []
+    made = _plan(file, sets, points, expected)
     try:
         machine = described(on) if on else this_machine()
     except ValueError as error:
@@ -631,6 +645,12 @@ def plan(
         _say(console, "\nShare of the points drawn that each constraint removes:", "bold")
         console.print(rows_table(removal_rows(made)))
         _say(console, "a point that one arm breaks is left out in every arm of the cell", "dim")
+    for path in expected:
+        _say(
+            console,
+            f"{path}: not there; planned with what the file expects of it, so ids are not final",
+            "yellow",
+        )
     for line in _lr_notes(made):
         _say(console, line, "dim")
     console.print()

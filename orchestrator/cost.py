@@ -737,7 +737,8 @@ def _batch_warnings(plan: Plan) -> list[str]:
 def _pairing_warnings(plan: Plan) -> list[str]:
     sweep, lines = plan.sweep, []
     for path, window in sweep.vary.items():
-        if apart := [arm for arm in sweep.arms if arm in window.by_name]:
+        named = {part for name in window.by_name for part in name.split("/")}
+        if apart := [arm for arm in sweep.arms if arm in named]:
             lines.append(
                 f"pairing: vary.{path} has windows by arm ({', '.join(apart)}), so the arms' points share "
                 "quantiles and seeds, but not values"

@@ -192,7 +192,11 @@ def _window_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[
     for path in dict.fromkeys([*a.vary, *b.vary]):
         windows = [sweep.vary.get(path) for sweep in (a, b)]
         by_arm = [
-            window is None or (bool(window.by_name) and set(window.by_name) <= set(sweep.arms))
+            window is None
+            or (
+                bool(window.by_name)
+                and all(set(name.split("/")) & set(sweep.arms) for name in window.by_name)
+            )
             for window, sweep in zip(windows, (a, b), strict=True)
         ]
         beside = [window and (window.when, window.zip) for window in windows]
@@ -349,9 +353,11 @@ def _joint_windows(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> dict[str,
     for path in dict.fromkeys(path for part in parts.values() for path in part.plan.sweep.vary):
         found = [part.plan.sweep.vary.get(path) for part in parts.values()]
         by_arm = {
-            arm.new: its.by_name[arm.old]
+            "/".join(arm.new if part == arm.old else part for part in name.split("/")): domain
             for arm in arms
-            if (its := parts[arm.part].plan.sweep.vary.get(path)) and arm.old in its.by_name
+            if (its := parts[arm.part].plan.sweep.vary.get(path))
+            for name, domain in its.by_name.items()
+            if arm.old in name.split("/")
         }
         # Windows by arm are joined; all others are known to be equal.
         window = next(w for w in found if w is not None)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from orchestrator.design import Design
+from orchestrator.paper import PaperSays
 from orchestrator.space import Cell, Domain, Settings, Window
 from orchestrator.where import Constraint, ConstraintError
 from trainables.base import Frozen
@@ -152,6 +153,9 @@ class Sweep(Frozen):
         min_length=1,
         description="Whom to tell of the first result, a run that stops itself, and the end: URL or command.",
         examples=["https://hooks.example.org/$HOOK_TOKEN", "mail -s sweep me@example.org"],
+    )
+    paper: PaperSays | None = Field(
+        None, description="What a paper says of these cells and arms, to stand beside what is found."
     )
 
     def all_cells(self) -> list[Cell]:

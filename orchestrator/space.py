@@ -209,6 +209,8 @@ Settings = Annotated[dict[str, Any], BeforeValidator(_flat)]
 class Window(Frozen):
     """Where one parameter is drawn: one domain for all, or one per arm or level of a cell factor.
 
+    A name may join several by slashes, `vit_p/sgd`: the domain where all of them hold.
+
     Beside the domain may stand `when`, which other settings the parameter needs to exist, and `zip`, the
     parameter it moves together with.
     """
@@ -257,5 +259,5 @@ class Window(Frozen):
         """The domain in force; None where the parameter does not vary."""
         if self.everywhere is not None:
             return self.everywhere
-        names = [name for name in (arm, *(level for _, level in cell)) if name in self.by_name]
-        return self.by_name[names[0]] if names else None
+        here = {arm, *(level for _, level in cell)}
+        return next((self.by_name[name] for name in self.by_name if here.issuperset(name.split("/"))), None)

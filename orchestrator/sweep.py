@@ -205,6 +205,9 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
     if sweep.primary and sweep.primary.cell and sweep.primary.cell not in (cells := sweep.cell_names()):
         cell = sweep.primary.cell
         yield Fault("primary.cell", f"must be one of {cells}", cell, nearest(cell, cells))
+    if sweep.paper:
+        for path, name in sweep.paper.unknown_names(sweep.cell_names(), sweep.arms):
+            yield Fault(path, "names no cell or no arm of the sweep", name)
     for path, window in sweep.vary.items():
         yield from _window_faults(sweep, path, window, names)
     for index, constraint in enumerate(sweep.constraints()):
@@ -217,7 +220,7 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
 
 def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]) -> Iterator[Fault]:
     where = f"vary.{path}"
-    if unknown := [name for name in window.by_name if name not in names]:
+    if unknown := [part for name in window.by_name for part in name.split("/") if part not in names]:
         rule = f"windows go by arm or level, one of {', '.join(names)}"
         yield Fault(where, rule, str(unknown), nearest(unknown[0], names))
     elif len(groups := _groups(sweep, window)) > 1:
@@ -238,8 +241,13 @@ def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]
 
 
 def _groups(sweep: Sweep, window: Window) -> list[str]:
+    """The kinds of names that a window goes by: with more than one, two domains could be meant at once."""
     sources = {"arms": set(sweep.arms), **{f"cells.{name}": set(f) for name, f in sweep.cells.items()}}
-    return [source for source, names in sources.items() if names & set(window.by_name)]
+    kinds = (
+        " and ".join(source for source, names in sources.items() if names.intersection(name.split("/")))
+        for name in window.by_name
+    )
+    return list(dict.fromkeys(kinds))
 
 
 def _setting_faults(sweep: Sweep) -> list[Fault]:

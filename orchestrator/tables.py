@@ -709,6 +709,54 @@ _SPENT_ON = {
 }
 
 
+def _paper_table(found: Found) -> Table:
+    table = Table(
+        "paper",
+        "Lowest top-1 error per cell and arm beside the paper's, in %",
+        (
+            "Cell",
+            "Arm",
+            "#Paper",
+            "Source",
+            "#Here, confirmed",
+            "#Here, best of the sweep",
+            "#Here - paper (pp)",
+        ),
+        section="Beside the paper",
+        intro="What the file says a paper found in these cells and arms. Errors here are on the final split.",
+    )
+    summaries = {(s.cell, s.arm): s for s in found.summaries}
+    for values in found.plan.sweep.paper.values if found.plan.sweep.paper else ():
+        for cell, by_arm in values.top1_error_pct.items():
+            for arm, error_pct in by_arm.items():
+                s = summaries.get((cell, arm))
+                confirmed = s.confirmed.test if s and s.confirmed else None
+                best_pct = s.best.test_error_pct if s and s.best else None
+                here_pct = confirmed.value if confirmed else best_pct
+                if here_pct is None:
+                    continue
+                table.add(
+                    cell,
+                    arm,
+                    f"{error_pct:g}",
+                    values.source,
+                    _shown(confirmed, "error"),
+                    percent(best_pct),
+                    f"{here_pct - error_pct:+.1f}",
+                )
+                table.data.append(
+                    {
+                        "cell": cell,
+                        "arm": arm,
+                        "source": values.source,
+                        "paper_top1_error_pct": error_pct,
+                        "confirmed_top1_error_pct": confirmed.value if confirmed else None,
+                        "best_top1_error_pct": best_pct,
+                    }
+                )
+    return table
+
+
 #: In the order of the page, as far as their place is not in the template.
 TABLES: tuple[Callable[[Found], Table], ...] = (
     _peak_table,
@@ -728,6 +776,7 @@ TABLES: tuple[Callable[[Found], Table], ...] = (
     _power_table,
     _cost_table,
     _ledger_table,
+    _paper_table,
 )
 
 

@@ -14,6 +14,7 @@ PURE = {
     "space",
     "where",
     "design",
+    "paper",
     "question",
     "source",
     "sweep",
@@ -52,7 +53,7 @@ EDGES = (
 )
 #: Modules of a lower rank may not import those of a higher one.
 RANKS = {
-    **dict.fromkeys(("gang", "space", "where", "source"), 0),
+    **dict.fromkeys(("gang", "space", "where", "source", "paper"), 0),
     "design": 1,
     **dict.fromkeys(("question", "sweep"), 2),
     "schema": 3,

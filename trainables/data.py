@@ -10,7 +10,7 @@ import math
 import os
 import posixpath
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -213,6 +213,37 @@ def _digits_splits(config: Digits) -> dict[Split, Images]:
     return {"train": images(train), "val": images(val), "test": images(test)}
 
 
+class Expected(Frozen):
+    """What data must hold to be those that a file means, so that it can be planned where they are not.
+
+    Numbers of images count to within `EXPECTED_WITHIN`: copies of one set differ by a few broken files.
+    """
+
+    classes: int = Field(gt=1, description="Classes; exactly so many.")
+    train: int = Field(gt=0, description="Training images, before any are held out.")
+    val: int | None = Field(None, gt=0, description="Images of a validation split; none if left out.")
+    test: int | None = Field(None, gt=0, description="Images of a test split; none if left out.")
+
+    def _sizes(self) -> dict[Split, int]:
+        sizes: dict[Split, int | None] = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: size for split, size in sizes.items() if size is not None}
+
+    def check(self, path: str, num_classes: int, sizes: Mapping[Split, int]) -> None:
+        """Raises `DataError` if the data at a path are others."""
+        wrong = [f"{num_classes} classes, not {self.classes}"] if num_classes != self.classes else []
+        expected = self._sizes()
+        for split in SPLITS:
+            found, wanted = sizes.get(split, 0), expected.get(split, 0)
+            if abs(found - wanted) > EXPECTED_WITHIN * wanted:
+                wrong.append(f"{found:,} {split} images, not {wanted:,}")
+        if wrong:
+            raise DataError(f"{path}: these are not the data that `expects` describes: {'; '.join(wrong)}")
+
+
+#: Largest share by which a number of images may differ from what is expected.
+EXPECTED_WITHIN = 0.05
+
+
 class Parquet(Frozen):
     """Parquet files in the Hugging Face image layout, on any storage pyarrow can open.
 
@@ -239,6 +270,51 @@ class Parquet(Frozen):
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="error: an image that does not decode ends the trial. skip: leave out and count."
     )
+    expects: Expected | None = Field(
+        None, description="What they must hold; with it, a sweep can be planned where they do not lie."
+    )
+
+    def lies_there(self) -> bool:
+        """Whether there is anything at the path.
+
+        Raises:
+          DataError: the storage cannot be asked.
+        """
+        filesystem, inner = open_filesystem(self.path)
+        try:
+            return bool(filesystem.get_file_info(inner).type != pyarrow.fs.FileType.NotFound)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error}") from error
+
+    def expected_info(self) -> DataInfo:
+        """What `info` would tell of data as expected, for plans; held-out sizes to within a few images.
+
+        Raises:
+          DataError: nothing is expected.
+        """
+        if self.expects is None:
+            raise DataError(f"{self.path}: `expects` does not say what they hold")
+        sizes = self.expects._sizes()
+        if "test" not in sizes and "val" in sizes:
+            sizes["test"] = sizes.pop("val")
+        if "test" not in sizes:
+            sizes["test"] = round(self.test_share * sizes["train"])
+            sizes["train"] -= sizes["test"]
+        if self.selection == "final":
+            sizes["val"] = sizes["test"]
+        elif "val" not in sizes:
+            sizes["val"] = round(self.val_share * sizes["train"])
+            sizes["train"] -= sizes["val"]
+        if self.train_limit is not None:
+            sizes["train"] = min(sizes["train"], self.train_limit)
+        return DataInfo(
+            name=_data_name(self.path),
+            num_classes=self.expects.classes,
+            class_names=tuple(str(label) for label in range(self.expects.classes)),
+            sizes={split: sizes[split] for split in SPLITS},
+            splits=dict.fromkeys(SPLITS, "as expected, not looked at"),
+            fingerprint="expected " + _digest(repr(sorted(sizes.items())).encode()),
+        )
 
     def info(self) -> DataInfo:
         """Sizes, classes and fingerprint; reads labels and footers, no image unless bad ones are skipped.
@@ -425,6 +501,10 @@ def _check_columns(name: str, schema: pa.Schema, config: Parquet) -> None:
         raise DataError(f"{name}: column {config.label_column!r} must hold integers, holds {label}")
 
 
+def _data_name(path: str) -> str:
+    return posixpath.basename(path.rstrip("/")).removesuffix(".parquet") or path
+
+
 @functools.lru_cache(maxsize=8)
 def _parquet(config: Parquet) -> _ParquetData:
     tables = {split: _read_table(*files, config) for split, files in _find_files(config.path).items()}
@@ -435,6 +515,9 @@ def _parquet(config: Parquet) -> _ParquetData:
         if any(not all(n.isdigit() for n in names) for names in classes.values()):
             raise DataError(f"{config.path}: the splits have different classes ({counts})")
     class_names = max(classes.values(), key=len)
+    if config.expects is not None:
+        sizes = {split: len(table.labels) for split, table in tables.items()}
+        config.expects.check(config.path, len(class_names), sizes)
 
     rows = {split: np.arange(len(table.labels)) for split, table in tables.items()}
     skipped = 0
@@ -477,7 +560,7 @@ def _parquet(config: Parquet) -> _ParquetData:
 
     return _ParquetData(
         DataInfo(
-            name=posixpath.basename(config.path.rstrip("/")).removesuffix(".parquet") or config.path,
+            name=_data_name(config.path),
             num_classes=len(class_names),
             class_names=class_names,
             sizes={split: len(parts[split][1]) for split in SPLITS},

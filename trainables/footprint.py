@@ -152,6 +152,13 @@ def _counted(
         for group in optimizer.param_groups:
             # The default on a GPU, which fake tensors would not get.
             group["foreach"] = on_gpu
+            for parameter in group["params"] if group.get("use_fallback") else ():
+                # timm's AdamW beside Muon reads its count of steps: fake, it must be a constant.
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
         buckets = torch.empty(params if workers > 1 else 0, dtype=torch.uint8)
         gradients = sum(p.numel() * p.element_size() for p in model.parameters())
         # The second step is like all later ones: the optimizer has its state, and the old gradients are

@@ -1,0 +1,191 @@
+"""docs/results.md: what finished sweeps found, each beside what the paper claims.
+
+    python -m benchmarks.results runs/lr_wd runs/optimizer_gap [--out docs/results.md]
+
+Everything printed is worked out from the folders' journals: question, verdicts with their intervals, cost.
+The paper's claims stand in the sweep files (`paper.claims`). Figures are copied from the folders' reports to
+a folder beside the document. A sweep that is not finished is named and has no verdict.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.findings import Found, gather
+from orchestrator.folder import Folder, open_folder
+from orchestrator.paper import Claim
+from orchestrator.results import RULES
+from orchestrator.rows import total_cost
+from orchestrator.stats import MEASURES, Estimate
+from orchestrator.words import duration
+
+Outcome = Literal["holds", "the other way round", "not settled"]
+
+_GAPS = {"optimizer_gap": "optimizer", "training_length_gap": "training_length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A claim of the paper beside one contrast of a sweep.
+
+    Attributes:
+      claim: what the paper says.
+      where: the cell, or the two cells of a gap.
+      means: what the difference is of, with its unit.
+      difference: the paper's better arm minus the other, with its interval.
+      outcome: what the sweep says of the claim.
+      because: why it is not settled; empty if it is, or if the interval alone is why.
+    """
+
+    claim: Claim
+    where: str
+    means: str
+    difference: Estimate | None
+    outcome: Outcome
+    because: str = ""
+
+
+def beside(found: Found) -> Iterator[Beside]:
+    """Every claim in the sweep's file beside every contrast that bears on it.
+
+    Contrasts are with the sweep's first arm; a claim of two others meets none.
+    """
+    for claim in found.plan.sweep.paper.claims if found.plan.sweep.paper else ():
+        arms = {claim.better, claim.than}
+        if claim.measure in _GAPS:
+            for gap in found.gap_contrasts:
+                if gap.pair.kind == _GAPS[claim.measure] and {gap.arm, gap.base_arm} == arms:
+                    yield Beside(
+                        claim,
+                        f"{gap.pair.cell} against {gap.pair.base_cell}",
+                        f"gap at best of {gap.budget}, pp",
+                        _turned(gap.difference_pp, gap.arm == claim.better),
+                        _outcome(gap.better, claim),
+                        gap.difference_pp.because,
+                    )
+        else:
+            for contrast in found.contrasts:
+                if contrast.measure == claim.measure and {contrast.arm, contrast.base_arm} == arms:
+                    yield Beside(
+                        claim,
+                        contrast.cell,
+                        MEASURES[contrast.measure].symbol,
+                        _turned(contrast.difference, contrast.arm == claim.better),
+                        _outcome(contrast.better, claim),
+                        contrast.because,
+                    )
+
+
+def _turned(estimate: Estimate | None, as_it_is: bool) -> Estimate | None:
+    """The difference the other way round, unless it is so already."""
+    if estimate is None or as_it_is:
+        return estimate
+    low, high = estimate.low, estimate.high
+    return Estimate(
+        -estimate.value,
+        None if high is None else -high,
+        None if low is None else -low,
+        estimate.because,
+    )
+
+
+def _outcome(better: str | None, claim: Claim) -> Outcome:
+    if better is None:
+        return "not settled"
+    return "holds" if better == claim.better else "the other way round"
+
+
+def document(folders: Sequence[Path], figures: Path) -> str:
+    """The whole document; figures are copied to a folder, which its links lead to."""
+    sections = [_section(path, figures) for path in folders]
+    command = " ".join(["python -m benchmarks.results", *(f"runs/{path.name}" for path in folders)])
+    return "\n\n".join([_HEAD.format(command=command), *sections]) + "\n"
+
+
+_HEAD = """\
+# Results
+
+What the sweeps of `search_spaces/` found, beside what Xiao et al. 2021
+([2106.14881](https://arxiv.org/abs/2106.14881)) claim of ImageNet. Written by
+
+```
+{command}
+```
+
+from the journals of finished sweeps. A claim *holds* where the sweep settles its contrast in favour of the
+arm that the paper says is better; *not settled* where so many runs cannot tell. What holds at this size need
+not hold at the paper's, nor the other way round."""
+
+
+def _section(path: Path, figures: Path) -> str:
+    folder = open_folder(path)
+    found = gather(folder.plan, folder.records)
+    sweep = found.plan.sweep
+    trials = {result.trial.id: result for result in found.results}
+    ended = sum(result.state in RULES for result in trials.values())
+    lines = [f"## {sweep.name}", "", f"*{sweep.question}*" if sweep.question else "", ""]
+    if ended < len(trials):
+        return "\n".join([*lines, f"Not finished: {ended} of {len(trials)} trials have ended."])
+    rows = list(beside(found))
+    lines += [
+        "| the paper | where | by | better - other | 95 % interval | here |",
+        "|---|---|---|---|---|---|",
+        *(_row(row) for row in rows),
+        "" if rows else "The file states no claim of the paper that a contrast of this sweep bears on.\n",
+    ]
+    lines += [_cost(folder, found), ""]
+    lines += _figures(path, sweep.name, figures, rows)
+    return "\n".join(lines).rstrip()
+
+
+def _row(row: Beside) -> str:
+    difference, interval = "-", "none"
+    if row.difference is not None:
+        difference = f"{row.difference.value:+.2f}"
+        if row.difference.low is not None and row.difference.high is not None:
+            interval = f"{row.difference.low:+.2f} to {row.difference.high:+.2f}"
+    here = f"**{row.outcome}**" + (f": {row.because}" if row.because and row.outcome == "not settled" else "")
+    says = f"{row.claim.says} ({row.claim.source})"
+    return f"| {says} | {row.where} | {row.means} | {difference} | {interval} | {here} |"
+
+
+def _cost(folder: Folder, found: Found) -> str:
+    cost, machine = total_cost(found), folder.record.get("machine", {})
+    where = ", ".join(machine.get("gpus") or []) or str(machine.get("processor", "an unrecorded machine"))
+    num_trials = len({result.trial.id for result in found.results})
+    return (
+        f"{num_trials} trials, {cost['epochs']:,} epochs, {cost['multiply_adds']:.2g} multiply-adds; "
+        f"{duration(cost['trial_seconds'])} of trials, added up, on {where}."
+    )
+
+
+def _figures(path: Path, name: str, figures: Path, rows: Sequence[Beside]) -> list[str]:
+    """Copies what shows the claims: EDFs, or the sizes of gaps."""
+    kinds = {f"gaps~{_GAPS[r.claim.measure]}" if r.claim.measure in _GAPS else "edf~" for r in rows}
+    lines = []
+    for source in sorted((path / "report" / "figures").glob("*.svg")):
+        if any(source.stem.startswith(kind) for kind in kinds):
+            figures.mkdir(parents=True, exist_ok=True)
+            target = figures / f"{name}-{source.stem.replace('~', '-')}.svg"
+            shutil.copyfile(source, target)
+            lines.append(f"![{name}: {source.stem.replace('~', ' ')}]({figures.name}/{target.name})")
+    return lines
+
+
+def main() -> None:
+    """Writes the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished sweeps")
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    arguments = parser.parse_args()
+    text = document(arguments.folders, arguments.out.with_suffix(""))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(text, encoding="utf-8")
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""docs/results.md follows from folders of sweeps: planted differences are told as what they are."""
+
+import numpy as np
+import pytest
+
+from benchmarks.results import beside, document
+from orchestrator.findings import gather
+from orchestrator.folder import save_question
+from orchestrator.journal import encode
+from orchestrator.plan import data_configs, make_plan
+from orchestrator.results import Record, attempt_event, end_event, epoch_event
+from orchestrator.sweep import build_sweep
+from orchestrator.tables import tables_of
+from trainables.base import Epoch
+
+
+def claim(measure, better="vit_c", than="vit_p"):
+    return {"says": "C is better", "source": "table 9", "measure": measure, "better": better, "than": than}
+
+
+def make(points, *claims, values=(), cells=None):
+    tree = {
+        "name": "tiny",
+        "question": "Is C better?",
+        "base": {
+            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
+            "data": "digits",
+            "schedule": {"epochs": 1},
+            "batch_size": 64,
+        },
+        "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
+        "cells": cells or {"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}},
+        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-1]}, "optim.weight_decay": {"choice": [0.1]}},
+        "design": {"kind": "sobol", "points": points},
+        "paper": {"claims": list(claims), "values": list(values)},
+    }
+    sweep = build_sweep(tree, "tiny")
+    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+
+
+def row(error):
+    return Epoch(1, 19, 1e-3, 1.0, 1.0, error, error, 1.0, 0.1, error + 0.5)
+
+
+def ended(plan, error):
+    return {t.id: Record("finished", "", 1, {1: row(error(t))}, busy_seconds=30.0) for t in plan.trials}
+
+
+def planted(trial):
+    """ViT_P is 20 points worse, and loses 10 more under SGD; a little of each point."""
+    worse = trial.arm == "vit_p"
+    return 10 + 0.3 * trial.point + 20 * worse + 10 * (worse and trial.cell_name == "sgd")
+
+
+def test_a_claim_holds_or_not_as_the_difference_was_planted():
+    plan = make(8, claim("area_common"), claim("error", "vit_p", "vit_c"))
+    found = {(b.claim.measure, b.where): b for b in beside(gather(plan, ended(plan, planted)))}
+    assert {key: b.outcome for key, b in found.items()} == {
+        ("area_common", "adamw"): "holds",
+        ("area_common", "sgd"): "holds",
+        ("error", "adamw"): "the other way round",
+        ("error", "sgd"): "the other way round",
+    }
+    # The claimed better arm minus the other: P is 20 points above C, and 30 under SGD.
+    assert found["error", "adamw"].difference.value == pytest.approx(20)
+    assert found["error", "sgd"].difference.value == pytest.approx(30)
+    assert found["error", "sgd"].difference.low <= 30 <= found["error", "sgd"].difference.high
+
+
+def test_equal_arms_settle_nothing():
+    plan = make(8, claim("area_common"))
+    found = list(beside(gather(plan, ended(plan, lambda t: 10 + 0.3 * t.point))))
+    assert {b.outcome for b in found} == {"not settled"}
+    assert all(b.because for b in found)
+
+
+def test_a_gap_is_the_claimed_arms_minus_the_others():
+    plan = make(16, claim("optimizer_gap"))
+
+    def scattered(trial):
+        names = [trial.point, trial.arm == "vit_p", trial.cell_name == "sgd"]
+        return planted(trial) - 0.3 * trial.point + 5 * np.random.default_rng(names).random()
+
+    (found,) = beside(gather(plan, ended(plan, scattered)))
+    assert found.where == "sgd against adamw"
+    assert found.difference.low < -10 < found.difference.high < 0
+    assert found.outcome == "holds"
+
+
+def write(path, plan, trials):
+    save_question(path, plan)
+    (path / "journal").mkdir()
+    events = []
+    for trial in trials:
+        cells = {
+            "epoch": 1, "step": 19, "lr": 1e-3, "train_loss": 1.0, "val_loss": 1.0,
+            "val_top1_error_pct": planted(trial), "val_raw_top1_error_pct": planted(trial),
+            "train_seconds": 1.0, "val_seconds": 0.1, "test_top1_error_pct": planted(trial) + 0.5,
+        }  # fmt: skip
+        events += [
+            attempt_event(trial.id, 1, "lane", 0.0),
+            epoch_event(trial.id, 1, cells),
+            end_event(trial.id, 1, "finished", "", 30.0, 30.0, True, trial.id),
+        ]
+    (path / "journal" / "000001.jsonl").write_text("".join(encode(event) for event in events))
+
+
+def test_the_document_has_verdict_interval_cost_and_figures_of_each_folder(tmp_path):
+    plan = make(8, claim("area_common"))
+    write(tmp_path / "tiny", plan, plan.trials)
+    (tmp_path / "tiny/report/figures").mkdir(parents=True)
+    (tmp_path / "tiny/report/figures/edf~adamw.svg").write_text("<svg/>")
+    write(tmp_path / "half", plan, plan.trials[:5])
+    text = document([tmp_path / "tiny", tmp_path / "half"], tmp_path / "docs/results")
+    assert "*Is C better?*" in text
+    assert text.count("**holds**") == 2
+    # 32 trials of an epoch each, 30 s each.
+    assert "32 trials, 32 epochs" in text
+    assert "16.0 min of trials" in text
+    assert "Not finished: 5 of 32 trials have ended." in text
+    assert "](results/tiny-edf-adamw.svg)" in text
+    assert (tmp_path / "docs/results/tiny-edf-adamw.svg").read_text() == "<svg/>"
+
+
+def test_the_report_sets_the_papers_errors_beside_its_own():
+    values = [{"source": "table 2", "top1_error_pct": {"sgd": {"vit_c": 8.0}, "adamw": {"vit_p": 33.2}}}]
+    plan = make(8, values=values)
+    records = ended(plan, planted)
+    table = tables_of(gather(plan, records))["paper"]
+    # The best of each is point 0: 10 + 0.5 on the final split, 30.5 for ViT_P.
+    assert [
+        (r["cell"], r["arm"], r["paper_top1_error_pct"], r["best_top1_error_pct"]) for r in table.data
+    ] == [
+        ("sgd", "vit_c", 8.0, 10.5),
+        ("adamw", "vit_p", 33.2, 30.5),
+    ]
+    assert [line.texts[-1].main for line in table.rows] == ["+2.5", "-2.7"]
+    assert table.section == "Beside the paper"
+    assert not tables_of(gather(plan, {}))["paper"].rows
