@@ -29,6 +29,9 @@ from tests.chaos.simulation import finals, overlaps
 #: node's raylet and all on it; the tracker's store; the disk under the journal.
 KINDS = ("worker", "worker", "lane", "controller", "command", "node", "tracker")
 
+#: Actors that Ray keeps for the life of a cluster.
+RAYS_OWN = ("_AutoscalingCoordinatorActor",)
+
 POINTS, EPOCHS = 3, 6
 BASE = {
     "model": {"family": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
@@ -84,7 +87,7 @@ class Cluster:
             with contextlib.suppress(Exception):
                 address = self._cluster.webui_url
                 alive = list_actors(address=f"http://{address}", filters=[("state", "=", "ALIVE")])
-                found += [f"actor {actor.class_name}" for actor in alive]
+                found += [f"actor {a.class_name}" for a in alive if a.class_name not in RAYS_OWN]
                 groups = list_placement_groups(address=f"http://{address}")
                 found += [f"placement group {g.placement_group_id}" for g in groups if g.state != "REMOVED"]
                 if not found:
@@ -212,7 +215,8 @@ def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
     events = read_journal(out).events
     assert set(finals(events).values()) == {1}
     assert overlaps(events) == []
-    assert cluster.leftovers() == []
+    left = cluster.leftovers()
+    assert left == [], left
     spent = ledger(events)
     # Wall times by the clock of this process; what comes before and after the sessions is Python's start
     # and the report's time, and a killed run is on record until its last sign of life.
