@@ -299,10 +299,13 @@ def _index(pages: Pages, mlflow: str) -> str:
 
 def _report(pages: Pages, name: str, mlflow: str) -> str:
     """The report with a bar that says how fresh it is, and reloads the page when there is a newer one."""
-    page, state = pages.page(name), pages.state(name)
+    page = pages.page(name)
+    # Before the state: where there is a report there is a state, and both may come at any moment.
+    version = page.version
+    state = pages.state(name)
     link = f' · <a href="{html.escape(mlflow)}">MLflow</a>' if mlflow else ""
     fault = f' · <span style="color:#b2182b">{html.escape(page.fault)}</span>' if page.fault else ""
-    if not page.version:
+    if not version:
         told = html.escape(page.fault) or "The report is being made."
         return (
             '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
@@ -315,7 +318,7 @@ def _report(pages: Pages, name: str, mlflow: str) -> str:
         f" · live: {state['ended']} of {state['trials']} trials, as of {page.made}{link}{fault}</div>"
         "<script>setInterval(async () => { try {"
         ' const told = await (await fetch("version.json")).json();'
-        f" if (told.version !== {page.version}) location.reload();"
+        f" if (told.version !== {version}) location.reload();"
         " } catch {} }, 5000)</script>"
     )
     text = (pages.report_folder(name) / "report.html").read_text()
