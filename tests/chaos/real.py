@@ -268,6 +268,8 @@ def close_without_orphans(cluster: Cluster) -> None:
 def main(count: int, first_seed: int, folder: Path) -> None:
     """Runs schedules one after the other on one cluster, and prints what was hit and survived."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Workers of low priority would crawl beside any other work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     cluster = Cluster()
     total: Counter[str] = Counter()
     spent: Counter[str] = Counter()
