@@ -170,9 +170,10 @@ def _shown(
     return Text(measure_text(estimate.value, measure, sign), ends)
 
 
-def _note_no_interval(table: Table, where: str, estimates: Iterable[Estimate | None]) -> None:
-    for because in dict.fromkeys(e.because for e in estimates if e is not None and e.because):
-        table.note(f"{where}: no interval where it says so: {because}.")
+def _note_no_interval(table: Table, estimates: Iterable[Estimate | None]) -> None:
+    for estimate in estimates:
+        if estimate is not None and estimate.because:
+            table.note(f"No interval where it says so: {estimate.because}.")
 
 
 def _peak_table(found: Found) -> Table:
@@ -239,7 +240,7 @@ def _robustness_table(found: Found) -> Table:
             if measure in s.refused:
                 what = "refused" if measure == "delta_edf" else "not measured from the confirmed best"
                 table.note(f"{s.cell}, {s.arm}: {what}, as {s.refused[measure]}.")
-        _note_no_interval(table, f"{s.cell}, {s.arm}", s.measures.values())
+        _note_no_interval(table, s.measures.values())
         kind = {"confirmed": "confirmed", "sweep_minimum": "unconfirmed"}.get(s.reference_kind or "", "")
         table.add(
             s.cell,
@@ -289,7 +290,7 @@ def _contrast_table(found: Found) -> Table:
         else:
             verdict = Text("describes")
             table.note(f"Rows that describe: {DESCRIBES}")
-        _note_no_interval(table, f"{c.cell}, {c.arm}", [c.difference])
+        _note_no_interval(table, [c.difference])
         if c.better and c.difference and (c.difference.low or 0) <= 0 <= (c.difference.high or 0):
             table.note(_HOLDS_ZERO)
         holm = Text(p_text(c.p_adjusted), f"over {c.num_in_family}" if c.num_in_family > 1 else "")
@@ -410,7 +411,7 @@ def _basin_table(found: Found) -> Table:
                 fit,
             )
             extents = [e.size for e in (*b.widths, *([b.area] if b.area else []))]
-            _note_no_interval(table, f"{b.cell}, {b.arm}", [*extents, b.lr_sensitivity_pp])
+            _note_no_interval(table, [*extents, b.lr_sensitivity_pp])
             if any(e.touches for e in (*b.widths, *([b.area] if b.area else []))):
                 table.note("≥: the basin reaches an edge of the window and may go on there.")
     return table
@@ -449,7 +450,7 @@ def _transfer_table(found: Found) -> Table:
     for t in (t for part in found.evidence for t in part.transfers):
         if table.refuses(f"{t.cell}, {t.arm} at the best of {t.donor}", t.because):
             continue
-        _note_no_interval(table, "Regrets", [t.regret_pp, t.smooth_pp])
+        _note_no_interval(table, [t.regret_pp, t.smooth_pp])
         table.add(t.cell, t.arm, t.donor, _shown(t.regret_pp), _shown(t.smooth_pp), str(t.num_pairs))
         if t.smooth_pp is None:
             table.note(
