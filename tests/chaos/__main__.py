@@ -12,6 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulated", type=int, default=400, help="schedules on the simulated cluster")
     parser.add_argument("--real", type=int, default=20, help="schedules on a real cluster of three nodes")
+    parser.add_argument("--kills", type=int, default=10, help="in one more real sweep, to print its ledger")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     arguments = parser.parse_args()
 
@@ -27,9 +28,9 @@ def main() -> None:
         f"{dict(sorted(faults.items()))}; {time.monotonic() - began:.0f} s\n",
         flush=True,
     )
-    if arguments.real:
+    if arguments.real or arguments.kills:
         with tempfile.TemporaryDirectory(prefix="vitc-chaos-") as folder:
-            real.main(arguments.real, arguments.seed, Path(folder))
+            real.main(arguments.real, arguments.seed, Path(folder), arguments.kills)
 
 
 if __name__ == "__main__":

@@ -130,8 +130,14 @@ def victims(kind: str) -> list[psutil.Process]:
     return found
 
 
-def run_schedule(seed: int, cluster: Cluster, folder: Path) -> Counter[str]:
+def run_schedule(seed: int, cluster: Cluster, folder: Path, kills: int | None = None) -> Counter[str]:
     """One sweep under one schedule of kills.
+
+    Args:
+      seed: of the schedule.
+      cluster: where it runs.
+      folder: for its results.
+      kills: how many; two to four if left out.
 
     Returns:
       Faults that hit something.
@@ -143,14 +149,14 @@ def run_schedule(seed: int, cluster: Cluster, folder: Path) -> Counter[str]:
     folder.mkdir(parents=True)
     out, log = folder / "sweep", folder / "log.txt"
     file = sweep_file(folder)
-    kinds = [draw.choice(KINDS) for _ in range(draw.randint(2, 4))]
+    kinds = [draw.choice(KINDS) for _ in range(kills or draw.randint(2, 4))]
     tracker = "tracker" in kinds
     hits: Counter[str] = Counter()
     walls: list[float] = []
     command = Command(file, out, cluster.address, log, tracker)
-    deadline = time.monotonic() + 900
+    deadline = time.monotonic() + 300 * max(3, len(kinds))
     for kind in kinds:
-        wait_for_progress(command, out, draw.randint(1, 4), deadline)
+        wait_for_progress(command, out, 1 if kills else draw.randint(1, 4), deadline)
         time.sleep(draw.uniform(0, 3))
         if command.process.poll() is not None:
             break
@@ -265,8 +271,15 @@ def close_without_orphans(cluster: Cluster) -> None:
     assert not survivors, survivors
 
 
-def main(count: int, first_seed: int, folder: Path) -> None:
-    """Runs schedules one after the other on one cluster, and prints what was hit and survived."""
+def main(count: int, first_seed: int, folder: Path, kills: int = 0) -> None:
+    """Runs schedules one after the other on one cluster, and prints what was hit and survived.
+
+    Args:
+      count: schedules of two to four kills.
+      first_seed: of the first.
+      folder: for results.
+      kills: of one more sweep, whose ledger is printed.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Workers of low priority would crawl beside any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -283,10 +296,19 @@ def main(count: int, first_seed: int, folder: Path) -> None:
             spent.update(rows)
             said = ", ".join(f"{number} {kind}" for kind, number in sorted(hits.items())) or "none hit"
             print(f"schedule {seed}: survived {said}; {time.monotonic() - began:.0f} s", flush=True)
+        if kills:
+            hits = run_schedule(first_seed, cluster, folder / "many", kills)
+            rows = check(folder / "many" / "sweep", calm, cluster)
+            said = ", ".join(f"{number} {kind}" for kind, number in sorted(hits.items()))
+            print(f"one sweep with {hits.total()} kills ({said}); its ledger in core-seconds:")
+            for name, seconds in rows.items():
+                print(f"  {name:10} {seconds:8.1f}  {seconds / sum(rows.values()):6.1%}")
     except BaseException:
         cluster.close()
         raise
     close_without_orphans(cluster)
+    if not count:
+        return
     print(f"\n{count} real schedules, {total.total()} faults injected and survived: {dict(total)}")
     whole = sum(spent.values())
     shares = ", ".join(f"{name} {seconds:.0f} s ({seconds / whole:.0%})" for name, seconds in spent.items())
