@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import yaml
 
 from orchestrator.journal import read_journal
 from orchestrator.ledger import ledger
-from tests.chaos.simulation import finals, overlaps
+from tests.chaos.simulation import finals, overlaps, phases
 
 #: The workers of a lane; its Tune actor; the controller of its Ray Train run; the command with its driver; a
 #: node's raylet and all on it; the tracker's store; the disk under the journal.
@@ -229,26 +228,10 @@ def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
     sessions = [event for event in events if event["kind"] == "session"]
     assert len(sessions) == len(json.loads((out.parent / "walls.json").read_text()))
     capacity = 0.0
-    for began, ended, devices in _phases(events):
+    for began, ended, devices in phases(events):
         capacity += devices * (ended - began)
     assert abs(spent.total - capacity) <= 0.01 * capacity, (spent, capacity)
     return spent.rows()
-
-
-def _phases(events: list[dict[str, Any]]) -> Iterator[tuple[float, float, float]]:
-    """Begin, end and devices of every phase, read off without the ledger's code."""
-    current: tuple[float, float] | None = None
-    last = began = 0.0
-    for event in events:
-        if event["kind"] == "session":
-            if current:
-                yield current[0], last, current[1]
-            current, began = None, event["began"]
-        elif event["kind"] == "phase":
-            current = (began, event["devices"])
-        last = event.get("time", last)
-    if current:
-        yield current[0], last, current[1]
 
 
 def undisturbed(cluster: Cluster, folder: Path) -> Path:

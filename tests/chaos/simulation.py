@@ -376,7 +376,7 @@ def check(world: World) -> None:
     assert overlaps(world.events()) == []
     spent = ledger(world.events())
     assert all(seconds >= 0 for seconds in spent.rows().values()), spent
-    capacity = sum(lanes * (ended - began) for began, ended, lanes in phases(world.events()))
+    capacity = sum(devices * (ended - began) for began, ended, devices in phases(world.events()))
     assert abs(spent.total - capacity) <= 0.01 * capacity, (spent, capacity)
 
 
@@ -402,9 +402,9 @@ def overlaps(events: list[Event]) -> list[str]:
     return found
 
 
-def phases(events: list[Event]) -> Iterator[tuple[float, float, int]]:
-    """Begin, end and lanes of every phase, read off without the ledger's code."""
-    current: tuple[float, int] | None = None
+def phases(events: list[Event]) -> Iterator[tuple[float, float, float]]:
+    """Begin, end and devices of every phase, read off without the ledger's code."""
+    current: tuple[float, float] | None = None
     last = began = 0.0
     for event in events:
         if event["kind"] == "session":
@@ -412,7 +412,7 @@ def phases(events: list[Event]) -> Iterator[tuple[float, float, int]]:
                 yield current[0], last, current[1]
             current, began = None, event["began"]
         elif event["kind"] == "phase":
-            current = (began, event["lanes"])
+            current = (began, event["devices"])
         last = event.get("time", last)
     if current:
         yield current[0], last, current[1]
