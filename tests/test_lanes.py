@@ -180,7 +180,7 @@ def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_wri
 
 
 def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
-    plan = plan_of(4, {"schedule.epochs": 500})
+    plan = plan_of(4, {"schedule": {"epochs": 500, "warmup": "10%"}})
     run = lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
     run.start()
     events: list[Event] = []
@@ -202,7 +202,8 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
 def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):
     quick = plan_of(1, arms={"quick": {}})
     # A step of it takes longer than a step may.
-    slow = plan_of(1, {"model.width": 512, "model.depth": 24, "batch_size": 1024}, arms={"slow": {}})
+    large = BASE["model"] | {"width": 512, "depth": 24}
+    slow = plan_of(1, {"model": large, "batch_size": 1024}, arms={"slow": {}})
     trials = [*slow.trials, *quick.trials]
     resources = Resources(retries=0, lanes=1, hang_minutes=0.05)
     records, _ = run_trials(lanes, tmp_path / "sweep", trials, resources=resources)
