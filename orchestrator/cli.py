@@ -227,7 +227,7 @@ def run(
     missing, 2 when the input is at fault.
     """
     from orchestrator.folder import confirmed_plan, merge_points, open_folder, save_question
-    from orchestrator.lease import held
+    from orchestrator.lease import check_free, held
     from orchestrator.plan import unique_trials
     from orchestrator.sweep import load_sweep, located
 
@@ -235,6 +235,8 @@ def run(
     overrides = _overrides(sets)
     sweep = load_sweep(file, overrides, points)
     folder = out or Path("runs") / sweep.name
+    # Known at once, not after the preflight.
+    check_free(folder)
     if (folder / "sweep.yaml").is_file():
         before, sweep = sweep, merge_points(folder, sweep)
         if sweep != before:

@@ -448,7 +448,7 @@ def connect(address: str | None) -> None:
             f"the Ray cluster at {address or 'this machine'} wants a token: set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN where it is not in ~/.ray/auth_token"
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of no narrower kind where a node does not come up in time
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     # Ray prints its raylets' advice into the middle of a progress display, log_to_driver or not.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None

@@ -103,6 +103,16 @@ def held(folder: Path) -> Iterator[Lease]:
                 shutil.rmtree(folder)
 
 
+def check_free(folder: Path) -> None:
+    """For those who have work to do before they take a folder.
+
+    Raises:
+      FolderError: another run holds it; the message names it.
+    """
+    if holder(folder) is not None:
+        raise FolderError(f"{folder}: is in use by {_holder(folder)}")
+
+
 def holder(folder: Path) -> int | None:
     """The number of the run that holds a folder, as far as this machine can tell; None if there is none."""
     before = _read(folder)

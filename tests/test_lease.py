@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import lease as lease_module
 from orchestrator.journal import FolderError
-from orchestrator.lease import STALE_SECONDS, held, holder, kill_holder, request_stop
+from orchestrator.lease import STALE_SECONDS, check_free, held, holder, kill_holder, request_stop
 
 
 def _hold(folder: Path, ready: "multiprocessing.Queue[bool]") -> None:
@@ -28,8 +28,9 @@ def test_a_second_run_on_a_folder_is_refused_and_told_who_is_there(tmp_path):
     process = context.Process(target=_hold, args=(tmp_path / "sweep", ready))
     process.start()
     ready.get(timeout=20)
-    with pytest.raises(FolderError, match=f"in use by process {process.pid} on "), held(tmp_path / "sweep"):
-        pass
+    for take in (held(tmp_path / "sweep").__enter__, lambda: check_free(tmp_path / "sweep")):
+        with pytest.raises(FolderError, match=f"in use by process {process.pid} on "):
+            take()
     # Killed without a chance to tidy up, it does not stand in the way of the next.
     process.kill()
     process.join()
