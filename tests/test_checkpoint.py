@@ -495,23 +495,26 @@ class FakeClerk:
         self.ends.append(rest)
 
 
-def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
-    run_tree, config_of, tmp_path, monkeypatch, every_step
-):
+LANE = {"lane": "lane", "hang_seconds": 600, "checkpoints": None}
+
+
+def lanes_without_ray(monkeypatch) -> Any:
+    """The worker's side of lanes with a clerk that answers at once, told of every look."""
     from orchestrator import lanes
 
     monkeypatch.setattr(lanes.ray, "get", lambda value: value)
     monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
     monkeypatch.setattr(lanes, "_BEAT_SECONDS", 0.0)
+    return lanes
+
+
+def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
+    run_tree, config_of, tmp_path, monkeypatch, every_step
+):
+    lanes = lanes_without_ray(monkeypatch)
     job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 2}
     clerk = FakeClerk()
-    settings = {
-        "clerk": clerk,
-        "lane": "lane",
-        "folder": str(tmp_path),
-        "hang_seconds": 600,
-        "checkpoints": None,
-    }
+    settings = LANE | {"clerk": clerk, "folder": str(tmp_path)}
     with pytest.raises(Preempted):
         lanes._run_job(job, 1, settings, Context(), StopAt(13))
     assert [end[:2] for end in clerk.ends] == [("preempted", "after step 3 of epoch 2")]
@@ -528,21 +531,11 @@ def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
 
 
 def test_an_attempt_that_nobody_waits_for_any_more_ends(config_of, tmp_path, monkeypatch, every_step):
-    from orchestrator import lanes
-
-    monkeypatch.setattr(lanes.ray, "get", lambda value: value)
-    monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
-    monkeypatch.setattr(lanes, "_BEAT_SECONDS", 0.0)
+    lanes = lanes_without_ray(monkeypatch)
     job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 0}
     clerk = FakeClerk()
     clerk.beat = SimpleNamespace(remote=lambda lane, number, step: clerk.steps.append(step) or step < 4)
-    settings = {
-        "clerk": clerk,
-        "lane": "lane",
-        "folder": str(tmp_path),
-        "hang_seconds": 600,
-        "checkpoints": None,
-    }
+    settings = LANE | {"clerk": clerk, "folder": str(tmp_path)}
     with pytest.raises(Preempted):
         lanes._run_job(job, 1, settings, Context())
     assert max(clerk.steps) <= 6
