@@ -152,8 +152,14 @@ class Clerk:
         """The lane's worker group is gone."""
         if (hang := self._hang(lane)) is not None:
             cause, detail = "hang", hang
-        self._dispatch.lose(lane, cause, detail, self._clock())
+        ended = self._dispatch.lose(lane, cause, detail, self._clock())
         await self._commit()
+        if ended is not None and ended[1]:
+            await self._delete_checkpoint(ended[0])
+
+    async def _delete_checkpoint(self, job: Job) -> None:
+        # An object store may take its time, and the other lanes need not wait.
+        await asyncio.to_thread(self._states.delete_checkpoint, job.trial)
 
     def _hang(self, lane: str) -> str | None:
         """Where a worker of the lane wrote its stack because it did not get on, if one did."""
@@ -254,7 +260,6 @@ class Clerk:
                 write_atomically(trial_folder / f"attempt-{job.attempts}.log", log)
         await self._commit()
         if is_over:
-            # An object store may take its time, and the other lanes need not wait.
-            await asyncio.to_thread(self._states.delete_checkpoint, job.trial)
+            await self._delete_checkpoint(job)
         if kept is not None and self._best is not None and (loser := self._best.take(kept)):
             await asyncio.to_thread(self._states.delete_kept, loser)

@@ -114,3 +114,22 @@ def test_an_error_that_shows_an_address_is_put_on_record_without_its_password(tm
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"000001.jsonl", "attempt-1.log"}
     assert not any(b"hunter2" in path.read_bytes() for path in files)
+
+
+def test_a_trial_that_ends_with_its_worker_group_leaves_no_checkpoint(tmp_path):
+    checkpoint = tmp_path / "trials" / "t" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "000001-000000000.ckpt").touch()
+
+    async def run_out_of_memory():
+        clerk = Clerk(str(tmp_path))
+        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.add([Job("t", "arm", "{}", retries=0)])
+        await clerk.open_slot("x")
+        last = await clerk.enter("x", "node")
+        await clerk.take("x", last)
+        await clerk.lose("x", "memory", "Ray killed a worker")
+
+    asyncio.run(run_out_of_memory())
+    assert fold(read_journal(tmp_path).events)["t"].outcome == "out_of_memory"
+    assert not list(checkpoint.glob("*.ckpt"))
