@@ -42,6 +42,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.clerk import Clerk, stack_path
 from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
+from orchestrator.orphans import Orphans
 from orchestrator.results import AttemptEnd, Event, Record
 from orchestrator.states import Kept, States
 from orchestrator.trial_logs import kept as worker_log
@@ -62,6 +63,9 @@ _BEAT_SECONDS = 1.0
 
 #: Seconds a step of a lane waits before it looks whether its worker group is still there.
 _POLL_SECONDS = 2.0
+
+#: Seconds between two looks for placement groups that nobody owns.
+_ORPHANS_SECONDS = 10.0
 
 #: Rounds of lanes that end no trial before the run gives up.
 _MAX_IDLE_ROUNDS = 3
@@ -618,6 +622,8 @@ class Run:
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
+        orphans, over = Orphans(), threading.Event()
+        threading.Thread(target=_look_after, args=(orphans, over), daemon=True).start()
         try:
             for gang, members, count in self.phases:
                 if not self._stopping.is_set():
@@ -625,6 +631,8 @@ class Run:
         except BaseException as error:
             self.error = error
         finally:
+            over.set()
+            orphans.clear()
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
@@ -673,6 +681,11 @@ class Run:
             idle_rounds = idle_rounds + 1 if left == before else 0
         if left and not self._stopping.is_set():
             raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
+
+
+def _look_after(orphans: Orphans, over: threading.Event) -> None:
+    while not over.wait(_ORPHANS_SECONDS):
+        orphans.look()
 
 
 def gang_name(gang: Gang) -> str:

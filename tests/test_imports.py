@@ -39,6 +39,7 @@ EDGES = (
     "states",
     "folder",
     "lanes",
+    "orphans",
     "tracking",
     "figures",
     "report",
@@ -70,7 +71,7 @@ RANKS = {
 }
 #: Libraries that only some files may know.
 OWNERS = {
-    "ray": {"lanes"},
+    "ray": {"lanes", "orphans"},
     "mlflow": {"tracking"},
     "matplotlib": {"figures", "report"},
     "jinja2": {"report"},

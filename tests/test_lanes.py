@@ -199,6 +199,54 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
         time.sleep(0.2)
 
 
+def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from orchestrator import orphans
+
+    class Maker:
+        def make(self) -> str:
+            self.group = placement_group([{"CPU": 1}])
+            ray.get(self.group.ready())
+            return str(self.group.id.hex())
+
+    def state(group: str) -> str:
+        return str(placement_group_table()[group]["state"])
+
+    makers = [ray.remote(Maker).options(num_cpus=0).remote() for _ in range(2)]
+    groups = [ray.get(maker.make.remote()) for maker in makers]
+    # The second group is in use, and stays.
+    user = (
+        ray.remote(Maker)
+        .options(
+            num_cpus=1,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                PlacementGroup(ray.PlacementGroupID(bytes.fromhex(groups[1])))
+            ),
+        )
+        .remote()
+    )
+    ray.get(user.__ray_ready__.remote())
+    for maker in makers:
+        ray.kill(maker)
+    now = 0.0
+    looks = orphans.Orphans(clock=lambda: now)
+    assert looks.look() == []
+    # Ray itself leaves it there.
+    assert state(groups[0]) == "CREATED"
+    now = orphans.GRACE_SECONDS
+    assert looks.look() == [groups[0]]
+    # Once this returns, its CPU is free.
+    ray.get(ray.remote(lambda: None).options(num_cpus=1).remote(), timeout=60)
+    assert state(groups[0]) == "REMOVED"
+    assert state(groups[1]) == "CREATED"
+    looks.clear()
+    ray.get(ray.remote(lambda: None).options(num_cpus=2).remote(), timeout=60)
+    assert state(groups[1]) == "REMOVED"
+
+
 def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):
     quick = plan_of(1, arms={"quick": {}})
     # A step of it takes longer than a step may.

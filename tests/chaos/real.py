@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,11 @@ def sweep_file(folder: Path) -> Path:
     return path
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 class Cluster:
     """A head without CPUs for trials and two nodes with one each; nodes may die and come back."""
 
@@ -65,7 +71,12 @@ class Cluster:
 
         self._cluster = RayCluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_host": "127.0.0.1",
+                "dashboard_port": _free_port(),
+            },
         )
         self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
         self._cluster.wait_for_nodes()
