@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from orchestrator.dispatch import Cause, Dispatch, Job
 from orchestrator.journal import Writer, write_atomically
@@ -24,6 +24,20 @@ PULSE_SECONDS = 15.0
 
 #: Seconds between two tries to write to storage that fails: doubled each time, up to the last.
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
+
+
+#: What rank 0 hears of a row: to go on; to drop a trial that is not its any more; or to end it as `stopped`.
+Verdict = Literal["go on", "drop", "stop"]
+
+
+class Judge(Protocol):
+    """Ends trials that fall behind."""
+
+    def stops(self, trial_id: str, epoch: int, error_pct: float) -> bool:
+        """Whether a trial ends with this epoch; the same when it is asked again."""
+
+    def diverged(self, trial_id: str, epoch: int) -> None:
+        """A trial has diverged after so many epochs."""
 
 
 def stack_path(folder: Path, trial_id: str, attempt: int, rank: int) -> Path:
@@ -41,6 +55,7 @@ class Clerk:
         clock: Callable[[], float] = time.time,
         checkpoints: str | None = None,
         keep: Literal["none", "best", "last"] = "none",
+        judge: Judge | None = None,
     ) -> None:
         """
         Args:
@@ -48,11 +63,12 @@ class Clerk:
           breaker: see `Dispatch`.
           clock: seconds since 1970.
           checkpoints, keep: see `Resources`.
+          judge: who ends trials that fall behind; nobody if left out.
         """
         self._folder = Path(folder)
         self._writer = Writer(self._folder)
         self._dispatch = Dispatch(breaker)
-        self._clock = clock
+        self._clock, self._judge = clock, judge
         self._states, self._keep = States(self._folder, checkpoints), keep
         self._best = Best() if keep == "best" else None
         if self._best is not None:
@@ -217,11 +233,16 @@ class Clerk:
         """Rank 0 is at this step; False tells it to drop the trial."""
         return self._dispatch.beat(lane, number, step, self._clock())
 
-    async def row(self, lane: str, number: int, row: dict[str, Any]) -> bool:
-        """An epoch's row from rank 0; False tells it to drop the trial."""
-        goes_on = self._dispatch.row(lane, number, row, self._clock())
+    async def row(self, lane: str, number: int, row: dict[str, Any]) -> Verdict:
+        """An epoch's row from rank 0, which is told what to do next."""
+        job = self._dispatch.job(lane, number)
+        verdict: Verdict = "drop"
+        if self._dispatch.row(lane, number, row, self._clock()) and job is not None:
+            epoch, error_pct = int(row["epoch"]), float(row["val_top1_error_pct"])
+            stops = self._judge is not None and self._judge.stops(job.trial, epoch, error_pct)
+            verdict = "stop" if stops else "go on"
         await self._commit()
-        return goes_on
+        return verdict
 
     async def keeps(self, lane: str, number: int, error_pct: float) -> Kept | None:
         """Under which name rank 0 is to keep the weights of a trial that has come to this error, if at all.
@@ -253,6 +274,8 @@ class Clerk:
         if ended is None:
             return
         job, is_over = ended
+        if end == "diverged" and self._judge is not None:
+            self._judge.diverged(job.trial, job.epochs)
         trial_folder = self._folder / "trials" / job.trial
         # Neither is worth a trial: the detail is in the journal, and a checkpoint too many is only bytes.
         with contextlib.suppress(OSError):

@@ -226,9 +226,10 @@ def run(
     missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
     missing, 2 when the input is at fault.
     """
-    from orchestrator.folder import confirmed_plan, merge_points, open_folder, save_question
+    from orchestrator.folder import merge_points, open_folder, plan_of, save_question
     from orchestrator.lease import check_free, held
     from orchestrator.plan import unique_trials
+    from orchestrator.search import num_rounds
     from orchestrator.sweep import load_sweep, located
 
     console = _console(quiet)
@@ -241,12 +242,17 @@ def run(
         before, sweep = sweep, merge_points(folder, sweep)
         if sweep != before:
             _say(console, f"{folder} was extended before; it keeps its larger number of points")
-    plan = confirmed_plan(folder, _planned(sweep, file, overrides, points))
+    whole = _planned(sweep, file, overrides, points)
+    plan = plan_of(folder, sweep, whole.infos)
     began, preflight_seconds = time.time(), 0.0
     if check:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         ended = [key for key, record in known.records.items() if record.settled] if known else []
-        if left := plan.remaining(ended):
+        left = plan.remaining(ended)
+        if not left and len(plan.trials) < len(whole.trials):
+            # Rounds of a search that nobody has chosen yet are of the same shapes.
+            left = list(whole.trials)
+        if left:
             # Before the folder is there: a sweep that cannot start leaves nothing behind.
             outcome = _preflight(console, plan, left, folder, address, track)
             if outcome.faults:
@@ -254,20 +260,62 @@ def run(
             preflight_seconds = outcome.seconds
     with held(folder) as lease:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
-        records = known.records if known else {}
         for notice in known.notices if known else ():
             _say(console, f"note: {notice}", "yellow")
-        todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
-        if todo:
-            command = _command(file, out)
-            timing = (began, preflight_seconds)
-            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify, timing)
-        else:
-            save_question(folder, plan)
+        tracker, has_run = None, False
+        rounds = num_rounds(sweep)
+        while True:
+            records = known.records if known else {}
+            todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
+            if todo:
+                if tracker:
+                    tracker.close(timeout_seconds=30)
+                if rounds > 1:
+                    _say(console, f"round {_round(plan)} of {rounds}", "bold")
+                command = _command(file, out)
+                timing = (began, preflight_seconds)
+                is_last = _round(plan) == rounds
+                tracker = _execute(
+                    console, plan, lease, todo, known, address, track, command, notify, timing, is_last
+                )
+                has_run, began, preflight_seconds = True, time.time(), 0.0
+            else:
+                save_question(folder, plan)
+            known = open_folder(folder)
+            if (longer := _next_round(known)) is None:
+                break
+            plan = longer
+            began = time.time()
+        if not has_run:
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
             # A tracker that was down when the trials ran catches up here.
             tracker = _tracker(plan, folder, known) if track else None
         raise typer.Exit(_conclude(console, folder, tracker))
+
+
+def _round(plan: "Plan") -> int:
+    """Which round of a search the last points of a plan are of."""
+    assert plan.sweep.search is not None or not plan.suggestions
+    size = plan.sweep.search.round if plan.sweep.search else 1
+    return 1 + max((suggestion.point // size for suggestion in plan.suggestions), default=0)
+
+
+def _next_round(known: "Folder") -> "Plan | None":
+    """The plan with what a search tries next, on record in the folder; None if there is nothing to try."""
+    from orchestrator.folder import plan_of, save_suggestions
+    from orchestrator.results import results_of
+    from orchestrator.search import next_round
+
+    plan = known.plan
+    if plan.sweep.search is None or plan.sweep.search.sampler == "design":
+        return None
+    from orchestrator.samplers import propose
+
+    chosen = next_round(plan, results_of(plan, known.records), propose)
+    if not chosen:
+        return None
+    save_suggestions(known.path, [*plan.suggestions, *chosen])
+    return plan_of(known.path, plan.sweep, plan.infos)
 
 
 @app.command(epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
@@ -292,16 +340,21 @@ def confirm(
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials, with_confirmation
     from orchestrator.results import results_of
+    from orchestrator.search import num_rounds
 
     console = _console(quiet)
     open_folder(folder)
     with held(folder) as lease:
         known = open_folder(folder)
         before = load_confirmation(folder)
-        draws = [r for r in results_of(known.plan, known.records) if r.trial.role == "sweep"]
+        draws = [r for r in results_of(known.plan, known.records) if r.trial.is_tried]
         if open_draws := sum(not result.record.settled for result in draws):
             raise FolderError(
                 f"{folder}: {open_draws} trials of the sweep have not ended; run it to its end first"
+            )
+        if (rounds := num_rounds(known.plan.sweep)) > (so_far := _round(known.plan)):
+            raise FolderError(
+                f"{folder}: the search has had {so_far} of {rounds} rounds; run it to its end first"
             )
         wanted = choose(draws, top, seeds)
         if before is None:
@@ -357,10 +410,12 @@ def _execute(
     command: str,
     notify: str | None = None,
     timing: tuple[float, float] | None = None,
+    is_last: bool = True,
 ) -> "Tracker | None":
     """Runs the trials that are left; returns the tracker, still open for the report.
 
-    `timing` says when the command began, in seconds since 1970, and what its preflight took.
+    `timing` says when the command began, in seconds since 1970, and what its preflight took; `is_last`
+    whether these trials end the sweep.
 
     Raises:
       typer.Exit: a person cut it short, or another run took over.
@@ -393,7 +448,13 @@ def _execute(
     try:
         if fault := storage_fault(plan, lanes.nodes()):
             raise lanes.ClusterError(fault)
-        run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds)
+        judge = None
+        if plan.sweep.search is not None and plan.sweep.search.halving is not None:
+            from orchestrator.halving import Judge
+
+            judge = Judge(plan.sweep.search.halving, plan.trials)
+            judge.replay(known.events if known else ())
+        run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds, judge)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()
@@ -448,7 +509,8 @@ def _execute(
     finally:
         lanes.shutdown()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if warning := notifier.end(how):
+        # Between two rounds of a search nothing has ended.
+        if (stopped or is_last or how == "broke off") and (warning := notifier.end(how)):
             _say(console, warning, "yellow")
     if stopped:
         if tracker:
@@ -529,7 +591,8 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
     console.print(answer_table(summary_table(opened.plan, opened.records)))
     for sentence in json.loads((report.parent / "summary.json").read_text())["answer"]:
         console.print(f"\n{sentence}", markup=False, highlight=False)
-    bad = [result for result in results if result.rule is None or not result.rule.in_edf]
+    # A trial that a search has ended early has done what was wanted of it.
+    bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
         _say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")

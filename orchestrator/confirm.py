@@ -15,7 +15,7 @@ def choose(results: Iterable[Result], top: int, seeds: int) -> Confirmation:
     """
     errors: dict[tuple[str, str], dict[int, list[float]]] = {}
     for result in results:
-        if result.trial.role == "sweep" and result.rule is not None and result.rule.ranked:
+        if result.trial.is_tried and result.rule is not None and result.rule.ranked:
             if result.error_pct is None:
                 continue
             points = errors.setdefault((result.trial.cell_name, result.trial.arm), {})

@@ -40,7 +40,7 @@ from orchestrator.report import write_report
 from trainables.base import Frozen
 
 MANIFEST = "report/manifest.json"
-_QUESTION = ("sweep.yaml", "confirm.json", "record.json")
+_QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json")
 
 #: Of an archive once unpacked; a sweep of 10,000 trials of 100 epochs is near 400 MB.
 MAX_BUNDLE_BYTES = 4 * 2**30

@@ -129,7 +129,12 @@ def evidence_of(found: Found, cell: str) -> Evidence:
             arm: tuning_curve(list(s.errors_pct.values())) for arm, s in summaries.items() if s.errors_pct
         },
         optimism={
-            arm: optimism(list(s.errors_pct.values()), _noise_sd(found, cell, arm))
+            arm: (
+                # The best of a search is not that of its draws, and how a sampler chose is not modelled.
+                optimism(list(s.errors_pct.values()), _noise_sd(found, cell, arm))
+                if found.plan.sweep.search is None
+                else None
+            )
             for arm, s in summaries.items()
             if s.errors_pct
         },

@@ -2,6 +2,8 @@
 
 runs/<sweep>/
   sweep.yaml     the question, as it stands after --set and --points
+  search.json    what a search has chosen so far, round by round
+  confirm.json   which settings are run again with fresh seeds
   record.json    data sets by fingerprint, code, versions
   journal/       000001.jsonl, one file per `run`
   trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, weights that are kept
@@ -9,6 +11,7 @@ runs/<sweep>/
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -16,7 +19,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +30,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
-from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
+from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
 from orchestrator.results import Event, Record, fold, retry_event
 from orchestrator.states import States
 from orchestrator.sweep import Sweep, SweepError, build_sweep
@@ -62,13 +65,46 @@ def open_folder(path: Path) -> Folder:
         infos = {
             _DATA.validate_python(entry["config"]): _load_info(entry["info"]) for entry in record["data"]
         }
-        plan = confirmed_plan(path, make_plan(sweep, infos))
+        plan = plan_of(path, sweep, infos)
     except (SweepError, YamlError) as error:
         raise FolderError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path}: record.json is missing or damaged: {error}") from error
     reading = read_journal(path)
     return Folder(path, plan, reading.events, fold(reading.events), reading.notices, record)
+
+
+def plan_of(path: Path, sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
+    """The plan of a sweep with what its folder, which need not be there, says was chosen since.
+
+    Raises:
+      FolderError: search.json or confirm.json is damaged.
+    """
+    return confirmed_plan(path, make_plan(sweep, infos, load_suggestions(path)))
+
+
+def save_suggestions(path: Path, suggestions: Sequence[Suggestion]) -> None:
+    """Writes down what a search has chosen, before any of it runs."""
+    content = {"suggestions": [dataclasses.asdict(suggestion) for suggestion in suggestions]}
+    write_atomically(path / "search.json", json.dumps(content, indent=1) + "\n")
+
+
+def load_suggestions(path: Path) -> list[Suggestion]:
+    """What a search has chosen so far; nothing where none has.
+
+    Raises:
+      FolderError: search.json is damaged.
+    """
+    if not (path / "search.json").is_file():
+        return []
+    try:
+        content = json.loads((path / "search.json").read_text())
+        return [_SUGGESTION.validate_python(entry) for entry in content["suggestions"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path}: search.json is damaged: {error}") from error
+
+
+_SUGGESTION = TypeAdapter(Suggestion)
 
 
 def save_confirmation(path: Path, confirmation: Confirmation) -> None:

@@ -39,7 +39,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.clerk import Clerk, stack_path
+from orchestrator.clerk import Clerk, Judge, Verdict, stack_path
 from orchestrator.dispatch import Cause, Job
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.orphans import Orphans
@@ -167,14 +167,19 @@ def _run_job(
         with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank):
             # The state is wanted once the last row is out.
             for row, state in train(config, context, keeper=keeper):  # noqa: B007
-                wanted = [True]
+                verdict: list[Verdict] = ["go on"]
                 if context.rank == 0:
-                    wanted = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
+                    verdict = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
                 if context.world_size > 1:
                     # All ranks go on or none: a rank alone would wait in the next all-reduce for ever.
-                    torch.distributed.broadcast_object_list(wanted, src=0)
-                if not wanted[0]:
+                    torch.distributed.broadcast_object_list(verdict, src=0)
+                if verdict[0] == "drop":
                     return
+                if verdict[0] == "stop":
+                    break
+        if verdict[0] == "stop":
+            end("stopped", f"behind the others of its arm after epoch {row.epoch}", "\n".join(keeper.notices))
+            return
         weights = state.weights_digest() if context.rank == 0 else ""
         kept = None
         if context.rank == 0:
@@ -539,6 +544,7 @@ class Run:
         resources: "Resources",
         began: float | None = None,
         preflight_seconds: float = 0.0,
+        judge: Judge | None = None,
     ) -> None:
         """
         Args:
@@ -548,6 +554,7 @@ class Run:
           resources: lanes at a time (None computes it from the cluster), retries and the breaker.
           began: when starting up began, in seconds since 1970; now if left out.
           preflight_seconds: of the time since, what checks took.
+          judge: who ends trials that fall behind; nobody if left out.
 
         Raises:
           ClusterError: a trial needs more than the cluster has, or the place of its states does not answer.
@@ -558,7 +565,7 @@ class Run:
                 States(self.folder, resources.checkpoints).kept()
             except OSError as error:
                 raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
-        self._records, self._resources = records, resources
+        self._records, self._resources, self._judge = records, resources, judge
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping = threading.Event()
         cluster = nodes()
@@ -586,6 +593,7 @@ class Run:
                 self._resources.breaker,
                 checkpoints=self._resources.checkpoints,
                 keep=self._resources.keep,
+                judge=self._judge,
             )
         )
         self._note("session", began=self._began, lanes=[count for *_, count in self.phases])

@@ -90,6 +90,8 @@ def merge(parts: Mapping[str, Part]) -> Merged:
     """
     if len(parts) < 2:
         raise MergeError(parts, ["it takes two sweeps or more"])
+    if searching := [name for name, part in parts.items() if part.plan.sweep.search is not None]:
+        raise MergeError(parts, [f"{name} is a search, whose points are its own" for name in searching])
     first, *others = parts
     reasons = [reason for other in others for reason in _differences(parts, first, other)]
     arms, notices = _arms(parts)

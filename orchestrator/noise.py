@@ -131,7 +131,7 @@ def _noise_summary(cell: str, arm: str, results: Sequence[Result]) -> NoiseSumma
         if len(counted) > 1 and diverged == {False}:
             errors.setdefault(kind, []).append([e for r in counted if (e := r.error_pct) is not None])
     streams = {stream: found for role, stream in _ROLES.items() if (found := component(errors.get(role, [])))}
-    total = component([*errors.get("sweep", []), *errors.get("confirm", [])])
+    total = component([*errors.get("sweep", []), *errors.get("search", []), *errors.get("confirm", [])])
     return NoiseSummary(cell, arm, streams, total, num_diverged)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from trainables.data import DataInfo, num_steps
 from trainables.vit import Cost
 
 #: What a trial is for: the design itself; a best setting run again with fresh seeds; or a point of the design
-#: run again with one stream of randomness changed, to see how much that stream alone moves the error.
-Role = Literal["sweep", "confirm", "noise_init", "noise_order", "noise_augment"]
+#: run again with one stream of randomness changed, to see how much that stream alone moves the error. Trials
+#: of a `search` were chosen, or may be ended, for what others gave: they say nothing of the space as a whole.
+Role = Literal["sweep", "search", "confirm", "noise_init", "noise_order", "noise_augment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,14 @@ class Trial:
         return cell_name(self.cell)
 
     @property
+    def is_tried(self) -> bool:
+        """Whether it is the run of a point, not a run of the same settings for another purpose."""
+        return self.role in ("sweep", "search")
+
+    @property
     def label(self) -> str:
         """The trial as people call it: arm, cell, point, and what tells it from the first run there."""
-        role = "" if self.role == "sweep" else f" {self.role.replace('_', ' ')}"
+        role = "" if self.is_tried else f" {self.role.replace('_', ' ')}"
         replicate = f" r{self.replicate}" if self.replicate or role else ""
         return f"{self.arm} {self.cell_name} p{self.point}{role}{replicate}"
 
@@ -97,6 +103,25 @@ class Removal:
     drawn: int
 
 
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A point that a sampler chose for one arm in one cell.
+
+    Attributes:
+      cell: its name.
+      arm: as in the file.
+      point: its index, after those of the design.
+      by: which sampler.
+      quantiles: in [0, 1], by path, as a design has them.
+    """
+
+    cell: str
+    arm: str
+    point: int
+    by: str
+    quantiles: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every trial of a sweep, in the order they are to run.
@@ -106,12 +131,14 @@ class Plan:
       trials: what is to run.
       infos: of every data set that is needed.
       removals: per cell, arm and constraint. A point that one arm breaks is missing in all arms of the cell.
+      suggestions: of a search, what its sampler has chosen so far.
     """
 
     sweep: Sweep
     trials: tuple[Trial, ...]
     infos: Mapping[DataConfig, DataInfo]
     removals: tuple[Removal, ...] = ()
+    suggestions: tuple[Suggestion, ...] = ()
 
     def cost(self, trial: Trial) -> TrialCost:
         """From closed forms; nothing is built."""
@@ -146,20 +173,29 @@ def data_configs(sweep: Sweep) -> dict[DataConfig, str]:
     return found
 
 
-def make_plan(sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
+def make_plan(
+    sweep: Sweep, infos: Mapping[DataConfig, DataInfo], suggestions: Sequence[Suggestion] | None = None
+) -> Plan:
     """Draws the points and makes the trials.
 
     Points come first in the order, then cells, then arms: a sweep cut off anywhere has its arms paired. A
     point that breaks a constraint in one arm is left out in every arm of the cell, so that they stay paired;
     no other is drawn for it, so that a point is the same whatever became of those before it.
 
+    Args:
+      sweep: what is asked.
+      infos: of its data.
+      suggestions: of a search, what its sampler has chosen so far. None stands for a search that has not
+        begun: the design takes the place of what the sampler would choose.
+
     Raises:
       ValueError: a drawn combination of values is no valid run, though each value alone is.
       ConstraintError: a constraint compares what cannot be compared, or leaves a cell without points.
     """
     levels = sweep.levels()
-    quantiles = sweep.design.quantiles(levels)
-    num_points = sweep.design.num_points(levels)
+    design = sweep.design if suggestions is None else sweep.drawn
+    quantiles = design.quantiles(levels)
+    num_points = design.num_points(levels)
     constraints = sweep.constraints()
     removed = {
         (cell_name(cell), arm, rule.text): 0
@@ -173,7 +209,7 @@ def make_plan(sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
         at = {path: float(column[point]) for path, column in quantiles.items()}
         for cell in sweep.all_cells():
             drafts = [_Draft.of(sweep, arm, cell, at) for arm in sweep.arms]
-            broken = [[rule for rule in constraints if not draft.fulfils(rule, infos)] for draft in drafts]
+            broken = [draft.broken(constraints, infos) for draft in drafts]
             for draft, rules in zip(drafts, broken, strict=True):
                 for rule in rules:
                     removed[cell_name(cell), draft.arm, rule.text] += 1
@@ -188,10 +224,34 @@ def make_plan(sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
                     trials.append(_again(first, infos, role, replicate, seeds))
     if empty := [cell_name(cell) for cell in sweep.all_cells() if cell not in kept]:
         raise ConstraintError(f"leaves none of {num_points} points in cell {', '.join(empty)}")
+    cells = {cell_name(cell): cell for cell in sweep.all_cells()}
+    for chosen in suggestions or ():
+        draft = _Draft.of(sweep, chosen.arm, cells[chosen.cell], chosen.quantiles)
+        if draft.fault is not None:
+            raise draft.fault
+        first = draft.trial(cells[chosen.cell], chosen.point)
+        for role, replicate, seeds in _runs_of_point(sweep, chosen.point, None, first.config):
+            trials.append(_again(first, infos, role, replicate, seeds))
     # A stable sort: replicates of a point stay together, cells and arms in the order of the file.
-    trials.sort(key=lambda trial: (trial.point, trial.role != "sweep", trial.replicate))
+    trials.sort(key=lambda trial: (trial.point, not trial.is_tried, trial.replicate))
     removals = [Removal(*key, count, num_points) for key, count in removed.items()]
-    return Plan(sweep, tuple(trials), infos, tuple(removals))
+    return Plan(sweep, tuple(trials), infos, tuple(removals), tuple(suggestions or ()))
+
+
+def can_run(
+    sweep: Sweep,
+    infos: Mapping[DataConfig, DataInfo],
+    arm: str,
+    cell: Cell,
+    quantiles: Mapping[str, float],
+) -> bool:
+    """Whether the settings at these quantiles make a run that fulfils all constraints.
+
+    Raises:
+      ConstraintError: a constraint compares what cannot be compared.
+    """
+    draft = _Draft.of(sweep, arm, cell, quantiles)
+    return draft.fault is None and not draft.broken(sweep.constraints(), infos)
 
 
 @dataclass(frozen=True)
@@ -217,6 +277,10 @@ class _Draft:
     @functools.cached_property
     def tree(self) -> dict[str, Any]:
         return self.sweep.merged(self.layers)[0]
+
+    def broken(self, rules: Iterable[Constraint], infos: Mapping[DataConfig, DataInfo]) -> list[Constraint]:
+        """Those of the constraints that it does not fulfil."""
+        return [rule for rule in rules if not self.fulfils(rule, infos)]
 
     def fulfils(self, rule: Constraint, infos: Mapping[DataConfig, DataInfo]) -> bool:
         def lookup(name: str) -> Any:
@@ -244,17 +308,23 @@ class _Draft:
 
 
 def _runs_of_point(
-    sweep: Sweep, point: int, rank: int, config: TrainConfig
+    sweep: Sweep, point: int, rank: int | None, config: TrainConfig
 ) -> Iterator[tuple[Role, int, Seeds]]:
-    """The seeds of every run of a point, the same in every arm; `rank` counts the points that were kept."""
+    """The seeds of every run of a point, the same in every arm.
+
+    `rank` counts the points of the design that were kept; a sampler's have none.
+    """
+    role: Role = "sweep"
+    if sweep.search is not None and (rank is None or sweep.search.halving or point >= sweep.search.round):
+        role = "search"
     if "seeds" in config.model_fields_set:
         first = config.seeds
     else:
         first = Seeds.derived(sweep.design.seed, "point", point, "replicate", 0)
-    yield "sweep", 0, first
+    yield role, 0, first
     for replicate in range(1, sweep.replicates):
-        yield "sweep", replicate, Seeds.derived(sweep.design.seed, "point", point, "replicate", replicate)
-    if sweep.noise is not None and rank < sweep.noise.points:
+        yield role, replicate, Seeds.derived(sweep.design.seed, "point", point, "replicate", replicate)
+    if sweep.noise is not None and rank is not None and rank < sweep.noise.points:
         for replicate in range(1, sweep.noise.seeds):
             others = Seeds.derived(sweep.design.seed, "point", point, "noise", replicate)
             yield "noise_init", replicate, first.model_copy(update={"init": others.init})
@@ -291,7 +361,7 @@ def with_confirmation(plan: Plan, confirmation: Confirmation) -> Plan:
     trials = []
     for trial in plan.trials:
         chosen = confirmation.points.get((trial.cell_name, trial.arm), ())
-        if trial.role == "sweep" and trial.replicate == 0 and trial.point in chosen:
+        if trial.is_tried and trial.replicate == 0 and trial.point in chosen:
             for replicate in range(confirmation.seeds):
                 seeds = Seeds.derived(plan.sweep.design.seed, "point", trial.point, "confirm", replicate)
                 trials.append(_again(trial, plan.infos, "confirm", replicate, seeds))

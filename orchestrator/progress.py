@@ -244,7 +244,7 @@ class Progress:
             return
         self._known[trial_id] = after
         for trial, tally in self._places[trial_id]:
-            _move(tally, before, after, is_draw=trial.role == "sweep")
+            _move(tally, before, after, is_tried=trial.is_tried)
             self.ended += after.settled - before.settled
         if before.mark != mark:
             self._move_cause(trial_id, before.mark, mark, result)
@@ -325,13 +325,13 @@ def _student(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
-def _move(tally: Tally, before: _Known, after: _Known, is_draw: bool) -> None:
+def _move(tally: Tally, before: _Known, after: _Known, is_tried: bool) -> None:
     tally.states[before.state] -= 1
     if not tally.states[before.state]:
         del tally.states[before.state]
     tally.states[after.state] = tally.states.get(after.state, 0) + 1
     tally.ended += after.settled - before.settled
-    if not is_draw:
+    if not is_tried:
         return
     if before.error_pct != after.error_pct:
         if before.error_pct is not None:

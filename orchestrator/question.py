@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from orchestrator.design import Design
+from orchestrator.design import Design, GridDesign
 from orchestrator.paper import PaperSays
 from orchestrator.space import Cell, Domain, Settings, Window
 from orchestrator.where import Constraint, ConstraintError
@@ -94,6 +94,34 @@ class Primary(Frozen):
     cell: str | None = Field(None, description="In which cell, by its name in the plan; all if left out.")
 
 
+class Halving(Frozen):
+    """Asynchronous successive halving (ASHA): a trial that falls behind the others of its arm is ended.
+
+    Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning",
+    https://arxiv.org/abs/1810.05934
+    """
+
+    grace_epochs: int = Field(gt=0, description="Epochs that every trial gets.")
+    reduction_factor: float = Field(
+        3, gt=1, description="One in so many goes on, asked at grace_epochs times 1, f, f^2, ..."
+    )
+
+
+class Search(Frozen):
+    """For the best setting of each arm rather than for how it fares over all of them.
+
+    Points come in rounds. The first is the design's; the settings of a later one follow from the results of
+    those before, per arm and cell, each with the same number of points.
+    """
+
+    sampler: Literal["tpe", "gp", "design"] = Field(
+        "tpe",
+        description="Who chooses after the first round: Optuna's TPE, its Gaussian process, or the design.",
+    )
+    round: int = Field(8, gt=1, description="Points per arm and cell between two looks at the results.")
+    halving: Halving | None = Field(None, description="Ends trials that fall behind; no trial if left out.")
+
+
 def _readable(text: str) -> str:
     try:
         Constraint.parse(text)
@@ -133,6 +161,11 @@ class Sweep(Frozen):
         examples=[["optim.lr * optim.weight_decay < 1e-3", "flops_g <= 2"]],
     )
     design: Design = Field(description="How points are drawn.", examples=[{"kind": "sobol", "points": 32}])
+    search: Search | None = Field(
+        None,
+        description="Looks for each arm's best setting; design.points are then shared out in rounds.",
+        examples=[{"sampler": "tpe", "round": 8, "halving": {"grace_epochs": 4}}],
+    )
     replicates: int = Field(1, gt=0, description="Runs of every point that differ in their seeds only.")
     noise: Noise | None = Field(None, description="Extra runs for the noise floor; none if left out.")
     resources: Resources = Field(
@@ -172,6 +205,13 @@ class Sweep(Frozen):
         return [Constraint.parse(text) for text in self.where]
 
     # --- what is drawn
+
+    @property
+    def drawn(self) -> Design:
+        """The design as far as it is drawn from: of a search with a sampler, its first round."""
+        if self.search is None or self.search.sampler == "design" or isinstance(self.design, GridDesign):
+            return self.design
+        return self.design.model_copy(update={"points": min(self.search.round, self.design.points)})
 
     def levels(self) -> dict[str, int | None]:
         """Per parameter that the design draws how many values it has, None if too many to count.

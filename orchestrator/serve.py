@@ -174,6 +174,7 @@ def _sign(folder: Path) -> tuple[Any, ...]:
     for path in [
         *sorted((folder / "journal").glob("*.jsonl")),
         folder / "sweep.yaml",
+        folder / "search.json",
         folder / "confirm.json",
     ]:
         try:

@@ -497,9 +497,10 @@ class _Population:
     """One arm in one cell before it is known what to measure it from.
 
     Attributes:
-      sweep: trials of that role.
+      sweep: draws from the space.
+      searched: trials of a search, which may be the best and tell nothing else.
       other_states: trials of other roles per state.
-      errors_pct: by point.
+      errors_pct: by point, of the draws.
       num_counted: trials whose errors those are made of.
       trained: errors of the points of which a trial is ranked.
       num_incomplete: points that have some of their replicates only.
@@ -507,6 +508,7 @@ class _Population:
     """
 
     sweep: list[Result]
+    searched: list[Result]
     other_states: dict[str, dict[str, int]]
     errors_pct: dict[int, float]
     num_counted: int
@@ -521,11 +523,17 @@ class _Population:
         return self.confirmed.val.value if confirmed and self.confirmed else min(self.trained)
 
 
+#: Why a search has no distribution.
+NO_DRAWS = (
+    "its settings were chosen, or its trials could be ended, by a search, so they are no draws from the space"
+)
+
+
 def _population(results: Sequence[Result], stopped: Stopped | None) -> _Population:
     by_role: dict[str, list[Result]] = {}
     for result in results:
         by_role.setdefault(result.trial.role, []).append(result)
-    sweep = by_role.pop("sweep", [])
+    sweep, searched = by_role.pop("sweep", []), by_role.pop("search", [])
     by_point: dict[int, list[Result]] = {}
     for result in sweep:
         by_point.setdefault(result.trial.point, []).append(result)
@@ -549,8 +557,11 @@ def _population(results: Sequence[Result], stopped: Stopped | None) -> _Populati
         )
         errors, num_counted = {}, 0
         refused |= dict.fromkeys((*MEASURES, "delta_edf", "median_error_pct", "diverged"), because)
+    if searched and not sweep:
+        refused |= dict.fromkeys((*MEASURES, "delta_edf", "median_error_pct", "diverged"), NO_DRAWS)
     return _Population(
         sweep=sweep,
+        searched=searched,
         other_states={
             role: dict(Counter(result.state for result in group)) for role, group in by_role.items()
         },
@@ -580,20 +591,21 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
             else "the cell is not confirmed for every arm, and its arms are measured alike"
         )
     num_diverged = sum(result.state == "diverged" for result in found.sweep)
+    tried = found.sweep + found.searched
     kind: ReferenceKind = "confirmed" if confirmed else "sweep_minimum"
     own = found.confirmed.val if found.confirmed and confirmed else None
     return Summary(
         cell=cell,
         arm=arm,
-        num_trials=len(found.sweep),
+        num_trials=len(tried),
         num_points=len({result.trial.point for result in found.sweep}),
-        states=dict(Counter(result.state for result in found.sweep)),
+        states=dict(Counter(result.state for result in tried)),
         other_states=found.other_states,
         errors_pct=errors,
         blocks={result.trial.point: result.trial.block for result in found.sweep},
         num_incomplete=found.num_incomplete,
         diverged=_share(num_diverged / found.num_counted, len(errors)) if found.num_counted else None,
-        best=_best(found.sweep),
+        best=_best(tried),
         confirmed=found.confirmed,
         reference_pct=reference,
         reference_kind=None if reference is None else kind,

@@ -18,7 +18,7 @@ class UnknownTrial(ValueError):
 
 def name_of(trial: Trial) -> str:
     """A trial as one word to type: vit_c/adamw/3, with its extra run behind it: vit_c/adamw/3/confirm/r1."""
-    extra = "" if trial.role == "sweep" else f"/{trial.role}"
+    extra = "" if trial.is_tried else f"/{trial.role}"
     replicate = f"/r{trial.replicate}" if trial.replicate or extra else ""
     return f"{trial.arm}/{trial.cell_name}/{trial.point}{extra}{replicate}"
 
@@ -40,7 +40,7 @@ def find_trial(plan: Plan, text: str) -> Trial:
     words = _words(text)
     named = [trial for trial in plan.trials if words and words <= _words_of(trial)]
     # A point stands for its own run and not for the extra ones with other seeds.
-    own = [trial for trial in named if trial.role == "sweep" and trial.replicate == 0]
+    own = [trial for trial in named if trial.is_tried and trial.replicate == 0]
     for found in (named, own):
         if len(distinct := {trial.id: trial for trial in reversed(found)}) == 1:
             return next(iter(distinct.values()))

@@ -205,6 +205,7 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
     if sweep.primary and sweep.primary.cell and sweep.primary.cell not in (cells := sweep.cell_names()):
         cell = sweep.primary.cell
         yield Fault("primary.cell", f"must be one of {cells}", cell, nearest(cell, cells))
+    yield from _search_faults(sweep)
     if sweep.paper:
         for path, name in sweep.paper.unknown_names(sweep.cell_names(), sweep.arms):
             yield Fault(path, "names no cell or no arm of the sweep", name)
@@ -216,6 +217,24 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
                 known = [*DERIVED, *RUN_PATHS]
                 rule = "names no setting of a run and nothing that follows from one"
                 yield Fault(f"where.{index}", rule, repr(name), nearest_path(name, known))
+
+
+def _search_faults(sweep: Sweep) -> Iterator[Fault]:
+    """What a search cannot be joined with."""
+    if (search := sweep.search) is None:
+        return
+    if search.sampler == "design" and search.halving is None:
+        rule = "`design` without `halving` is no search; leave `search` out, or choose a sampler"
+        yield Fault("search.sampler", rule, search.sampler)
+    if search.sampler != "design" and isinstance(sweep.design, GridDesign):
+        rule = "the first round of a search is drawn: sobol, random or latin"
+        yield Fault("design.kind", rule, sweep.design.kind)
+    if search.halving is not None:
+        if sweep.replicates > 1 or sweep.noise is not None:
+            rule = "needs every run whole, and `search.halving` ends some of them"
+            yield Fault("replicates" if sweep.replicates > 1 else "noise", rule)
+        if varied := [path for path in sweep.vary if touches(path, "schedule.epochs")]:
+            yield Fault(f"vary.{varied[0]}", "`search.halving` compares trials of one length")
 
 
 def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]) -> Iterator[Fault]:

@@ -15,7 +15,8 @@ from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
 from orchestrator.power import POWER, Detectable
 from orchestrator.results import RULES
-from orchestrator.rows import Row, cost_per_arm, num_ended
+from orchestrator.rows import Row, cost_per_arm, num_ended, plain
+from orchestrator.search import EDGE_SHARE, searched
 from orchestrator.stats import MEASURES, Estimate, Measure
 from orchestrator.words import (
     DESCRIBES,
@@ -534,6 +535,38 @@ def _noise_table(found: Found) -> Table:
     return table
 
 
+def _search_table(found: Found) -> Table:
+    table = Table(
+        "search",
+        "What the search tried and found, per cell and arm; errors on the selection split, in %",
+        ("Cell", "Arm", "#Points", "#Ended early", "#Diverged", "#Epochs trained", "#Best of round 1",
+         "#Best", "#Found as point", "At an edge"),
+        section="Search",
+        intro="Every arm had as many points in every cell. The lowest error of so many is lower than its "
+        "setting deserves; `vitc-sweep confirm` runs it again with fresh seeds.",
+    )  # fmt: skip
+    for one in searched(found.plan, found.results):
+        table.add(
+            one.cell,
+            one.arm,
+            str(one.num_points),
+            str(one.num_stopped),
+            str(one.num_diverged),
+            str(one.num_epochs),
+            percent(one.first_round_pct),
+            percent(one.best_pct),
+            "–" if one.best_point is None else str(one.best_point),
+            ", ".join(one.edges) or "no",
+        )
+        table.data.append(plain(one))
+        if one.edges:
+            table.note(
+                f"{one.cell}, {one.arm}: the best lies in the outer {EDGE_SHARE:.0%} of the window of "
+                f"{', '.join(one.edges)}; a better one may lie beyond."
+            )
+    return table
+
+
 def _edge_table(found: Found) -> Table:
     table = Table(
         "edges",
@@ -764,6 +797,7 @@ TABLES: tuple[Callable[[Found], Table], ...] = (
     _robustness_table,
     _contrast_table,
     _peak_contrast_table,
+    _search_table,
     _tuning_table,
     _basin_table,
     _importance_table,

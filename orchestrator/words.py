@@ -128,6 +128,9 @@ def answer(
     """
     if not any(summary.errors_pct for summary in summaries):
         reasons = sorted({s.refused["delta_edf"] for s in summaries if "delta_edf" in s.refused})
+        if reasons and any(summary.best or summary.confirmed for summary in summaries):
+            first = f"Which arm is more forgiving is not told: {'; '.join(reasons)}."
+            return first, _second_sentence(summaries, peaks)
         if reasons:
             return f"There is no answer: {'; '.join(reasons)}.", ""
         return "There is no answer yet: no trial has a result.", ""

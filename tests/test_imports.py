@@ -24,6 +24,7 @@ PURE = {
     "results",
     "confirm",
     "merge",
+    "search",
     "dispatch",
     "ledger",
     "progress",
@@ -40,6 +41,8 @@ EDGES = (
     "folder",
     "lanes",
     "orphans",
+    "halving",
+    "samplers",
     "tracking",
     "figures",
     "report",
@@ -60,7 +63,9 @@ RANKS = {
     "schema": 3,
     "plan": 3,
     "results": 4,
-    **dict.fromkeys(("confirm", "merge", "cost", "dispatch", "ledger", "progress", "story", *STATISTICS), 5),
+    **dict.fromkeys(
+        ("confirm", "search", "merge", "cost", "dispatch", "ledger", "progress", "story", *STATISTICS), 5
+    ),
     "findings": 6,
     "words": 6,
     "rows": 7,
@@ -71,7 +76,8 @@ RANKS = {
 }
 #: Libraries that only some files may know.
 OWNERS = {
-    "ray": {"lanes", "orphans"},
+    "ray": {"lanes", "orphans", "halving"},
+    "optuna": {"samplers"},
     "mlflow": {"tracking"},
     "matplotlib": {"figures", "report"},
     "jinja2": {"report"},

@@ -1,0 +1,203 @@
+"""A search for the best setting of each arm: rounds of points, each chosen from the results of those before.
+
+A round is chosen when the one before has ended, whole. So what is chosen follows from the sweep, its seed
+and the results alone, and not from which trial happened to end first: a search that was killed goes on as it
+would have, and another machine chooses alike. Every arm gets as many points in every cell.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from orchestrator.plan import Plan, Suggestion, can_run
+from orchestrator.question import Sweep, cell_name, iterate
+from orchestrator.results import Result
+from orchestrator.space import Cell, Domain
+from trainables.base import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A point that has ended, for a sampler.
+
+    Attributes:
+      quantiles: in [0, 1], by path.
+      state: `ended` with its error; `stopped` by a rule, with the error it had then; `failed`, with none.
+      error_pct: on the selection split, the mean over replicates; a diverged run counts as 100.
+      epoch: after which the error was measured.
+    """
+
+    quantiles: Mapping[str, float]
+    state: Literal["ended", "stopped", "failed"]
+    error_pct: float | None
+    epoch: int
+
+
+class Propose(Protocol):
+    """Chooses the next points of one arm in one cell, the same ones for the same arguments."""
+
+    def __call__(
+        self,
+        sampler: str,
+        domains: Mapping[str, Domain],
+        tried: list[Tried],
+        count: int,
+        seed: int,
+        fits: Callable[[Mapping[str, float]], bool],
+    ) -> list[dict[str, float]]:
+        """Up to `count` points that fit, as quantiles by path; fewer where hardly any fit."""
+
+
+def num_rounds(sweep: Sweep) -> int:
+    """How many rounds a search has in all; 1 for any other sweep."""
+    if sweep.search is None or sweep.search.sampler == "design":
+        return 1
+    return -(-sweep.design.num_points(sweep.levels()) // sweep.search.round)
+
+
+def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple[Suggestion, ...]:
+    """What a search tries next; nothing when it has had all its points, or something has not ended.
+
+    Args:
+      plan: of the rounds so far.
+      results: of all its trials.
+      propose: asks the sampler.
+    """
+    sweep, search = plan.sweep, plan.sweep.search
+    if search is None or search.sampler == "design":
+        return ()
+    by_arm: dict[tuple[str, str], dict[int, list[Result]]] = {}
+    for result in results:
+        if not result.trial.is_tried:
+            continue
+        if not result.record.settled:
+            return ()
+        points = by_arm.setdefault((result.trial.cell_name, result.trial.arm), {})
+        points.setdefault(result.trial.point, []).append(result)
+    levels = sweep.levels()
+    at = _quantiles(plan)
+    given = max((s.point + 1 for s in plan.suggestions), default=sweep.drawn.num_points(levels))
+    count = min(search.round, sweep.design.num_points(levels) - given)
+    if count <= 0:
+        return ()
+    chosen = []
+    for arm, cell in iterate(sweep):
+        name = cell_name(cell)
+        domains = {path: domain for path, domain in sweep.windows(arm, cell).items() if path in levels}
+        tried = [
+            _tried(at(name, arm, point), replicates)
+            for point, replicates in sorted(by_arm.get((name, arm), {}).items())
+        ]
+
+        def fits(quantiles: Mapping[str, float], arm: str = arm, cell: Cell = cell) -> bool:
+            return can_run(sweep, plan.infos, arm, cell, _filled(quantiles, levels))
+
+        seed = derive_seed(sweep.design.seed, "search", name, arm, given)
+        found = propose(search.sampler, domains, tried, count, seed, fits)
+        chosen += [
+            Suggestion(name, arm, given + index, search.sampler, _filled(quantiles, levels))
+            for index, quantiles in enumerate(found)
+        ]
+    return tuple(chosen)
+
+
+def _quantiles(plan: Plan) -> Callable[[str, str, int], Mapping[str, float]]:
+    """Where in the windows a point of a cell and arm lies."""
+    drawn = plan.sweep.drawn.quantiles(plan.sweep.levels())
+    chosen = {(s.cell, s.arm, s.point): s.quantiles for s in plan.suggestions}
+
+    def at(cell: str, arm: str, point: int) -> Mapping[str, float]:
+        found = chosen.get((cell, arm, point))
+        return found or {path: float(column[point]) for path, column in drawn.items()}
+
+    return at
+
+
+def _filled(quantiles: Mapping[str, float], levels: Iterable[str]) -> dict[str, float]:
+    """With a middle one for what this arm does not vary, which is never read."""
+    return {path: quantiles.get(path, 0.5) for path in levels}
+
+
+def _tried(quantiles: Mapping[str, float], replicates: list[Result]) -> Tried:
+    stopped = next((result for result in replicates if result.censored), None)
+    if stopped is not None and (last := stopped.record.last) is not None:
+        return Tried(quantiles, "stopped", last.val_top1_error_pct, last.epoch)
+    errors = [error for result in replicates if (error := result.error_pct) is not None]
+    if not errors:
+        return Tried(quantiles, "failed", None, 0)
+    epoch = max((row.epoch for result in replicates if (row := result.record.last)), default=1)
+    return Tried(quantiles, "ended", sum(errors) / len(errors), epoch)
+
+
+#: A best point so near to the end of its window is said to lie at the edge.
+EDGE_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search did for one arm in one cell.
+
+    Attributes:
+      num_points, num_stopped, num_diverged: tried; ended early by the rule; diverged.
+      num_epochs: trained in all.
+      first_round_pct, best_pct: lowest error on the selection split after the first round, and after all.
+      best_point: whose that is.
+      edges: parameters of which it lies within EDGE_SHARE of an end of the window.
+    """
+
+    cell: str
+    arm: str
+    num_points: int
+    num_stopped: int
+    num_diverged: int
+    num_epochs: int
+    first_round_pct: float | None
+    best_pct: float | None
+    best_point: int | None
+    edges: tuple[str, ...]
+
+
+def searched(plan: Plan, results: Iterable[Result]) -> list[Searched]:
+    """Every arm in every cell, in the order of the plan; nothing of a sweep that is no search."""
+    if plan.sweep.search is None:
+        return []
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.trial.is_tried:
+            groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    at = _quantiles(plan)
+    found = []
+    for (cell, arm), mine in groups.items():
+        ranked = [
+            (error, result.trial.point)
+            for result in mine
+            if result.rule is not None and result.rule.ranked and (error := result.error_pct) is not None
+        ]
+        best_pct, best_point = min(ranked, default=(None, None))
+        edges = []
+        if best_point is not None:
+            windows = plan.sweep.windows(arm, mine[0].trial.cell)
+            where = at(cell, arm, best_point)
+            edges = [
+                path
+                for path in windows
+                if path in where
+                and windows[path].num_levels is None
+                and not EDGE_SHARE <= where[path] <= 1 - EDGE_SHARE
+            ]
+        first = [error for error, point in ranked if point < plan.sweep.search.round]
+        found.append(
+            Searched(
+                cell=cell,
+                arm=arm,
+                num_points=len({result.trial.point for result in mine}),
+                num_stopped=sum(result.censored for result in mine),
+                num_diverged=sum(result.state == "diverged" for result in mine),
+                num_epochs=sum(len(result.record.rows) for result in mine),
+                first_round_pct=min(first, default=None),
+                best_pct=best_pct,
+                best_point=best_point,
+                edges=tuple(edges),
+            )
+        )
+    return found
