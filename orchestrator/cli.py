@@ -568,6 +568,26 @@ def _lr_notes(plan: "Plan") -> list[str]:
     return list(notes)
 
 
+def _search_notes(plan: "Plan") -> list[str]:
+    """What of a plan is not known before a search has begun."""
+    from orchestrator.search import num_rounds
+
+    if (search := plan.sweep.search) is None:
+        return []
+    notes = []
+    if (rounds := num_rounds(plan.sweep)) > 1:
+        notes.append(
+            f"search: {rounds} rounds of up to {search.round} points per arm and cell; {search.sampler} will "
+            "choose other settings for those after the first than stand here"
+        )
+    if search.halving is not None:
+        notes.append(
+            f"search: trials that fall behind are ended from epoch {search.halving.grace_epochs} on, so that "
+            "it costs less than is planned here"
+        )
+    return notes
+
+
 def _write_report(folder: Path) -> Path:
     from orchestrator.evidence import write_sealed_report
 
@@ -716,7 +736,7 @@ def plan(
             f"{path}: not there; planned with what the file expects of it, so ids are not final",
             "yellow",
         )
-    for line in _lr_notes(made):
+    for line in [*_lr_notes(made), *_search_notes(made)]:
         _say(console, line, "dim")
     console.print()
     console.print(rows_table([_short_row(made, trial) for trial in made.trials]))

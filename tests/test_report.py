@@ -507,7 +507,7 @@ def test_stopped_trials_make_the_report_refuse_and_say_why(tmp_path):
     for trial in plan.trials:
         records[trial.id].outcome = "stopped" if trial.point == 0 else "finished"
     page = words(write_report(plan, records, tmp_path, {}).read_text())
-    assert "There is no answer: 1 of 8 trials ended early by a stopping rule" in page
+    assert "Which arm is more forgiving is not told: 1 of 8 trials ended early by a stopping rule" in page
     assert "adamw, vit_c: refused, as 1 of 8 trials ended early by a stopping rule" in page
     assert "adamw, vit_c: no basin, as 1 trials were stopped early." in page
 
