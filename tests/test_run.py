@@ -151,6 +151,33 @@ def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
     assert len(set(ends_in(folder))) == 6
 
 
+def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path):
+    tree = yaml.safe_load(sweep_file(tmp_path, 4, epochs=4).read_text())
+    tree["search"] = {"sampler": "tpe", "round": 2, "halving": {"grace_epochs": 1, "reduction_factor": 2}}
+    file, folder = tmp_path / "peak.yaml", tmp_path / "runs" / "peak"
+    file.write_text(yaml.safe_dump(tree))
+    first = start_cli("run", file, "--out", folder, "--no-preflight", "--no-mlflow")
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert "round 1 of 2" in said
+    assert "round 2 of 2" in said
+    assert "no draws from the space" in said
+    rows = results(folder)
+    assert [(row["arm"], row["point"], row["role"]) for row in rows] == [
+        (arm, point, "search") for point in range(4) for arm in ("p", "c")
+    ]
+    assert {row["state"] for row in rows} <= {"finished", "stopped"}
+    # With two trials at the first rung, ASHA ends one that is second and worse.
+    stopped = [row for row in rows if row["state"] == "stopped"]
+    assert all(row["epochs"] < 4 for row in stopped)
+    assert all(row["epochs"] == 4 for row in rows if row not in stopped)
+    longer = start_cli("run", file, "--out", folder, "--no-preflight", "--no-mlflow", "--points", "5")
+    said, _ = longer.communicate(timeout=300)
+    assert longer.returncode == 0, said
+    assert results(folder)[:8] == rows
+    assert [row["point"] for row in results(folder)[8:]] == [4, 4]
+
+
 def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path):
     from ray.cluster_utils import Cluster
 
