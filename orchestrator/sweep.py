@@ -312,7 +312,14 @@ def _setting_faults(sweep: Sweep) -> list[Fault]:
         if window.when and path not in existed and not faults:
             wanted = ", ".join(f"{needed} is {shorten(value)}" for needed, value in window.when.items())
             add(Fault(f"vary.{path}.when", f"holds in no arm, cell or point: nowhere {wanted}"))
-    return list(faults.values())
+    return [
+        dataclasses.replace(fault, rule=_NO_DEFAULT) if fault.rule == "is missing" else fault
+        for fault in faults.values()
+    ]
+
+
+#: What to do about a setting that is missing.
+_NO_DEFAULT = "is missing, and has no default: set it under base, cells or arms, or draw it under vary"
 
 
 def _tie_faults(sweep: Sweep, domains: Mapping[str, Domain]) -> Iterator[Fault]:

@@ -222,6 +222,10 @@ def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
             rule = f"unknown key here: it belongs to {' and '.join(owners)}"
         elif kind == "extra_forbidden":
             hint = _sibling(root, location)
+            prefix = f"{'.'.join(map(str, keys[:-1]))}.".lstrip(".")
+            if isinstance(item["input"], str) and f"{prefix}{hint}.name" in paths_of(root):
+                # A word is the name of one, not all of it.
+                hint = f"{hint}.name"
         elif kind == "literal_error":
             rule = f"must be one of {_listed(context['expected'])}"
             hint = nearest(item["input"], _quoted(context["expected"]))
