@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.folder import Folder
     from orchestrator.lease import Lease
     from orchestrator.plan import Plan, Trial
-    from orchestrator.preflight import Outcome
+    from orchestrator.preflight import Checked, Outcome
     from orchestrator.results import Result
     from orchestrator.sweep import Override, Sweep
     from orchestrator.tracking import Tracker
@@ -243,6 +243,7 @@ def run(
             _say(console, f"{folder} was extended before; it keeps its larger number of points")
     plan = confirmed_plan(folder, _planned(sweep, file, overrides, points))
     began, preflight_seconds = time.time(), 0.0
+    checked: Sequence[Checked] = ()
     if check:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         ended = [key for key, record in known.records.items() if record.settled] if known else []
@@ -251,7 +252,7 @@ def run(
             outcome = _preflight(console, plan, left, folder, address, track)
             if outcome.faults:
                 raise located(outcome.faults, file, overrides, points)
-            preflight_seconds = outcome.seconds
+            preflight_seconds, checked = outcome.seconds, outcome.checked
     with held(folder) as lease:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         records = known.records if known else {}
@@ -261,7 +262,9 @@ def run(
         if todo:
             command = _command(file, out)
             timing = (began, preflight_seconds)
-            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify, timing)
+            tracker = _execute(
+                console, plan, lease, todo, known, address, track, command, notify, timing, checked
+            )
         else:
             save_question(folder, plan)
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
@@ -357,10 +360,12 @@ def _execute(
     command: str,
     notify: str | None = None,
     timing: tuple[float, float] | None = None,
+    checked: "Sequence[Checked]" = (),
 ) -> "Tracker | None":
     """Runs the trials that are left; returns the tracker, still open for the report.
 
-    `timing` says when the command began, in seconds since 1970, and what its preflight took.
+    `timing` says when the command began, in seconds since 1970, and what its preflight took,
+    `checked` which shapes that has run; what it learnt is the plan that the report holds against the outcome.
 
     Raises:
       typer.Exit: a person cut it short, or another run took over.
@@ -368,6 +373,7 @@ def _execute(
     from orchestrator import lanes
     from orchestrator.cost import storage_fault, within_budget
     from orchestrator.folder import save_question
+    from orchestrator.machine import record_plan
     from orchestrator.notify import Notifier
     from orchestrator.progress import Progress
     from orchestrator.terminal import duration
@@ -394,6 +400,9 @@ def _execute(
         if fault := storage_fault(plan, lanes.nodes()):
             raise lanes.ClusterError(fault)
         run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds)
+        # Once: of what has run there is no plan from before any more.
+        if checked and not any(record.attempts for record in records.values()):
+            record_plan(folder, plan, lanes.nodes(), checked)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()

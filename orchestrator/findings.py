@@ -16,6 +16,7 @@ from orchestrator.basin import (
     landscapes,
     transfers,
 )
+from orchestrator.cost import Planned
 from orchestrator.fairness import Audit, EdgeCheck, audits, edge_check
 from orchestrator.gaps import Gap, GapContrast, gaps
 from orchestrator.ledger import Ledger
@@ -55,6 +56,7 @@ class Found:
       deep: the cells that get what takes a second each.
       evidence: what takes long, by cell in the order of the sweep; empty until it has been worked out.
       spent: where the time of the devices went; None where there is no journal of its own.
+      planned: what was expected before the first trial; None where nobody said.
       The others are as the module of their type has them.
     """
 
@@ -73,6 +75,7 @@ class Found:
     deep: frozenset[str]
     evidence: tuple[Evidence, ...] = ()
     spent: Ledger | None = None
+    planned: Planned | None = None
 
     def of(self, cell: str) -> list[Summary]:
         """The arms of a cell."""
@@ -87,7 +90,12 @@ class Found:
         return dataclasses.replace(self, evidence=tuple(evidence))
 
 
-def gather(plan: Plan, records: Mapping[str, Record], spent: Ledger | None = None) -> Found:
+def gather(
+    plan: Plan,
+    records: Mapping[str, Record],
+    spent: Ledger | None = None,
+    planned: Planned | None = None,
+) -> Found:
     """All but the evidence, which may be worked out cell by cell in several processes."""
     results = results_of(plan, records)
     summaries = summarise(results)
@@ -110,6 +118,7 @@ def gather(plan: Plan, records: Mapping[str, Record], spent: Ledger | None = Non
         cost=costs_of(plan),
         deep=frozenset(cells if len(cells) <= MAX_DEEP_CELLS else cells[:NUM_DEEP_CELLS]),
         spent=spent,
+        planned=planned,
     )
 
 

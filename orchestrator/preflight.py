@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.cost import GIB, Shape, counted, shape_of
+from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.plan import Plan, Trial, by_gang, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
@@ -204,6 +204,21 @@ def plan_seconds(
         (seconds.get(gang, 0.0) + unknown_flops.get(gang, 0.0) * known_seconds / known_flops) / max(lanes, 1)
         for gang, lanes in counts.items()
     )
+
+
+def samples_of_steps(
+    plan: Plan, checked: Iterable[Checked], device: str, nodes: Sequence[Node]
+) -> list[Sample]:
+    """What the steps that were run tell of an epoch, the rest of which is taken to be as fast per flop."""
+    found = []
+    for item in checked:
+        shape = item.subject.shape
+        if not item.step_seconds:
+            continue
+        held, epochs = counted(plan, shape, bool(shape.gang.on(nodes).gpus))
+        seconds = item.step_seconds * epochs.work.flops / held.step.flops
+        found.append(Sample(shape, device, epochs, (seconds,), basis="preflight"))
+    return found
 
 
 def _lanes(plan: Plan, trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[Gang, int]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.basin import Extent
+from orchestrator.cost import Basis, Planned, Span, planned_actual
 from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
 from orchestrator.power import POWER, Detectable
@@ -710,6 +711,109 @@ _SPENT_ON = {
 }
 
 
+def _planned_table(found: Found) -> Table:
+    before = found.planned
+    unit = before.unit if before else "core-hours"
+    table = Table(
+        "planned",
+        "Planned before the first trial, and as it came",
+        ("Cell and arm", "Batch", "#Trials run", "#s/epoch, planned", "#measured", "#Ratio",
+         f"#{unit}, planned", "#spent", "#Ratio", "#GiB, planned", "#peak", "Planned from"),
+        section="Planned and actual",
+        intro="A row is a shape: model, batch, workers, precision, optimizer. Planned hours are "
+        "those of the epochs that have run, hours spent those of all attempts; small print is the range that "
+        "was expected. A ratio above 1 is more than planned. Memory is measured on GPUs only.",
+    )  # fmt: skip
+    if before is None or not (rows := planned_actual(found.plan, before, found.records)):
+        return table
+    for row in rows:
+        (cell, arm), *more = row.arms or (("all", "that were planned"),)
+        table.add(
+            f"{cell} {arm}" + (f" and {len(more)} more" if more else ""),
+            row.shape or "–",
+            f"{row.trials_run} of {row.trials}",
+            _span_text(row.planned_seconds),
+            "–" if row.seconds is None else short(row.seconds),
+            _ratio_text(row.seconds, row.planned_seconds),
+            _span_text(row.planned_hours),
+            short(row.hours),
+            _ratio_text(row.hours, row.planned_hours),
+            "–" if row.planned_peak_gib is None else short(row.planned_peak_gib),
+            "–" if row.peak_gib is None else short(row.peak_gib),
+            _PLANNED_FROM[row.basis] if row.arms else "–",
+        )
+        table.data.append(
+            {
+                "cells_and_arms": "; ".join(f"{cell} {arm}" for cell, arm in row.arms),
+                "shape": row.shape,
+                "trials_run": row.trials_run,
+                "trials": row.trials,
+                **_span_columns("planned_seconds_per_epoch", row.planned_seconds),
+                "seconds_per_epoch": row.seconds,
+                **_span_columns("planned_hours", row.planned_hours),
+                "hours": row.hours,
+                "planned_peak_gib": row.planned_peak_gib,
+                "peak_gib": row.peak_gib,
+                "planned_from": row.basis,
+            }
+        )
+    _note_wall_clock(found, before, table)
+    if any(row.arms and row.basis is None and row.planned_peak_gib is None for row in rows):
+        table.note("Without a plan: shapes that came with a later run.")
+    return table
+
+
+def _note_wall_clock(found: Found, before: Planned, table: Table) -> None:
+    """From start to end; compared only where what was planned is what has run, and all of it."""
+    distinct = {result.trial.id: result for result in found.results}
+    told = f"Made {before.made} for {before.trials} trials on {before.device}"
+    table.note(f"{told}; checkpoints were to take up to {before.checkpoint_gib:.2g} GiB at a time.")
+    if before.wall_hours is None or found.spent is None:
+        return
+    low, central, high = (
+        duration(3600 * hours)
+        for hours in (before.wall_hours.low, before.wall_hours.central, before.wall_hours.high)
+    )
+    text = f"From start to end: planned {central} ({low} to {high}), {duration(found.spent.wall)} so far"
+    if len(distinct) != before.trials:
+        text += f", in which the sweep has grown to {len(distinct)} trials"
+    elif all(result.state in RULES for result in distinct.values()):
+        ratio = found.spent.wall / (3600 * before.wall_hours.central)
+        text = text.removesuffix(" so far") + f" as it came: {ratio:.2f} times"
+    table.note(f"{text}. Time between two runs, and that of checks before them, is not in it.")
+
+
+def _span_text(planned: Span | None) -> Text:
+    if planned is None:
+        return Text("–")
+    return Text(short(planned.central), f"{short(planned.low)} to {short(planned.high)}")
+
+
+def _span_columns(name: str, planned: Span | None) -> Row:
+    return {
+        name: planned.central if planned else None,
+        f"{name}_low": planned.low if planned else None,
+        f"{name}_high": planned.high if planned else None,
+    }
+
+
+def _ratio_text(actual: float | None, planned: Span | None) -> Text:
+    if actual is None or planned is None or planned.central == 0:
+        return Text("–")
+    inside = planned.low <= actual <= planned.high
+    return Text(f"{actual / planned.central:.2f}", "" if inside else "out of range")
+
+
+_PLANNED_FROM: dict[Basis | None, str] = {
+    "measured": "rows of the same shape",
+    "preflight": "a step of the preflight",
+    "scaled": "other shapes",
+    "table": "data sheet",
+    "probe": "probe",
+    None: "nothing",
+}
+
+
 def _paper_table(found: Found) -> Table:
     table = Table(
         "paper",
@@ -777,6 +881,7 @@ TABLES: tuple[Callable[[Found], Table], ...] = (
     _power_table,
     _cost_table,
     _ledger_table,
+    _planned_table,
     _paper_table,
 )
 

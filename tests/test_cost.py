@@ -23,6 +23,7 @@ from orchestrator.cost import (
     fit_rates,
     from_table,
     makespan,
+    planned,
     planned_actual,
     samples_of,
     seconds_per_epoch,
@@ -33,6 +34,7 @@ from orchestrator.cost import (
 from orchestrator.gang import Node
 from orchestrator.machine import described
 from orchestrator.plan import Plan, data_configs, make_plan
+from orchestrator.preflight import Checked, samples_of_steps, subjects
 from orchestrator.results import Record
 from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
@@ -339,19 +341,67 @@ def test_what_is_spent_counts_all_attempts_and_stops_a_run_at_its_budget():
 
 
 def test_planned_stands_beside_actual():
-    plan = plan_of()
-    trial = plan.trials[0]
+    plan = plan_of(resources={"cpus_per_worker": 2})
+    first, other = plan.trials[0], plan.trials[1]
     rows = {n: row(n, 30.0, test=9.0 if n == 4 else None, peak=0.5) for n in (1, 2, 3)}
     rows[4] = row(4, 90.0, test=9.0, peak=0.75)
-    records = {trial.id: Record(outcome="finished", busy_seconds=200.0, rows=rows)}
-    [found] = planned_actual(plan, estimate(plan, CPU, samples_for(plan)), records)
-    assert found["trials"] == "1/3"
-    assert (found["planned_seconds_per_epoch"], found["seconds_per_epoch"]) == (36.0, 30.0)
-    assert found["planned_hours"] == pytest.approx(4 * 36 / 3600)
-    assert found["hours"] == pytest.approx(200 / 3600)
-    assert found["peak_gib"] == 0.75
+    records = {first.id: Record(outcome="finished", busy_seconds=200.0, rows=rows)}
+    before = planned(plan, estimate(plan, CPU, samples_for(plan)), "2026-01-01T00:00:00Z")
+    [found] = planned_actual(plan, before, records)
+    assert (found.arms, found.trials_run, found.trials) == ((("all", "p"),), 1, 3)
+    assert (found.planned_seconds.central, found.seconds, found.basis) == (36.0, 30.0, "measured")
+    # Four epochs of 36 s on two cores; 200 s of them.
+    assert found.planned_hours.central == pytest.approx(4 * 36 * 2 / 3600)
+    assert found.hours == pytest.approx(200 * 2 / 3600)
+    assert found.peak_gib == 0.75
     [sample] = samples_of(plan, records, CPU.device, on_gpu=False)
     assert sample.seconds == (30.0, 30.0, 30.0)
+    # A second shape makes a row of all.
+    records[other.id] = Record(running=True, rows={1: row(1, 40.0)})
+    *_, everything = planned_actual(plan, before, records)
+    assert (everything.arms, everything.trials_run, everything.trials) == ((), 2, 6)
+    assert everything.planned_hours.central == pytest.approx(5 * 36 * 2 / 3600)
+    assert everything.hours == pytest.approx(240 * 2 / 3600)
+
+
+def test_a_plan_is_read_as_it_was_written_and_knows_its_shapes_in_a_larger_sweep():
+    plan = plan_of()
+    before = planned(plan, estimate(plan, CPU, samples_for(plan)), "2026-01-01T00:00:00Z")
+    again = type(before).model_validate_json(before.model_dump_json())
+    assert again == before
+    assert before.trials == 6
+    # More points, and an arm that nobody had planned.
+    larger = plan_of(
+        arms={"p": {}, "c": {"model.stem": "conv"}, "deep": {"model.depth": 3}},
+        design={"kind": "random", "points": 5},
+    )
+    records = {t.id: Record(outcome="finished", rows={1: row(1, 10.0)}) for t in larger.trials}
+    p, c, deep, everything = planned_actual(larger, again, records)
+    assert [r.planned_seconds and r.planned_seconds.central for r in (p, c, deep)] == [36.0, 36.0, None]
+    assert (deep.planned_hours, deep.planned_peak_gib, deep.basis) == (None, None, None)
+    # What had no plan is not in the sum.
+    assert (everything.trials_run, everything.planned_hours.central) == (10, pytest.approx(10 * 36 / 3600))
+
+
+def test_a_step_of_the_preflight_tells_the_seconds_of_its_shape_unless_rows_do():
+    plan = plan_of()
+    first, second = subjects(plan, plan.trials)
+    held, epochs = counted(plan, first.shape, on_gpu=False)
+    checked = [Checked(first, held.peak, 0.25, None), Checked(second, held.peak, 0.0, None)]
+    # A step without a time tells nothing.
+    [sample] = samples_of_steps(plan, checked, CPU.device, CPU.nodes)
+    assert (sample.shape, sample.basis) == (first.shape, "preflight")
+    # 1199 digits in ten steps of up to 128, and the selection split, forward only, of 299.
+    forward = plan.cost(first.trials[0]).model.flops
+    steps, evaluated = 10 * held.step.flops, 299 * forward
+    assert sample.seconds[0] == pytest.approx(0.25 * (steps + evaluated) / held.step.flops, rel=1e-6)
+    span, basis = seconds_per_epoch(first.shape, epochs, CPU.device, [sample], None)
+    assert (span.central, basis) == (sample.seconds[0], "preflight")
+    assert (span.low, span.high) == (span.central / 2, span.central * 2)
+    other, _ = seconds_per_epoch(second.shape, epochs, CPU.device, [sample], None)
+    assert other.high / other.low == pytest.approx(4)
+    rows = dataclasses.replace(sample, seconds=(9.0,), basis="measured")
+    assert seconds_per_epoch(first.shape, epochs, CPU.device, [sample, rows], None)[1] == "measured"
 
 
 def test_spans_add_and_scale():
