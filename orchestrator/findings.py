@@ -25,6 +25,7 @@ from orchestrator.peak import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.plan import Plan, Trial, TrialCost
 from orchestrator.power import Detectable, detectable
 from orchestrator.results import Record, Result, results_of
+from orchestrator.shift import ShiftSummary, shift_summaries
 from orchestrator.stats import Contrast, Estimate, PeakContrast, Summary, contrasts, peak_contrasts, summarise
 
 #: Importance, transfer regret and the audit of windows cost a second per cell. Of a sweep of more cells than
@@ -74,6 +75,7 @@ class Found:
     cost: Callable[[Trial], TrialCost]
     deep: frozenset[str]
     evidence: tuple[Evidence, ...] = ()
+    shifts: tuple[ShiftSummary, ...] = ()
     spent: Ledger | None = None
     planned: Planned | None = None
 
@@ -116,6 +118,7 @@ def gather(
         gap_contrasts=gap_contrasts,
         power=detectable(plan),
         cost=costs_of(plan),
+        shifts=tuple(shift_summaries(results, summaries)),
         deep=frozenset(cells if len(cells) <= MAX_DEEP_CELLS else cells[:NUM_DEEP_CELLS]),
         spent=spent,
         planned=planned,
