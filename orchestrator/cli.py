@@ -589,6 +589,10 @@ def preflight(
         console.print(rows_table(outcome.rows()))
 
 
+#: Of a sweep with more trials `plan` lists the first of each cell and arm only.
+_MAX_LISTED, _FIRST_LISTED = 64, 3
+
+
 @app.command(epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json")
 def plan(
     file: SweepFile,
@@ -606,6 +610,9 @@ def plan(
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="Instead of resources.price in the file.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"List every trial, also of more than {_MAX_LISTED}; --json does.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
@@ -665,7 +672,16 @@ def plan(
     for line in _lr_notes(made):
         _say(console, line, "dim")
     console.print()
-    console.print(rows_table([_short_row(made, trial) for trial in made.trials]))
+    listed = list(made.trials)
+    if len(listed) > _MAX_LISTED and not everything:
+        listed = [trial for members in groups.values() for trial in members[:_FIRST_LISTED]]
+    console.print(rows_table(_short_rows(made, listed)))
+    if more := len(made.trials) - len(listed):
+        _say(
+            console,
+            f"the first {_FIRST_LISTED} of each cell and arm; {more} more trials with --all, or --json",
+            "dim",
+        )
     console.print()
     console.print(cost_table(cost))
     console.print(cost_text(cost))
@@ -728,14 +744,15 @@ def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
     }
 
 
-def _short_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
-    row = _trial_row(made, trial)
-    values = row.pop("values")
-    for key in ("config", "train_flops", "workers", "activations_m"):
-        del row[key]
+def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
+    left_out = {"values", "config", "train_flops", "workers", "activations_m"}
     if not any(trial.replicate for trial in made.trials):
-        del row["replicate"]
-    return row | {path: values.get(path) for path in made.sweep.vary}
+        left_out.add("replicate")
+    return [
+        {key: value for key, value in _trial_row(made, trial).items() if key not in left_out}
+        | {path: trial.values.get(path) for path in made.sweep.vary}
+        for trial in trials
+    ]
 
 
 @app.command(epilog="Example: vitc-sweep schema --out sweep.schema.json")

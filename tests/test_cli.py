@@ -96,6 +96,20 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_lists_the_first_trials_of_a_large_sweep_and_the_others_when_asked(cli):
+    _, out, _ = cli("plan", LR_WD, "--points", "17", "--json")
+    trials = json.loads(out)["trials"]
+    assert len(trials) == 17 * 2 * 2
+    _, out, _ = cli("plan", LR_WD, "--points", "17")
+    # Three points of two arms in two cells.
+    assert {trial["point"] for trial in trials if trial["id"] in out} == {0, 1, 2}
+    assert sum(trial["id"] in out for trial in trials) == 12
+    assert "56 more trials with --all, or --json" in out
+    _, out, _ = cli("plan", LR_WD, "--points", "17", "--all")
+    assert all(trial["id"] in out for trial in trials)
+    assert "more trials" not in out
+
+
 def test_the_same_file_runs_on_other_data_and_sizes(cli, write_parquet, png_bytes):
     file = write_parquet(
         "own.parquet", [png_bytes([[i] * 8] * 8) for i in range(40)], [0, 1] * 20, ["a", "b"]
