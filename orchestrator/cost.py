@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.plan import Plan, Trial, by_gang, unique_trials
+from orchestrator.plan import Plan, Removal, Trial, by_gang, unique_trials
 from orchestrator.results import Record
 from trainables.base import Epoch, Frozen
 from trainables.checkpoint import KEPT
@@ -675,6 +675,7 @@ def _warnings(plan: Plan, found: Estimate) -> list[str]:
         *_input_warnings(plan, found),
         *_batch_warnings(plan),
         *_pairing_warnings(plan),
+        *_cut_warnings(plan),
         *_selection_warnings(plan),
         *_budget_warnings(plan, found),
         *filter(None, [storage_fault(plan, found.machine.nodes)]),
@@ -758,12 +759,7 @@ def _pairing_warnings(plan: Plan) -> list[str]:
                 f"pairing: vary.{path} has windows by arm ({', '.join(apart)}), so the arms' points share "
                 "quantiles and seeds, but not values"
             )
-        if window.everywhere is None:
-            for cell in sweep.all_cells():
-                without = [arm for arm in sweep.arms if window.domain(arm, cell) is None]
-                if without and len(without) < len(sweep.arms):
-                    lines.append(f"pairing: vary.{path} does not vary in {', '.join(without)}")
-                    break
+    lines += _unpaired_warnings(plan)
     ids: dict[str, tuple[str, str]] = {}
     same: dict[tuple[tuple[str, str], tuple[str, str]], None] = {}
     for trial in plan.trials:
@@ -774,6 +770,51 @@ def _pairing_warnings(plan: Plan) -> list[str]:
         f"pairing: {cell} {arm} has the same trials as {other_cell} {other}; each is trained once"
         for (other_cell, other), (cell, arm) in same
     ]
+    return lines
+
+
+def _unpaired_warnings(plan: Plan) -> list[str]:
+    """Parameters that some arms draw and others do not, by their windows or by `when`; seeds that differ."""
+    drawn: dict[str, dict[str, set[str]]] = {}
+    seeds: dict[tuple[str, int, int, str], set[Seeds]] = {}
+    for trial in plan.trials:
+        drawn.setdefault(trial.cell_name, {}).setdefault(trial.arm, set()).update(trial.values)
+        run = (trial.cell_name, trial.point, trial.replicate, trial.role)
+        seeds.setdefault(run, set()).add(trial.config.seeds)
+    lines: dict[str, None] = {}
+    for by_arm in drawn.values():
+        for path in plan.sweep.vary:
+            without = [arm for arm, paths in by_arm.items() if path not in paths]
+            if without and len(without) < len(by_arm):
+                lines[
+                    f"pairing: vary.{path} does not vary in {', '.join(without)}, so that differences to the "
+                    "other arms hold its effect"
+                ] = None
+    if any(len(found) > 1 for found in seeds.values()):
+        lines["pairing: arms set seeds of their own, so points are not paired in them"] = None
+    return list(lines)
+
+
+#: Share of an arm's points that a constraint may remove unremarked.
+_CUT = 0.2
+
+
+def _cut_warnings(plan: Plan) -> list[str]:
+    """Windows that a constraint cuts in one arm, and with it in all arms of the cell."""
+    groups: dict[tuple[str, str], list[Removal]] = {}
+    for removal in plan.removals:
+        groups.setdefault((removal.cell_name, removal.constraint), []).append(removal)
+    lines = []
+    for (cell, constraint), removals in groups.items():
+        worst = max(removals, key=lambda removal: removal.removed)
+        if worst.removed <= _CUT * worst.drawn:
+            continue
+        beside = "".join(f", {other.removed} of {other.arm}'s" for other in removals if other is not worst)
+        lines.append(
+            f"window: where `{constraint}` removes {worst.removed} of {worst.drawn} points of {cell} "
+            f"{worst.arm}{beside}; what one arm breaks is left out in all, so that arms are compared over "
+            "the rest of the window alone"
+        )
     return lines
 
 
@@ -964,8 +1005,10 @@ def _epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
 
 def _busy_seconds(record: Record) -> float:
     """Of all attempts; a running one counts by its epochs."""
+    if not record.running:
+        return record.busy_seconds
     rows = sum(row.train_seconds + row.val_seconds for row in record.rows.values())
-    return max(record.busy_seconds, rows) if record.running else record.busy_seconds
+    return max(record.busy_seconds, rows)
 
 
 def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> float:

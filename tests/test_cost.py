@@ -301,6 +301,29 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
             {"vary": {"optim.lr": {"p": {"uniform": [1e-3, 2e-3]}}}},
             "pairing: vary.optim.lr does not vary in c",
         ),
+        (
+            {
+                "vary": {
+                    "optim.lr": {"log_uniform": [1e-4, 1e-2]},
+                    "model.drop_path": {"uniform": [0, 0.2], "when": {"model.stem": "conv"}},
+                }
+            },
+            "pairing: vary.model.drop_path does not vary in p",
+        ),
+        (
+            {"arms": {"p": {}, "c": {"model.stem": "conv", "seeds.init": 1}}},
+            "pairing: arms set seeds of their own",
+        ),
+        (
+            {
+                "base": {"optim": {"name": "adamw", "weight_decay": 0.1, "lr": 1e-3}},
+                "vary": {"model.depth": {"choice": [2, 3, 4, 5]}},
+                "design": {"kind": "grid", "levels": 4},
+                "where": ["model.depth < 4 or model.stem == 'patchify'"],
+            },
+            "window: where `model.depth < 4 or model.stem == 'patchify'` removes 2 of 4 points of all c, "
+            "0 of p's",
+        ),
         ({"resources": {"cpus_per_worker": 3}}, "resources: 6 trial(s) need 1 worker(s) with 3 CPU each"),
         ({"error": "best_epoch"}, "selection: error: best_epoch"),
         (
@@ -317,6 +340,22 @@ def test_what_to_look_at_is_said(changes, warning):
     plan = plan_of(**changes)
     found = estimate(plan, machine, samples_for(plan))
     assert [line for line in found.warnings if line.startswith(warning)], found.warnings
+
+
+def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
+    grid = {"kind": "grid", "levels": 5}
+    depths = {"model.depth": {"choice": [2, 3, 4, 5, 6]}}
+    plan = plan_of(vary=depths, design=grid, where=["model.depth < 6 or model.stem == 'patchify'"])
+    assert {removal.removed for removal in plan.removals} == {0, 1}
+    assert not [line for line in estimate(plan, CPU).warnings if line.startswith("window")]
+
+
+def test_selecting_on_the_split_of_the_final_numbers_is_remarked(write_parquet, png_bytes):
+    images = [png_bytes([[i] * 8] * 8) for i in range(40)]
+    path = write_parquet("train.parquet", images, [0, 1] * 20, ["a", "b"])
+    data = {"name": "parquet", "path": str(path), "selection": "final"}
+    found = estimate(plan_of(base={"data": data}), CPU)
+    assert [line for line in found.warnings if "selects on the split that the final numbers are from" in line]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
