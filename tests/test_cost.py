@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from orchestrator import machine
 from orchestrator.cli import app
 from orchestrator.cost import (
     DEVICES,
@@ -27,10 +28,12 @@ from orchestrator.cost import (
     planned_actual,
     samples_of,
     seconds_per_epoch,
+    shape_key,
     shape_of,
     spent_hours,
     within_budget,
 )
+from orchestrator.folder import load_planned
 from orchestrator.gang import Node
 from orchestrator.machine import described
 from orchestrator.plan import Plan, data_configs, make_plan
@@ -441,6 +444,24 @@ def test_a_step_of_the_preflight_tells_the_seconds_of_its_shape_unless_rows_do()
     assert other.high / other.low == pytest.approx(4)
     rows = dataclasses.replace(sample, seconds=(9.0,), basis="measured")
     assert seconds_per_epoch(first.shape, epochs, CPU.device, [sample, rows], None)[1] == "measured"
+
+
+def test_the_first_run_keeps_a_plan_of_every_shape_unless_there_are_too_many(tmp_path, monkeypatch):
+    plan = plan_of()
+    largest = subjects(plan, plan.trials)[0]
+    checked = [Checked(largest, 1, 0.25, None)]
+    (tmp_path / "x").mkdir()
+    assert machine.record_plan(tmp_path / "x", plan, CPU.nodes, checked)
+    kept = load_planned(tmp_path / "x")
+    assert (kept.trials, kept.unit) == (6, "core-hours")
+    assert {key: one.basis for key, one in kept.shapes.items()} == {
+        shape_key(shape_of(trial)): "preflight" if shape_of(trial) == largest.shape else "scaled"
+        for trial in plan.trials
+    }
+    assert kept.hours.low < kept.hours.central < kept.hours.high
+    monkeypatch.setattr(machine, "MAX_RECORDED_SHAPES", 1)
+    assert not machine.record_plan(tmp_path / "y", plan, CPU.nodes, checked)
+    assert load_planned(tmp_path / "y") is None
 
 
 def test_spans_add_and_scale():
