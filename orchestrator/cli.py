@@ -36,6 +36,25 @@ app = typer.Typer(
     "1 something is missing, has failed or does not hold; 2 the input is at fault, and nothing was written; "
     "130 a person stopped it.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"vitc-sweep {version('vitc-sweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Bring images into the form sweeps read.")
 app.add_typer(data_app, name="data")
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -554,6 +555,11 @@ def test_the_help_tells_the_exit_codes(cli):
     told = " ".join(out.split())
     for code in (OK, INCOMPLETE, BAD_INPUT, INTERRUPTED):
         assert re.search(rf"\b{code} [a-z]", told[told.index("Exit codes:") :])
+
+
+def test_the_version_is_that_of_the_package(cli):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert cli("--version") == (0, f"vitc-sweep {project['version']}\n", "")
 
 
 def test_help_imports_nothing_heavy():
