@@ -429,19 +429,22 @@ def _execute(
         progress = Progress(plan, records, lanes_at_most, known.events if known else ())
         with Display(console, progress, folder) as display:
 
-            def tell() -> None:
+            def tell() -> bool:
+                """Whether anything has come that counts in a budget."""
                 events = run.events()
                 display.update(events)
                 notifier.observe(progress, events)
                 if tracker:
                     tracker.observe(events)
+                return any(event["kind"] in ("epoch", "end") for event in events)
 
             try:
-                draining, nodes = False, lanes.nodes()
+                # What earlier runs have spent counts before anything comes.
+                draining, nodes, spending = False, lanes.nodes(), True
                 while True:
                     # Asked before the events are: what came in between is in them.
                     done = run.done
-                    tell()
+                    spending = tell() or spending
                     if done:
                         break
                     if lease.lost:
@@ -452,10 +455,13 @@ def _execute(
                         draining = True
                         _say(console, "stopping: trials in flight go on to their end, no more are started")
                         run.drain()
-                    elif not draining and not within_budget(plan, records, nodes):
-                        draining = True
-                        _say(console, "the budget is spent: trials in flight go on, no more are started")
-                        run.drain()
+                    elif spending and not draining:
+                        # It looks at every trial: not four times a second for nothing.
+                        spending = False
+                        if not within_budget(plan, records, nodes):
+                            draining = True
+                            _say(console, "the budget is spent: trials in flight go on, no more are started")
+                            run.drain()
                     if stopped:
                         break
                     time.sleep(0.25)

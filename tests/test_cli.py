@@ -401,6 +401,9 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
             events, self.left, self.done = self.left[:2], self.left[2:], len(self.left) <= 2
             return events
 
+        def drain(self):
+            """Nothing is left to hand out."""
+
         def close(self):
             pass
 
@@ -421,6 +424,8 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
     told = tmp_path / "told.json"
     command = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(sys.stdin.read())\""
     options = ["--out", tmp_path / "x", "--points", "1", "--no-mlflow", "--no-preflight", "--notify", command]
+    # Two trials of a second each are more.
+    options += ["--set", "budget.max_core_hours=0.0005"]
     code, out, err = cli("run", LR_WD, *options, *(["--quiet"] if quiet else []))
     assert code == 1
     message = json.loads(told.read_text())
@@ -432,6 +437,8 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
     else:
         assert "[1/4] vit_p adamw p0  diverged  no epoch  1.0 s  (nan)" in out
         assert "[4/4] vit_c sgd p0  failed  no epoch  1.0 s  (OSError: on fire)" in out
+        assert out.count("the budget is spent") == 1
+        assert out.index("[2/4]") < out.index("the budget is spent") < out.index("[3/4]")
         assert "not settled" in out
         assert err == ""
 
