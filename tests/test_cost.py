@@ -133,6 +133,15 @@ def test_activations_grow_with_the_share_of_a_worker_and_buckets_come_with_ddp(r
     assert (alone.buckets, two.buckets) == (0, two.params)
 
 
+def test_strengths_of_regularisation_do_not_make_another_count(run_tree):
+    _, some = counted_bytes(run_tree, model__drop_path=0.1, label_smoothing=0.1, mixup={"mixup_alpha": 0.5})
+    _, more = counted_bytes(run_tree, model__drop_path=0.3, label_smoothing=0.0, mixup={"mixup_alpha": 0.8})
+    _, none = counted_bytes(run_tree, label_smoothing=0.1)
+    assert some is more
+    # Masks of dropped paths, and the batch that the mixed one was made of.
+    assert some.activations > none.activations
+
+
 def test_half_precision_is_counted_where_auto_means_it(run_tree):
     config, full = counted_bytes(run_tree)
     on_gpu = footprint(config, 10, 1199, 1797, on_gpu=True)
