@@ -121,6 +121,9 @@ Notify = Annotated[
         "[env: VITC_SWEEP_NOTIFY; the file's key: notify].",
     ),
 ]
+Check = Annotated[
+    bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 #: Exit codes: everything done; something is missing or failed; the input is at fault.
@@ -233,9 +236,7 @@ def run(
     points: Points = None,
     address: Address = None,
     track: Track = True,
-    check: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
-    ] = True,
+    check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
@@ -299,6 +300,7 @@ def confirm(
     seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for each of them.")] = 5,
     address: Address = None,
     track: Track = True,
+    check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
@@ -327,7 +329,6 @@ def confirm(
             )
         wanted = choose(draws, top, seeds)
         if before is None:
-            save_confirmation(folder, wanted)
             plan = with_confirmation(known.plan, wanted)
         elif before == wanted:
             plan = known.plan
@@ -338,10 +339,13 @@ def confirm(
             )
         _check_data(plan, folder)
         todo = unique_trials(plan.remaining(key for key, record in known.records.items() if record.settled))
+        timing = _checked_again(console, plan, todo, folder, address, track) if check else None
+        if before is None:
+            save_confirmation(folder, wanted)
         tracker = None
         if todo:
             command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify)
+            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify, timing)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 
@@ -523,6 +527,25 @@ def _preflight(
         _say(console, f"warning: {warning}; the sweep would go on without", "yellow")
     _say(console, outcome.line(), "dim")
     return outcome
+
+
+def _checked_again(
+    console: "Console", plan: "Plan", todo: "Sequence[Trial]", folder: Path, address: str | None, track: bool
+) -> tuple[float, float] | None:
+    """Preflight of what a folder's sweep is to run besides; what `_execute` takes as its timing.
+
+    Raises:
+      SweepError: with all faults; nothing has been written.
+    """
+    from orchestrator.sweep import located
+
+    if not todo:
+        return None
+    began = time.time()
+    outcome = _preflight(console, plan, todo, folder, address, track)
+    if outcome.faults:
+        raise located(outcome.faults, folder / "sweep.yaml")
+    return began, outcome.seconds
 
 
 def _lr_notes(plan: "Plan") -> list[str]:
@@ -924,6 +947,7 @@ def retry(
     ] = None,
     address: Address = None,
     track: Track = True,
+    check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
@@ -947,12 +971,13 @@ def retry(
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
+        ended = {key for key, record in known.records.items() if record.settled}
+        todo = unique_trials(known.plan.remaining(ended.difference(wanted)))
+        timing = _checked_again(console, known.plan, todo, folder, address, track) if check else None
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder)
-        settled = [key for key, record in known.records.items() if record.settled]
-        todo = unique_trials(known.plan.remaining(settled))
         command = f"vitc-sweep retry {folder}"
-        tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify)
+        tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify, timing)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 

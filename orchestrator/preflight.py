@@ -281,7 +281,7 @@ def preflight(
         faults += storage_faults
         faults += clock_faults([*storage_clocks, *clocks])
         if not storage_faults:
-            faults += _space_faults(buildable, lanes, folder)
+            faults += _space_faults(buildable, lanes, folder, plan.sweep.resources.checkpoints)
         failed = 0
         for subject in buildable:
             allowed = max(LEAST_SECONDS, SHARE * (plan_seconds(plan, found, checked, nodes) or 0.0))
@@ -412,8 +412,17 @@ def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
     ]
 
 
-def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path) -> list[Fault]:
-    """Whether the checkpoints of all trials in flight have room; those that have ended keep none."""
+def _space_faults(
+    found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path, checkpoints: str | None
+) -> list[Fault]:
+    """Whether the checkpoints of all trials in flight have room; those that have ended keep none.
+
+    `checkpoints` is where they lie if not in the sweep's folder; of buckets nobody knows the room.
+    """
+    if checkpoints is not None:
+        folder = Path(checkpoints.removeprefix("file://"))
+        if not folder.is_absolute():
+            return []
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     sizes: dict[Gang, int] = {}
     for subject in found:
@@ -430,7 +439,7 @@ def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: P
         return []
     return [
         Fault(
-            "--out",
+            "--out" if checkpoints is None else "resources.checkpoints",
             f"checkpoints take {wanted / GIB:.3g} GiB ({lanes[worst]} trials at a time, {files} files of "
             f"{sizes[worst] / GIB:.2g} GiB each), and {there} has {free / GIB:.3g} GiB free",
         )

@@ -32,8 +32,10 @@ from orchestrator.cli import (
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import Writer
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.results import attempt_event, end_event, epoch_event
+from orchestrator.preflight import Outcome
+from orchestrator.results import attempt_event, end_event, epoch_event, retry_event
 from orchestrator.sweep import load_sweep
+from trainables.faults import Fault
 
 LR_WD = Path(__file__).parent.parent / "search_spaces" / "lr_wd.yaml"
 
@@ -325,6 +327,50 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
     code, _, err = cli(name, partial, *option, "vit_c")
     assert code == 2
     assert "fits 4 trials" in err
+
+
+def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
+    asked = []
+
+    def preflight(console, plan, todo, folder, address, track):
+        asked.append({trial.id for trial in todo})
+        return Outcome(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
+
+    monkeypatch.setattr("orchestrator.cli._preflight", preflight)
+    plan = open_folder(partial).plan
+    failed, *rest = [trial.id for trial in plan.trials[1:]]
+
+    def files():
+        # The lease is touched by whoever looks.
+        names = ("sweep.yaml", "record.json", "confirm.json", "journal/*")
+        return {path.name: path.read_bytes() for name in names for path in partial.glob(name)}
+
+    before = files()
+    code, _, err = cli("retry", partial, "--failed", "--no-mlflow")
+    assert code == BAD_INPUT
+    assert "sweep.yaml" in err
+    assert "the images are gone" in err
+    # With what failed all that is missing, and not what has finished.
+    assert asked.pop() == {failed, *rest}
+    assert files() == before
+    row = {**open_folder(partial).events[1]["row"], "epoch": 1}
+    writer = Writer(partial)
+    writer.append([retry_event(failed, 1.0)])
+    for trial_id in (failed, *rest):
+        writer.append(
+            [
+                attempt_event(trial_id, 1, "lane", 0.0),
+                epoch_event(trial_id, 1, row),
+                end_event(trial_id, 1, "finished", "", 1.0, 2.0, True),
+            ]
+        )
+    writer.close()
+    before = files()
+    code, _, err = cli("confirm", partial, "--top", "1", "--seeds", "2", "--no-mlflow")
+    assert (code, "the images are gone" in err) == (BAD_INPUT, True)
+    # One point of two arms in two cells, twice each.
+    assert len(asked.pop()) == 8
+    assert files() == before
 
 
 def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monkeypatch):
