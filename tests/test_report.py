@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator import figures, findings, report, tables
+from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
 from orchestrator.report import write_report
@@ -673,6 +674,46 @@ def test_where_the_time_went_is_told_where_there_is_a_journal(tmp_path):
     document = json.loads((tmp_path / "summary.json").read_text())
     assert sum(row["seconds"] for row in document["ledger"]) == 100
     assert {row["device"] for row in document["ledger"]} == {"GPU"}
+
+
+def planned_for(plan, trials):
+    """A minute from start to end, a second per epoch."""
+    minute = Span(0.5 / 60, 1 / 60, 2 / 60)
+    shapes = {
+        shape_key(shape_of(t)): PlannedShape(
+            name="", seconds=Span(0.5, 1.0, 2.0), basis="measured", peak_gib=0.25, devices=1
+        )
+        for t in plan.trials
+    }
+    return Planned(
+        made="2026-01-01T00:00:00Z", device="a processor", unit="core-hours", trials=trials,
+        hours=minute, wall_hours=minute, checkpoint_gib=0.5, shapes=shapes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trials", "missing", "told"),
+    [
+        (8, 0, "planned 60.0 s (30.0 s to 2.0 min), 1.5 min as it came: 1.50 times"),
+        (8, 1, "planned 60.0 s (30.0 s to 2.0 min), 1.5 min so far. Time"),
+        (4, 0, "so far, in which the sweep has grown to 8 trials"),
+    ],
+)
+def test_wall_clock_is_compared_where_what_was_planned_is_what_has_run(trials, missing, told):
+    plan = make(points=2)
+    records = fabricated(plan)
+    for trial in plan.trials[:missing]:
+        del records[trial.id]
+    found = findings.gather(plan, records, Ledger(useful=90.0, wall=90.0), planned_for(plan, trials))
+    table = tables.tables_of(found)["planned"]
+    assert (
+        len([note for note in table.notes if told.replace("90.0 s", "1.5 min") in note or told in note]) == 1
+    )
+    # Epochs of 1.1 s where 1 s was planned, and one trial's time of 12.5 s where three were.
+    everything = table.rows[-1]
+    assert everything.texts[0].main == "all that were planned"
+    assert table.rows[0].texts[5].main == "1.10"
+    assert everything.texts[8] == Text("4.17", "out of range")
 
 
 def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
