@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.folder import Folder
     from orchestrator.lease import Lease
     from orchestrator.plan import Plan, Trial
-    from orchestrator.preflight import Outcome
+    from orchestrator.preflight import Checked, Outcome
     from orchestrator.results import Result
     from orchestrator.sweep import Override, Sweep
     from orchestrator.tracking import Tracker
@@ -36,6 +36,25 @@ app = typer.Typer(
     "1 something is missing, has failed or does not hold; 2 the input is at fault, and nothing was written; "
     "130 a person stopped it.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"vitc-sweep {version('vitc-sweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Bring images into the form sweeps read.")
 app.add_typer(data_app, name="data")
 
@@ -101,6 +120,9 @@ Notify = Annotated[
         "run a command with the JSON on its standard input. $NAMES are taken from the environment "
         "[env: VITC_SWEEP_NOTIFY; the file's key: notify].",
     ),
+]
+Check = Annotated[
+    bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -214,9 +236,7 @@ def run(
     points: Points = None,
     address: Address = None,
     track: Track = True,
-    check: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
-    ] = True,
+    check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
@@ -245,6 +265,7 @@ def run(
     whole = _planned(sweep, file, overrides, points)
     plan = plan_of(folder, sweep, whole.infos)
     began, preflight_seconds = time.time(), 0.0
+    checked: Sequence[Checked] = ()
     if check:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         ended = [key for key, record in known.records.items() if record.settled] if known else []
@@ -257,7 +278,7 @@ def run(
             outcome = _preflight(console, plan, left, folder, address, track)
             if outcome.faults:
                 raise located(outcome.faults, file, overrides, points)
-            preflight_seconds = outcome.seconds
+            preflight_seconds, checked = outcome.seconds, outcome.checked
     with held(folder) as lease:
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         for notice in known.notices if known else ():
@@ -276,7 +297,18 @@ def run(
                 timing = (began, preflight_seconds)
                 is_last = _round(plan) == rounds
                 tracker = _execute(
-                    console, plan, lease, todo, known, address, track, command, notify, timing, is_last
+                    console,
+                    plan,
+                    lease,
+                    todo,
+                    known,
+                    address,
+                    track,
+                    command,
+                    notify,
+                    timing,
+                    checked,
+                    is_last,
                 )
                 has_run, began, preflight_seconds = True, time.time(), 0.0
             else:
@@ -325,6 +357,7 @@ def confirm(
     seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for each of them.")] = 5,
     address: Address = None,
     track: Track = True,
+    check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
@@ -358,7 +391,6 @@ def confirm(
             )
         wanted = choose(draws, top, seeds)
         if before is None:
-            save_confirmation(folder, wanted)
             plan = with_confirmation(known.plan, wanted)
         elif before == wanted:
             plan = known.plan
@@ -369,10 +401,13 @@ def confirm(
             )
         _check_data(plan, folder)
         todo = unique_trials(plan.remaining(key for key, record in known.records.items() if record.settled))
+        timing = _checked_again(console, plan, todo, folder, address, track) if check else None
+        if before is None:
+            save_confirmation(folder, wanted)
         tracker = None
         if todo:
             command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify)
+            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify, timing)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 
@@ -410,12 +445,14 @@ def _execute(
     command: str,
     notify: str | None = None,
     timing: tuple[float, float] | None = None,
+    checked: "Sequence[Checked]" = (),
     is_last: bool = True,
 ) -> "Tracker | None":
     """Runs the trials that are left; returns the tracker, still open for the report.
 
-    `timing` says when the command began, in seconds since 1970, and what its preflight took; `is_last`
-    whether these trials end the sweep.
+    `timing` says when the command began, in seconds since 1970, and what its preflight took,
+    `checked` which shapes that has run; what it learnt is the plan that the report holds against the outcome.
+    `is_last` says whether these trials end the sweep.
 
     Raises:
       typer.Exit: a person cut it short, or another run took over.
@@ -423,6 +460,7 @@ def _execute(
     from orchestrator import lanes
     from orchestrator.cost import storage_fault, within_budget
     from orchestrator.folder import save_question
+    from orchestrator.machine import record_plan
     from orchestrator.notify import Notifier
     from orchestrator.progress import Progress
     from orchestrator.terminal import duration
@@ -455,6 +493,9 @@ def _execute(
             judge = Judge(plan.sweep.search.halving, plan.trials)
             judge.replay(known.events if known else ())
         run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds, judge)
+        # Once: of what has run there is no plan from before any more.
+        if checked and not any(record.attempts for record in records.values()):
+            record_plan(folder, plan, lanes.nodes(), checked)
         save_question(folder, plan)
         tracker = _tracker(plan, folder, known) if track else None
         run.start()
@@ -462,19 +503,22 @@ def _execute(
         progress = Progress(plan, records, lanes_at_most, known.events if known else ())
         with Display(console, progress, folder) as display:
 
-            def tell() -> None:
+            def tell() -> bool:
+                """Whether anything has come that counts in a budget."""
                 events = run.events()
                 display.update(events)
                 notifier.observe(progress, events)
                 if tracker:
                     tracker.observe(events)
+                return any(event["kind"] in ("epoch", "end") for event in events)
 
             try:
-                draining, nodes = False, lanes.nodes()
+                # What earlier runs have spent counts before anything comes.
+                draining, nodes, spending = False, lanes.nodes(), True
                 while True:
                     # Asked before the events are: what came in between is in them.
                     done = run.done
-                    tell()
+                    spending = tell() or spending
                     if done:
                         break
                     if lease.lost:
@@ -485,10 +529,13 @@ def _execute(
                         draining = True
                         _say(console, "stopping: trials in flight go on to their end, no more are started")
                         run.drain()
-                    elif not draining and not within_budget(plan, records, nodes):
-                        draining = True
-                        _say(console, "the budget is spent: trials in flight go on, no more are started")
-                        run.drain()
+                    elif spending and not draining:
+                        # It looks at every trial: not four times a second for nothing.
+                        spending = False
+                        if not within_budget(plan, records, nodes):
+                            draining = True
+                            _say(console, "the budget is spent: trials in flight go on, no more are started")
+                            run.drain()
                     if stopped:
                         break
                     time.sleep(0.25)
@@ -551,6 +598,25 @@ def _preflight(
         _say(console, f"warning: {warning}; the sweep would go on without", "yellow")
     _say(console, outcome.line(), "dim")
     return outcome
+
+
+def _checked_again(
+    console: "Console", plan: "Plan", todo: "Sequence[Trial]", folder: Path, address: str | None, track: bool
+) -> tuple[float, float] | None:
+    """Preflight of what a folder's sweep is to run besides; what `_execute` takes as its timing.
+
+    Raises:
+      SweepError: with all faults; nothing has been written.
+    """
+    from orchestrator.sweep import located
+
+    if not todo:
+        return None
+    began = time.time()
+    outcome = _preflight(console, plan, todo, folder, address, track)
+    if outcome.faults:
+        raise located(outcome.faults, folder / "sweep.yaml")
+    return began, outcome.seconds
 
 
 def _lr_notes(plan: "Plan") -> list[str]:
@@ -663,6 +729,10 @@ def preflight(
         console.print(rows_table(outcome.rows()))
 
 
+#: Of a sweep with more trials `plan` lists the first of each cell and arm only.
+_MAX_LISTED, _FIRST_LISTED = 64, 3
+
+
 @app.command(epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json")
 def plan(
     file: SweepFile,
@@ -680,6 +750,9 @@ def plan(
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="Instead of resources.price in the file.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"List every trial, also of more than {_MAX_LISTED}; --json does.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
@@ -739,7 +812,16 @@ def plan(
     for line in [*_lr_notes(made), *_search_notes(made)]:
         _say(console, line, "dim")
     console.print()
-    console.print(rows_table([_short_row(made, trial) for trial in made.trials]))
+    listed = list(made.trials)
+    if len(listed) > _MAX_LISTED and not everything:
+        listed = [trial for members in groups.values() for trial in members[:_FIRST_LISTED]]
+    console.print(rows_table(_short_rows(made, listed)))
+    if more := len(made.trials) - len(listed):
+        _say(
+            console,
+            f"the first {_FIRST_LISTED} of each cell and arm; {more} more trials with --all, or --json",
+            "dim",
+        )
     console.print()
     console.print(cost_table(cost))
     console.print(cost_text(cost))
@@ -802,14 +884,15 @@ def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
     }
 
 
-def _short_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
-    row = _trial_row(made, trial)
-    values = row.pop("values")
-    for key in ("config", "train_flops", "workers", "activations_m"):
-        del row[key]
+def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
+    left_out = {"values", "config", "train_flops", "workers", "activations_m"}
     if not any(trial.replicate for trial in made.trials):
-        del row["replicate"]
-    return row | {path: values.get(path) for path in made.sweep.vary}
+        left_out.add("replicate")
+    return [
+        {key: value for key, value in _trial_row(made, trial).items() if key not in left_out}
+        | {path: trial.values.get(path) for path in made.sweep.vary}
+        for trial in trials
+    ]
 
 
 @app.command(epilog="Example: vitc-sweep schema --out sweep.schema.json")
@@ -956,6 +1039,7 @@ def retry(
     ] = None,
     address: Address = None,
     track: Track = True,
+    check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
@@ -979,12 +1063,13 @@ def retry(
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
+        ended = {key for key, record in known.records.items() if record.settled}
+        todo = unique_trials(known.plan.remaining(ended.difference(wanted)))
+        timing = _checked_again(console, known.plan, todo, folder, address, track) if check else None
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder)
-        settled = [key for key, record in known.records.items() if record.settled]
-        todo = unique_trials(known.plan.remaining(settled))
         command = f"vitc-sweep retry {folder}"
-        tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify)
+        tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify, timing)
         raise typer.Exit(_conclude(console, folder, tracker))
 
 

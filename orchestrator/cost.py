@@ -3,10 +3,11 @@
 Memory and work of a step come from `trainables.footprint`, counted and not guessed. Seconds come from the
 best source there is, and say which:
 
-  measured  rows of the same shape on the same device, from runs before
-  scaled    rows of other shapes on the same device, scaled by the work
-  table     a GPU's data sheet, times the share of it that published training runs reach
-  probe     a second of arithmetic on this CPU (`plan --measure`)
+  measured   rows of the same shape on the same device, from runs before
+  preflight  a step of the same shape, which the preflight of a run has made
+  scaled     rows of other shapes on the same device, scaled by the work
+  table      a GPU's data sheet, times the share of it that published training runs reach
+  probe      a second of arithmetic on this CPU (`plan --measure`)
 """
 
 import dataclasses
@@ -22,15 +23,16 @@ import numpy as np
 from scipy.optimize import nnls
 
 from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.plan import Plan, Trial, by_gang, unique_trials
+from orchestrator.plan import Plan, Removal, Trial, by_gang, unique_trials
 from orchestrator.results import Record
+from trainables.base import Epoch, Frozen
 from trainables.checkpoint import KEPT
-from trainables.config import Divergence, Ema, Seeds, TrainConfig
+from trainables.config import Divergence, Ema, Seeds, TrainConfig, identity
 from trainables.data import num_steps
 from trainables.footprint import Footprint, Work, footprint
 from trainables.optim import Cosine
 
-Basis = Literal["measured", "scaled", "table", "probe"]
+Basis = Literal["measured", "preflight", "scaled", "table", "probe"]
 
 GIB = 2**30
 
@@ -202,6 +204,7 @@ class Sample:
     Attributes:
       seconds: of every epoch but a trial's last, which also evaluates on the final split.
       peak_gib: largest peak of a worker's memory, None where none was recorded.
+      basis: whether they are of rows, or follow from a step that a preflight has made.
     """
 
     shape: Shape
@@ -209,6 +212,7 @@ class Sample:
     epochs: Epochs
     seconds: tuple[float, ...]
     peak_gib: float | None = None
+    basis: Literal["measured", "preflight"] = "measured"
 
 
 def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: bool) -> list[Sample]:
@@ -217,9 +221,8 @@ def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: b
     peaks: dict[Shape, list[float]] = {}
     for trial in unique_trials(plan.trials):
         rows = records[trial.id].rows if trial.id in records else {}
-        kept = [row for row in rows.values() if row.test_top1_error_pct is None] or list(rows.values())
         shape = shape_of(trial)
-        seconds.setdefault(shape, []).extend(row.train_seconds + row.val_seconds for row in kept)
+        seconds.setdefault(shape, []).extend(_epoch_seconds(rows.values()))
         peaks.setdefault(shape, []).extend(
             row.peak_memory_gib for row in rows.values() if row.peak_memory_gib is not None
         )
@@ -246,20 +249,32 @@ def seconds_per_epoch(
         for sample in samples
         if sample.device == device and sample.shape.config.augment.name == shape.config.augment.name
     ]
-    same = [second for sample in usable if sample.shape == shape for second in sample.seconds]
-    if same:
-        central = statistics.median(same)
-        low, high = np.quantile(same, [0.1, 0.9])
+    same = [sample for sample in usable if sample.shape == shape]
+    rows = [second for sample in same if sample.basis == "measured" for second in sample.seconds]
+    if rows:
+        central = statistics.median(rows)
+        low, high = (float(end) for end in np.quantile(rows, [0.1, 0.9]))
         # However quiet the rows were, tomorrow's machine may be a little busier.
         return Span(min(low, 0.95 * central), central, max(high, 1.05 * central)), "measured"
+    if same:
+        return _of_steps(
+            statistics.median(second for sample in same for second in sample.seconds)
+        ), "preflight"
+    if measured := [sample for sample in usable if sample.basis == "measured"]:
+        return scaled(epochs, measured), "scaled"
     if usable:
-        return scaled(epochs, usable), "scaled"
+        return _of_steps(scaled(epochs, usable).central), "scaled"
     if device in DEVICES:
         return from_table(shape, epochs, DEVICES[device]), "table"
     if rates is not None:
         central = rates.seconds(epochs.work) + epochs.decoded / _DECODED_PER_SECOND.central
         return Span(central / 2, central, 2 * central), "probe"
     return None
+
+
+def _of_steps(central: float) -> Span:
+    """What follows from single steps, made alone on the machine by a process that had just begun."""
+    return Span(central / 2, central, 2 * central)
 
 
 #: Shares of the three parts that a fit starts from and leaves only where rows say so: a core of 40 G
@@ -660,6 +675,7 @@ def _warnings(plan: Plan, found: Estimate) -> list[str]:
         *_input_warnings(plan, found),
         *_batch_warnings(plan),
         *_pairing_warnings(plan),
+        *_cut_warnings(plan),
         *_selection_warnings(plan),
         *_budget_warnings(plan, found),
         *filter(None, [storage_fault(plan, found.machine.nodes)]),
@@ -743,12 +759,7 @@ def _pairing_warnings(plan: Plan) -> list[str]:
                 f"pairing: vary.{path} has windows by arm ({', '.join(apart)}), so the arms' points share "
                 "quantiles and seeds, but not values"
             )
-        if window.everywhere is None:
-            for cell in sweep.all_cells():
-                without = [arm for arm in sweep.arms if window.domain(arm, cell) is None]
-                if without and len(without) < len(sweep.arms):
-                    lines.append(f"pairing: vary.{path} does not vary in {', '.join(without)}")
-                    break
+    lines += _unpaired_warnings(plan)
     ids: dict[str, tuple[str, str]] = {}
     same: dict[tuple[tuple[str, str], tuple[str, str]], None] = {}
     for trial in plan.trials:
@@ -759,6 +770,51 @@ def _pairing_warnings(plan: Plan) -> list[str]:
         f"pairing: {cell} {arm} has the same trials as {other_cell} {other}; each is trained once"
         for (other_cell, other), (cell, arm) in same
     ]
+    return lines
+
+
+def _unpaired_warnings(plan: Plan) -> list[str]:
+    """Parameters that some arms draw and others do not, by their windows or by `when`; seeds that differ."""
+    drawn: dict[str, dict[str, set[str]]] = {}
+    seeds: dict[tuple[str, int, int, str], set[Seeds]] = {}
+    for trial in plan.trials:
+        drawn.setdefault(trial.cell_name, {}).setdefault(trial.arm, set()).update(trial.values)
+        run = (trial.cell_name, trial.point, trial.replicate, trial.role)
+        seeds.setdefault(run, set()).add(trial.config.seeds)
+    lines: dict[str, None] = {}
+    for by_arm in drawn.values():
+        for path in plan.sweep.vary:
+            without = [arm for arm, paths in by_arm.items() if path not in paths]
+            if without and len(without) < len(by_arm):
+                lines[
+                    f"pairing: vary.{path} does not vary in {', '.join(without)}, so that differences to the "
+                    "other arms hold its effect"
+                ] = None
+    if any(len(found) > 1 for found in seeds.values()):
+        lines["pairing: arms set seeds of their own, so points are not paired in them"] = None
+    return list(lines)
+
+
+#: Share of an arm's points that a constraint may remove unremarked.
+_CUT = 0.2
+
+
+def _cut_warnings(plan: Plan) -> list[str]:
+    """Windows that a constraint cuts in one arm, and with it in all arms of the cell."""
+    groups: dict[tuple[str, str], list[Removal]] = {}
+    for removal in plan.removals:
+        groups.setdefault((removal.cell_name, removal.constraint), []).append(removal)
+    lines = []
+    for (cell, constraint), removals in groups.items():
+        worst = max(removals, key=lambda removal: removal.removed)
+        if worst.removed <= _CUT * worst.drawn:
+            continue
+        beside = "".join(f", {other.removed} of {other.arm}'s" for other in removals if other is not worst)
+        lines.append(
+            f"window: where `{constraint}` removes {worst.removed} of {worst.drawn} points of {cell} "
+            f"{worst.arm}{beside}; what one arm breaks is left out in all, so that arms are compared over "
+            "the rest of the window alone"
+        )
     return lines
 
 
@@ -793,15 +849,175 @@ def _budget_warnings(plan: Plan, found: Estimate) -> list[str]:
 # What it did cost
 
 
+class PlannedShape(Frozen):
+    """What was planned of one shape; see `ShapeCost`. `devices` are the GPUs of a gang, else its cores."""
+
+    name: str
+    seconds: Span | None
+    basis: Basis | None
+    peak_gib: float
+    devices: float
+
+
+class Planned(Frozen):
+    """An estimate as it was before the first trial of a sweep ran, to be held against what came.
+
+    Attributes:
+      made: when, in UTC.
+      device: name of the GPU or processor.
+      unit: "GPU-hours" or "core-hours".
+      trials: how many distinct ones were planned then.
+      hours, wall_hours, checkpoint_gib: as in `Estimate`.
+      shapes: by `shape_key`.
+    """
+
+    made: str
+    device: str
+    unit: str
+    trials: int
+    hours: Span | None
+    wall_hours: Span | None
+    checkpoint_gib: float
+    shapes: dict[str, PlannedShape]
+
+
+def shape_key(shape: Shape) -> str:
+    """A name for a shape that stays the same from one process, and one version, to the next."""
+    return identity(shape.config, str(shape.gang))
+
+
+def planned(plan: Plan, found: Estimate, made: str) -> Planned:
+    """What is to be kept of an estimate."""
+    shapes = {
+        shape_key(cost.shape): PlannedShape(
+            name=cost.shape.name,
+            seconds=cost.seconds,
+            basis=cost.basis,
+            peak_gib=cost.footprint.peak / GIB,
+            devices=_units(cost.shape.gang.on(found.machine.nodes)),
+        )
+        for cost in found.shapes
+    }
+    return Planned(
+        made=made,
+        device=found.machine.device,
+        unit=found.unit,
+        trials=len(unique_trials(plan.trials)),
+        hours=found.hours,
+        wall_hours=found.wall_hours,
+        checkpoint_gib=found.checkpoint_gib,
+        shapes=shapes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """One shape of a sweep, or all of them, as planned and as it came.
+
+    Attributes:
+      arms: cell and arm; empty for all of them.
+      shape: its name; empty for all of them.
+      trials_run, trials: how many have run an epoch, of how many.
+      planned_seconds, seconds: per epoch; the second a median of epochs that did not end a trial.
+      planned_hours: of as many epochs as have run, so that a sweep cut short compares like with like.
+      hours: of all attempts.
+      planned_peak_gib, peak_gib: of a worker's memory; the second is recorded on GPUs only.
+      basis: where the planned seconds are from.
+    """
+
+    arms: tuple[tuple[str, str], ...]
+    shape: str
+    trials_run: int
+    trials: int
+    planned_seconds: Span | None
+    seconds: float | None
+    planned_hours: Span | None
+    hours: float
+    planned_peak_gib: float | None
+    peak_gib: float | None
+    basis: Basis | None
+
+
+def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -> list[Actual]:
+    """What was planned beside what came: per shape that has run, then, of several, all that were planned.
+
+    A shape that was not in the plan, as the sweep was extended, has no planned numbers.
+    """
+    groups: dict[Shape, list[Trial]] = {}
+    for trial in plan.trials:
+        groups.setdefault(shape_of(trial), []).append(trial)
+    found: list[Actual] = []
+    for shape, members in groups.items():
+        trials = unique_trials(members)
+        ran = [records[trial.id] for trial in trials if trial.id in records and records[trial.id].rows]
+        if not ran:
+            continue
+        was = before.shapes.get(shape_key(shape))
+        rows = [row for record in ran for row in record.rows.values()]
+        devices = was.devices if was else shape.gang.workers * (shape.gang.gpus or shape.gang.cpus)
+        # As many of the epochs as have run.
+        planned_hours = was.seconds * (len(rows) * devices / 3600) if was and was.seconds else None
+        found.append(
+            Actual(
+                arms=tuple(dict.fromkeys((trial.cell_name, trial.arm) for trial in members)),
+                shape=shape.name,
+                trials_run=len(ran),
+                trials=len(trials),
+                planned_seconds=was.seconds if was else None,
+                seconds=statistics.median(_epoch_seconds(rows)),
+                planned_hours=planned_hours,
+                hours=sum(_busy_seconds(record) for record in ran) * devices / 3600,
+                planned_peak_gib=was.peak_gib if was else None,
+                peak_gib=max(
+                    (r.peak_memory_gib for r in rows if r.peak_memory_gib is not None), default=None
+                ),
+                basis=was.basis if was else None,
+            )
+        )
+    known = [row for row in found if row.planned_hours is not None]
+    if len(known) > 1:
+        found.append(_all_of(known))
+    return found
+
+
+def _all_of(rows: Sequence[Actual]) -> Actual:
+    return Actual(
+        arms=(),
+        shape="",
+        trials_run=sum(row.trials_run for row in rows),
+        trials=sum(row.trials for row in rows),
+        planned_seconds=None,
+        seconds=None,
+        planned_hours=sum((row.planned_hours for row in rows if row.planned_hours), NOTHING),
+        hours=sum(row.hours for row in rows),
+        planned_peak_gib=None,
+        peak_gib=None,
+        basis=None,
+    )
+
+
+def _epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
+    """Of every epoch but those that end a trial, which also evaluate on the final split; else of all."""
+    found = list(rows)
+    kept = [row for row in found if row.test_top1_error_pct is None] or found
+    return [row.train_seconds + row.val_seconds for row in kept]
+
+
+def _busy_seconds(record: Record) -> float:
+    """Of all attempts; a running one counts by its epochs."""
+    if not record.running:
+        return record.busy_seconds
+    rows = sum(row.train_seconds + row.val_seconds for row in record.rows.values())
+    return max(record.busy_seconds, rows)
+
+
 def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> float:
     """GPU-hours of all attempts so far, core-hours of gangs without GPUs; running ones by their epochs."""
     hours = 0.0
     for trial in unique_trials(plan.trials):
         if (record := records.get(trial.id)) is None:
             continue
-        rows = sum(row.train_seconds + row.val_seconds for row in record.rows.values())
-        seconds = max(record.busy_seconds, rows) if record.running else record.busy_seconds
-        hours += seconds / 3600 * _units(trial.gang.on(nodes))
+        hours += _busy_seconds(record) / 3600 * _units(trial.gang.on(nodes))
     return hours
 
 
@@ -813,32 +1029,3 @@ def within_budget(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Nod
     on_gpu = any(bool(trial.gang.on(nodes).gpus) for trial in plan.trials)
     cap = budget.cap("GPU-hours" if on_gpu else "core-hours")
     return cap is None or spent_hours(plan, records, nodes) < cap
-
-
-def planned_actual(plan: Plan, planned: Estimate, records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """What was planned beside what came, a row per shape that has run; None where nothing is known."""
-    samples = samples_of(plan, records, planned.machine.device, planned.unit == "GPU-hours")
-    measured = {sample.shape: sample for sample in samples}
-    rows = []
-    for cost in planned.shapes:
-        if (sample := measured.get(cost.shape)) is None:
-            continue
-        members = [trial for trial in unique_trials(plan.trials) if shape_of(trial) == cost.shape]
-        ended = [trial for trial in members if trial.id in records and records[trial.id].rows]
-        units = _units(cost.shape.gang.on(planned.machine.nodes)) / 3600
-        done = sum(len(records[trial.id].rows) for trial in ended)
-        rows.append(
-            {
-                "arms": ", ".join(f"{cell} {arm}" for cell, arm in cost.arms),
-                "shape": cost.shape.name,
-                "trials": f"{len(ended)}/{len(members)}",
-                "planned_seconds_per_epoch": cost.seconds.central if cost.seconds else None,
-                "seconds_per_epoch": statistics.median(sample.seconds),
-                # Of the epochs that have run, so that a sweep cut short compares like with like.
-                "planned_hours": cost.seconds.central * done * units if cost.seconds else None,
-                "hours": sum(records[trial.id].busy_seconds for trial in ended) * units,
-                "planned_peak_gib": cost.footprint.peak / GIB,
-                "peak_gib": sample.peak_gib,
-            }
-        )
-    return rows

@@ -1,10 +1,10 @@
 """What makes a report evidence: a seal on its sources, a check that it follows from them, an archive of both.
 
 `report/manifest.json` holds, of the moment the report was written, a SHA-256 of the question, of the
-choice of what to confirm, of the record, of each file of the journal at its length then, and of every file
-of the report. `verify` holds the folder against it, and writes the report anew from the journal, elsewhere,
-to compare every number. So a change is found where it was made, and a change whose hash was changed with
-it is found where it shows.
+choice of what to confirm, of the record, of the plan made beforehand, of each file of the journal at its
+length then, and of every file of the report. `verify` holds the folder against it, and writes the report
+anew from the journal, elsewhere, to compare every number. So a change is found where it was made, and a
+change whose hash was changed with it is found where it shows.
 
 A manifest is no signature: who may change everything may seal it again. Its own SHA-256, the
 `fingerprint`, tells one seal from another; a paper that quotes it can be held to it.
@@ -40,7 +40,7 @@ from orchestrator.report import write_report
 from trainables.base import Frozen
 
 MANIFEST = "report/manifest.json"
-_QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json")
+_QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")
 
 #: Of an archive once unpacked; a sweep of 10,000 trials of 100 epochs is near 400 MB.
 MAX_BUNDLE_BYTES = 4 * 2**30
@@ -173,7 +173,14 @@ def report_details(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_report(opened: Folder, copy: Path) -> None:
     details, spent = report_details(opened.record), ledger(opened.events)
-    write_report(opened.plan, opened.records, copy / "report", details, spent if spent.total else None)
+    write_report(
+        opened.plan,
+        opened.records,
+        copy / "report",
+        details,
+        spent if spent.total else None,
+        opened.planned,
+    )
 
 
 def write_sealed_report(folder: Path) -> Path:

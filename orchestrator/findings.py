@@ -16,6 +16,7 @@ from orchestrator.basin import (
     landscapes,
     transfers,
 )
+from orchestrator.cost import Planned
 from orchestrator.fairness import Audit, EdgeCheck, audits, edge_check
 from orchestrator.gaps import Gap, GapContrast, gaps
 from orchestrator.ledger import Ledger
@@ -24,6 +25,7 @@ from orchestrator.peak import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.plan import Plan, Trial, TrialCost
 from orchestrator.power import Detectable, detectable
 from orchestrator.results import Record, Result, results_of
+from orchestrator.shift import ShiftSummary, shift_summaries
 from orchestrator.stats import Contrast, Estimate, PeakContrast, Summary, contrasts, peak_contrasts, summarise
 
 #: Importance, transfer regret and the audit of windows cost a second per cell. Of a sweep of more cells than
@@ -55,6 +57,7 @@ class Found:
       deep: the cells that get what takes a second each.
       evidence: what takes long, by cell in the order of the sweep; empty until it has been worked out.
       spent: where the time of the devices went; None where there is no journal of its own.
+      planned: what was expected before the first trial; None where nobody said.
       The others are as the module of their type has them.
     """
 
@@ -72,7 +75,9 @@ class Found:
     cost: Callable[[Trial], TrialCost]
     deep: frozenset[str]
     evidence: tuple[Evidence, ...] = ()
+    shifts: tuple[ShiftSummary, ...] = ()
     spent: Ledger | None = None
+    planned: Planned | None = None
 
     def of(self, cell: str) -> list[Summary]:
         """The arms of a cell."""
@@ -87,7 +92,12 @@ class Found:
         return dataclasses.replace(self, evidence=tuple(evidence))
 
 
-def gather(plan: Plan, records: Mapping[str, Record], spent: Ledger | None = None) -> Found:
+def gather(
+    plan: Plan,
+    records: Mapping[str, Record],
+    spent: Ledger | None = None,
+    planned: Planned | None = None,
+) -> Found:
     """All but the evidence, which may be worked out cell by cell in several processes."""
     results = results_of(plan, records)
     summaries = summarise(results)
@@ -108,8 +118,10 @@ def gather(plan: Plan, records: Mapping[str, Record], spent: Ledger | None = Non
         gap_contrasts=gap_contrasts,
         power=detectable(plan),
         cost=costs_of(plan),
+        shifts=tuple(shift_summaries(results, summaries)),
         deep=frozenset(cells if len(cells) <= MAX_DEEP_CELLS else cells[:NUM_DEEP_CELLS]),
         spent=spent,
+        planned=planned,
     )
 
 

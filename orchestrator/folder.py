@@ -5,6 +5,7 @@ runs/<sweep>/
   search.json    what a search has chosen so far, round by round
   confirm.json   which settings are run again with fresh seeds
   record.json    data sets by fingerprint, code, versions
+  planned.json   what the sweep was expected to cost before its first trial
   journal/       000001.jsonl, one file per `run`
   trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, weights that are kept
   report/        written anew from the above
@@ -29,6 +30,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
+from orchestrator.cost import Planned
 from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
 from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
 from orchestrator.results import Event, Record, fold, retry_event
@@ -49,6 +51,7 @@ class Folder:
     records: dict[str, Record]
     notices: list[str]
     record: dict[str, Any]
+    planned: Planned | None = None
 
 
 def open_folder(path: Path) -> Folder:
@@ -71,7 +74,28 @@ def open_folder(path: Path) -> Folder:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path}: record.json is missing or damaged: {error}") from error
     reading = read_journal(path)
-    return Folder(path, plan, reading.events, fold(reading.events), reading.notices, record)
+    return Folder(
+        path, plan, reading.events, fold(reading.events), reading.notices, record, load_planned(path)
+    )
+
+
+def save_planned(path: Path, planned: Planned) -> None:
+    """Writes down what a sweep is expected to cost, before any of it runs."""
+    write_atomically(path / "planned.json", planned.model_dump_json(indent=2) + "\n")
+
+
+def load_planned(path: Path) -> Planned | None:
+    """What was expected before the first trial; None if nobody said.
+
+    Raises:
+      FolderError: planned.json is damaged.
+    """
+    if not (path / "planned.json").is_file():
+        return None
+    try:
+        return Planned.model_validate_json((path / "planned.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path}: planned.json is damaged: {error}") from error
 
 
 def plan_of(path: Path, sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:

@@ -29,6 +29,8 @@ class Ledger:
       start_up: from the command to the first trial of a lane, and from the loss of a worker group to the
         next trial.
       preflight: checks before the first trial.
+      wall: seconds from the first command to the end of the last, less the checks and the time between runs;
+        no heading.
     """
 
     device: str = "core"
@@ -38,6 +40,7 @@ class Ledger:
     queued: float = 0.0
     start_up: float = 0.0
     preflight: float = 0.0
+    wall: float = field(default=0.0, compare=False)
 
     @property
     def total(self) -> float:
@@ -46,7 +49,11 @@ class Ledger:
 
     def rows(self) -> dict[str, float]:
         """Heading to device-seconds."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "device"}
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("device", "wall")
+        }
 
 
 @dataclass
@@ -174,6 +181,7 @@ def _total(phases: list[_Phase]) -> Ledger:
         total.start_up += starting * per_lane
         total.queued += (room - starting) * per_lane
         total.preflight += phase.preflight * phase.devices
+        total.wall += phase.ended - phase.began - phase.preflight
     return total
 
 

@@ -2,14 +2,28 @@
 
 import os
 import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from orchestrator.cost import DEVICES, Machine, Rates, Sample, device_called, samples_of
-from orchestrator.folder import open_folder, processor
+from orchestrator.cost import (
+    DEVICES,
+    Machine,
+    Rates,
+    Sample,
+    device_called,
+    estimate,
+    planned,
+    samples_of,
+    shape_of,
+)
+from orchestrator.folder import open_folder, processor, save_planned
 from orchestrator.gang import Node
 from orchestrator.journal import FolderError
+from orchestrator.plan import Plan
+from orchestrator.preflight import Checked, samples_of_steps
 from trainables.footprint import probe
 
 #: Cores of a machine that nobody has described: enough for any gang.
@@ -49,11 +63,46 @@ def described(text: str) -> Machine:
     return Machine(device, (Node(_MANY_CPUS, float(count)),), DEVICES[device].memory_gib)
 
 
-def past_samples(root: Path) -> tuple[list[Sample], list[str]]:
-    """What the sweeps under a folder measured, and which of them cannot be read."""
+#: Sweeps beside a new one whose rows its plan goes by, the newest: to read large ones takes seconds each.
+_NEWEST = 3
+
+#: Shapes that are counted for the record at the start of a run; each takes up to a second.
+MAX_RECORDED_SHAPES = 64
+
+
+def record_plan(folder: Path, plan: Plan, nodes: Sequence[Node], checked: Sequence[Checked]) -> bool:
+    """Writes into a sweep's folder what it is expected to cost, for the report; before the first trial runs.
+
+    Args:
+      folder: of the sweep.
+      plan: the sweep.
+      nodes: what it is to run on.
+      checked: what its preflight has run.
+
+    Returns:
+      Whether it has; not of a sweep of more than `MAX_RECORDED_SHAPES` shapes.
+    """
+    if len({shape_of(trial) for trial in plan.trials}) > MAX_RECORDED_SHAPES:
+        return False
+    here = this_machine()
+    # GPUs of other machines have a name that is not known here.
+    device = "GPU" if any(node.gpus for node in nodes) and not here.has_gpus else here.device
+    machine = Machine(device, tuple(nodes), here.memory_gib)
+    samples, _ = past_samples(folder.parent, newest=_NEWEST)
+    samples += samples_of_steps(plan, checked, machine.device, nodes)
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    save_planned(folder, planned(plan, estimate(plan, machine, samples), made))
+    return True
+
+
+def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], list[str]]:
+    """What the sweeps under a folder measured, all or the newest; and which of them cannot be read."""
     samples: list[Sample] = []
     notices = []
-    for path in sorted(root.glob("*/sweep.yaml")):
+    found = sorted(root.glob("*/sweep.yaml"))
+    if newest is not None:
+        found = sorted(found, key=lambda path: path.stat().st_mtime)[-newest:]
+    for path in found:
         try:
             folder = open_folder(path.parent)
         except FolderError as error:

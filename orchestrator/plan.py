@@ -13,9 +13,10 @@ from orchestrator.gang import Gang
 from orchestrator.question import Layers, Resources, Sweep, cell_name, iterate, touches
 from orchestrator.space import Cell
 from orchestrator.sweep import SweepError
-from orchestrator.where import DERIVED, Constraint, ConstraintError
+from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
 from trainables.config import DataConfig, Fault, Seeds, TrainConfig, identity, setting
 from trainables.data import DataInfo, num_steps
+from trainables.footprint import footprint
 from trainables.vit import Cost
 
 #: What a trial is for: the design itself; a best setting run again with fresh seeds; or a point of the design
@@ -284,12 +285,15 @@ class _Draft:
 
     def fulfils(self, rule: Constraint, infos: Mapping[DataConfig, DataInfo]) -> bool:
         def lookup(name: str) -> Any:
-            if name not in DERIVED:
+            if name not in FOLLOWS:
                 return setting(self.tree, name)
             if self.run is None:
                 raise KeyError(name)
-            config, _ = self.run
-            return DERIVED[name](config.model.cost(infos[config.data].num_classes))
+            config, resources = self.run
+            info = infos[config.data]
+            if name == MEMORY:
+                return _memory_gib(config, info, resources)
+            return DERIVED[name](config.model.cost(info.num_classes))
 
         return rule.holds(lookup)
 
@@ -305,6 +309,14 @@ class _Draft:
         gang = Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
         block = self.sweep.design.block(point)
         return Trial("", self.arm, cell, point, 0, self.values, config, gang, block=block)
+
+
+def _memory_gib(config: TrainConfig, info: DataInfo, resources: Resources) -> float:
+    """Of one worker, as on a GPU unless the file gives trials none: points must not depend on the machine."""
+    on_gpu = resources.gpus_per_worker != 0
+    num_images = sum(info.sizes.values())
+    found = footprint(config, info.num_classes, info.sizes["train"], num_images, resources.workers, on_gpu)
+    return found.peak / 2**30
 
 
 def _runs_of_point(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.cost import GIB, Shape, counted, shape_of
+from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.plan import Plan, Trial, by_gang, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
@@ -206,6 +206,21 @@ def plan_seconds(
     )
 
 
+def samples_of_steps(
+    plan: Plan, checked: Iterable[Checked], device: str, nodes: Sequence[Node]
+) -> list[Sample]:
+    """What the steps that were run tell of an epoch, the rest of which is taken to be as fast per flop."""
+    found = []
+    for item in checked:
+        shape = item.subject.shape
+        if not item.step_seconds:
+            continue
+        held, epochs = counted(plan, shape, bool(shape.gang.on(nodes).gpus))
+        seconds = item.step_seconds * epochs.work.flops / held.step.flops
+        found.append(Sample(shape, device, epochs, (seconds,), basis="preflight"))
+    return found
+
+
 def _lanes(plan: Plan, trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[Gang, int]:
     return {
         gang: min(plan.sweep.resources.lanes or num_lanes(gang.on(nodes), nodes, len(members)), len(members))
@@ -266,7 +281,7 @@ def preflight(
         faults += storage_faults
         faults += clock_faults([*storage_clocks, *clocks])
         if not storage_faults:
-            faults += _space_faults(buildable, lanes, folder)
+            faults += _space_faults(buildable, lanes, folder, plan.sweep.resources.checkpoints)
         failed = 0
         for subject in buildable:
             allowed = max(LEAST_SECONDS, SHARE * (plan_seconds(plan, found, checked, nodes) or 0.0))
@@ -397,8 +412,17 @@ def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
     ]
 
 
-def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path) -> list[Fault]:
-    """Whether the checkpoints of all trials in flight have room; those that have ended keep none."""
+def _space_faults(
+    found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path, checkpoints: str | None
+) -> list[Fault]:
+    """Whether the checkpoints of all trials in flight have room; those that have ended keep none.
+
+    `checkpoints` is where they lie if not in the sweep's folder; of buckets nobody knows the room.
+    """
+    if checkpoints is not None:
+        folder = Path(checkpoints.removeprefix("file://"))
+        if not folder.is_absolute():
+            return []
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     sizes: dict[Gang, int] = {}
     for subject in found:
@@ -415,7 +439,7 @@ def _space_faults(found: Iterable[Subject], lanes: Mapping[Gang, int], folder: P
         return []
     return [
         Fault(
-            "--out",
+            "--out" if checkpoints is None else "resources.checkpoints",
             f"checkpoints take {wanted / GIB:.3g} GiB ({lanes[worst]} trials at a time, {files} files of "
             f"{sizes[worst] / GIB:.2g} GiB each), and {there} has {free / GIB:.3g} GiB free",
         )

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from orchestrator import figures
 from orchestrator.basin import Basin, Landscape, useful_surrogate
+from orchestrator.cost import Planned
 from orchestrator.findings import Evidence, Found, evidence_of, gather
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Trial, TrialCost
@@ -60,6 +61,7 @@ def write_report(
     folder: Path,
     details: Mapping[str, Any],
     spent: Ledger | None = None,
+    planned: Planned | None = None,
 ) -> Path:
     """Writes report.html, summary.json, tables/* and figures/* into a folder.
 
@@ -72,6 +74,7 @@ def write_report(
       folder: made if it does not exist.
       details: printed at the end: versions, hardware, time. Values are shown as text.
       spent: where the time of the devices went.
+      planned: what was expected before the first trial.
 
     Returns:
       The path of report.html.
@@ -79,7 +82,7 @@ def write_report(
     Raises:
       OSError: the folder cannot be written to.
     """
-    found = gather(plan, records, spent)
+    found = gather(plan, records, spent, planned)
     drawings = _shared_drawings(found)
     parts = _each_cell(found)
     drawings += [drawing for part in parts for drawing in part.drawings]

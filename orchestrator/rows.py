@@ -198,7 +198,8 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     """One flat row per trial in the order of the plan, all with the same columns; None where unknown.
 
     `val_error_pct` is as measured, `error_pct` as it counts (100 if diverged, None if missing), both on the
-    selection split; `test_error_pct` is on the final split. `role` says what the trial is for.
+    selection split; `test_error_pct` is on the final split, `shift_error_pct.<name>` under
+    corruption and shift. `role` says what the trial is for.
     `cell.<factor>` is the level, a path of the sweep file the value drawn, `config.<path>` the run as it
     was resolved. `train_flops_g` is the whole run's, in 10^9 multiply-adds, `flops_g` one forward pass's of
     one image; `params_m` is in millions.
@@ -210,6 +211,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
         for trial in plan.trials
     ]
     keys = list(dict.fromkeys(key for config in configs for key in config))
+    shifts = list(dict.fromkeys(name for record in records.values() for name in _shift_errors(record)))
     rows = []
     for result, config in zip(results_of(plan, records), configs, strict=True):
         trial, record, cost = result.trial, result.record, costs(result.trial)
@@ -228,6 +230,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
                 "val_error_pct": result.own_error_pct,
                 "error_pct": result.error_pct,
                 "test_error_pct": result.test_error_pct,
+                **{f"shift_error_pct.{name}": _shift_errors(record).get(name) for name in shifts},
                 "epochs": len(record.rows),
                 "attempts": record.attempts,
                 "busy_seconds": record.busy_seconds,
@@ -238,6 +241,10 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
             }
         )
     return rows
+
+
+def _shift_errors(record: Record) -> Mapping[str, float]:
+    return (record.last and record.last.shift_top1_error_pct) or {}
 
 
 def summary_table(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
@@ -260,10 +267,10 @@ def _small(summary: Summary) -> Row:
         "diverged": summary.states.get("diverged", 0),
         "best_val_error_pct": best.val_error_pct if best else None,
         "best_test_error_pct": best.test_error_pct if best else None,
-        **_estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
+        **estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
         "median_error_pct": summary.median_error_pct,
-        **_estimate_columns("common_area", summary.measures.get("area_common")),
-        **_estimate_columns("own_area", summary.measures.get("area_under_delta_edf")),
+        **estimate_columns("common_area", summary.measures.get("area_common")),
+        **estimate_columns("own_area", summary.measures.get("area_under_delta_edf")),
     }
 
 
@@ -272,7 +279,8 @@ def num_ended(summary: Summary) -> int:
     return sum(count for state, count in summary.states.items() if state in RULES)
 
 
-def _estimate_columns(name: str, estimate: Estimate | None) -> Row:
+def estimate_columns(name: str, estimate: Estimate | None) -> Row:
+    """A value and the ends of its interval."""
     parts = ("value", "low", "high")
     return {
         name if part == "value" else f"{name}_{part}": getattr(estimate, part) if estimate else None
@@ -299,12 +307,12 @@ def _flat_summary(summary: Summary) -> Row:
         "common_reference_pct": summary.common_reference_pct,
         "confirmed_point": confirmed.point if confirmed else None,
         "confirmed_seeds": confirmed.num_seeds if confirmed else None,
-        **_estimate_columns("confirmed_val_error_pct", confirmed.val if confirmed else None),
-        **_estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
-        **_estimate_columns("diverged_share", summary.diverged),
+        **estimate_columns("confirmed_val_error_pct", confirmed.val if confirmed else None),
+        **estimate_columns("confirmed_test_error_pct", confirmed.test if confirmed else None),
+        **estimate_columns("diverged_share", summary.diverged),
     }
     for measure in MEASURES:
-        row |= _estimate_columns(measure, summary.measures.get(measure))
+        row |= estimate_columns(measure, summary.measures.get(measure))
     return row
 
 
@@ -314,7 +322,7 @@ def _flat_contrast(contrast: Contrast) -> Row:
         for field in dataclasses.fields(contrast)
         if field.name != "difference"
     }
-    return row | _estimate_columns("difference", contrast.difference)
+    return row | estimate_columns("difference", contrast.difference)
 
 
 # ----------------------------------------------------------------------------------------------- plain values

@@ -53,7 +53,8 @@ def make(folder: Path, target: Path) -> None:
         "best": [[tally.cell, tally.arm, tally.best_pct] for tally in progress.tallies],
     }
     write_atomically(target / "state.json", json.dumps(state))
-    write_report(opened.plan, opened.records, target, report_details(opened.record))
+    details = report_details(opened.record)
+    write_report(opened.plan, opened.records, target, details, planned=opened.planned)
 
 
 def _make_in_process(folder: Path, target: Path) -> str:

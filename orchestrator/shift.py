@@ -1,16 +1,26 @@
-"""Robustness to corruption: what the errors in a trial's last row say of an arm beside another.
+"""Robustness to corruption and shift: what the errors in a trial's last row say of an arm beside another.
+
+The setting that speaks for an arm is chosen on the selection split, where nothing is corrupted, and so are
+the runs of its confirmation: the errors told here had no part in the choice.
 
 Source: Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261, section 4.2. There the reference is
 AlexNet; here it is another arm, so that 100 means: as bad as that arm.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from orchestrator.results import Result
+from orchestrator.stats import Confirmed, Estimate, Summary, confirmed_with, welch
 from trainables.corruptions import KINDS
 
 #: The error on the images that were corrupted, before they were.
 CLEAN = "clean"
+#: The error of the same run on the whole final split. No name of a shifted set: those are the user's.
+FINAL = "final split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +93,177 @@ def _common(errors_pct: Mapping[str, float], reference_pct: Mapping[str, float])
             f"both need errors under the same corruptions, got {kinds} and {kinds_in(reference_pct)}"
         )
     return kinds
+
+
+# ---------------------------------------------------------------------------------------------------
+# Of a sweep
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftSummary:
+    """One arm in one cell at the setting that the selection split chose.
+
+    Attributes:
+      cell, arm: which.
+      kind: `best`, the one run of lowest selection error in the sweep; or `confirmed`, the chosen points run
+        with fresh seeds, each seed at the point that the others put first.
+      point, values: the setting; of a confirmation that of the lowest mean.
+      num_runs, num_diverged: runs of it; one that diverged counts as 100 everywhere.
+      errors_pct: in percent, by name as in a row, and `FINAL`; with intervals where confirmed.
+      corrupted_pct: mean over the kinds of corruption; None where nothing was corrupted.
+      added_pp: what of it corruption adds to `clean`; None also where a run diverged, which adds nothing.
+      mce_pct, relative_mce_pct: with the first arm's row of the same kind as the reference, its own 100;
+        `refused` says why there is none. They have no interval.
+      differences_pp: where both are confirmed, `corrupted`, `added` and each shifted set minus those of
+        the first arm, by Welch.
+    """
+
+    cell: str
+    arm: str
+    kind: Literal["best", "confirmed"]
+    point: int
+    values: Mapping[str, Any]
+    num_runs: int
+    num_diverged: int
+    errors_pct: Mapping[str, Estimate]
+    corrupted_pct: Estimate | None
+    added_pp: Estimate | None
+    mce_pct: float | None = None
+    relative_mce_pct: float | None = None
+    refused: str = ""
+    differences_pp: Mapping[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> list[str]:
+        """The shifted sets among the errors."""
+        return [name for name in self.errors_pct if name not in (*KINDS, CLEAN, FINAL)]
+
+
+#: A summary, and what its numbers were confirmed by.
+_Told = tuple[ShiftSummary, Mapping[str, Confirmed]]
+
+
+def shift_summaries(results: Iterable[Result], summaries: Sequence[Summary]) -> list[ShiftSummary]:
+    """Every arm of every cell, as far as its runs were asked: its best run, then its confirmation."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    found: list[ShiftSummary] = []
+    arms: dict[str, str] = {}
+    bases: dict[tuple[str, str], _Told] = {}
+    for summary in summaries:
+        first = arms.setdefault(summary.cell, summary.arm)
+        mine = groups[summary.cell, summary.arm]
+        for told in (_of_best(summary, mine), _of_confirmation(summary, mine)):
+            if told is None:
+                continue
+            key = (summary.cell, told[0].kind)
+            if summary.arm == first:
+                bases[key] = told
+            found.append(_beside(told, bases.get(key)))
+    return found
+
+
+def _errors(result: Result) -> dict[str, float]:
+    """All errors of a trial's last row by name; none where it was not asked for more than the final split."""
+    last = result.record.last
+    if last is None or not last.shift_top1_error_pct:
+        return {}
+    final = {} if last.test_top1_error_pct is None else {FINAL: last.test_top1_error_pct}
+    return final | last.shift_top1_error_pct
+
+
+def _of_best(summary: Summary, results: Sequence[Result]) -> _Told | None:
+    if summary.best is None:
+        return None
+    trial = summary.best.trial
+    errors = next(_errors(result) for result in results if result.trial.id == trial.id)
+    if not errors:
+        return None
+    under = corruption_error(errors)
+    told = ShiftSummary(
+        cell=summary.cell,
+        arm=summary.arm,
+        kind="best",
+        point=trial.point,
+        values=trial.values,
+        num_runs=1,
+        num_diverged=0,
+        errors_pct={name: Estimate(error) for name, error in errors.items()},
+        corrupted_pct=Estimate(under.mean_pct) if under else None,
+        added_pp=Estimate(under.excess_pct) if under else None,
+    )
+    return told, {}
+
+
+def _of_confirmation(summary: Summary, results: Sequence[Result]) -> _Told | None:
+    fresh = [result for result in results if result.trial.role == "confirm"]
+    names = list(dict.fromkeys(name for result in fresh for name in _errors(result)))
+    if summary.confirmed is None or not names:
+        return None
+
+    def named(result: Result, name: str) -> float | None:
+        return 100.0 if result.state == "diverged" else _errors(result).get(name)
+
+    def corrupted(result: Result) -> float | None:
+        if result.state == "diverged":
+            return 100.0
+        under = corruption_error(_errors(result))
+        return None if under is None else under.mean_pct
+
+    def added(result: Result) -> float | None:
+        under = None if result.state == "diverged" else corruption_error(_errors(result))
+        return None if under is None else under.excess_pct
+
+    measures: dict[str, Callable[[Result], float | None]] = {
+        name: functools.partial(named, name=name) for name in names
+    }
+    if any(name in KINDS for name in names):
+        measures |= {"corrupted": corrupted, "added": added}
+    confirmed = {
+        name: found
+        for name, measure in measures.items()
+        if (found := confirmed_with(fresh, measure)[0]) is not None
+    }
+    tests = {name: found.test for name, found in confirmed.items() if found.test is not None}
+    point = summary.confirmed.point
+    told = ShiftSummary(
+        cell=summary.cell,
+        arm=summary.arm,
+        kind="confirmed",
+        point=point,
+        values=next(result.trial.values for result in fresh if result.trial.point == point),
+        num_runs=summary.confirmed.num_seeds,
+        num_diverged=summary.confirmed.num_diverged,
+        errors_pct={name: tests[name] for name in names if name in tests},
+        corrupted_pct=tests.get("corrupted"),
+        added_pp=tests.get("added"),
+    )
+    return told, confirmed
+
+
+def _beside(told: _Told, base: _Told | None) -> ShiftSummary:
+    """A summary with what it is beside the first arm's, if that has one."""
+    (one, confirmed), differences = told, {}
+    if base is None:
+        return dataclasses.replace(one, refused="the first arm has no such run")
+    other, base_confirmed = base
+    own, reference = (
+        {name: error.value for name, error in summary.errors_pct.items()} for summary in (one, other)
+    )
+    mce = relative = None
+    refused = ""
+    if kinds_in(own):
+        try:
+            mce = mean_corruption_error(own, reference)
+            relative = relative_corruption_error(own, reference)
+        except ValueError as error:
+            refused = str(error)
+    for name in ("corrupted", "added", *one.sets):
+        if one is not other and name in confirmed and name in base_confirmed:
+            difference = welch(base_confirmed[name], confirmed[name], "test")
+            if difference is not None:
+                differences[name] = difference[0]
+    return dataclasses.replace(
+        one, mce_pct=mce, relative_mce_pct=relative, refused=refused, differences_pp=differences
+    )

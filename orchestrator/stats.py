@@ -22,7 +22,7 @@ docs/statistics.md.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -547,7 +547,7 @@ def _population(results: Sequence[Result], stopped: Stopped | None) -> _Populati
         errors[point] = float(np.mean(found))
         if any(_ranked(result) for result in replicates):
             trained.append(errors[point])
-    confirmed, because = _confirmed(by_role.get("confirm", []))
+    confirmed, because = confirmed_with(by_role.get("confirm", []), _final_pct)
     refused = {"confirmed": because} if because else {}
     num_censored = sum(result.censored for result in sweep)
     if num_censored and stopped is None:
@@ -616,8 +616,19 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
     )
 
 
-def _confirmed(results: Sequence[Result]) -> tuple[Confirmed | None, str]:
-    """The confirmed best of one arm in one cell, or why there is none; neither if none was asked for."""
+def _final_pct(result: Result) -> float | None:
+    return 100.0 if result.state == "diverged" else result.test_error_pct
+
+
+def confirmed_with(
+    results: Sequence[Result], measured: Callable[[Result], float | None]
+) -> tuple[Confirmed | None, str]:
+    """The confirmed best of one arm in one cell, or why there is none; neither if none was asked for.
+
+    Args:
+      results: its runs with fresh seeds.
+      measured: what `test` is to be of those that had no say in the choice; None where a run lacks it.
+    """
     if not results:
         return None, ""
     num_ended = sum(result.record.settled for result in results)
@@ -636,7 +647,7 @@ def _confirmed(results: Sequence[Result]) -> tuple[Confirmed | None, str]:
         for column, seed in enumerate(seeds):
             if seed in found:
                 val_PS[row, column] = found[seed].error_pct
-                own = 100.0 if found[seed].state == "diverged" else found[seed].test_error_pct
+                own = measured(found[seed])
                 test_PS[row, column] = math.nan if own is None else own
     told = confirmed_of(list(by_point), val_PS, test_PS)
     return told, "" if told else "no seed has a result at the point that the others choose"

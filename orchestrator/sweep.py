@@ -27,7 +27,7 @@ from orchestrator.question import (
 )
 from orchestrator.source import Override, Source, SweepError, read_source, with_overrides
 from orchestrator.space import DOMAIN_WORDS, WANTED, Cell, Domain, Listed, Settings, Window
-from orchestrator.where import DERIVED, ConstraintError
+from orchestrator.where import FOLLOWS, ConstraintError
 from trainables.config import TrainConfig, setting
 from trainables.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
 
@@ -213,8 +213,8 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
         yield from _window_faults(sweep, path, window, names)
     for index, constraint in enumerate(sweep.constraints()):
         for name in constraint.names:
-            if name not in DERIVED and name not in RUN_PATHS:
-                known = [*DERIVED, *RUN_PATHS]
+            if name not in FOLLOWS and name not in RUN_PATHS:
+                known = [*FOLLOWS, *RUN_PATHS]
                 rule = "names no setting of a run and nothing that follows from one"
                 yield Fault(f"where.{index}", rule, repr(name), nearest_path(name, known))
 
@@ -371,8 +371,8 @@ def _constraint_faults(sweep: Sweep, layers: Layers, valid: bool) -> list[Fault]
     tree, _ = sweep.merged(layers)
     found = []
     for index, constraint in enumerate(sweep.constraints()):
-        # What a model costs is known later, when the data have told the number of classes.
-        if set(constraint.names) & set(DERIVED):
+        # What a run costs is known later, when the data have told their classes and sizes.
+        if set(constraint.names) & set(FOLLOWS):
             continue
         try:
             if not constraint.holds(lambda name: setting(tree, name)):

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.basin import Extent
+from orchestrator.cost import Basis, Planned, Span, planned_actual
 from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
+from orchestrator.plan import Trial
 from orchestrator.power import POWER, Detectable
 from orchestrator.results import RULES
-from orchestrator.rows import Row, cost_per_arm, num_ended, plain
+from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
 from orchestrator.search import EDGE_SHARE, searched
+from orchestrator.shift import CLEAN, FINAL, ShiftSummary, kinds_in
 from orchestrator.stats import MEASURES, Estimate, Measure
 from orchestrator.words import (
     DESCRIBES,
@@ -635,6 +638,142 @@ _AGAIN = {
 }
 
 
+def _shift_setting(one: ShiftSummary) -> Text:
+    values = ", ".join(
+        short(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        for value in one.values.values()
+    )
+    return Text(
+        "confirmed" if one.kind == "confirmed" else "best of the sweep", f"point {one.point}: {values}"
+    )
+
+
+def _shift_runs(one: ShiftSummary) -> Text:
+    return Text(str(one.num_runs), f"{one.num_diverged} diverged" if one.num_diverged else "")
+
+
+def _shift_row(one: ShiftSummary) -> Row:
+    return {
+        "cell": one.cell,
+        "arm": one.arm,
+        "kind": one.kind,
+        "point": one.point,
+        "num_runs": one.num_runs,
+        "num_diverged": one.num_diverged,
+    }
+
+
+_CHOSEN = (
+    "The setting is that of lowest error on the selection split, where nothing is corrupted or shifted. Best "
+    "of the sweep is one run, without an interval; confirmed are fresh seeds, each at the point that the "
+    "others put first. Differences have 95 % intervals by Welch where both are confirmed, and no verdict."
+)
+
+
+def _corruption_table(found: Found) -> Table:
+    base = next(iter(found.plan.sweep.arms))
+    table = Table(
+        "corruption",
+        "Error under corruption at each arm's chosen setting",
+        ("Cell", "Arm", "Setting", "#Runs", "#Clean (%)", "#Corrupted (%)", "#Added (pp)",
+         f"#mCE, {base} = 100", "#Relative mCE", f"#Corrupted, minus {base} (pp)",
+         f"#Added, minus {base} (pp)"),
+        section="Robustness to corruption",
+        intro="Robust in the other sense: not to the settings, but to what happens to images. " + _CHOSEN,
+    )  # fmt: skip
+    for one in found.shifts:
+        kinds = kinds_in({name: error.value for name, error in one.errors_pct.items()})
+        if not kinds:
+            continue
+        table.refuses(f"{one.cell}, {one.arm}, {one.kind}", one.refused, "mCE or relative mCE not told")
+        table.add(
+            one.cell,
+            one.arm,
+            _shift_setting(one),
+            _shift_runs(one),
+            _shown(one.errors_pct.get(CLEAN), "error"),
+            _shown(one.corrupted_pct, "error"),
+            _shown(one.added_pp),
+            "–" if one.mce_pct is None else f"{one.mce_pct:.1f}",
+            "–" if one.relative_mce_pct is None else f"{one.relative_mce_pct:.1f}",
+            _shown(one.differences_pp.get("corrupted"), sign=True),
+            _shown(one.differences_pp.get("added"), sign=True),
+            kind="" if one.kind == "confirmed" else "soft",
+        )
+        row = _shift_row(one) | estimate_columns("clean_error_pct", one.errors_pct.get(CLEAN))
+        row |= estimate_columns("corrupted_error_pct", one.corrupted_pct)
+        row |= estimate_columns("added_pp", one.added_pp)
+        row |= {"mce_pct": one.mce_pct, "relative_mce_pct": one.relative_mce_pct}
+        row |= estimate_columns("corrupted_difference_pp", one.differences_pp.get("corrupted"))
+        row |= estimate_columns("added_difference_pp", one.differences_pp.get("added"))
+        row |= {f"{kind}_error_pct": one.errors_pct[kind].value for kind in kinds}
+        table.data.append(row)
+    if table.rows:
+        for text in dict.fromkeys(_corruptions_text(trial) for trial in found.plan.trials):
+            if text:
+                table.note(text)
+        table.note(
+            "Added is corrupted minus clean. mCE is the mean over kinds of the error as a percentage of the "
+            f"first arm's ({base}), relative mCE the same of what corruption adds; neither has an interval."
+        )
+        if any(one.num_diverged for one in found.shifts):
+            table.note(
+                "A run that diverged counts as 100 % on every image, and adds nothing that can be told."
+            )
+    return table
+
+
+def _corruptions_text(trial: Trial) -> str:
+    evaluate = trial.config.evaluate
+    if evaluate is None or evaluate.corruptions is None:
+        return ""
+    asked = evaluate.corruptions
+    images = f"{asked.images} images" if asked.images else "all images"
+    severities = ", ".join(map(str, asked.severities))
+    return (
+        f"Corrupted: the mean over {len(asked.kinds)} kinds of corruption, of each over severities "
+        f"{severities}, of {images} of the final split."
+    )
+
+
+def _shifted_set_table(found: Found) -> Table:
+    base = next(iter(found.plan.sweep.arms))
+    table = Table(
+        "shifted_sets",
+        "Error on other images of the same classes at each arm's chosen setting",
+        (
+            "Cell",
+            "Arm",
+            "Setting",
+            "#Runs",
+            "Set",
+            "#Final split (%)",
+            "#Set (%)",
+            f"#Set, minus {base} (pp)",
+        ),
+        section="On shifted sets",
+        intro=_CHOSEN,
+    )
+    for one in found.shifts:
+        for name in one.sets:
+            table.add(
+                one.cell,
+                one.arm,
+                _shift_setting(one),
+                _shift_runs(one),
+                name,
+                _shown(one.errors_pct.get(FINAL), "error"),
+                _shown(one.errors_pct[name], "error"),
+                _shown(one.differences_pp.get(name), sign=True),
+                kind="" if one.kind == "confirmed" else "soft",
+            )
+            row = _shift_row(one) | {"set": name}
+            row |= estimate_columns("final_error_pct", one.errors_pct.get(FINAL))
+            row |= estimate_columns("error_pct", one.errors_pct[name])
+            table.data.append(row | estimate_columns("difference_pp", one.differences_pp.get(name)))
+    return table
+
+
 def _outcome_table(found: Found) -> Table:
     table = Table(
         "outcomes",
@@ -743,6 +882,109 @@ _SPENT_ON = {
 }
 
 
+def _planned_table(found: Found) -> Table:
+    before = found.planned
+    unit = before.unit if before else "core-hours"
+    table = Table(
+        "planned",
+        "Planned before the first trial, and as it came",
+        ("Cell and arm", "Batch", "#Trials run", "#s/epoch, planned", "#measured", "#Ratio",
+         f"#{unit}, planned", "#spent", "#Ratio", "#GiB, planned", "#peak", "Planned from"),
+        section="Planned and actual",
+        intro="A row is a shape: model, batch, workers, precision, optimizer. Planned hours are "
+        "those of the epochs that have run, hours spent those of all attempts; small print is the range that "
+        "was expected. A ratio above 1 is more than planned. Memory is measured on GPUs only.",
+    )  # fmt: skip
+    if before is None or not (rows := planned_actual(found.plan, before, found.records)):
+        return table
+    for row in rows:
+        (cell, arm), *more = row.arms or (("all", "that were planned"),)
+        table.add(
+            f"{cell} {arm}" + (f" and {len(more)} more" if more else ""),
+            row.shape or "–",
+            f"{row.trials_run} of {row.trials}",
+            _span_text(row.planned_seconds),
+            "–" if row.seconds is None else short(row.seconds),
+            _ratio_text(row.seconds, row.planned_seconds),
+            _span_text(row.planned_hours),
+            short(row.hours),
+            _ratio_text(row.hours, row.planned_hours),
+            "–" if row.planned_peak_gib is None else short(row.planned_peak_gib),
+            "–" if row.peak_gib is None else short(row.peak_gib),
+            _PLANNED_FROM[row.basis] if row.arms else "–",
+        )
+        table.data.append(
+            {
+                "cells_and_arms": "; ".join(f"{cell} {arm}" for cell, arm in row.arms),
+                "shape": row.shape,
+                "trials_run": row.trials_run,
+                "trials": row.trials,
+                **_span_columns("planned_seconds_per_epoch", row.planned_seconds),
+                "seconds_per_epoch": row.seconds,
+                **_span_columns("planned_hours", row.planned_hours),
+                "hours": row.hours,
+                "planned_peak_gib": row.planned_peak_gib,
+                "peak_gib": row.peak_gib,
+                "planned_from": row.basis,
+            }
+        )
+    _note_wall_clock(found, before, table)
+    if any(row.arms and row.basis is None and row.planned_peak_gib is None for row in rows):
+        table.note("Without a plan: shapes that came with a later run.")
+    return table
+
+
+def _note_wall_clock(found: Found, before: Planned, table: Table) -> None:
+    """From start to end; compared only where what was planned is what has run, and all of it."""
+    distinct = {result.trial.id: result for result in found.results}
+    told = f"Made {before.made} for {before.trials} trials on {before.device}"
+    table.note(f"{told}; checkpoints were to take up to {before.checkpoint_gib:.2g} GiB at a time.")
+    if before.wall_hours is None or found.spent is None:
+        return
+    low, central, high = (
+        duration(3600 * hours)
+        for hours in (before.wall_hours.low, before.wall_hours.central, before.wall_hours.high)
+    )
+    text = f"From start to end: planned {central} ({low} to {high}), {duration(found.spent.wall)} so far"
+    if len(distinct) != before.trials:
+        text += f", in which the sweep has grown to {len(distinct)} trials"
+    elif all(result.state in RULES for result in distinct.values()):
+        ratio = found.spent.wall / (3600 * before.wall_hours.central)
+        text = text.removesuffix(" so far") + f" as it came: {ratio:.2f} times"
+    table.note(f"{text}. Time between two runs, and that of checks before them, is not in it.")
+
+
+def _span_text(planned: Span | None) -> Text:
+    if planned is None:
+        return Text("–")
+    return Text(short(planned.central), f"{short(planned.low)} to {short(planned.high)}")
+
+
+def _span_columns(name: str, planned: Span | None) -> Row:
+    return {
+        name: planned.central if planned else None,
+        f"{name}_low": planned.low if planned else None,
+        f"{name}_high": planned.high if planned else None,
+    }
+
+
+def _ratio_text(actual: float | None, planned: Span | None) -> Text:
+    if actual is None or planned is None or planned.central == 0:
+        return Text("–")
+    inside = planned.low <= actual <= planned.high
+    return Text(f"{actual / planned.central:.2f}", "" if inside else "out of range")
+
+
+_PLANNED_FROM: dict[Basis | None, str] = {
+    "measured": "rows of the same shape",
+    "preflight": "a step of the preflight",
+    "scaled": "other shapes",
+    "table": "data sheet",
+    "probe": "probe",
+    None: "nothing",
+}
+
+
 def _paper_table(found: Found) -> Table:
     table = Table(
         "paper",
@@ -811,6 +1053,9 @@ TABLES: tuple[Callable[[Found], Table], ...] = (
     _power_table,
     _cost_table,
     _ledger_table,
+    _planned_table,
+    _corruption_table,
+    _shifted_set_table,
     _paper_table,
 )
 

@@ -135,6 +135,7 @@ def span(estimate: Span | None, digits: int = 2) -> str:
 #: Where the seconds of a cost are from, for people.
 _BASES = {
     "measured": "rows",
+    "preflight": "preflight",
     "scaled": "scaled rows",
     "table": "data sheet",
     "probe": "probe",

@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import SETTLED, Event
+from orchestrator.shift import corruption_error
 from trainables.base import EPOCH_LABELS
 from trainables.config import leaves
 from trainables.places import redacted
@@ -41,9 +42,9 @@ STATE_FILE = "mlflow.json"
 _INTERVAL_SECONDS = 2.0
 _MAX_BACKOFF_SECONDS = 30.0
 
-# MLflow's own limits; a server refuses what goes beyond them. Metrics leave room for 100 parameters and some
-# tags among the 1000 entries of a call.
-_METRICS_PER_CALL = 880
+# MLflow's own limits; a server refuses what goes beyond them. Metrics of all epochs leave room for 100
+# parameters, some tags, and what the last row has besides, among the 1000 entries of a call.
+_METRICS_PER_CALL = 800
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
 _TAG_CHARS = 8000
@@ -436,10 +437,11 @@ class _Store:
         return self._create_run(trial.label, view.started, tags)
 
     def _metrics(self, epoch: int, time: float, row: dict[str, Any]) -> list[Any]:
+        values = {name: row.get(name) for name in EPOCH_LABELS} | _shift_metrics(row)
         return [
-            self._entities.Metric(name, float(row[name]), _milliseconds(time), epoch)
-            for name in EPOCH_LABELS
-            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+            self._entities.Metric(name, float(value), _milliseconds(time), epoch)
+            for name, value in values.items()
+            if isinstance(value, int | float) and math.isfinite(value)
         ]
 
     def attach(self, path: Path) -> None:
@@ -454,6 +456,15 @@ class _Store:
 
     def _tags(self, tags: dict[str, str]) -> list[Any]:
         return [self._entities.RunTag(key, value[:_TAG_CHARS]) for key, value in tags.items()]
+
+
+def _shift_metrics(row: dict[str, Any]) -> dict[str, float]:
+    """Errors under corruption and shift: one metric each, which MLflow groups by what is before the slash."""
+    errors = row.get("shift_top1_error_pct") or {}
+    metrics = {f"shift_top1_error_pct/{name}": error for name, error in errors.items()}
+    if (under := corruption_error(errors)) is not None:
+        metrics |= {"corrupted_top1_error_pct": under.mean_pct, "corruption_added_pp": under.excess_pct}
+    return metrics
 
 
 def _params(trial: Trial) -> dict[str, str]:

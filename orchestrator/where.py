@@ -4,7 +4,7 @@
     1 <= flops_g <= 2 and model.width % model.heads == 0
     model.stem in ('patchify', 'conv') or not optim.nesterov
 
-Names are paths into `TrainConfig` or one of `DERIVED`. There are numbers, 'words', true, false and null;
+Names are paths into `TrainConfig` or among `FOLLOWS`. There are numbers, 'words', true, false and null;
 + - * / %; comparisons, which may be chained; in; and, or, not; parentheses. Nothing else.
 """
 
@@ -23,6 +23,12 @@ DERIVED: Mapping[str, Callable[[Cost], float]] = {
     "flops_g": lambda cost: cost.flops_g,
     "activations_m": lambda cost: cost.activations_m,
 }
+
+#: Most memory that a worker holds, in GiB: of a run and not of an image, counted by `trainables.footprint`.
+MEMORY = "memory_gib"
+
+#: Names of what follows from a run and does not stand in it.
+FOLLOWS = (*DERIVED, MEMORY)
 
 MAX_LENGTH = 500
 

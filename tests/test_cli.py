@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +32,10 @@ from orchestrator.cli import (
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import Writer
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.results import attempt_event, end_event, epoch_event
+from orchestrator.preflight import Outcome
+from orchestrator.results import attempt_event, end_event, epoch_event, retry_event
 from orchestrator.sweep import load_sweep
+from trainables.faults import Fault
 
 LR_WD = Path(__file__).parent.parent / "search_spaces" / "lr_wd.yaml"
 
@@ -94,6 +97,20 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     code, out, _ = cli("plan", LR_WD)
     assert "lr is quoted for a batch of 2048 and scaled linearly to 64 (x 0.03125)" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_lists_the_first_trials_of_a_large_sweep_and_the_others_when_asked(cli):
+    _, out, _ = cli("plan", LR_WD, "--points", "17", "--json")
+    trials = json.loads(out)["trials"]
+    assert len(trials) == 17 * 2 * 2
+    _, out, _ = cli("plan", LR_WD, "--points", "17")
+    # Three points of two arms in two cells.
+    assert {trial["point"] for trial in trials if trial["id"] in out} == {0, 1, 2}
+    assert sum(trial["id"] in out for trial in trials) == 12
+    assert "56 more trials with --all, or --json" in out
+    _, out, _ = cli("plan", LR_WD, "--points", "17", "--all")
+    assert all(trial["id"] in out for trial in trials)
+    assert "more trials" not in out
 
 
 def test_the_same_file_runs_on_other_data_and_sizes(cli, write_parquet, png_bytes):
@@ -312,6 +329,50 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
     assert "fits 4 trials" in err
 
 
+def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
+    asked = []
+
+    def preflight(console, plan, todo, folder, address, track):
+        asked.append({trial.id for trial in todo})
+        return Outcome(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
+
+    monkeypatch.setattr("orchestrator.cli._preflight", preflight)
+    plan = open_folder(partial).plan
+    failed, *rest = [trial.id for trial in plan.trials[1:]]
+
+    def files():
+        # The lease is touched by whoever looks.
+        names = ("sweep.yaml", "record.json", "confirm.json", "journal/*")
+        return {path.name: path.read_bytes() for name in names for path in partial.glob(name)}
+
+    before = files()
+    code, _, err = cli("retry", partial, "--failed", "--no-mlflow")
+    assert code == BAD_INPUT
+    assert "sweep.yaml" in err
+    assert "the images are gone" in err
+    # With what failed all that is missing, and not what has finished.
+    assert asked.pop() == {failed, *rest}
+    assert files() == before
+    row = {**open_folder(partial).events[1]["row"], "epoch": 1}
+    writer = Writer(partial)
+    writer.append([retry_event(failed, 1.0)])
+    for trial_id in (failed, *rest):
+        writer.append(
+            [
+                attempt_event(trial_id, 1, "lane", 0.0),
+                epoch_event(trial_id, 1, row),
+                end_event(trial_id, 1, "finished", "", 1.0, 2.0, True),
+            ]
+        )
+    writer.close()
+    before = files()
+    code, _, err = cli("confirm", partial, "--top", "1", "--seeds", "2", "--no-mlflow")
+    assert (code, "the images are gone" in err) == (BAD_INPUT, True)
+    # One point of two arms in two cells, twice each.
+    assert len(asked.pop()) == 8
+    assert files() == before
+
+
 def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monkeypatch):
     started = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -386,6 +447,9 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
             events, self.left, self.done = self.left[:2], self.left[2:], len(self.left) <= 2
             return events
 
+        def drain(self):
+            """Nothing is left to hand out."""
+
         def close(self):
             pass
 
@@ -406,6 +470,8 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
     told = tmp_path / "told.json"
     command = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(sys.stdin.read())\""
     options = ["--out", tmp_path / "x", "--points", "1", "--no-mlflow", "--no-preflight", "--notify", command]
+    # Two trials of a second each are more.
+    options += ["--set", "budget.max_core_hours=0.0005"]
     code, out, err = cli("run", LR_WD, *options, *(["--quiet"] if quiet else []))
     assert code == 1
     message = json.loads(told.read_text())
@@ -417,6 +483,8 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
     else:
         assert "[1/4] vit_p adamw p0  diverged  no epoch  1.0 s  (nan)" in out
         assert "[4/4] vit_c sgd p0  failed  no epoch  1.0 s  (OSError: on fire)" in out
+        assert out.count("the budget is spent") == 1
+        assert out.index("[2/4]") < out.index("the budget is spent") < out.index("[3/4]")
         assert "not settled" in out
         assert err == ""
 
@@ -540,6 +608,11 @@ def test_the_help_tells_the_exit_codes(cli):
     told = " ".join(out.split())
     for code in (OK, INCOMPLETE, BAD_INPUT, INTERRUPTED):
         assert re.search(rf"\b{code} [a-z]", told[told.index("Exit codes:") :])
+
+
+def test_the_version_is_that_of_the_package(cli):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert cli("--version") == (0, f"vitc-sweep {project['version']}\n", "")
 
 
 def test_help_imports_nothing_heavy():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from orchestrator import machine
 from orchestrator.cli import app
 from orchestrator.cost import (
     DEVICES,
@@ -23,16 +24,20 @@ from orchestrator.cost import (
     fit_rates,
     from_table,
     makespan,
+    planned,
     planned_actual,
     samples_of,
     seconds_per_epoch,
+    shape_key,
     shape_of,
     spent_hours,
     within_budget,
 )
+from orchestrator.folder import load_planned
 from orchestrator.gang import Node
 from orchestrator.machine import described
 from orchestrator.plan import Plan, data_configs, make_plan
+from orchestrator.preflight import Checked, samples_of_steps, subjects
 from orchestrator.results import Record
 from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
@@ -126,6 +131,15 @@ def test_activations_grow_with_the_share_of_a_worker_and_buckets_come_with_ddp(r
     assert (alone.batch, two.batch) == (120, 60)
     assert two.activations == pytest.approx(alone.activations / 2, rel=0.01)
     assert (alone.buckets, two.buckets) == (0, two.params)
+
+
+def test_strengths_of_regularisation_do_not_make_another_count(run_tree):
+    _, some = counted_bytes(run_tree, model__drop_path=0.1, label_smoothing=0.1, mixup={"mixup_alpha": 0.5})
+    _, more = counted_bytes(run_tree, model__drop_path=0.3, label_smoothing=0.0, mixup={"mixup_alpha": 0.8})
+    _, none = counted_bytes(run_tree, label_smoothing=0.1)
+    assert some is more
+    # Masks of dropped paths, and the batch that the mixed one was made of.
+    assert some.activations > none.activations
 
 
 def test_half_precision_is_counted_where_auto_means_it(run_tree):
@@ -299,6 +313,29 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
             {"vary": {"optim.lr": {"p": {"uniform": [1e-3, 2e-3]}}}},
             "pairing: vary.optim.lr does not vary in c",
         ),
+        (
+            {
+                "vary": {
+                    "optim.lr": {"log_uniform": [1e-4, 1e-2]},
+                    "model.drop_path": {"uniform": [0, 0.2], "when": {"model.stem": "conv"}},
+                }
+            },
+            "pairing: vary.model.drop_path does not vary in p",
+        ),
+        (
+            {"arms": {"p": {}, "c": {"model.stem": "conv", "seeds.init": 1}}},
+            "pairing: arms set seeds of their own",
+        ),
+        (
+            {
+                "base": {"optim": {"name": "adamw", "weight_decay": 0.1, "lr": 1e-3}},
+                "vary": {"model.depth": {"choice": [2, 3, 4, 5]}},
+                "design": {"kind": "grid", "levels": 4},
+                "where": ["model.depth < 4 or model.stem == 'patchify'"],
+            },
+            "window: where `model.depth < 4 or model.stem == 'patchify'` removes 2 of 4 points of all c, "
+            "0 of p's",
+        ),
         ({"resources": {"cpus_per_worker": 3}}, "resources: 6 trial(s) need 1 worker(s) with 3 CPU each"),
         ({"error": "best_epoch"}, "selection: error: best_epoch"),
         (
@@ -315,6 +352,22 @@ def test_what_to_look_at_is_said(changes, warning):
     plan = plan_of(**changes)
     found = estimate(plan, machine, samples_for(plan))
     assert [line for line in found.warnings if line.startswith(warning)], found.warnings
+
+
+def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
+    grid = {"kind": "grid", "levels": 5}
+    depths = {"model.depth": {"choice": [2, 3, 4, 5, 6]}}
+    plan = plan_of(vary=depths, design=grid, where=["model.depth < 6 or model.stem == 'patchify'"])
+    assert {removal.removed for removal in plan.removals} == {0, 1}
+    assert not [line for line in estimate(plan, CPU).warnings if line.startswith("window")]
+
+
+def test_selecting_on_the_split_of_the_final_numbers_is_remarked(write_parquet, png_bytes):
+    images = [png_bytes([[i] * 8] * 8) for i in range(40)]
+    path = write_parquet("train.parquet", images, [0, 1] * 20, ["a", "b"])
+    data = {"name": "parquet", "path": str(path), "selection": "final"}
+    found = estimate(plan_of(base={"data": data}), CPU)
+    assert [line for line in found.warnings if "selects on the split that the final numbers are from" in line]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
@@ -339,19 +392,85 @@ def test_what_is_spent_counts_all_attempts_and_stops_a_run_at_its_budget():
 
 
 def test_planned_stands_beside_actual():
-    plan = plan_of()
-    trial = plan.trials[0]
+    plan = plan_of(resources={"cpus_per_worker": 2})
+    first, other = plan.trials[0], plan.trials[1]
     rows = {n: row(n, 30.0, test=9.0 if n == 4 else None, peak=0.5) for n in (1, 2, 3)}
     rows[4] = row(4, 90.0, test=9.0, peak=0.75)
-    records = {trial.id: Record(outcome="finished", busy_seconds=200.0, rows=rows)}
-    [found] = planned_actual(plan, estimate(plan, CPU, samples_for(plan)), records)
-    assert found["trials"] == "1/3"
-    assert (found["planned_seconds_per_epoch"], found["seconds_per_epoch"]) == (36.0, 30.0)
-    assert found["planned_hours"] == pytest.approx(4 * 36 / 3600)
-    assert found["hours"] == pytest.approx(200 / 3600)
-    assert found["peak_gib"] == 0.75
+    records = {first.id: Record(outcome="finished", busy_seconds=200.0, rows=rows)}
+    before = planned(plan, estimate(plan, CPU, samples_for(plan)), "2026-01-01T00:00:00Z")
+    [found] = planned_actual(plan, before, records)
+    assert (found.arms, found.trials_run, found.trials) == ((("all", "p"),), 1, 3)
+    assert (found.planned_seconds.central, found.seconds, found.basis) == (36.0, 30.0, "measured")
+    # Four epochs of 36 s on two cores; 200 s of them.
+    assert found.planned_hours.central == pytest.approx(4 * 36 * 2 / 3600)
+    assert found.hours == pytest.approx(200 * 2 / 3600)
+    assert found.peak_gib == 0.75
     [sample] = samples_of(plan, records, CPU.device, on_gpu=False)
     assert sample.seconds == (30.0, 30.0, 30.0)
+    # A second shape makes a row of all.
+    records[other.id] = Record(running=True, rows={1: row(1, 40.0)})
+    *_, everything = planned_actual(plan, before, records)
+    assert (everything.arms, everything.trials_run, everything.trials) == ((), 2, 6)
+    assert everything.planned_hours.central == pytest.approx(5 * 36 * 2 / 3600)
+    assert everything.hours == pytest.approx(240 * 2 / 3600)
+
+
+def test_a_plan_is_read_as_it_was_written_and_knows_its_shapes_in_a_larger_sweep():
+    plan = plan_of()
+    before = planned(plan, estimate(plan, CPU, samples_for(plan)), "2026-01-01T00:00:00Z")
+    again = type(before).model_validate_json(before.model_dump_json())
+    assert again == before
+    assert before.trials == 6
+    # More points, and an arm that nobody had planned.
+    larger = plan_of(
+        arms={"p": {}, "c": {"model.stem": "conv"}, "deep": {"model.depth": 3}},
+        design={"kind": "random", "points": 5},
+    )
+    records = {t.id: Record(outcome="finished", rows={1: row(1, 10.0)}) for t in larger.trials}
+    p, c, deep, everything = planned_actual(larger, again, records)
+    assert [r.planned_seconds and r.planned_seconds.central for r in (p, c, deep)] == [36.0, 36.0, None]
+    assert (deep.planned_hours, deep.planned_peak_gib, deep.basis) == (None, None, None)
+    # What had no plan is not in the sum.
+    assert (everything.trials_run, everything.planned_hours.central) == (10, pytest.approx(10 * 36 / 3600))
+
+
+def test_a_step_of_the_preflight_tells_the_seconds_of_its_shape_unless_rows_do():
+    plan = plan_of()
+    first, second = subjects(plan, plan.trials)
+    held, epochs = counted(plan, first.shape, on_gpu=False)
+    checked = [Checked(first, held.peak, 0.25, None), Checked(second, held.peak, 0.0, None)]
+    # A step without a time tells nothing.
+    [sample] = samples_of_steps(plan, checked, CPU.device, CPU.nodes)
+    assert (sample.shape, sample.basis) == (first.shape, "preflight")
+    # 1199 digits in ten steps of up to 128, and the selection split, forward only, of 299.
+    forward = plan.cost(first.trials[0]).model.flops
+    steps, evaluated = 10 * held.step.flops, 299 * forward
+    assert sample.seconds[0] == pytest.approx(0.25 * (steps + evaluated) / held.step.flops, rel=1e-6)
+    span, basis = seconds_per_epoch(first.shape, epochs, CPU.device, [sample], None)
+    assert (span.central, basis) == (sample.seconds[0], "preflight")
+    assert (span.low, span.high) == (span.central / 2, span.central * 2)
+    other, _ = seconds_per_epoch(second.shape, epochs, CPU.device, [sample], None)
+    assert other.high / other.low == pytest.approx(4)
+    rows = dataclasses.replace(sample, seconds=(9.0,), basis="measured")
+    assert seconds_per_epoch(first.shape, epochs, CPU.device, [sample, rows], None)[1] == "measured"
+
+
+def test_the_first_run_keeps_a_plan_of_every_shape_unless_there_are_too_many(tmp_path, monkeypatch):
+    plan = plan_of()
+    largest = subjects(plan, plan.trials)[0]
+    checked = [Checked(largest, 1, 0.25, None)]
+    (tmp_path / "x").mkdir()
+    assert machine.record_plan(tmp_path / "x", plan, CPU.nodes, checked)
+    kept = load_planned(tmp_path / "x")
+    assert (kept.trials, kept.unit) == (6, "core-hours")
+    assert {key: one.basis for key, one in kept.shapes.items()} == {
+        shape_key(shape_of(trial)): "preflight" if shape_of(trial) == largest.shape else "scaled"
+        for trial in plan.trials
+    }
+    assert kept.hours.low < kept.hours.central < kept.hours.high
+    monkeypatch.setattr(machine, "MAX_RECORDED_SHAPES", 1)
+    assert not machine.record_plan(tmp_path / "y", plan, CPU.nodes, checked)
+    assert load_planned(tmp_path / "y") is None
 
 
 def test_spans_add_and_scale():

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator import evidence
+from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.evidence import (
     bundle,
     comparable,
@@ -24,7 +25,7 @@ from orchestrator.evidence import (
     verify,
     write_sealed_report,
 )
-from orchestrator.folder import open_folder, save_confirmation, save_question
+from orchestrator.folder import open_folder, save_confirmation, save_planned, save_question
 from orchestrator.journal import FolderError, Writer, decode, encode
 from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, with_confirmation
 from orchestrator.results import attempt_event, end_event, epoch_event
@@ -82,6 +83,40 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sealed(untouched: Path, tmp_path: Path) -> Path:
     """A sealed sweep folder of one's own."""
     return Path(shutil.copytree(untouched, tmp_path / "small"))
+
+
+def test_the_plan_made_before_is_sealed_and_stands_beside_what_came(tmp_path: Path) -> None:
+    plan = plan_of()
+    folder = run_all(tmp_path / "small", plan)
+    shape = shape_of(plan.trials[0])
+    planned = Planned(
+        made="2026-01-01T00:00:00Z", device="a processor", unit="core-hours", trials=16,
+        hours=Span(0.01, 0.02, 0.04), wall_hours=Span(0.01, 0.02, 0.04), checkpoint_gib=0.5,
+        shapes={
+            shape_key(shape): PlannedShape(
+                name=shape.name, seconds=Span(0.5, 1.0, 1.05), basis="preflight", peak_gib=0.1, devices=2
+            )
+        },
+    )  # fmt: skip
+    save_planned(folder, planned)
+    write_sealed_report(folder)
+    assert verify(folder).ok
+    first, second = json.loads((folder / "report" / "summary.json").read_text())["planned"]
+    # Eight trials of three epochs of 1.1 s, each 12.5 s with all that is around them, on two cores.
+    assert (first["cells_and_arms"], first["trials_run"], first["trials"]) == ("all vit_p", 8, 8)
+    assert first["seconds_per_epoch"] == pytest.approx(1.1)
+    assert first["planned_hours"] == pytest.approx(8 * 3 * 1.0 * 2 / 3600)
+    assert first["hours"] == pytest.approx(8 * 12.5 * 2 / 3600)
+    assert (second["cells_and_arms"], second["planned_hours"]) == ("all vit_c", None)
+    text = (folder / "report" / "tables" / "planned.md").read_text()
+    assert "1.10 (out of range)" in text
+    assert "shapes that came with a later run" in text
+    assert "Planned and actual" in (folder / "report" / "report.html").read_text()
+    change(folder / "planned.json", '"high": 1.05', '"high": 2.05')
+    assert {fault.file for fault in verify(folder).faults} >= {"planned.json"}
+    (folder / "planned.json").write_text("{")
+    with pytest.raises(FolderError, match=r"planned\.json is damaged"):
+        open_folder(folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

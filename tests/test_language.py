@@ -16,6 +16,7 @@ from orchestrator.plan import data_configs, make_plan
 from orchestrator.sweep import Override, SweepError, build_sweep, load_sweep
 from orchestrator.where import ConstraintError
 from trainables.config import TrainConfig, setting
+from trainables.footprint import footprint
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 LR = {"log_uniform": [1e-4, 1e-2]}
@@ -275,6 +276,21 @@ def test_cost_can_be_constrained():
     for trial in before.trials:
         costs[trial.point].append(before.cost(trial).model.flops_g)
     assert {t.point for t in after.trials} == {p for p, found in costs.items() if max(found) <= limit}
+
+
+@pytest.mark.parametrize(("resources", "on_gpu"), [({"workers": 2}, True), ({"gpus_per_worker": 0}, False)])
+def test_memory_can_be_constrained(resources, on_gpu):
+    before = plan_of(vary=SHAPES, resources=resources)
+    peaks = {t.point: [] for t in before.trials}
+    for trial in before.trials:
+        # 1797 digits, of which 1199 are trained on.
+        found = footprint(trial.config, 10, 1199, 1797, trial.gang.workers, on_gpu)
+        peaks[trial.point].append(found.peak / 2**30)
+    limit = sorted(max(found) for found in peaks.values())[len(peaks) // 2]
+    after = plan_of(vary=SHAPES, resources=resources, where=[f"memory_gib < {limit!r}"])
+    wanted = {point for point, found in peaks.items() if max(found) < limit}
+    assert 0 < len(wanted) < len(peaks)
+    assert {t.point for t in after.trials} == wanted
 
 
 def test_settings_that_are_no_run_may_be_removed_by_a_constraint():

@@ -31,7 +31,7 @@ def test_a_run_in_which_nothing_went_wrong():
     spent = ledger(events)
     # Two cores a lane: 60 and 40 s of training, 20 and 30 s until it began, 10 and 20 s after it.
     assert spent == Ledger("core", useful=200.0, queued=60.0, start_up=100.0)
-    assert spent.total == DEVICES * 90.0
+    assert spent.total == DEVICES * spent.wall == DEVICES * 90.0
 
 
 def test_a_lost_attempt_costs_what_was_not_heard_of_and_what_is_done_again():

@@ -38,6 +38,7 @@ from orchestrator.preflight import (
     SHARE,
     Child,
     Clock,
+    _space_faults,
     clock_faults,
     preflight,
     subjects,
@@ -547,6 +548,26 @@ def test_its_time_has_a_heading_in_the_ledger():
     spent = ledger(events)
     # Two cores for 20 of 100 seconds.
     assert (spent.preflight, spent.total) == (40.0, 200.0)
+
+
+def test_room_is_looked_for_where_checkpoints_lie(tmp_path, monkeypatch):
+    def fault(checkpoints):
+        found = _space_faults(subjects(plan, plan.trials), {plan.trials[0].gang: 1}, tmp_path, checkpoints)
+        return [(f.path, f.rule.partition(", and ")[2]) for f in found]
+
+    plan = plan_of()
+    there = tmp_path / "fast"
+    there.mkdir()
+    usage = shutil.disk_usage(tmp_path)
+    room = {tmp_path: GIB, there: 1000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=room[path]))
+    assert fault(None) == []
+    told = [("resources.checkpoints", f"{there} has 9.31e-07 GiB free")]
+    assert fault(f"{there}/states") == fault(f"file://{there}") == told
+    # Of a bucket nobody knows; what lies in the sweep's folder is not asked then.
+    room[tmp_path] = 0
+    assert fault("s3://bucket/states") == []
+    assert [path for path, _ in fault(None)] == ["--out"]
 
 
 def _write_all() -> Iterator[str]:

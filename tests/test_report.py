@@ -1,6 +1,7 @@
 """The report: complete, self-contained, escaped, the same bytes for the same input, at every stage."""
 
 import csv
+import dataclasses
 import html
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator import figures, findings, report, tables
+from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
 from orchestrator.report import write_report
@@ -672,3 +674,90 @@ def test_where_the_time_went_is_told_where_there_is_a_journal(tmp_path):
     document = json.loads((tmp_path / "summary.json").read_text())
     assert sum(row["seconds"] for row in document["ledger"]) == 100
     assert {row["device"] for row in document["ledger"]} == {"GPU"}
+
+
+def planned_for(plan, trials):
+    """A minute from start to end, a second per epoch."""
+    minute = Span(0.5 / 60, 1 / 60, 2 / 60)
+    shapes = {
+        shape_key(shape_of(t)): PlannedShape(
+            name="", seconds=Span(0.5, 1.0, 2.0), basis="measured", peak_gib=0.25, devices=1
+        )
+        for t in plan.trials
+    }
+    return Planned(
+        made="2026-01-01T00:00:00Z", device="a processor", unit="core-hours", trials=trials,
+        hours=minute, wall_hours=minute, checkpoint_gib=0.5, shapes=shapes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trials", "missing", "told"),
+    [
+        (8, 0, "planned 60.0 s (30.0 s to 2.0 min), 1.5 min as it came: 1.50 times"),
+        (8, 1, "planned 60.0 s (30.0 s to 2.0 min), 1.5 min so far. Time"),
+        (4, 0, "so far, in which the sweep has grown to 8 trials"),
+    ],
+)
+def test_wall_clock_is_compared_where_what_was_planned_is_what_has_run(trials, missing, told):
+    plan = make(points=2)
+    records = fabricated(plan)
+    for trial in plan.trials[:missing]:
+        del records[trial.id]
+    found = findings.gather(plan, records, Ledger(useful=90.0, wall=90.0), planned_for(plan, trials))
+    table = tables.tables_of(found)["planned"]
+    assert (
+        len([note for note in table.notes if told.replace("90.0 s", "1.5 min") in note or told in note]) == 1
+    )
+    # Epochs of 1.1 s where 1 s was planned, and one trial's time of 12.5 s where three were.
+    everything = table.rows[-1]
+    assert everything.texts[0].main == "all that were planned"
+    assert table.rows[0].texts[5].main == "1.10"
+    assert everything.texts[8] == Text("4.17", "out of range")
+
+
+def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
+    plan = make(points=2, cells={}, primary=None, base={
+        "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
+        "data": "digits", "schedule": {"epochs": 3}, "batch_size": 64,
+        "optim": {"name": "adamw", "weight_decay": 0.1},
+        "evaluate": {"corruptions": {"kinds": ["fog", "snow"], "severities": [1, 5], "images": 50}},
+    }, vary={"optim.lr": {"uniform": [0.01, 0.1]}})  # fmt: skip
+    records = fabricated(plan)
+    # Point 0 is best in both arms: 30.5 and 10.5 on the final split.
+    for trial in plan.trials:
+        errors = {"clean": 20.0, "fog": 30.0, "snow": 50.0, "sketch": 60.0 + trial.point}
+        if trial.arm == "vit_c":
+            errors = {"clean": 10.0, "fog": 15.0, "snow": 40.0, "sketch": 45.0 + trial.point}
+        rows = records[trial.id].rows
+        rows[3] = dataclasses.replace(rows[3], shift_top1_error_pct=errors)
+    page = write_report(plan, records, tmp_path, {}).read_text()
+    document = json.loads((tmp_path / "summary.json").read_text())
+    first, second = document["corruption"]
+    assert (first["arm"], first["kind"], first["num_runs"], first["mce_pct"]) == ("vit_p", "best", 1, 100.0)
+    assert (second["corrupted_error_pct"], second["added_pp"]) == (27.5, 17.5)
+    # Half of 30 and four fifths of 50; half of 10 more and all of 30 more.
+    assert (second["mce_pct"], second["relative_mce_pct"]) == (pytest.approx(65.0), pytest.approx(75.0))
+    assert [(row["set"], row["error_pct"], row["final_error_pct"]) for row in document["shifted_sets"]] == [
+        ("sketch", 60.0, 30.5),
+        ("sketch", 45.0, 10.5),
+    ]
+    assert ">Robustness to corruption</h2>" in page
+    assert ">On shifted sets</h2>" in page
+    assert "2 kinds of corruption, of each over severities 1, 5, of 50 images" in page
+    rows = results_rows(plan, records)
+    assert [row["shift_error_pct.sketch"] for row in rows] == [60.0, 45.0, 61.0, 46.0]
+    told = set(re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "docs" / "report.md").read_text()))
+    keys = {key for name in ("corruption", "shifted_sets") for row in document[name] for key in row}
+    ends = ("_low", "_high")
+    kinds = {"fog_error_pct", "snow_error_pct"}
+    assert {key for key in keys - kinds if not key.endswith(ends)} <= told
+
+
+def test_a_sweep_that_asked_for_no_corruption_has_no_section_for_it(tmp_path):
+    plan = make(points=1)
+    page = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
+    assert "orruption" not in page
+    assert not {"corruption", "shifted_sets", "planned"} & set(
+        json.loads((tmp_path / "summary.json").read_text())
+    )

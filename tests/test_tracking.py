@@ -216,6 +216,20 @@ def test_metrics_go_on_where_they_were_when_a_sweep_is_told_piece_by_piece(plan:
         assert seen.curve(name, "lr") == [(n, row(n)["lr"]) for n in range(1, 302)]
 
 
+def test_errors_under_corruption_and_shift_are_metrics_of_the_last_epoch(plan: Plan, folder: Path) -> None:
+    trial_id = plan.trials[0].id
+    errors = {"clean": 20.0, "fog": 30.0, "snow": 50.0, "imagenet_v2": 35.0}
+    events = story(trial_id, range(1, 4), "finished")
+    events[-2]["row"]["shift_top1_error_pct"] = errors
+    assert tell(plan, folder, events) is None
+    seen = Seen(folder)
+    for name, error in errors.items():
+        assert seen.curve(trial_id, f"shift_top1_error_pct/{name}") == [(3, error)]
+    # The mean over two kinds, and what it is above clean.
+    assert seen.curve(trial_id, "corrupted_top1_error_pct") == [(3, 40.0)]
+    assert seen.curve(trial_id, "corruption_added_pp") == [(3, 20.0)]
+
+
 def test_a_store_that_has_more_than_we_were_told_is_asked_and_not_told_again(
     plan: Plan, folder: Path
 ) -> None:

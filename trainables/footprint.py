@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from trainables.augment import Mixup
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data import num_steps
 from trainables.optim import Cosine
@@ -105,7 +106,7 @@ def footprint(
 ) -> Footprint:
     """The footprint of a run, counted on fake tensors in a second or so.
 
-    Learning rates, seeds and lengths do not matter to it; equal shapes are counted once.
+    Rates, strengths of regularisation, seeds and lengths do not matter to it; equal shapes are counted once.
 
     Args:
       config: the run.
@@ -120,7 +121,11 @@ def footprint(
             "optim": config.optim.model_copy(
                 update={"lr": 1e-3, "weight_decay": 0.1 if config.optim.weight_decay else 0.0}
             ),
+            "model": config.model.model_copy(update={"drop_path": 0.1 if config.model.drop_path else 0.0}),
             "ema": Ema() if config.ema else None,
+            "mixup": Mixup() if config.mixup else None,
+            "clip_grad_norm": 1.0 if config.clip_grad_norm is not None else None,
+            "label_smoothing": 0.1,
             "schedule": Cosine(epochs=1),
             "divergence": Divergence(),
             "seeds": Seeds(),
@@ -129,7 +134,7 @@ def footprint(
     return _counted(shape, num_classes, num_train, num_images, workers, on_gpu)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _counted(
     config: TrainConfig, num_classes: int, num_train: int, num_images: int, workers: int, on_gpu: bool
 ) -> Footprint:
