@@ -623,7 +623,7 @@ def plan(
     _say(console, f"{made.sweep.name}  {made.sweep.question}\n", "bold")
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in made.trials:
-        groups.setdefault((trial.cell_name, trial.arm), []).append(trial)
+        groups.setdefault((trial.cell_name, trial.arm_and_stage), []).append(trial)
     rows = []
     for (cell, arm), members in groups.items():
         costs = [made.cost(trial) for trial in members]
@@ -707,6 +707,8 @@ def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
         "cell": trial.cell_name,
         "point": trial.point,
         "replicate": trial.replicate,
+        "role": trial.role,
+        "after": trial.after,
         "values": trial.values,
         "params_m": cost.model.params_m,
         "flops_g": cost.model.flops_g,
@@ -726,6 +728,10 @@ def _short_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
         del row[key]
     if not any(trial.replicate for trial in made.trials):
         del row["replicate"]
+    if all(trial.role == "sweep" for trial in made.trials):
+        del row["role"]
+    if not any(trial.after for trial in made.trials):
+        del row["after"]
     return row | {path: values.get(path) for path in made.sweep.vary}
 
 
@@ -878,14 +884,15 @@ def retry(
 ) -> None:
     """Runs trials that have ended anew, from their beginning, and with them whatever else is missing.
 
-    What they had on record stays in the journal, and counts no more.
+    What they had on record stays in the journal, and counts no more. With a first stage come the trials that
+    start from it and ended without an epoch of their own.
     """
     from orchestrator.folder import open_folder, record_retries
     from orchestrator.journal import FolderError
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials
     from orchestrator.progress import FAILURES
-    from orchestrator.results import results_of
+    from orchestrator.results import held_up, results_of
 
     console = _console(quiet)
     open_folder(folder)
@@ -896,6 +903,7 @@ def retry(
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
+        wanted += held_up(results, wanted)
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder)
         settled = [key for key, record in known.records.items() if record.settled]

@@ -163,10 +163,11 @@ def _run_job(
     )
     try:
         config = TrainConfig.model_validate_json(job["config"])
+        first = states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
         # Once this block is left nothing is written any more, and the clerk may delete.
-        with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank):
+        with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank), first as start:
             # The state is wanted once the last row is out.
-            for row, state in train(config, context, keeper=keeper):  # noqa: B007
+            for row, state in train(config, context, keeper=keeper, start=start):  # noqa: B007
                 wanted = [True]
                 if context.rank == 0:
                     wanted = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
@@ -180,6 +181,9 @@ def _run_job(
         if context.rank == 0:
             kept = ray.get(clerk.keeps.remote(lane, number, row.val_top1_error_pct))
         if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
+            if not kept.group:
+                # A first stage without weights is none.
+                raise OSError(fault)
             kept = None
             keeper.notices.append(fault)
         end("finished", log="\n".join(keeper.notices), weights=weights, kept=kept)
@@ -637,19 +641,34 @@ class Run:
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
         jobs = []
+        ended = {
+            trial.after: (record.outcome, record.detail)
+            for trial in members
+            if trial.after and (record := self._records.get(trial.after)) and record.settled
+        }
         for trial in members:
             known = self._records.get(trial.id, Record())
             retries = self._resources.retries
             config = trial.config.model_dump_json()
             group = f"{trial.cell_name} {trial.arm}"
             jobs.append(
-                Job(trial.id, trial.arm, config, known.attempts, known.whole_epochs, retries, group=group)
+                Job(
+                    trial.id,
+                    trial.arm,
+                    config,
+                    known.attempts,
+                    known.whole_epochs,
+                    retries,
+                    group=group,
+                    after=trial.after,
+                    is_first=trial.role == "first_stage",
+                )
             )
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
         self._note("phase", lanes=count, devices=devices, device=device)
         for start in range(0, len(jobs), 1000):
-            ray.get(self._clerk.add.remote(jobs[start : start + 1000]))
+            ray.get(self._clerk.add.remote(jobs[start : start + 1000], ended))
         lane = tune.with_parameters(
             Lane,
             clerk=self._clerk,
@@ -660,7 +679,8 @@ class Run:
             checkpoints=self._resources.checkpoints,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
-        left, idle_rounds = len(jobs), 0
+        # Without those that a first stage of an earlier run has taken with it.
+        left, idle_rounds = ray.get(self._clerk.left.remote()), 0
         # One round, unless Tune loses lanes: what they had is left, and makes the next.
         while left and not self._stopping.is_set() and idle_rounds < _MAX_IDLE_ROUNDS:
             tune.Tuner(

@@ -340,7 +340,7 @@ def _rates(plan: Plan) -> list[Row]:
             f"optimizer gets {factor:.4g} times it at its peak (scaled {rule})"
         )
 
-    return _grouped((text(trial), trial.cell_name, trial.arm) for trial in plan.trials)
+    return _grouped((text(trial), trial.cell_name, trial.arm_and_stage) for trial in plan.trials)
 
 
 def _windows(plan: Plan) -> list[Row]:
@@ -373,7 +373,7 @@ def _models(found: Found) -> list[Row]:
     """What each arm costs: parameters, forward multiply-adds, length; cells that agree in one row."""
     seen: dict[tuple[str, str], list[TrialCost]] = {}
     for trial in found.plan.trials:
-        seen.setdefault((trial.arm, trial.cell_name), []).append(found.cost(trial))
+        seen.setdefault((trial.arm_and_stage, trial.cell_name), []).append(found.cost(trial))
 
     def span(values: Iterable[float]) -> str:
         low, high = min(found := list(values)), max(found)

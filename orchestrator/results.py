@@ -252,6 +252,22 @@ class Result:
         return self.record.last.test_top1_error_pct if self.record.last else None
 
 
+def held_up(results: Iterable[Result], retried: Iterable[str]) -> list[str]:
+    """Trials that are to run anew because what they start from does: ended without an epoch of their own.
+
+    Args:
+      results: of the plan, what is started from before what starts from it.
+      retried: ids of trials that run anew; they are not returned.
+    """
+    found = dict.fromkeys(retried)
+    chosen = len(found)
+    for result in results:
+        record, trial = result.record, result.trial
+        if trial.after in found and record.settled and record.outcome != "finished" and not record.rows:
+            found[trial.id] = None
+    return list(found)[chosen:]
+
+
 def results_of(plan: "Plan", records: Mapping[str, Record]) -> list[Result]:
     """Every planned trial with what is known of it, in the order of the plan."""
     return [Result(trial, records.get(trial.id, Record()), plan.sweep.error) for trial in plan.trials]
