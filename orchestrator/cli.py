@@ -533,6 +533,14 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
         _say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
+    held_up = len({result.trial.id for result in results if result.held_up})
+    if held_up:
+        _say(
+            console,
+            f"\n{held_up} trials were never begun, as what they start from left no weights; "
+            f"`vitc-sweep why {folder} TRIAL` tells of each",
+            "red",
+        )
     _say(console, f"\nreport: {report}")
     if console.quiet:
         print(report)
@@ -540,7 +548,7 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
         tracker.add_artifact(report)
         if warning := tracker.close(timeout_seconds=30):
             _say(console, warning, "yellow")
-    return INCOMPLETE if bad else OK
+    return INCOMPLETE if bad or held_up else OK
 
 
 @app.command(epilog="Example: vitc-sweep preflight search_spaces/lr_wd.yaml --set data=/data/fashion-mnist")
@@ -892,7 +900,7 @@ def retry(
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials
     from orchestrator.progress import FAILURES
-    from orchestrator.results import held_up, results_of
+    from orchestrator.results import brought_back, results_of
 
     console = _console(quiet)
     open_folder(folder)
@@ -903,7 +911,7 @@ def retry(
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
-        wanted += held_up(results, wanted)
+        wanted += brought_back(results, wanted)
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder)
         settled = [key for key, record in known.records.items() if record.settled]

@@ -15,7 +15,16 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from orchestrator.results import RULES, AttemptEnd, Event, attempt_event, end_event, epoch_event, pulse_event
+from orchestrator.results import (
+    RULES,
+    AttemptEnd,
+    Event,
+    attempt_event,
+    end_event,
+    epoch_event,
+    held_up_by,
+    pulse_event,
+)
 
 #: Losses of one trial in a row, with nothing new on record in between, after which it has failed: what
 #: kills its process every time is the trial.
@@ -161,8 +170,7 @@ class Dispatch:
     def _end_without_attempt(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
         """A trial whose first stage left no weights has come to the same end as that one."""
         self.num_open -= 1
-        verb = {"out_of_memory": "ran out of memory", "invalid": "cannot be built"}.get(end, end)
-        detail = f"{job.after}, which it starts from, {verb}" + (f": {detail}" if detail else "")
+        detail = held_up_by(job.after, end, detail)
         self.events.append(end_event(job.trial, job.attempts, end, detail, 0.0, now, final=True))
         self._end_first(job, end, detail, now)
 

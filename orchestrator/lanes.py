@@ -640,30 +640,7 @@ class Run:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
-        jobs = []
-        ended = {
-            trial.after: (record.outcome, record.detail)
-            for trial in members
-            if trial.after and (record := self._records.get(trial.after)) and record.settled
-        }
-        for trial in members:
-            known = self._records.get(trial.id, Record())
-            retries = self._resources.retries
-            config = trial.config.model_dump_json()
-            group = f"{trial.cell_name} {trial.arm}"
-            jobs.append(
-                Job(
-                    trial.id,
-                    trial.arm,
-                    config,
-                    known.attempts,
-                    known.whole_epochs,
-                    retries,
-                    group=group,
-                    after=trial.after,
-                    is_first=trial.role == "first_stage",
-                )
-            )
+        jobs, ended = jobs_of(members, self._records, self._resources.retries)
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
         self._note("phase", lanes=count, devices=devices, device=device)
@@ -706,6 +683,32 @@ class Run:
 def _look_after(orphans: Orphans, over: threading.Event) -> None:
     while not over.wait(_ORPHANS_SECONDS):
         orphans.look()
+
+
+def jobs_of(
+    trials: Iterable["Trial"], records: Mapping[str, Record], retries: int
+) -> tuple[list[Job], dict[str, tuple[AttemptEnd, str]]]:
+    """What the clerk is to know of trials, and how the first stages of theirs ended that have done so."""
+    jobs, ended = [], dict[str, tuple[AttemptEnd, str]]()
+    for trial in trials:
+        known = records.get(trial.id, Record())
+        first = records.get(trial.after, Record())
+        if first.outcome is not None and first.settled:
+            ended[trial.after] = first.outcome, first.detail
+        jobs.append(
+            Job(
+                trial.id,
+                trial.arm,
+                trial.config.model_dump_json(),
+                known.attempts,
+                known.whole_epochs,
+                retries,
+                group=f"{trial.cell_name} {trial.arm}",
+                after=trial.after,
+                is_first=trial.role == "first_stage",
+            )
+        )
+    return jobs, ended
 
 
 def gang_name(gang: Gang) -> str:

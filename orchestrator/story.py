@@ -184,7 +184,8 @@ def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str
     name, config = name_of(result.trial), result.trial.config
     again = f"vitc-sweep retry {folder} --trial {name}"
     logs = f"vitc-sweep logs {folder} {name}"
-    if (first := result.trial.after) and result.record.detail.startswith(f"{first}, which it starts from"):
+    if result.held_up:
+        first = result.trial.after
         return [
             f"it was never started; what it starts from is to be looked at:  vitc-sweep why {folder} {first}",
             f"both anew:  vitc-sweep retry {folder} --trial {first}",
