@@ -118,9 +118,10 @@ class Clerk:
         if self._tending is None:
             self._tending = asyncio.create_task(self._tend())
 
-    async def add(self, jobs: list[Job]) -> None:
-        """Takes on trials; they are handed out in this order."""
-        self._dispatch.add(jobs)
+    async def add(self, jobs: list[Job], ended: dict[str, tuple[AttemptEnd, str]] | None = None) -> None:
+        """Takes on trials; they are handed out in this order. See `Dispatch.add`."""
+        self._dispatch.add(jobs, ended, self._clock())
+        await self._commit()
 
     async def left(self) -> int:
         """Trials that still wait for an end."""
@@ -223,6 +224,7 @@ class Clerk:
                     "config": job.config,
                     "attempt": job.attempts,
                     "epochs": job.epochs,
+                    "start": job.after,
                 }
                 await self._commit()
                 return attempt.number, taken
@@ -249,9 +251,11 @@ class Clerk:
 
         They are written by the one who has them, before `end`: what has ended never runs again.
         """
-        if (job := self._dispatch.job(lane, number)) is None or self._keep == "none":
+        job = self._dispatch.job(lane, number)
+        if job is None or (self._keep == "none" and not job.is_first):
             return None
-        kept = Kept(job.trial, job.group, error_pct)
+        # Others start from a first stage, however good it is.
+        kept = Kept(job.trial, "" if job.is_first else job.group, error_pct)
         return kept if self._best is None or self._best.wants(kept) else None
 
     async def end(

@@ -682,6 +682,14 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
         _say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
+    held_up = len({result.trial.id for result in results if result.held_up})
+    if held_up:
+        _say(
+            console,
+            f"\n{held_up} trials were never begun, as what they start from left no weights; "
+            f"`vitc-sweep why {folder} TRIAL` tells of each",
+            "red",
+        )
     _say(console, f"\nreport: {report}")
     if console.quiet:
         print(report)
@@ -689,7 +697,7 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
         tracker.add_artifact(report)
         if warning := tracker.close(timeout_seconds=30):
             _say(console, warning, "yellow")
-    return INCOMPLETE if bad else OK
+    return INCOMPLETE if bad or held_up else OK
 
 
 @app.command(epilog="Example: vitc-sweep preflight search_spaces/lr_wd.yaml --set data=/data/fashion-mnist")
@@ -779,7 +787,7 @@ def plan(
     _say(console, f"{made.sweep.name}  {made.sweep.question}\n", "bold")
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in made.trials:
-        groups.setdefault((trial.cell_name, trial.arm), []).append(trial)
+        groups.setdefault((trial.cell_name, trial.arm_and_stage), []).append(trial)
     rows = []
     for (cell, arm), members in groups.items():
         costs = [made.cost(trial) for trial in members]
@@ -872,6 +880,8 @@ def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
         "cell": trial.cell_name,
         "point": trial.point,
         "replicate": trial.replicate,
+        "role": trial.role,
+        "after": trial.after,
         "values": trial.values,
         "params_m": cost.model.params_m,
         "flops_g": cost.model.flops_g,
@@ -888,6 +898,10 @@ def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
     left_out = {"values", "config", "train_flops", "workers", "activations_m"}
     if not any(trial.replicate for trial in made.trials):
         left_out.add("replicate")
+    if all(trial.role == "sweep" for trial in made.trials):
+        left_out.add("role")
+    if not any(trial.after for trial in made.trials):
+        left_out.add("after")
     return [
         {key: value for key, value in _trial_row(made, trial).items() if key not in left_out}
         | {path: trial.values.get(path) for path in made.sweep.vary}
@@ -1045,14 +1059,15 @@ def retry(
 ) -> None:
     """Runs trials that have ended anew, from their beginning, and with them whatever else is missing.
 
-    What they had on record stays in the journal, and counts no more.
+    What they had on record stays in the journal, and counts no more. With a first stage come the trials that
+    start from it and ended without an epoch of their own.
     """
     from orchestrator.folder import open_folder, record_retries
     from orchestrator.journal import FolderError
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials
     from orchestrator.progress import FAILURES
-    from orchestrator.results import results_of
+    from orchestrator.results import brought_back, results_of
 
     console = _console(quiet)
     open_folder(folder)
@@ -1063,6 +1078,7 @@ def retry(
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
+        wanted += brought_back(results, wanted)
         ended = {key for key, record in known.records.items() if record.settled}
         todo = unique_trials(known.plan.remaining(ended.difference(wanted)))
         timing = _checked_again(console, known.plan, todo, folder, address, track) if check else None

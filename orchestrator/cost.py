@@ -145,7 +145,7 @@ class Shape:
 
 
 def shape_of(trial: Trial) -> Shape:
-    """A trial without what does not matter to its cost: rates, decay, length, seeds."""
+    """A trial without what does not matter to its cost: rates, decay, length, seeds, what it starts from."""
     config = trial.config
     plain = config.model_copy(
         update={
@@ -157,6 +157,7 @@ def shape_of(trial: Trial) -> Shape:
             "label_smoothing": 0.1,
             "divergence": Divergence(),
             "seeds": Seeds(),
+            "start": None,
         }
     )
     return Shape(plain, trial.gang)
@@ -491,8 +492,8 @@ class Storage:
     Attributes:
       checkpoint_gib: of all trials in flight, of each as many as are kept and one that is being written; a
         trial that has ended keeps none.
-      kept_gib: final weights (`resources.keep`). Where the best replaces the one before it, both are there
-        for a moment, on every lane.
+      kept_gib: final weights (`resources.keep`, and of first stages always). Where the best replaces the one
+        before it, both are there for a moment, on every lane.
     """
 
     checkpoint_gib: float
@@ -501,7 +502,7 @@ class Storage:
 
 def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
     """What all trials of a plan store on machines like these."""
-    in_flight, weights, bests, most_lanes = 0, 0, dict[tuple[str, str], int](), 0
+    in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
     for gang, members in by_gang(unique_trials(plan.trials)).items():
         fits = plan.sweep.resources.lanes or num_lanes(gang.on(nodes), nodes, len(members))
         lanes = min(fits, len(members))
@@ -510,6 +511,9 @@ def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
         for trial in members:
             found, _ = counted(plan, shape_of(trial), on_gpu)
             in_flight = max(in_flight, lanes * (KEPT + 1) * found.state)
+            if trial.role == "first_stage":
+                always += found.params
+                continue
             weights += found.params
             group = (trial.cell_name, trial.arm)
             bests[group] = max(bests.get(group, 0), found.params)
@@ -518,7 +522,7 @@ def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
         "best": sum(bests.values()) + most_lanes * max(bests.values(), default=0),
         "last": weights,
     }[plan.sweep.resources.keep]
-    return Storage(in_flight / GIB, kept / GIB)
+    return Storage(in_flight / GIB, (always + kept) / GIB)
 
 
 def storage_fault(plan: Plan, nodes: Sequence[Node]) -> str:
@@ -568,9 +572,12 @@ def estimate(
         lanes.append(min(count, len(members)))
         if known and lanes[-1]:
             runs = [_trial_seconds(shapes[shape_of(trial)], trial) for trial in members]
+            places = {trial.id: place for place, trial in enumerate(members)}
+            # A first stage of a larger gang has ended by then.
+            waits = {places[t.id]: places[t.after] for t in members if t.after in places}
             wall += Span(
                 *(
-                    makespan([getattr(run, end) for run in runs], lanes[-1]) + _LANE_START_SECONDS
+                    makespan([getattr(run, end) for run in runs], lanes[-1], waits) + _LANE_START_SECONDS
                     for end in ("low", "central", "high")
                 )
             )
@@ -637,12 +644,29 @@ def _trial_seconds(cost: ShapeCost, trial: Trial) -> Span:
     return cost.seconds * trial.config.schedule.epochs
 
 
-def makespan(seconds: Iterable[float], lanes: int) -> float:
-    """When the last of some jobs ends, if each in turn goes to the lane that is free first."""
-    free = [0.0] * lanes
-    for job in seconds:
-        heapq.heapreplace(free, free[0] + job)
-    return max(free)
+def makespan(seconds: Sequence[float], lanes: int, waits: Mapping[int, int] | None = None) -> float:
+    """When the last of some jobs ends, if each in turn goes to the lane that is free first.
+
+    Args:
+      seconds: of each job.
+      lanes: jobs at a time.
+      waits: by the place of a job that of the one that has to end before it may begin.
+    """
+    waits = waits or {}
+    waiting: dict[int, list[int]] = {}
+    for job, first in waits.items():
+        waiting.setdefault(first, []).append(job)
+    ready = [job for job in range(len(seconds)) if job not in waits]
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < lanes:
+            job = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[job], job))
+        now, ended = heapq.heappop(running)
+        for job in waiting.get(ended, ()):
+            heapq.heappush(ready, job)
+    return now
 
 
 def _price(
@@ -763,6 +787,8 @@ def _pairing_warnings(plan: Plan) -> list[str]:
     ids: dict[str, tuple[str, str]] = {}
     same: dict[tuple[tuple[str, str], tuple[str, str]], None] = {}
     for trial in plan.trials:
+        if trial.role == "first_stage":  # to be shared is what it is for
+            continue
         first = ids.setdefault(trial.id, (trial.cell_name, trial.arm))
         if first != (trial.cell_name, trial.arm):
             same[first, (trial.cell_name, trial.arm)] = None

@@ -12,10 +12,19 @@ the time, so that a simulation can let weeks pass.
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from orchestrator.results import RULES, AttemptEnd, Event, attempt_event, end_event, epoch_event, pulse_event
+from orchestrator.results import (
+    RULES,
+    AttemptEnd,
+    Event,
+    attempt_event,
+    end_event,
+    epoch_event,
+    held_up_by,
+    pulse_event,
+)
 
 #: Losses of one trial in a row, with nothing new on record in between, after which it has failed: what
 #: kills its process every time is the trial.
@@ -49,6 +58,9 @@ class Job:
       places: machines and lanes where it failed or was lost.
       from_step: where its last attempt began.
       group: cell and arm among whose trials the best one's weights may be kept.
+      after: the trial whose final weights it starts from; it waits for that one to finish.
+      is_first: whether others start from its final weights, which are kept then.
+      order: its place among all trials of the run.
     """
 
     trial: str
@@ -61,6 +73,9 @@ class Job:
     places: set[str] = dataclasses.field(default_factory=set)
     from_step: int = -1
     group: str = ""
+    after: str = ""
+    is_first: bool = False
+    order: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -118,12 +133,59 @@ class Dispatch:
         self.stopped_by = ""
         self._breaker = breaker
         self._streaks: dict[str, tuple[str, set[str]]] = {}
+        self._num_jobs = 0
+        #: How first stages ended for good, and the cause; None while they have not.
+        self._firsts: dict[str, tuple[AttemptEnd, str] | None] = {}
+        self._waiting: dict[str, list[Job]] = {}
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Puts trials at the end of the queue."""
+    def add(
+        self,
+        jobs: Iterable[Job],
+        ended: Mapping[str, tuple[AttemptEnd, str]] | None = None,
+        now: float = 0.0,
+    ) -> None:
+        """Puts trials at the end of the queue; one that starts from another's weights waits for it.
+
+        Args:
+          jobs: trials; a first stage comes before those that start from it, here or in an earlier call.
+          ended: of first stages that ended in earlier runs, how they did and the cause.
+          now: the time, where a trial may end at once because its first stage has.
+        """
+        self._firsts.update(ended or {})
         for job in jobs:
-            self.queue.append(job)
             self.num_open += 1
+            self._num_jobs += 1
+            job.order = self._num_jobs
+            if job.is_first:
+                self._firsts[job.trial] = None
+            if not job.after:
+                self.queue.append(job)
+            elif (first := self._firsts[job.after]) is None:
+                self._waiting.setdefault(job.after, []).append(job)
+            elif first[0] == "finished":
+                self.queue.append(job)
+            else:
+                self._end_without_attempt(job, *first, now)
+
+    def _end_without_attempt(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
+        """A trial whose first stage left no weights has come to the same end as that one."""
+        self.num_open -= 1
+        detail = held_up_by(job.after, end, detail)
+        self.events.append(end_event(job.trial, job.attempts, end, detail, 0.0, now, final=True))
+        self._end_first(job, end, detail, now)
+
+    def _end_first(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
+        """A trial has ended for good: those that start from it are handed out, or end with it."""
+        if not job.is_first:
+            return
+        self._firsts[job.trial] = end, detail
+        waiting = self._waiting.pop(job.trial, [])
+        if end == "finished":
+            # In the order they were given, so that a run that is cut short has its arms paired.
+            self.queue = deque(sorted((*self.queue, *waiting), key=lambda other: other.order))
+        else:
+            for other in waiting:
+                self._end_without_attempt(other, end, detail, now)
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, for the journal."""
@@ -317,6 +379,7 @@ class Dispatch:
                 self._close_slot(desk)
         else:
             self.num_open -= 1
+            self._end_first(job, end, detail, now)
             self._close_some_slot(desk)
         return job, not again
 

@@ -18,6 +18,12 @@ class Gang:
     cpus: int
     gpus: float | None
 
+    @property
+    def size(self) -> tuple[float, ...]:
+        """By which gangs are in order: GPUs in all, or workers; no two gangs have the same."""
+        gpus = -1.0 if self.gpus is None else self.gpus
+        return self.workers * max(gpus, 1.0), self.workers, self.cpus, gpus
+
     def on(self, nodes: Sequence["Node"]) -> "Gang":
         """With the number of GPUs settled for a cluster."""
         if self.gpus is not None:

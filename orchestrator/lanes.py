@@ -163,10 +163,11 @@ def _run_job(
     )
     try:
         config = TrainConfig.model_validate_json(job["config"])
+        first = states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
         # Once this block is left nothing is written any more, and the clerk may delete.
-        with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank):
+        with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank), first as start:
             # The state is wanted once the last row is out.
-            for row, state in train(config, context, keeper=keeper):  # noqa: B007
+            for row, state in train(config, context, keeper=keeper, start=start):  # noqa: B007
                 verdict: list[Verdict] = ["go on"]
                 if context.rank == 0:
                     verdict = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
@@ -185,6 +186,9 @@ def _run_job(
         if context.rank == 0:
             kept = ray.get(clerk.keeps.remote(lane, number, row.val_top1_error_pct))
         if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
+            if not kept.group:
+                # A first stage without weights is none.
+                raise OSError(fault)
             kept = None
             keeper.notices.append(fault)
         end("finished", log="\n".join(keeper.notices), weights=weights, kept=kept)
@@ -644,20 +648,12 @@ class Run:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
-        jobs = []
-        for trial in members:
-            known = self._records.get(trial.id, Record())
-            retries = self._resources.retries
-            config = trial.config.model_dump_json()
-            group = f"{trial.cell_name} {trial.arm}"
-            jobs.append(
-                Job(trial.id, trial.arm, config, known.attempts, known.whole_epochs, retries, group=group)
-            )
+        jobs, ended = jobs_of(members, self._records, self._resources.retries)
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
         self._note("phase", lanes=count, devices=devices, device=device)
         for start in range(0, len(jobs), 1000):
-            ray.get(self._clerk.add.remote(jobs[start : start + 1000]))
+            ray.get(self._clerk.add.remote(jobs[start : start + 1000], ended))
         lane = tune.with_parameters(
             Lane,
             clerk=self._clerk,
@@ -668,7 +664,8 @@ class Run:
             checkpoints=self._resources.checkpoints,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
-        left, idle_rounds = len(jobs), 0
+        # Without those that a first stage of an earlier run has taken with it.
+        left, idle_rounds = ray.get(self._clerk.left.remote()), 0
         # One round, unless Tune loses lanes: what they had is left, and makes the next.
         while left and not self._stopping.is_set() and idle_rounds < _MAX_IDLE_ROUNDS:
             tune.Tuner(
@@ -694,6 +691,32 @@ class Run:
 def _look_after(orphans: Orphans, over: threading.Event) -> None:
     while not over.wait(_ORPHANS_SECONDS):
         orphans.look()
+
+
+def jobs_of(
+    trials: Iterable["Trial"], records: Mapping[str, Record], retries: int
+) -> tuple[list[Job], dict[str, tuple[AttemptEnd, str]]]:
+    """What the clerk is to know of trials, and how the first stages of theirs ended that have done so."""
+    jobs, ended = [], dict[str, tuple[AttemptEnd, str]]()
+    for trial in trials:
+        known = records.get(trial.id, Record())
+        first = records.get(trial.after, Record())
+        if first.outcome is not None and first.settled:
+            ended[trial.after] = first.outcome, first.detail
+        jobs.append(
+            Job(
+                trial.id,
+                trial.arm,
+                trial.config.model_dump_json(),
+                known.attempts,
+                known.whole_epochs,
+                retries,
+                group=f"{trial.cell_name} {trial.arm}",
+                after=trial.after,
+                is_first=trial.role == "first_stage",
+            )
+        )
+    return jobs, ended
 
 
 def gang_name(gang: Gang) -> str:

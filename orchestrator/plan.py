@@ -10,19 +10,19 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.gang import Gang
-from orchestrator.question import Layers, Resources, Sweep, cell_name, iterate, touches
+from orchestrator.question import Layers, Resources, Sweep, cell_name, draws_data, iterate
 from orchestrator.space import Cell
-from orchestrator.sweep import SweepError
 from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
-from trainables.config import DataConfig, Fault, Seeds, TrainConfig, identity, setting
+from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
 from trainables.data import DataInfo, num_steps
 from trainables.footprint import footprint
 from trainables.vit import Cost
 
-#: What a trial is for: the design itself; a best setting run again with fresh seeds; or a point of the design
-#: run again with one stream of randomness changed, to see how much that stream alone moves the error. Trials
-#: of a `search` were chosen, or may be ended, for what others gave: they say nothing of the space as a whole.
-Role = Literal["sweep", "search", "confirm", "noise_init", "noise_order", "noise_augment"]
+#: What a trial is for: the design itself; a run that others start from; a best setting run again with fresh
+#: seeds; or a point of the design run again with one stream of randomness changed, to see how much that
+#: stream alone moves the error. Trials of a `search` were chosen, or may be ended, for what others gave: they
+#: say nothing of the space as a whole.
+Role = Literal["sweep", "search", "first_stage", "confirm", "noise_init", "noise_order", "noise_augment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,13 @@ class Trial:
       arm, cell, cell_name: what is compared, and under which settings.
       point: index into the design; the same point in every arm has the same quantiles and seeds.
       block: which independent part of the design the point belongs to; 0 where there is one only.
-      replicate: which of the runs that differ in their seeds only.
+      replicate: which of the runs that differ in their seeds only; of a first stage, how many others lie
+        between it and the trials of the sweep.
       values: what was drawn, by path.
       config: the run, whole.
       gang: what it runs on.
       role: what it is for; only `sweep` trials are draws from the space, and only they enter an EDF.
+      after: id of the first stage whose final weights it starts from; empty where it starts from none.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Trial:
     gang: Gang
     role: Role = "sweep"
     block: int = 0
+    after: str = ""
 
     @property
     def cell_name(self) -> str:
@@ -61,6 +64,11 @@ class Trial:
     def is_tried(self) -> bool:
         """Whether it is the run of a point, not a run of the same settings for another purpose."""
         return self.role in ("sweep", "search")
+
+    @property
+    def arm_and_stage(self) -> str:
+        """The arm, and that it is a first stage where it is one: their costs are not to be mixed."""
+        return f"{self.arm} (first stage)" if self.role == "first_stage" else self.arm
 
     @property
     def label(self) -> str:
@@ -162,16 +170,22 @@ def data_configs(sweep: Sweep) -> dict[DataConfig, str]:
         domains = sweep.windows(arm, cell)
         # Data are drawn from lists only, so these are all that can be drawn.
         tried = [
-            [
-                (path, value)
-                for value in (domain.extremes() if touches(path, "data") else domain.extremes()[:1])
-            ]
+            [(path, value) for value in (domain.extremes() if draws_data(path) else domain.extremes()[:1])]
             for path, domain in domains.items()
         ]
         for values in itertools.product(*tried):
             config, _ = sweep.settings(arm, cell, sweep.existing(arm, cell, dict(values)))
             found.setdefault(config.data, sweep.source_of("data", arm, cell))
+            for depth, run in enumerate(_first_runs(config), 1):
+                found.setdefault(run.data, sweep.source_of("start.run." * depth + "data", arm, cell))
     return found
+
+
+def _first_runs(config: TrainConfig) -> Iterator[TrainConfig]:
+    """The run that one starts from, the run which that one starts from, and so on."""
+    while config.start is not None:
+        config = config.start.run
+        yield config
 
 
 def make_plan(
@@ -181,7 +195,8 @@ def make_plan(
 
     Points come first in the order, then cells, then arms: a sweep cut off anywhere has its arms paired. A
     point that breaks a constraint in one arm is left out in every arm of the cell, so that they stay paired;
-    no other is drawn for it, so that a point is the same whatever became of those before it.
+    no other is drawn for it, so that a point is the same whatever became of those before it. The runs that
+    trials start from are trials, too, before the first that does.
 
     Args:
       sweep: what is asked.
@@ -205,7 +220,7 @@ def make_plan(
         for rule in constraints
     }
     kept: dict[Cell, int] = {}
-    trials = []
+    drawn: list[tuple[Trial, int | None]] = []
     for point in range(num_points):
         at = {path: float(column[point]) for path, column in quantiles.items()}
         for cell in sweep.all_cells():
@@ -219,10 +234,7 @@ def make_plan(
             if any(broken):
                 continue
             rank = kept[cell] = kept.get(cell, -1) + 1
-            for draft in drafts:
-                first = draft.trial(cell, point)
-                for role, replicate, seeds in _runs_of_point(sweep, point, rank, first.config):
-                    trials.append(_again(first, infos, role, replicate, seeds))
+            drawn += [(draft.trial(cell, point), rank) for draft in drafts]
     if empty := [cell_name(cell) for cell in sweep.all_cells() if cell not in kept]:
         raise ConstraintError(f"leaves none of {num_points} points in cell {', '.join(empty)}")
     cells = {cell_name(cell): cell for cell in sweep.all_cells()}
@@ -230,11 +242,15 @@ def make_plan(
         draft = _Draft.of(sweep, chosen.arm, cells[chosen.cell], chosen.quantiles)
         if draft.fault is not None:
             raise draft.fault
-        first = draft.trial(cells[chosen.cell], chosen.point)
-        for role, replicate, seeds in _runs_of_point(sweep, chosen.point, None, first.config):
+        drawn.append((draft.trial(cells[chosen.cell], chosen.point), None))
+    stages = _FirstStages([trial for trial, _ in drawn], infos)
+    trials = stages.trials()
+    for bare, rank_or_none in drawn:
+        first = dataclasses.replace(bare, after=stages.before(bare.config))
+        for role, replicate, seeds in _runs_of_point(sweep, first.point, rank_or_none, first.config):
             trials.append(_again(first, infos, role, replicate, seeds))
     # A stable sort: replicates of a point stay together, cells and arms in the order of the file.
-    trials.sort(key=lambda trial: (trial.point, not trial.is_tried, trial.replicate))
+    trials.sort(key=_order)
     removals = [Removal(*key, count, num_points) for key, count in removed.items()]
     return Plan(sweep, tuple(trials), infos, tuple(removals), tuple(suggestions or ()))
 
@@ -253,6 +269,69 @@ def can_run(
     """
     draft = _Draft.of(sweep, arm, cell, quantiles)
     return draft.fault is None and not draft.broken(sweep.constraints(), infos)
+
+
+def _order(trial: Trial) -> tuple[int, int, int]:
+    """What is started from comes before what starts from it."""
+    if trial.role == "first_stage":
+        return trial.point, -1, -trial.replicate
+    return trial.point, int(not trial.is_tried), trial.replicate
+
+
+class _FirstStages:
+    """The runs that trials start from: each content once, whichever points, arms and cells start from it."""
+
+    def __init__(self, trials: Sequence[Trial], infos: Mapping[DataConfig, DataInfo]) -> None:
+        """
+        Args:
+          trials: of the sweep, without ids.
+          infos: of their data and of those of the runs they start from.
+        """
+        self._trials, self._infos = trials, infos
+        #: By content, whatever it runs on: the largest gang of those that start from it.
+        self._gangs: dict[str, Gang] = {}
+        self._contents: dict[TrainConfig, str] = {}
+        for trial in trials:
+            for run in _first_runs(trial.config):
+                content = self._content(run)
+                self._gangs[content] = max(
+                    self._gangs.get(content, trial.gang), trial.gang, key=lambda gang: gang.size
+                )
+
+    def _content(self, run: TrainConfig) -> str:
+        if run not in self._contents:
+            first = self._content(run.start.run) if run.start is not None else None
+            self._contents[run] = identity(run, self._infos[run.data].fingerprint, first)
+        return self._contents[run]
+
+    def before(self, config: TrainConfig) -> str:
+        """The id of the trial that a run starts from; empty where it starts from none."""
+        return self._id(config.start.run) if config.start is not None else ""
+
+    def _id(self, run: TrainConfig) -> str:
+        return _identity(run, self._gangs[self._content(run)], self._infos, self.before(run))
+
+    def trials(self) -> list[Trial]:
+        """A trial for every one of them in each cell and arm, at the first point there that starts from it.
+
+        Like those of arms that coincide, they have one id and are trained once.
+        """
+        found: dict[tuple[str, str, str], Trial] = {}
+        for trial in self._trials:
+            for depth, run in enumerate(_first_runs(trial.config)):
+                key = self._id(run)
+                if (trial.cell_name, trial.arm, key) not in found:
+                    found[trial.cell_name, trial.arm, key] = dataclasses.replace(
+                        trial,
+                        id=key,
+                        replicate=depth,
+                        values={path: v for path, v in trial.values.items() if path.startswith("start.")},
+                        config=run,
+                        gang=self._gangs[self._content(run)],
+                        role="first_stage",
+                        after=self.before(run),
+                    )
+        return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -300,12 +379,7 @@ class _Draft:
     def trial(self, cell: Cell, point: int) -> Trial:
         assert self.run is not None, "a draft without a run is raised or removed"
         config, resources = self.run
-        if config.start is not None:
-            rule = (
-                "a sweep does not run one trial after another; train both runs with "
-                "`python -m trainables`, the second with --start"
-            )
-            raise SweepError(self.sweep.name, [Fault("start", rule)])
+        config = _with_first_seeds(config, self.sweep.design.seed)
         gang = Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
         block = self.sweep.design.block(point)
         return Trial("", self.arm, cell, point, 0, self.values, config, gang, block=block)
@@ -317,6 +391,19 @@ def _memory_gib(config: TrainConfig, info: DataInfo, resources: Resources) -> fl
     num_images = sum(info.sizes.values())
     found = footprint(config, info.num_classes, info.sizes["train"], num_images, resources.workers, on_gpu)
     return found.peak / 2**30
+
+
+def _with_first_seeds(config: TrainConfig, seed: int) -> TrainConfig:
+    """A run whose first stages have their seeds: those of the file, else the same for all of a sweep.
+
+    They do not depend on the point, so that all points of an arm start from one run.
+    """
+    if config.start is None:
+        return config
+    run = _with_first_seeds(config.start.run, seed)
+    if "seeds" not in run.model_fields_set:
+        run = run.model_copy(update={"seeds": Seeds.derived(seed, "first stage")})
+    return config.model_copy(update={"start": config.start.model_copy(update={"run": run})})
 
 
 def _runs_of_point(
@@ -349,10 +436,15 @@ def _again(
 ) -> Trial:
     """A trial's settings under other seeds."""
     config = trial.config.model_copy(update={"seeds": seeds})
-    fingerprint = f"{infos[config.data].fingerprint} x{trial.gang.workers}"
-    # How many workers share a batch decides which images meet in batch normalisation and mixup.
-    new_id = identity(config, fingerprint)
+    new_id = _identity(config, trial.gang, infos, trial.after)
     return dataclasses.replace(trial, id=new_id, role=role, replicate=replicate, config=config)
+
+
+def _identity(config: TrainConfig, gang: Gang, infos: Mapping[DataConfig, DataInfo], after: str = "") -> str:
+    """The id of the trial that a run is, which starts from the trial `after` if from any."""
+    # How many workers share a batch decides which images meet in batch normalisation and mixup.
+    fingerprint = f"{infos[config.data].fingerprint} x{gang.workers}"
+    return identity(config, fingerprint, after or None)
 
 
 @dataclass(frozen=True)
@@ -390,8 +482,11 @@ def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def by_gang(trials: Iterable[Trial]) -> dict[Gang, list[Trial]]:
-    """Trials by what they run on, the largest gang first, so that small ones fill up at the end."""
+    """Trials by what they run on, the largest gang first, so that small ones fill up at the end.
+
+    A first stage has the largest gang of those that start from it, so it is in their group or in one before.
+    """
     groups: dict[Gang, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.gang, []).append(trial)
-    return dict(sorted(groups.items(), key=lambda item: -item[0].workers * max(item[0].gpus or 0, 1)))
+    return dict(sorted(groups.items(), key=lambda item: item[0].size, reverse=True))

@@ -24,7 +24,7 @@ from orchestrator.plan import Plan, Trial, by_gang, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
 from trainables.data import num_steps
 from trainables.faults import Fault
-from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes
+from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes, check_start
 
 #: Part of the plan's time that shapes may be run for; tiny sweeps get the least.
 SHARE = 0.01
@@ -50,7 +50,7 @@ class Subject:
         first = self.trials[0]
         more = len({(trial.cell_name, trial.arm) for trial in self.trials}) - 1
         others = f" and {more} other(s)" if more else ""
-        return f"{first.cell_name} {first.arm}{others} (batch {self.shape.name})"
+        return f"{first.cell_name} {first.arm_and_stage}{others} (batch {self.shape.name})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,8 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
         config.clip_grad_norm is None,
         json.dumps(rest, sort_keys=True, default=str),
         shape.gang,
+        trial.role == "first_stage",
+        (start := trial.config.start) and (start.parts, start.run.model, start.run.data),
     )
 
 
@@ -322,6 +324,11 @@ def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, int], Unfi
             built[key] = None
         except Unfit as error:
             built[key] = error
+    if built[key] is None and (start := subject.trials[0].config.start) is not None:
+        try:
+            check_start(start, *key, plan.infos[start.run.data].num_classes)
+        except Unfit as error:
+            return error
     return built[key]
 
 
@@ -335,6 +342,8 @@ class _Told:
     def add(self, subject: Subject, setting: str, rule: str) -> None:
         """One shape's."""
         first, path = subject.trials[0], setting
+        if first.role == "first_stage" and not setting.startswith(("--", "resources")):
+            setting = "start.run." * (first.replicate + 1) + setting
         if not setting.startswith("--"):
             path = self._plan.sweep.source_of(setting, first.arm, first.cell)
         # Resources stand at the top of a file unless an arm or a level has its own.

@@ -342,6 +342,12 @@ def touches(setting: str, path: str) -> bool:
     return path == setting or path.startswith(f"{whole}.") or setting.startswith(f"{path}.")
 
 
+def draws_data(path: str) -> bool:
+    """Whether setting a path may change the data of a run, or of one that it starts from."""
+    own = path.rpartition("start.run.")[2]
+    return touches(own, "data") or touches(own, "start.run.data")
+
+
 def cell_name(cell: Cell) -> str:
     """Levels joined by a slash; `all` where there is one cell only."""
     return "/".join(level for _, level in cell) or "all"

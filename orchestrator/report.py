@@ -343,7 +343,10 @@ def _rates(plan: Plan) -> list[Row]:
             f"optimizer gets {factor:.4g} times it at its peak (scaled {rule})"
         )
 
-    return _grouped((text(trial), trial.cell_name, trial.arm) for trial in plan.trials)
+    def staged(trial: Trial) -> str:
+        return f"first stage: {text(trial)}" if trial.role == "first_stage" else text(trial)
+
+    return _grouped((staged(trial), trial.cell_name, trial.arm) for trial in plan.trials)
 
 
 def _windows(plan: Plan) -> list[Row]:
@@ -374,25 +377,27 @@ def _windows(plan: Plan) -> list[Row]:
 
 def _models(found: Found) -> list[Row]:
     """What each arm costs: parameters, forward multiply-adds, length; cells that agree in one row."""
-    seen: dict[tuple[str, str], list[TrialCost]] = {}
+    seen: dict[tuple[str, str, str], list[TrialCost]] = {}
     for trial in found.plan.trials:
-        seen.setdefault((trial.arm, trial.cell_name), []).append(found.cost(trial))
+        key = trial.arm, trial.arm_and_stage, trial.cell_name
+        seen.setdefault(key, []).append(found.cost(trial))
 
     def span(values: Iterable[float]) -> str:
         low, high = min(found := list(values)), max(found)
         return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
     groups: dict[tuple[str, ...], list[str]] = {}
-    for (arm, cell), costs in seen.items():
-        key = (
+    for (arm, name, cell), costs in seen.items():
+        row = (
             arm,
+            name,
             span(cost.model.params / 1e6 for cost in costs),
             span(cost.model.flops / 1e9 for cost in costs),
             span(cost.epochs for cost in costs),
             span(cost.steps for cost in costs),
         )
-        groups.setdefault(key, []).append(cell)
-    columns = ("arm", "params_m", "flops_g", "epochs", "steps")
+        groups.setdefault(row, []).append(cell)
+    columns = ("arm", "name", "params_m", "flops_g", "epochs", "steps")
     return [{**dict(zip(columns, key, strict=True)), "cells": cells} for key, cells in groups.items()]
 
 

@@ -231,6 +231,12 @@ class Result:
         return self.rule is not None and self.rule.censors
 
     @property
+    def held_up(self) -> bool:
+        """Whether it ended without having been begun, as what it starts from left no weights."""
+        first = self.trial.after
+        return bool(first) and self.record.detail.startswith(f"{first}, which it starts from, ")
+
+    @property
     def error_pct(self) -> float | None:
         """Top-1 error on the selection split as the EDF counts it; None where the trial is missing there."""
         if self.rule is None or not self.rule.in_edf:
@@ -250,6 +256,28 @@ class Result:
     def test_error_pct(self) -> float | None:
         """Top-1 error on the final split, after the last epoch."""
         return self.record.last.test_top1_error_pct if self.record.last else None
+
+
+def held_up_by(first: str, end: AttemptEnd, detail: str) -> str:
+    """The cause of the end of a trial that was never begun, as what it starts from came to this one."""
+    verb = {"out_of_memory": "ran out of memory", "invalid": "cannot be built"}.get(end, end)
+    return f"{first}, which it starts from, {verb}" + (f": {detail}" if detail else "")
+
+
+def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]:
+    """Trials that are to run anew because what they start from does: ended without an epoch of their own.
+
+    Args:
+      results: of the plan, what is started from before what starts from it.
+      retried: ids of trials that run anew; they are not returned.
+    """
+    found = dict.fromkeys(retried)
+    chosen = len(found)
+    for result in results:
+        record, trial = result.record, result.trial
+        if trial.after in found and record.settled and record.outcome != "finished" and not record.rows:
+            found[trial.id] = None
+    return list(found)[chosen:]
 
 
 def results_of(plan: "Plan", records: Mapping[str, Record]) -> list[Result]:

@@ -13,7 +13,7 @@ from orchestrator.findings import Found, budgets, costs_of, gap_floor, not_worke
 from orchestrator.plan import Plan, TrialCost, unique_trials
 from orchestrator.results import RULES, Record, Result, results_of
 from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
-from orchestrator.words import answer, caveats, headline
+from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.config import leaves
 from trainables.data import SPLITS, Parquet
 
@@ -32,7 +32,10 @@ def document_of(found: Found) -> Row:
         "name": sweep.name,
         "question": sweep.question,
         "answer": list(answer(found.summaries, found.contrasts, found.peaks)),
-        "caveats": caveats([check for part in evidence for check in part.edges], asked),
+        "caveats": [
+            *caveats([check for part in evidence for check in part.edges], asked),
+            *stage_caveats(found.results),
+        ],
         "partial": any(state not in RULES for state in states),
         "states": dict(states),
         "arms": [_summary_json(summary) for summary in found.summaries],

@@ -1,7 +1,7 @@
 """Where the states of trials lie: checkpoints while they run, final weights of those that are kept.
 
 <place>/<id>/checkpoint/   of a trial that has not ended; the clerk deletes it with the end
-<place>/<id>/final.pt      weights that the error was taken with, as `python -m trainables --start` reads them
+<place>/<id>/final.pt      weights that the error was taken with; what starts from the trial reads them
 <place>/<id>/final.json    written last: which trial, in which contest, with which error
 
 The place is `trials` in the sweep's folder, or a folder of the sweep's name below `resources.checkpoints`.
@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 from trainables.places import open_filesystem, write_durably
 
@@ -24,7 +24,7 @@ class Kept:
 
     Attributes:
       trial: its id.
-      group: cell and arm among whose trials it is compared.
+      group: cell and arm among whose trials it is compared; empty of a first stage, which stays.
       val_top1_error_pct: after the last epoch, on the selection split.
     """
 
@@ -45,6 +45,7 @@ class States:
         Raises:
           DataError: no file system has such paths.
         """
+        self._folder = folder
         self.place = f"{place.rstrip('/')}/{folder.resolve().name}" if place else str(folder / "trials")
         self._filesystem, self._root = open_filesystem(self.place)
 
@@ -67,6 +68,21 @@ class States:
         write_durably(self._filesystem, f"{folder}/final.pt", write)
         text = json.dumps(asdict(kept), indent=2) + "\n"
         write_durably(self._filesystem, f"{folder}/final.json", lambda file: file.write(text.encode()))
+
+    def open_kept(self, trial_id: str) -> BinaryIO:
+        """A trial's final weights, for another to start from.
+
+        Raises:
+          FileNotFoundError: they are gone, with what to do about it.
+          OSError: the storage does not answer.
+        """
+        try:
+            return cast(BinaryIO, self._filesystem.open_input_file(f"{self._root}/{trial_id}/final.pt"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self.place} has no final weights of {trial_id} any more, which this trial starts from; "
+                f"`vitc-sweep retry {self._folder} --trial {trial_id}` makes them again"
+            ) from error
 
     def delete_kept(self, trial_id: str) -> None:
         """Deletes a trial's final weights, if it has any."""
@@ -105,7 +121,9 @@ class Best:
     def wants(self, kept: Kept) -> bool:
         """Whether these weights would be the best of their group; of equal ones the first stay."""
         best = self._best.get(kept.group)
-        return best is None or best.trial == kept.trial or kept.val_top1_error_pct < best.val_top1_error_pct
+        if not kept.group or best is None:
+            return True
+        return best.trial == kept.trial or kept.val_top1_error_pct < best.val_top1_error_pct
 
     def take(self, kept: Kept) -> str | None:
         """Takes in weights that are durable.
@@ -113,6 +131,8 @@ class Best:
         Returns:
           The trial whose weights are to go for it, which may be these; None if none are.
         """
+        if not kept.group:
+            return None
         if not self.wants(kept):
             return kept.trial
         best, self._best[kept.group] = self._best.get(kept.group), kept

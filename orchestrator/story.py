@@ -145,7 +145,10 @@ def story(
         f": {values}" if values else ""
     )
     meaning = f": {RULES[record.outcome].means}" if record.outcome else ""
-    yield f"  {result.state}{meaning}" + (f" ({record.detail})" if record.detail and not attempts else "")
+    if trial.after:
+        yield f"  starts from the final weights of {trial.after}"
+    told = attempts and attempts[-1].detail == record.detail
+    yield f"  {result.state}{meaning}" + (f" ({record.detail})" if record.detail and not told else "")
     if (last := record.last) is not None:
         yield (
             f"  epoch {last.epoch} of {trial.config.schedule.epochs}, "
@@ -181,6 +184,12 @@ def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str
     name, config = name_of(result.trial), result.trial.config
     again = f"vitc-sweep retry {folder} --trial {name}"
     logs = f"vitc-sweep logs {folder} {name}"
+    if result.held_up:
+        first = result.trial.after
+        return [
+            f"it was never started; what it starts from is to be looked at:  vitc-sweep why {folder} {first}",
+            f"both anew:  vitc-sweep retry {folder} --trial {first}",
+        ]
     match result.state:
         case "failed":
             return [f"read it whole:  {logs}", f"mend the cause, then:  {again}"]

@@ -21,6 +21,7 @@ from orchestrator.question import (
     Resources,
     Sweep,
     cell_name,
+    draws_data,
     iterate,
     source_of,
     touches,
@@ -244,7 +245,7 @@ def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]
         yield Fault(where, rule, str(unknown), nearest(unknown[0], names))
     elif len(groups := _groups(sweep, window)) > 1:
         yield Fault(where, "name arms, or the levels of one factor", f"both of {groups}")
-    if path.partition(".")[0] == "data" and not all(isinstance(d, Listed) for d in window.domains()):
+    if draws_data(path) and not all(isinstance(d, Listed) for d in window.domains()):
         yield Fault(where, "what is drawn of the data must be a choice")
     for needed in window.when:
         if needed not in RUN_PATHS:

@@ -169,6 +169,8 @@ class _View:
                 self.rows[row["epoch"]] = (self.clock, row)
             case "end":
                 self.detail, self.ended = event["detail"], event["time"]
+                # Without an attempt, where its first stage has left no weights.
+                self.started = self.started or event["time"]
                 if event["final"]:
                     self.outcome = event["end"]
 

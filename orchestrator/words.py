@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.fairness import EdgeCheck, EdgeFlag
+from orchestrator.results import Result
 from orchestrator.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from orchestrator.stats import (
     CONFIDENCE,
@@ -372,6 +373,29 @@ def caveats(found: Sequence[EdgeCheck], cells: Sequence[str]) -> list[str]:
     texts = [_edge_text(flag) for flag in mine[:_MAX_CAVEATS]]
     if rest := len(flags) - len(texts):
         texts.append(f"{rest} more such finding{'s' if rest > 1 else ''} under Fairness of the windows.")
+    return texts
+
+
+def stage_caveats(results: Iterable[Result]) -> list[str]:
+    """What stands there where trials start from others: what they share, and those that were never begun."""
+    draws = {result.trial.id: result for result in results if result.trial.role == "sweep"}.values()
+    staged = [result for result in draws if result.trial.after]
+    texts = []
+    if len({result.trial.after for result in staged}) < len(staged):
+        texts.append(
+            "Trials share the runs that they start from: how far the chance of these moves the errors is in "
+            "no interval here."
+        )
+    counted: dict[tuple[str, str], int] = {}
+    for result in staged:
+        if result.held_up and result.error_pct is not None:
+            key = result.trial.arm, result.trial.cell_name
+            counted[key] = counted.get(key, 0) + 1
+    texts += [
+        f"{number} of the trials of {arm}{_in_cell(cell)} were never begun: they count as what they start "
+        "from, which diverged."
+        for (arm, cell), number in counted.items()
+    ]
     return texts
 
 

@@ -24,6 +24,9 @@ def test_sixty_simulated_sweeps_under_fire_end_as_if_undisturbed():
         ("tend", lambda self, now: []),
         # What was lost is not tried again.
         ("_tries_again", lambda self, job, end: False),
+        # What waits for a first stage waits for ever, or is handed out whatever has become of that one.
+        ("_end_first", lambda self, job, *rest: None),
+        ("_end_without_attempt", lambda self, job, *rest: self.queue.append(job)),
     ],
 )
 def test_a_dispatcher_with_a_fault_does_not_survive_them(monkeypatch, method, broken):

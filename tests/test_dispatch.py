@@ -177,6 +177,79 @@ def test_a_lane_that_falls_silent_loses_its_trial_to_another():
     assert made.leaves("x", made.desks["x"].number)
 
 
+def staged(*first_stages: tuple[str, str], breaker: int = 5) -> Dispatch:
+    """Trials, each with the one it starts from, if any."""
+    made = Dispatch(breaker)
+    firsts = {first for _, first in first_stages}
+    made.add(Job(t, "arm", "", after=first, is_first=t in firsts) for t, first in first_stages)
+    return made
+
+
+def test_a_trial_waits_for_the_one_it_starts_from_and_then_has_its_old_place():
+    made = staged(("f", ""), ("a", "f"), ("b", ""), ("c", ""))
+    x, y = lane_on(made, "x", "n1"), lane_on(made, "y", "n1")
+    x, trial = take(made, "x", x)
+    assert trial == "f"
+    # A second lane passes it over.
+    y, trial = take(made, "y", y)
+    assert trial == "b"
+    # An end that is none changes nothing.
+    made.lose("x", "node", "its machine has gone", 2.0)
+    x = made.enter("x", "n1", 2.0)
+    x, trial = take(made, "x", x)
+    assert trial == "f"
+    made.end("x", x, "finished", "", 3.0)
+    made.open("x", 3.0)
+    assert take(made, "x", x)[1] == "a"
+    made.end("y", y, "finished", "", 4.0)
+    made.open("y", 4.0)
+    assert take(made, "y", y)[1] == "c"
+
+
+def test_lanes_wait_while_all_that_is_left_waits_and_go_on_once_it_may():
+    made = staged(("f", ""), ("a", "f"), ("b", "f"))
+    x, y = lane_on(made, "x", "n1"), lane_on(made, "y", "n1")
+    x, _ = take(made, "x", x)
+    assert take(made, "y", y) is None
+    assert made.poll("y", 1.0) is None
+    made.end("x", x, "finished", "", 2.0)
+    # One slot of two ends; both lanes have a trial to take.
+    assert made.poll("y", 2.0) == {"done": True}
+    made.open("y", 2.0)
+    assert {take(made, "x", x)[1], take(made, "y", y)[1]} == {"a", "b"}
+
+
+def test_what_starts_from_a_trial_without_weights_comes_to_the_same_end_and_no_breaker_trips():
+    made = staged(("f", ""), ("g", "f"), *((f"a{i}", "g") for i in range(3)), breaker=2)
+    last = lane_on(made, "x", "n1")
+    number, _ = take(made, "x", last)
+    made.end("x", number, "out_of_memory", "no room", 2.0)
+    assert ends(made) == [(trial, "out_of_memory", True) for trial in ("f", "g", "a0", "a1", "a2")]
+    details = [event["detail"] for event in made.events if event["kind"] == "end"]
+    assert details[1] == "f, which it starts from, ran out of memory: no room"
+    assert details[2] == f"g, which it starts from, ran out of memory: {details[1]}"
+    assert [e["trial"] for e in made.events if e["kind"] == "attempt"] == ["f"]
+    assert (made.num_open, made.stopped_by) == (0, "")
+    assert made.poll("x", 2.0) == {"done": True}
+
+
+def test_a_stop_ends_nothing_that_waits():
+    made = staged(("f", ""), ("a", "f"))
+    take(made, "x", lane_on(made, "x", "n1"))
+    made.stop(2.0)
+    assert ends(made) == [("f", "cancelled", True)]
+
+
+def test_how_first_stages_of_earlier_runs_ended_is_told():
+    made = Dispatch()
+    jobs = [Job("a", "arm", "", after="f"), Job("b", "arm", "", after="g")]
+    made.add(jobs, {"f": ("diverged", "nan"), "g": ("finished", "")}, 5.0)
+    assert ends(made) == [("a", "diverged", True)]
+    assert made.events[-1]["detail"] == "f, which it starts from, diverged: nan"
+    assert made.num_open == 1
+    assert take(made, "x", lane_on(made, "x", "n1"))[1] == "b"
+
+
 def test_work_per_event_does_not_grow_with_the_number_of_trials():
     made = dispatch_of(*(f"t{i}" for i in range(5000)))
     made.queue = CountingQueue(made.queue)

@@ -122,6 +122,20 @@ def test_the_stem_alone_can_be_taken_over_and_frozen(first, trained, config_of):
     resnet = config_of(model={"family": "resnet", "layers": 18, "image_size": 32}).model.build(10)
     with pytest.raises(Invalid, match="no part of that name"):
         take_over(resnet, weights_of(trained), "stem")
+    wider = config_of(
+        **{"model.stem": {"channels": [4, 8, 16]}, "model.width": 32, "model.freeze_stem": "convolutions"}
+    )
+    torch.manual_seed(0)
+    model = wider.model.build(10)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    take_over(model, weights_of(trained), "stem")
+    assert {name for name, tensor in model.stem.named_parameters() if tensor.requires_grad} == {
+        "9.weight",
+        "9.bias",
+    }
+    for name, tensor in model.state_dict().items():
+        is_taken = name.startswith("stem.") and not name.startswith("stem.9.")
+        assert torch.equal(tensor, (weights_of(trained) if is_taken else before)[name]), name
     wide = config_of(**{"model.stem": "conv", "model.width": 32}).model.build(10)
     with pytest.raises(Invalid, match=r"stem\.0\.weight wants \[8, 3, 3, 3\], finds \[4, 3, 3, 3\]"):
         take_over(wide, weights_of(trained), "stem")

@@ -28,10 +28,11 @@ from torch.utils._pytree import tree_flatten
 from trainables.augment import COLLECT_BYTES
 from trainables.base import Invalid
 from trainables.checkpoint import Store
-from trainables.config import ModelConfig, TrainConfig
+from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
 from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
 from trainables.loop import _Run, steps_per_epoch
+from trainables.transfer import take_over
 
 #: A second step is timed where the first, which also warms up, took no longer than this.
 PATIENCE_SECONDS = 5.0
@@ -162,6 +163,25 @@ def check_model(model: ModelConfig, num_classes: int) -> None:
         shape = tuple(network(torch.empty(2, 3, side, side)).shape)
     if shape != (2, num_classes):
         raise Unfit("model", f"gives {list(shape)} for 2 images, and there are {num_classes} classes")
+
+
+def check_start(start: Start, model: ModelConfig, num_classes: int, first_classes: int) -> None:
+    """Takes weights over as training will, on `meta`: before days of pre-training and not after.
+
+    Args:
+      start: of a run.
+      model, num_classes: that run's.
+      first_classes: of the data of the run it starts from.
+
+    Raises:
+      Unfit: the weights will be of another model.
+    """
+    with _blaming("model", "cannot be built"), torch.device("meta"):
+        first, network = start.run.model.build(first_classes), model.build(num_classes)
+    try:
+        take_over(network, first.state_dict(), start.parts)
+    except Invalid as error:
+        raise Unfit("start", str(error)) from error
 
 
 # ---------------------------------------------------------------------------------------------------

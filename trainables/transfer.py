@@ -12,6 +12,7 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from trainables.base import Invalid
+from trainables.vit import VisionTransformer, before_projection
 
 Parts = Literal["all", "stem"]
 
@@ -32,7 +33,7 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> 
     The classifier keeps its own initial weights where the number of classes differs. Position embeddings
     are interpolated where the number of patches does (bicubic, as Dosovitskiy et al. 2021, section 3.2,
     https://arxiv.org/abs/2010.11929, by timm); the class token's stays. With `stem`, everything but the
-    stem keeps its own initial weights.
+    stem keeps its own initial weights, and so does the stem's projection to the width where this differs.
 
     Raises:
       Invalid: the models differ in more than that; the message names the first tensors that do.
@@ -46,6 +47,15 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> 
         for name in wanted
         if name.split(".")[0] in _HEADS and name in weights and weights[name].shape != wanted[name].shape
     }
+    if parts == "stem" and isinstance(model, VisionTransformer):
+        kept = {f"stem.{name}" for name in before_projection(model.stem).state_dict()}
+        # Another width, and nothing else: a stem of other convolutions is another stem.
+        fresh = {
+            name
+            for name in wanted.keys() - kept
+            if name in weights and weights[name].shape[1:] == wanted[name].shape[1:]
+        }
+        fresh -= {name for name in fresh if weights[name].shape == wanted[name].shape}
     taken: dict[str, Tensor] = {}
     misfits = []
     for name in sorted(wanted.keys() - fresh):

@@ -285,9 +285,10 @@ class ViTConfig(Frozen):
     stem: AnyStem = Field(
         "patchify", description="A word, as the derivation from width and patch_size, or one written out."
     )
-    freeze_stem: bool = Field(
+    freeze_stem: bool | Literal["convolutions"] = Field(
         False,
-        description="The stem keeps the weights it starts with; batch norm in it still takes statistics.",
+        description="The stem keeps the weights it starts with; batch norm in it still takes statistics. "
+        "convolutions: all but its last layer, the projection to the width.",
     )
     image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
     patch_size: int = Field(16, gt=0, description="Side of the square that becomes one token, pixels.")
@@ -416,7 +417,8 @@ class VisionTransformer(nn.Module):
         init_weights(self, config.init)
         # Chen et al. 2021, MoCo v3, https://arxiv.org/abs/2104.02057: a random patch projection that is
         # never trained. No gradient is computed for it, and no optimizer sees it.
-        self.stem.requires_grad_(not config.freeze_stem)
+        for layer in self.stem if config.freeze_stem is True else before_projection(self.stem):
+            layer.requires_grad_(not config.freeze_stem)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits of shape (B, K)."""
@@ -463,6 +465,11 @@ def build_stem(stem: Stem, width: int) -> nn.Sequential:
     layers.append(nn.Conv2d(previous, width, kernel, stem.projection, padding))
     layers += _after(width, stem.projection_norm, stem.projection_activation)
     return nn.Sequential(*layers)
+
+
+def before_projection(stem: nn.Sequential) -> nn.Sequential:
+    """The layers before the last convolution, which projects to the width."""
+    return stem[: max(place for place, layer in enumerate(stem) if isinstance(layer, nn.Conv2d))]
 
 
 @torch.no_grad()

@@ -24,9 +24,9 @@ EPOCHS, STEPS_PER_EPOCH = 3, 5
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
-def result_of(trial: str, step: int) -> int:
-    """What a trial has computed after so many steps."""
-    value = 0
+def result_of(trial: str, step: int, start: int = 0) -> int:
+    """What a trial has computed after so many steps, from what it started from."""
+    value = start
     for number in range(step):
         value = (value * 31 + hash_of(f"{trial}/{number}")) % 1_000_003
     return value
@@ -78,6 +78,9 @@ class World:
         self.kinds = kinds
         num_trials, self.num_lanes, self.num_nodes = 12, 3, 2
         self.trials = [f"t{number:02d}" for number in range(num_trials)]
+        self.after, self.diverging = stages(seed, self.trials)
+        #: Final weights that are kept.
+        self.weights: dict[str, int] = {}
         self.step_seconds = self.random.uniform(0.5, 20)
         self.checkpoint_steps = self.random.randint(1, 12)
         # Rarer than progress: what is lost over and over without getting on has failed, by rule.
@@ -141,11 +144,24 @@ class World:
         lanes = min(self.num_lanes, len(left))
         phase = {"kind": "phase", "time": self.now, "lanes": lanes, "devices": lanes, "device": "core"}
         self.dispatch.events.append(phase)
-        self.dispatch.add(
-            Job(t, "arm", "", records[t].attempts, records[t].whole_epochs, retries=1) for t in left
-        )
+        firsts = set(self.after.values())
+        jobs = [
+            Job(
+                t,
+                "arm",
+                "",
+                records[t].attempts,
+                records[t].whole_epochs,
+                retries=1,
+                after=self.after.get(t, ""),
+                is_first=t in firsts,
+            )
+            for t in left
+        ]
+        ended = {t: (records[t].outcome, records[t].detail) for t in firsts if records[t].settled}
+        self.dispatch.add(jobs, ended, self.now)
         self.commit()
-        self.slots = len(left)
+        self.slots = self.dispatch.num_open
         for _ in range(lanes):
             self.new_lane()
         self.later(5, self.tend)
@@ -220,9 +236,11 @@ class World:
                     self.later(1, lambda: self.work(group))
                 return
             group.number, group.trial = attempt.number, attempt.job.trial
-            group.step, group.value = self.checkpoints.get(group.trial, (0, 0))
+            # A KeyError where the weights to start from are not there.
+            start = self.weights[attempt.job.after] if attempt.job.after else 0
+            group.step, group.value = self.checkpoints.get(group.trial, (0, start))
             if group.step // STEPS_PER_EPOCH > attempt.job.epochs:
-                group.step, group.value = 0, 0
+                group.step, group.value = 0, start
             if not self.dispatch.beat(group.lane, group.number, group.step, self.now):
                 raise AssertionError("a trial just taken is the group's")
         self.later(self.step_seconds, lambda: self.step(group))
@@ -244,7 +262,12 @@ class World:
             goes_on = self.dispatch.row(group.lane, group.number, row, self.now)
         if not goes_on:
             group.trial = None
+        elif trial in self.diverging and group.step == STEPS_PER_EPOCH:
+            self.dispatch.end(group.lane, group.number, "diverged", "by plan", self.now)
+            group.trial = None
         elif group.step == STEPS:
+            # Written before the end is told, as a worker does.
+            self.weights[trial] = group.value
             ended = self.dispatch.end(
                 group.lane, group.number, "finished", "", self.now, weights=str(group.value)
             )
@@ -316,6 +339,19 @@ class World:
             self.dispatch.lose(lane.name, cause, "a worker died", self.now)
 
 
+def stages(seed: int, trials: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+    """Which trials start from which, and which of these diverge: none in every third sweep."""
+    chance = random.Random(f"stages of {seed}")
+    if seed % 3 == 0:
+        return {}, set()
+    firsts, others = trials[:3], trials[3:]
+    after = {trial: chance.choice(firsts) for trial in others if chance.random() < 0.7}
+    if chance.random() < 0.5:
+        # A first stage that has one itself.
+        after[firsts[1]] = firsts[0]
+    return after, {trial for trial in firsts if chance.random() < 0.2}
+
+
 def row_of(trial: str, epoch: int, value: int) -> dict[str, Any]:
     """An epoch's row with the trial's state in it."""
     return {
@@ -364,13 +400,25 @@ def check(world: World) -> None:
     from orchestrator.ledger import ledger
 
     records = world.records()
+    final_values: dict[str, int] = {}
     for trial in world.trials:
-        record = records[trial]
+        record, first = records[trial], world.after.get(trial, "")
+        if first and first not in final_values:
+            # Never begun, as what it starts from has diverged.
+            assert (record.outcome, record.attempts, record.rows) == ("diverged", 0, {}), (trial, record)
+            assert record.detail.startswith(f"{first}, which it starts from, diverged: "), record.detail
+            continue
+        if trial in world.diverging:
+            assert (record.outcome, record.detail, sorted(record.rows)) == ("diverged", "by plan", [1])
+            continue
+        start = final_values.get(first, 0)
         assert record.outcome == "finished", (trial, record.outcome, record.detail)
         assert sorted(record.rows) == list(range(1, EPOCHS + 1))
         for epoch, row in record.rows.items():
-            assert row.train_loss == result_of(trial, epoch * STEPS_PER_EPOCH), (trial, epoch)
-        assert record.weights == str(result_of(trial, STEPS))
+            assert row.train_loss == result_of(trial, epoch * STEPS_PER_EPOCH, start), (trial, epoch)
+        final_values[trial] = result_of(trial, STEPS, start)
+        assert record.weights == str(final_values[trial])
+    assert early(world.events(), world.after) == []
     for trial, ends in finals(world.events()).items():
         assert ends == 1, (trial, ends)
     assert overlaps(world.events()) == []
@@ -383,6 +431,18 @@ def check(world: World) -> None:
 def finals(events: list[Event]) -> Counter[str]:
     """How often each trial has ended for good."""
     return Counter(event["trial"] for event in events if event["kind"] == "end" and event["final"])
+
+
+def early(events: list[Event], after: dict[str, str]) -> list[str]:
+    """Trials that were begun before what they start from had finished."""
+    finished: set[str] = set()
+    found = []
+    for event in events:
+        if event["kind"] == "end" and event["final"] and event["end"] == "finished":
+            finished.add(event["trial"])
+        elif event["kind"] == "attempt" and (first := after.get(event["trial"])) and first not in finished:
+            found.append(event["trial"])
+    return found
 
 
 def overlaps(events: list[Event]) -> list[str]:
