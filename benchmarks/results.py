@@ -20,7 +20,7 @@ from orchestrator.paper import Claim
 from orchestrator.results import RULES
 from orchestrator.rows import total_cost
 from orchestrator.stats import MEASURES, Estimate
-from orchestrator.words import duration
+from orchestrator.words import answer, duration
 
 Outcome = Literal["holds", "the other way round", "not settled"]
 
@@ -58,10 +58,12 @@ def beside(found: Found) -> Iterator[Beside]:
         if claim.measure in _GAPS:
             for gap in found.gap_contrasts:
                 if gap.pair.kind == _GAPS[claim.measure] and {gap.arm, gap.base_arm} == arms:
+                    sizes = {own.arm: own.gap_pp.value for own in found.gaps if own.pair == gap.pair}
                     yield Beside(
                         claim,
                         f"{gap.pair.cell} against {gap.pair.base_cell}",
-                        f"gap at best of {gap.budget}, pp",
+                        f"gap at best of {gap.budget}, pp"
+                        + "".join(f", {arm} {size:+.2f}" for arm, size in sizes.items() if arm in arms),
                         _turned(gap.difference_pp, gap.arm == claim.better),
                         _outcome(gap.better, claim),
                         gap.difference_pp.because,
@@ -136,6 +138,10 @@ def _section(path: Path, figures: Path) -> str:
         *(_row(row) for row in rows),
         "" if rows else "The file states no claim of the paper that a contrast of this sweep bears on.\n",
     ]
+    reasons = [row.claim.why_not for row in rows if row.outcome != "holds" and row.claim.why_not]
+    lines += [f"Why not, we think: {reason}\n" for reason in dict.fromkeys(reasons)]
+    if asked := answer(found.summaries, found.contrasts, found.peaks):
+        lines += [*(f"{sentence}\n" for sentence in asked if sentence)]
     lines += [_cost(folder, found), ""]
     lines += _figures(path, sweep.name, figures, rows)
     return "\n".join(lines).rstrip()

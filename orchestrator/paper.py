@@ -28,6 +28,7 @@ class Claim(Frozen):
     measure: ClaimMeasure = Field(description="By what.")
     better: str = Field(description="The better arm.")
     than: str = Field(description="The other one.")
+    why_not: str = Field("", description="Where a sweep has not found so, why we think so.")
 
     @model_validator(mode="after")
     def _two_arms(self) -> Self:

@@ -122,6 +122,16 @@ def test_the_document_has_verdict_interval_cost_and_figures_of_each_folder(tmp_p
     assert (tmp_path / "docs/results/tiny-edf-adamw.svg").read_text() == "<svg/>"
 
 
+def test_a_reason_is_told_where_a_claim_does_not_hold_and_only_there(tmp_path):
+    holds = claim("area_common") | {"why_not": "Too small."}
+    fails = claim("error", "vit_p", "vit_c") | {"why_not": "Too easy."}
+    plan = make(8, holds, fails)
+    write(tmp_path / "tiny", plan, plan.trials)
+    text = document([tmp_path / "tiny"], tmp_path / "docs/results")
+    assert "Why not, we think: Too easy." in text
+    assert "Too small" not in text
+
+
 def test_the_report_sets_the_papers_errors_beside_its_own():
     values = [{"source": "table 2", "top1_error_pct": {"sgd": {"vit_c": 8.0}, "adamw": {"vit_p": 33.2}}}]
     plan = make(8, values=values)
