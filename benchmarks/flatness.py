@@ -45,14 +45,14 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float]]:
-    """Wall and processor seconds of every trial."""
+async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float], list[float]]:
+    """Wall and processor seconds of every trial; memory in MiB after each tenth of them."""
     await clerk.note({"kind": "session", "time": time.time(), "began": time.time()})
     await clerk.add([Job(f"{n:016x}", "arm", "{}" * 500) for n in range(num_trials)])
     await clerk.open_slot("lane")
     last = await clerk.enter("lane", "node")
-    walls, cpus = [], []
-    for _ in range(num_trials):
+    walls, cpus, memory, process = [], [], [], psutil.Process()
+    for number in range(num_trials):
         wall, cpu = time.perf_counter(), _cpu_seconds()
         taken = await clerk.take("lane", last)
         assert taken is not None
@@ -66,19 +66,18 @@ async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float
         await clerk.open_slot("lane")
         walls.append(time.perf_counter() - wall)
         cpus.append(_cpu_seconds() - cpu)
-    return walls, cpus
+        if (number + 1) % max(1, num_trials // 10) == 0:
+            memory.append(_mib(process))
+    return walls, cpus, memory
 
 
 def clerk_alone(num_trials: int) -> None:
     """Prints the cost of a trial along a run without Ray, and the memory."""
-    process = psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
-        before = process.memory_info().rss
-        walls, cpus = asyncio.run(_serve(Clerk(folder), num_trials))
-        grown = (process.memory_info().rss - before) / 2**20
+        walls, cpus, memory = asyncio.run(_serve(Clerk(folder), num_trials))
         size = sum(path.stat().st_size for path in (Path(folder) / "journal").glob("*"))
     print(f"clerk alone, {num_trials} trials: journal {size / num_trials:.0f} bytes a trial, ", end="")
-    print(f"memory grown by {grown:.1f} MiB")
+    print(f"memory {memory[0]:.0f} MiB after the first tenth, {memory[-1]:.0f} MiB at the end")
     _tell("wall", walls)
     _tell("processor", cpus)
 
