@@ -402,7 +402,7 @@ def test_a_run_begins_with_it_unless_told_not_to(tmp_path, monkeypatch):
     timings = []
 
     def execute(*arguments: Any) -> None:
-        timings.append(arguments[-1])
+        timings.append(arguments[9])
         raise SystemExit(1)
 
     monkeypatch.setattr(orchestrator.cli, "_execute", execute)
