@@ -12,9 +12,9 @@ import pytest
 
 from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep import SweepError, build_sweep, load_sweep
-from trainables.config import NAMED_MODELS
+from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data import DataError, Digits, Parquet
-from trainables.preflight import check_start
+from trainables.preflight import check_model, check_sizes, check_start
 from trainables.vit import Stem
 
 ROOT = Path(__file__).parents[1] / "search_spaces"
@@ -281,3 +281,20 @@ def test_plan_does_without_data_and_run_does_not(tmp_path, monkeypatch):
     assert isinstance(result.exception, SweepError)
     assert "there is no such file or folder" in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+@functools.cache
+def takes_images(model: ModelConfig, num_classes: int) -> None:
+    check_model(model, num_classes)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_shape_of_a_file_passes_the_preflight_on_meta(name):
+    plan = planned(name)
+    shapes = {
+        (trial.config.model, trial.config.batch_size, trial.config.data, trial.gang.workers): trial.config
+        for trial in plan.trials
+    }
+    for (model, _, data, workers), config in shapes.items():
+        check_sizes(config, plan.infos[data], workers)
+        takes_images(model, plan.infos[data].num_classes)
