@@ -54,7 +54,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 def plan_of(settings: dict[str, Any]) -> Plan:
     """A sweep of one trial on the digits."""
     base = {
-        "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
+        "model.family": "vit",
+        "model.size": "nano",
+        "model.image_size": 32,
+        "model.patch_size": 8,
         "data": "digits",
         "optim": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.1},
         "schedule": {"epochs": 50},

@@ -426,6 +426,20 @@ class _Slots(Searcher):  # type: ignore[misc]
         """Nothing."""
 
 
+class _Forget(tune.Callback):  # type: ignore[misc]
+    """Lets go of what Tune keeps of slots that have ended: statistics of every metric, 30 KB a slot."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Forgets the slot that ended before this one, with which Tune has nothing more to do."""
+        if self._last is not None:
+            self._last.run_metadata = type(self._last.run_metadata)()
+            self._last._state_json = None
+        self._last = trial
+
+
 # ---------------------------------------------------------------------------------------------------
 # The driver
 
@@ -445,15 +459,7 @@ def connect(address: str | None) -> None:
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
     try:
         if address is None:
-            # `local`, as Ray would join whatever cluster runs here or RAY_ADDRESS names. Only small messages
-            # go through the object store.
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                object_store_memory=256 * 2**20,
-                **common,
-            )
+            _start_here(common)
         else:
             ray.init(address=address, **common)
     except ray.exceptions.AuthenticationError as error:
@@ -468,6 +474,27 @@ def connect(address: str | None) -> None:
     if not ray.worker.get_dashboard_url():
         ray.shutdown()
         raise ClusterError("the Ray dashboard is off; start the head node with --include-dashboard=true")
+
+
+def _start_here(common: dict[str, Any], tries: int = 2) -> None:
+    """A cluster of this machine; once more where it is so busy that its processes do not come up in time."""
+    for left in reversed(range(tries)):
+        try:
+            # `local`, as Ray would join whatever cluster runs here or RAY_ADDRESS names. Only small messages
+            # go through the object store.
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=256 * 2**20,
+                **common,
+            )
+        except Exception:  # of no narrower kind
+            ray.shutdown()
+            if not left:
+                raise
+        else:
+            return
 
 
 _WORKER_ENV = {
@@ -680,6 +707,7 @@ class Run:
                     name=f"tune-{uuid.uuid4().hex[:8]}",
                     storage_path=str(scratch / gang_name(gang)),
                     verbose=0,
+                    callbacks=[_Forget()],
                 ),
             ).fit()
             before, left = left, ray.get(self._clerk.left.remote())

@@ -164,7 +164,7 @@ def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path):
     assert "no draws from the space" in said
     rows = results(folder)
     assert [(row["arm"], row["point"], row["role"]) for row in rows] == [
-        (arm, point, "search") for point in range(4) for arm in ("p", "c")
+        (arm, point, "search") for point in range(4) for arm in ("c", "p")
     ]
     assert {row["state"] for row in rows} <= {"finished", "stopped"}
     # With two trials at the first rung, ASHA ends one that is second and worse.
