@@ -120,7 +120,8 @@ What the sweeps of `search_spaces/` found, beside what Xiao et al. 2021
 from the journals of finished sweeps. A claim *holds* where the sweep settles its contrast in favour of the
 arm that the paper says is better; *not settled* where so many runs cannot tell. The verdict is the adjusted
 test's; an interval allows for divergences that were not drawn, and may hold 0 all the same
-([statistics.md](statistics.md)). What holds at this size need not hold at the paper's, nor the other way round."""
+([statistics.md](statistics.md)). What holds at this size need not hold at the paper's, nor the other way
+round."""
 
 
 def _section(path: Path, figures: Path) -> str:
