@@ -810,7 +810,12 @@ def open_bundle(path: Path, into: Path, max_bytes: int = MAX_BUNDLE_BYTES) -> Pa
             raise FolderError(f"{into / top} exists already")
         with _opened(path, max_bytes) as archive:
             for member in archive:
-                archive.extract(member, into, filter="data")
+                # By hand: `extract` is told to trust nothing from Python 3.11.4 on only.
+                target, source = into / member.name, archive.extractfile(member)
+                assert source is not None, "plain files alone get so far"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file)
     except FolderError as error:
         raise FolderError(f"{path}: {error}") from error
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:

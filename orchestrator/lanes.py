@@ -435,8 +435,10 @@ class _Forget(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Forgets the slot that ended before this one, with which Tune has nothing more to do."""
         if self._last is not None:
-            self._last.run_metadata = type(self._last.run_metadata)()
-            self._last._state_json = None
+            known = self._last.run_metadata
+            known.metric_analysis.clear()
+            known.metric_n_steps.clear()
+            known._cached_json = self._last._state_json = None
         self._last = trial
 
 

@@ -99,7 +99,8 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_lists_the_first_trials_of_a_large_sweep_and_the_others_when_asked(cli):
+def test_plan_lists_the_first_trials_of_a_large_sweep_and_the_others_when_asked(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     _, out, _ = cli("plan", LR_WD, "--points", "17", "--json")
     trials = json.loads(out)["trials"]
     assert len(trials) == 17 * 2 * 2

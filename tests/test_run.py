@@ -162,6 +162,7 @@ def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path):
     assert "round 1 of 2" in said
     assert "round 2 of 2" in said
     assert "no draws from the space" in said
+    assert "Ray stopped the run" not in said
     rows = results(folder)
     assert [(row["arm"], row["point"], row["role"]) for row in rows] == [
         (arm, point, "search") for point in range(4) for arm in ("c", "p")
