@@ -145,10 +145,14 @@ class Shape:
 
 
 def shape_of(trial: Trial) -> Shape:
-    """A trial without what does not matter to its cost: rates, decay, length, seeds, what it starts from."""
+    """A trial without what does not matter to its cost: rates, decay, length, seeds, what it starts from.
+
+    Of stochastic depth only whether there is any does.
+    """
     config = trial.config
     plain = config.model_copy(
         update={
+            "model": config.model.model_copy(update={"drop_path": 0.1 if config.model.drop_path else 0.0}),
             "optim": config.optim.model_copy(
                 update={"lr": 1e-3, "weight_decay": 0.1 if config.optim.weight_decay else 0.0}
             ),

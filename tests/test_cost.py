@@ -86,6 +86,27 @@ def counted_bytes(run_tree, **settings):
     return config, footprint(config, 10, 1199, 1797)
 
 
+def test_a_drawn_strength_of_stochastic_depth_makes_one_shape_and_none_another():
+    vary = {"model.drop_path": {"choice": [0.0, 0.1, 0.3]}}
+    tree = {
+        "name": "drop",
+        "base": {
+            "model.family": "vit",
+            "model.size": "nano",
+            "data": "digits",
+            "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+            "schedule.epochs": 1,
+        },
+        "arms": {"p": {}},
+        "vary": vary,
+        "design": {"kind": "grid"},
+    }
+    sweep = build_sweep(tree, "test")
+    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    assert len(plan.trials) == 3
+    assert len({shape_of(trial) for trial in plan.trials}) == 2
+
+
 def test_what_lives_between_steps_is_what_the_optimizer_and_the_average_keep(run_tree):
     config, adamw = counted_bytes(run_tree, ema={})
     params = config.model.cost(10).params
