@@ -600,7 +600,7 @@ class Run:
                 raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
         self._records, self._resources, self._judge = records, resources, judge
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
-        self._stopping = threading.Event()
+        self._stopping, self._closing = threading.Event(), threading.Event()
         cluster = nodes()
         from orchestrator.plan import by_gang
 
@@ -659,12 +659,13 @@ class Run:
 
     def close(self, timeout_seconds: float = 8.0) -> None:
         """Puts the end of the session on record; the last thing to do with a run."""
+        self._closing.set()
         ray.get(self._clerk.note.remote({"kind": "close", "time": time.time()}), timeout=timeout_seconds)
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
-        orphans, over = Orphans(), threading.Event()
-        threading.Thread(target=_look_after, args=(orphans, over), daemon=True).start()
+        orphans = Orphans()
+        threading.Thread(target=_look_after, args=(orphans, self._closing), daemon=True).start()
         try:
             for gang, members, count in self.phases:
                 if not self._stopping.is_set():
@@ -672,8 +673,10 @@ class Run:
         except BaseException as error:
             self.error = error
         finally:
-            over.set()
-            orphans.clear()
+            # A run that was stopped is cut off from the cluster any moment, and its job ends with that.
+            if not self._closing.is_set():
+                self._closing.set()
+                orphans.clear()
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
@@ -718,8 +721,8 @@ class Run:
             raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
 
 
-def _look_after(orphans: Orphans, over: threading.Event) -> None:
-    while not over.wait(_ORPHANS_SECONDS):
+def _look_after(orphans: Orphans, closing: threading.Event) -> None:
+    while not closing.wait(_ORPHANS_SECONDS):
         orphans.look()
 
 

@@ -47,13 +47,19 @@ class Orphans:
 
     def clear(self) -> None:
         """Removes all groups of this job, for when it has ended."""
+        if not ray.is_initialized():
+            return
         with contextlib.suppress(Exception):
+            own = ray.get_runtime_context().get_job_id()
             for group in _groups():
-                if group.creator_job_id == ray.get_runtime_context().get_job_id():
+                if group.creator_job_id == own:
                     _remove(group.placement_group_id)
 
     @staticmethod
     def _orphans() -> list[str]:
+        if not ray.is_initialized():
+            # Asked for its context, Ray would start a cluster.
+            return []
         own = ray.get_runtime_context().get_job_id()
         address = _address()
         running = {
