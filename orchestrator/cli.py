@@ -1352,7 +1352,7 @@ def ui(
             pages = serve.Pages(folder, Path(scratch), every)
             with serve.server(pages, host, port, mlflow) as server:
                 print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C ends it)")
-                print(f"MLflow:  {mlflow or 'has no runs here'}", flush=True)
+                print(f"MLflow:  {mlflow or ('has no runs here' if track else 'is left out')}", flush=True)
                 server.serve_forever()
     except OSError as error:
         raise typer.BadParameter(f"{host}:{port}: {error}", param_hint="--port") from error
