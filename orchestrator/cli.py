@@ -249,7 +249,7 @@ def run(
     from orchestrator.folder import merge_points, open_folder, plan_of, save_question
     from orchestrator.lease import check_free, held
     from orchestrator.plan import unique_trials
-    from orchestrator.search import num_rounds
+    from orchestrator.search import num_rounds, rounds_given
     from orchestrator.sweep import load_sweep, located
 
     console = _console(quiet)
@@ -270,7 +270,7 @@ def run(
         known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
         ended = [key for key, record in known.records.items() if record.settled] if known else []
         left = plan.remaining(ended)
-        if not left and len(plan.trials) < len(whole.trials):
+        if not left and rounds_given(plan) < num_rounds(sweep):
             # Rounds of a search that nobody has chosen yet are of the same shapes.
             left = list(whole.trials)
         if left:
@@ -288,14 +288,13 @@ def run(
         while True:
             records = known.records if known else {}
             todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
+            is_last = rounds_given(plan) == rounds
             if todo:
                 if tracker:
                     tracker.close(timeout_seconds=30)
                 if rounds > 1:
-                    _say(console, f"round {_round(plan)} of {rounds}", "bold")
-                command = _command(file, out)
-                timing = (began, preflight_seconds)
-                is_last = _round(plan) == rounds
+                    _say(console, f"round {rounds_given(plan)} of {rounds}", "bold")
+                command, timing = _command(file, out), (began, preflight_seconds)
                 tracker = _execute(
                     console,
                     plan,
@@ -310,14 +309,15 @@ def run(
                     checked,
                     is_last,
                 )
-                has_run, began, preflight_seconds = True, time.time(), 0.0
+                has_run = True
             else:
                 save_question(folder, plan)
+            if is_last:
+                break
             known = open_folder(folder)
             if (longer := _next_round(known)) is None:
                 break
-            plan = longer
-            began = time.time()
+            plan, began, preflight_seconds = longer, time.time(), 0.0
         if not has_run:
             _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
             # A tracker that was down when the trials ran catches up here.
@@ -325,24 +325,14 @@ def run(
         raise typer.Exit(_conclude(console, folder, tracker))
 
 
-def _round(plan: "Plan") -> int:
-    """Which round of a search the last points of a plan are of."""
-    assert plan.sweep.search is not None or not plan.suggestions
-    size = plan.sweep.search.round if plan.sweep.search else 1
-    return 1 + max((suggestion.point // size for suggestion in plan.suggestions), default=0)
-
-
 def _next_round(known: "Folder") -> "Plan | None":
     """The plan with what a search tries next, on record in the folder; None if there is nothing to try."""
     from orchestrator.folder import plan_of, save_suggestions
     from orchestrator.results import results_of
+    from orchestrator.samplers import propose
     from orchestrator.search import next_round
 
     plan = known.plan
-    if plan.sweep.search is None or plan.sweep.search.sampler == "design":
-        return None
-    from orchestrator.samplers import propose
-
     chosen = next_round(plan, results_of(plan, known.records), propose)
     if not chosen:
         return None
@@ -373,7 +363,7 @@ def confirm(
     from orchestrator.lease import held
     from orchestrator.plan import unique_trials, with_confirmation
     from orchestrator.results import results_of
-    from orchestrator.search import num_rounds
+    from orchestrator.search import num_rounds, rounds_given
 
     console = _console(quiet)
     open_folder(folder)
@@ -385,7 +375,7 @@ def confirm(
             raise FolderError(
                 f"{folder}: {open_draws} trials of the sweep have not ended; run it to its end first"
             )
-        if (rounds := num_rounds(known.plan.sweep)) > (so_far := _round(known.plan)):
+        if (rounds := num_rounds(known.plan.sweep)) > (so_far := rounds_given(known.plan)):
             raise FolderError(
                 f"{folder}: the search has had {so_far} of {rounds} rounds; run it to its end first"
             )

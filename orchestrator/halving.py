@@ -29,7 +29,6 @@ class Judge:
         self._epochs: dict[str, int] = {}
         self._group: dict[str, AsyncHyperBandScheduler] = {}
         self._stopped: dict[str, int] = {}
-        self._added: set[str] = set()
         groups: dict[tuple[str, str], AsyncHyperBandScheduler] = {}
         for trial in trials:
             # Arms that coincide share a trial; it is the first one's.
@@ -51,6 +50,7 @@ class Judge:
                     stop_last_trials=False,
                 ),
             )
+            self._group[trial.id].on_trial_add(None, SimpleNamespace(trial_id=trial.id))
 
     def replay(self, events: Iterable[Event]) -> None:
         """Decides again what was decided in earlier runs."""
@@ -86,9 +86,6 @@ class Judge:
             self._falls_behind(trial_id, rung, 100.0)
 
     def _falls_behind(self, trial_id: str, epoch: float, error_pct: float) -> bool:
-        scheduler, trial = self._group[trial_id], SimpleNamespace(trial_id=trial_id)
         result: Mapping[str, Any] = {"epoch": epoch, "error_pct": error_pct}
-        if trial_id not in self._added:
-            self._added.add(trial_id)
-            scheduler.on_trial_add(None, trial)
-        return bool(scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP)
+        said = self._group[trial_id].on_trial_result(None, SimpleNamespace(trial_id=trial_id), result)
+        return bool(said == TrialScheduler.STOP)

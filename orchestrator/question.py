@@ -207,9 +207,14 @@ class Sweep(Frozen):
     # --- what is drawn
 
     @property
+    def sampler(self) -> str | None:
+        """Who chooses the points after the first round of a search; None where the design has them all."""
+        return None if self.search is None or self.search.sampler == "design" else self.search.sampler
+
+    @property
     def drawn(self) -> Design:
         """The design as far as it is drawn from: of a search with a sampler, its first round."""
-        if self.search is None or self.search.sampler == "design" or isinstance(self.design, GridDesign):
+        if self.search is None or self.sampler is None or isinstance(self.design, GridDesign):
             return self.design
         return self.design.model_copy(update={"points": min(self.search.round, self.design.points)})
 

@@ -50,9 +50,22 @@ class Propose(Protocol):
 
 def num_rounds(sweep: Sweep) -> int:
     """How many rounds a search has in all; 1 for any other sweep."""
-    if sweep.search is None or sweep.search.sampler == "design":
-        return 1
-    return -(-sweep.design.num_points(sweep.levels()) // sweep.search.round)
+    return _rounds_of(sweep, sweep.design.num_points(sweep.levels()))
+
+
+def rounds_given(plan: Plan) -> int:
+    """How many of them the points of a plan make up."""
+    return _rounds_of(plan.sweep, _num_given(plan))
+
+
+def _rounds_of(sweep: Sweep, points: int) -> int:
+    return 1 if sweep.search is None or sweep.sampler is None else -(-points // sweep.search.round)
+
+
+def _num_given(plan: Plan) -> int:
+    """Points of each arm in each cell that have been drawn or chosen."""
+    drawn = plan.sweep.drawn.num_points(plan.sweep.levels())
+    return max((suggestion.point + 1 for suggestion in plan.suggestions), default=drawn)
 
 
 def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple[Suggestion, ...]:
@@ -64,7 +77,7 @@ def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple
       propose: asks the sampler.
     """
     sweep, search = plan.sweep, plan.sweep.search
-    if search is None or search.sampler == "design":
+    if search is None or sweep.sampler is None:
         return ()
     by_arm: dict[tuple[str, str], dict[int, list[Result]]] = {}
     for result in results:
@@ -76,7 +89,7 @@ def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple
         points.setdefault(result.trial.point, []).append(result)
     levels = sweep.levels()
     at = _quantiles(plan)
-    given = max((s.point + 1 for s in plan.suggestions), default=sweep.drawn.num_points(levels))
+    given = _num_given(plan)
     count = min(search.round, sweep.design.num_points(levels) - given)
     if count <= 0:
         return ()

@@ -523,6 +523,9 @@ class _Population:
         return self.confirmed.val.value if confirmed and self.confirmed else min(self.trained)
 
 
+#: What is told of a distribution, by the names under which it is refused.
+_OF_DRAWS = (*MEASURES, "delta_edf", "median_error_pct", "diverged")
+
 #: Why a search has no distribution.
 NO_DRAWS = (
     "its settings were chosen, or its trials could be ended, by a search, so they are no draws from the space"
@@ -556,9 +559,9 @@ def _population(results: Sequence[Result], stopped: Stopped | None) -> _Populati
             "that is not the space's; no estimator for them was named"
         )
         errors, num_counted = {}, 0
-        refused |= dict.fromkeys((*MEASURES, "delta_edf", "median_error_pct", "diverged"), because)
+        refused |= dict.fromkeys(_OF_DRAWS, because)
     if searched and not sweep:
-        refused |= dict.fromkeys((*MEASURES, "delta_edf", "median_error_pct", "diverged"), NO_DRAWS)
+        refused |= dict.fromkeys(_OF_DRAWS, NO_DRAWS)
     return _Population(
         sweep=sweep,
         searched=searched,
