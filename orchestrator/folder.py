@@ -20,11 +20,11 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -39,6 +39,8 @@ from orchestrator.sweep import Sweep, SweepError, build_sweep
 from trainables.config import Data, DataConfig, leaves
 from trainables.data import SPLITS, DataInfo
 from trainables.yaml import YamlError, load_yaml
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,21 @@ def load_planned(path: Path) -> Planned | None:
     Raises:
       FolderError: planned.json is damaged.
     """
-    if not (path / "planned.json").is_file():
+    return _parsed(path, "planned.json", Planned.model_validate)
+
+
+def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
+    """What a JSON file of a folder says; None where it is not there.
+
+    Raises:
+      FolderError: it is damaged.
+    """
+    if not (path / name).is_file():
         return None
     try:
-        return Planned.model_validate_json((path / "planned.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{path}: planned.json is damaged: {error}") from error
+        return parse(json.loads((path / name).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path}: {name} is damaged: {error}") from error
 
 
 def plan_of(path: Path, sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
@@ -119,13 +130,11 @@ def load_suggestions(path: Path) -> list[Suggestion]:
     Raises:
       FolderError: search.json is damaged.
     """
-    if not (path / "search.json").is_file():
-        return []
-    try:
-        content = json.loads((path / "search.json").read_text())
+
+    def parse(content: Any) -> list[Suggestion]:
         return [_SUGGESTION.validate_python(entry) for entry in content["suggestions"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{path}: search.json is damaged: {error}") from error
+
+    return _parsed(path, "search.json", parse) or []
 
 
 _SUGGESTION = TypeAdapter(Suggestion)
@@ -149,14 +158,12 @@ def load_confirmation(path: Path) -> Confirmation | None:
     Raises:
       FolderError: confirm.json is damaged.
     """
-    if not (path / "confirm.json").is_file():
-        return None
-    try:
-        content = json.loads((path / "confirm.json").read_text())
+
+    def parse(content: Any) -> Confirmation:
         points = {(entry["cell"], entry["arm"]): tuple(entry["points"]) for entry in content["points"]}
         return Confirmation(points, content["seeds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{path}: confirm.json is damaged: {error}") from error
+
+    return _parsed(path, "confirm.json", parse)
 
 
 def confirmed_plan(path: Path, plan: Plan) -> Plan:
