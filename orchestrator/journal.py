@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.results import Event
+from trainables.errors import UserError
+from trainables.files import sync_folder
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """A folder that is no sweep, is in use, or belongs to another question."""
 
 
@@ -179,7 +181,7 @@ class Writer:
         self._synced_size, self._synced_at = 0, 0.0
         self._unsynced: list[bytes] = []
         self._torn = False
-        _sync_folder(journal)
+        sync_folder(journal)
         if before:
             self.append([{"kind": "seal", "sizes": {path.name: path.stat().st_size for path in before}}])
 
@@ -238,24 +240,3 @@ class Writer:
         self._torn = False
         self._synced_size, self._synced_at = self._size, time.monotonic()
         self._unsynced.clear()
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes a new name in a folder survive the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

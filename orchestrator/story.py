@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import RULES, Event, Result
+from trainables.errors import UserError
 
 #: Names that are told when one is not found, or several are.
 _MOST_NAMES = 8
 
 
-class UnknownTrial(ValueError):
+class UnknownTrial(UserError):
     """No trial goes by that name, or several do; the message names the nearest."""
 
 
