@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from orchestrator.plan import Trial
 from orchestrator.question import Halving
-from orchestrator.results import Event
+from orchestrator.results import WORST_PCT, Event
 
 
 class Judge:
@@ -83,7 +83,7 @@ class Judge:
         while rung <= epoch:
             rung *= self._rule.reduction_factor
         if rung < self._epochs.get(trial_id, 0):
-            self._falls_behind(trial_id, rung, 100.0)
+            self._falls_behind(trial_id, rung, WORST_PCT)
 
     def _falls_behind(self, trial_id: str, epoch: float, error_pct: float) -> bool:
         result: Mapping[str, Any] = {"epoch": epoch, "error_pct": error_pct}

@@ -40,10 +40,13 @@ class Rule:
     censors: bool = False
 
 
+#: The largest error there is; a diverged run counts as it.
+WORST_PCT = 100.0
+
 RULES: dict[AttemptEnd, Rule] = {
     "finished": Rule("ran to its last epoch", "never", ranked=True, in_edf=True),
     "diverged": Rule(
-        "non-finite loss, or no better than chance", "never", ranked=False, in_edf=True, error_pct=100.0
+        "non-finite loss, or no better than chance", "never", ranked=False, in_edf=True, error_pct=WORST_PCT
     ),
     "stopped": Rule("ended early by a stopping rule", "never", ranked=False, in_edf=False, censors=True),
     "invalid": Rule("its settings cannot be built", "never", ranked=False, in_edf=False),
@@ -283,3 +286,19 @@ def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]
 def results_of(plan: "Plan", records: Mapping[str, Record]) -> list[Result]:
     """Every planned trial with what is known of it, in the order of the plan."""
     return [Result(trial, records.get(trial.id, Record()), plan.sweep.error) for trial in plan.trials]
+
+
+def by_cell_and_arm(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Groups results by the name of the cell and the arm, in the order in which these first appear."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    return groups
+
+
+def by_point(results: Iterable[Result]) -> dict[int, list[Result]]:
+    """Groups results of one arm in one cell by their point, in the order in which the points first appear."""
+    groups: dict[int, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.trial.point, []).append(result)
+    return groups

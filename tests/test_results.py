@@ -1,5 +1,6 @@
 import dataclasses
 import typing
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,8 @@ from orchestrator.results import (
     Record,
     Result,
     attempt_event,
+    by_cell_and_arm,
+    by_point,
     end_event,
     epoch_event,
     fold,
@@ -152,3 +155,16 @@ def test_a_trial_never_started_is_missing():
 def test_the_final_number_is_that_of_the_last_epoch():
     events = [start(), epoch_event("t", 1, row(1)), epoch_event("t", 1, row(2, 40.0, 41.0)), end("finished")]
     assert Result(None, fold(events)["t"]).test_error_pct == 41.0
+
+
+def test_results_are_grouped_by_cell_and_arm_and_by_point_in_their_order():
+    places = [("c", "b", 1), ("c", "a", 0), ("d", "b", 1), ("c", "b", 0), ("c", "b", 1)]
+    results = [
+        Result(SimpleNamespace(cell_name=cell, arm=arm, point=point), Record()) for cell, arm, point in places
+    ]
+    first, second, third, fourth, fifth = results
+    groups = by_cell_and_arm(results)
+    assert list(groups) == [("c", "b"), ("c", "a"), ("d", "b")]
+    assert groups == {("c", "b"): [first, fourth, fifth], ("c", "a"): [second], ("d", "b"): [third]}
+    points = by_point(groups["c", "b"])
+    assert list(points.items()) == [(1, [first, fifth]), (0, [fourth])]

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.question import Primary
 from orchestrator.results import RULES, Record, results_of
 from orchestrator.stats import (
     MEASURES,
@@ -31,7 +32,7 @@ from orchestrator.stats import (
     signed_rank_sum,
     summarise,
 )
-from orchestrator.sweep import Primary, build_sweep
+from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 
 
