@@ -18,7 +18,8 @@ from typing import Any
 from orchestrator import lanes
 from orchestrator.events import AttemptEnded
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import Resources, build_sweep
+from orchestrator.question import Resources
+from orchestrator.sweep import build_sweep
 
 
 def trivial_plan(num_trials: int) -> Plan:

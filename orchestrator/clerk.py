@@ -7,6 +7,7 @@ knows that.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.dispatch import Cause, Dispatch, Job
 from orchestrator.events import Event, Notice
-from orchestrator.journal import Writer, write_atomically
+from orchestrator.journal import Writer
 from orchestrator.outcomes import AttemptEnd
 from orchestrator.states import Best, Kept, States
 from trainables.base import Epoch
+from trainables.files import write_atomically
 from trainables.places import redacted
 
 #: Seconds between two looks at the lanes, and between two signs of life in the journal.
@@ -87,7 +89,7 @@ class Clerk:
         """Makes what has happened durable; what the storage refuses is waited for, however long."""
         async with self._writing:
             if events := self._dispatch.take_events():
-                write: Callable[[], None] = lambda: self._writer.append(events)  # noqa: E731
+                write: Callable[[], None] = functools.partial(self._writer.append, events)
                 wait = FIRST_WAIT_SECONDS
                 while True:
                     try:

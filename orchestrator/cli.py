@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainables.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from orchestrator.lease import Lease
     from orchestrator.plan import Plan, Trial
     from orchestrator.preflight import Checked, Outcome
+    from orchestrator.question import Sweep
     from orchestrator.results import Result
-    from orchestrator.sweep import Override, Sweep
+    from orchestrator.source import Override
     from orchestrator.tracking import Tracker
 
 app = typer.Typer(
@@ -134,19 +137,9 @@ def main() -> None:
     """Runs the command line; input at fault ends with its message and exit code 2, without a traceback."""
     try:
         app()
-    except Exception as error:
-        # By name: importing the classes would import torch before there is need.
-        if type(error).__name__ in (
-            "SweepError",
-            "DataError",
-            "FolderError",
-            "ClusterError",
-            "MergeError",
-            "UnknownTrial",
-        ):
-            print(error, file=sys.stderr)
-            raise SystemExit(BAD_INPUT) from None
-        raise
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
 
 
 def _console(quiet: bool = False) -> "Console":
@@ -166,7 +159,7 @@ def _say(console: "Console", text: str, style: str | None = None) -> None:
 
 
 def _overrides(sets: list[str] | None) -> "list[Override]":
-    from orchestrator.sweep import Override
+    from orchestrator.source import Override
 
     return [Override.parse(text) for text in sets or ()]
 
@@ -454,8 +447,8 @@ def _execute(
     from orchestrator.machine import record_plan
     from orchestrator.notify import Notifier
     from orchestrator.progress import Progress
-    from orchestrator.terminal import duration
     from orchestrator.watch import Display
+    from orchestrator.words import duration
 
     began, preflight_seconds = timing or (time.time(), 0.0)
     folder = lease.folder
@@ -612,16 +605,13 @@ def _checked_again(
 
 def _lr_notes(plan: "Plan") -> list[str]:
     """What is done to learning rates quoted for another batch size."""
+    from orchestrator.words import describe_lr_scaling
+
     notes: dict[str, None] = {}
     for trial in plan.trials:
         optim, batch = trial.config.optim, trial.config.batch_size
         if optim.lr_batch_size is not None and optim.lr_batch_size != batch:
-            factor = optim.peak_lr(batch) / optim.lr
-            notes[
-                f"{optim.name}: lr is quoted for a batch of {optim.lr_batch_size} and scaled "
-                f"{'linearly' if optim.lr_scaling == 'linear' else 'by the square root'} to {batch} "
-                f"(x {factor:.4g})"
-            ] = None
+            notes[f"{optim.name}: {describe_lr_scaling(trial.config)}"] = None
     return list(notes)
 
 
@@ -908,8 +898,8 @@ def schema(
 
     The first lines of a file name it: `# yaml-language-server: $schema=sweep.schema.json`.
     """
-    from orchestrator.journal import write_atomically
     from orchestrator.schema import sweep_schema
+    from trainables.files import write_atomically
 
     text = json.dumps(sweep_schema(), indent=1) + "\n"
     if out is None:
@@ -1257,8 +1247,8 @@ def export(
     import pyarrow.parquet
 
     from orchestrator.folder import open_folder
-    from orchestrator.journal import write_atomically
     from orchestrator.rows import results_rows
+    from trainables.files import write_atomically
 
     if format not in ("parquet", "csv"):
         raise typer.BadParameter(f"must be parquet or csv, is {format!r}", param_hint="--format")

@@ -34,11 +34,12 @@ from pydantic import ValidationError
 
 from orchestrator.events import trial_of
 from orchestrator.folder import Folder, open_folder, provenance, save_confirmation, save_question
-from orchestrator.journal import FolderError, Writer, tree_of, write_atomically
+from orchestrator.journal import FolderError, Writer, tree_of
 from orchestrator.ledger import ledger
 from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
 from trainables.base import Frozen
+from trainables.files import write_atomically
 
 MANIFEST = "report/manifest.json"
 _QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")

@@ -30,6 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from orchestrator.gaps import Gap
+from orchestrator.outcomes import WORST_PCT
 from orchestrator.peak import TuningCurve
 from orchestrator.results import Result
 from orchestrator.space import Domain, Listed, LogUniform
@@ -436,7 +437,7 @@ def error_over_plane(
     across, up = (_Scale([domain[arm] for arm in names]) for domain in domains)
     ran = [error for arm in names for error in _errors(arms[arm])]
     # By the root of the error: linear, one arm that trains badly would leave the others one shade.
-    colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=100.0)), "cividis")
+    colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=WORST_PCT)), "cividis")
     any_diverged = False
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
@@ -537,7 +538,7 @@ def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
     figure = Figure(figsize=(4.5, _height(len(arms))))
     axes = figure.subplots()
     handles: list[Artist] = []
-    tops, bottoms, longest = [1.0], [100.0], 2
+    tops, bottoms, longest = [1.0], [WORST_PCT], 2
     for index, (arm, curve) in enumerate(arms.items()):
         k, count = np.arange(1, curve.num_trials + 1), curve.largest_budget
         longest = max(longest, curve.num_trials)
@@ -598,7 +599,7 @@ def paired(summaries: Sequence[Summary]) -> Figure:
         s.arm: [(base.errors_pct[p], s.errors_pct[p]) for p in base.errors_pct if p in s.errors_pct]
         for s in others
     }
-    lost = 100 - 1e-9
+    lost = WORST_PCT - 1e-9
     ran = [error for found in pairs.values() for pair in found for error in pair if error < lost]
     high, low = max(ran, default=1.0) or 1.0, min(ran, default=0.0)
     room = 0.06 * (high - low) or 0.5

@@ -32,13 +32,16 @@ from pydantic import TypeAdapter
 
 from orchestrator.cost import Planned
 from orchestrator.events import Event, RetryWanted
-from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
+from orchestrator.journal import FolderError, Writer, read_journal
 from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
+from orchestrator.question import Sweep
 from orchestrator.results import Record, fold
+from orchestrator.source import SweepError
 from orchestrator.states import States
-from orchestrator.sweep import Sweep, SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from trainables.config import Data, DataConfig, leaves
 from trainables.data import SPLITS, DataInfo
+from trainables.files import write_atomically
 from trainables.yaml import YamlError, load_yaml
 
 _T = TypeVar("_T")

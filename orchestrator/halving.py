@@ -12,6 +12,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from orchestrator.events import AttemptEnded, EpochDone, Event, RetryWanted
+from orchestrator.outcomes import WORST_PCT
 from orchestrator.plan import Trial
 from orchestrator.question import Halving
 
@@ -83,7 +84,7 @@ class Judge:
         while rung <= epoch:
             rung *= self._rule.reduction_factor
         if rung < self._epochs.get(trial_id, 0):
-            self._falls_behind(trial_id, rung, 100.0)
+            self._falls_behind(trial_id, rung, WORST_PCT)
 
     def _falls_behind(self, trial_id: str, epoch: float, error_pct: float) -> bool:
         result: Mapping[str, Any] = {"epoch": epoch, "error_pct": error_pct}

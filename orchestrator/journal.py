@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.events import AttemptEnded, Event, Sealed, from_json, to_json
+from trainables.errors import UserError
+from trainables.files import sync_folder
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """A folder that is no sweep, is in use, or belongs to another question."""
 
 
@@ -161,7 +163,7 @@ class Tail:
         # The rest of a line that is being written comes with the next call.
         whole = content[: content.rfind(b"\n") + 1]
         file.offset += len(whole)
-        events = []
+        events: list[Event] = []
         for line in whole.splitlines(keepends=True):
             event = decode(line)
             if event is None:
@@ -190,7 +192,7 @@ class Writer:
         self._synced_size, self._synced_at = 0, 0.0
         self._unsynced: list[bytes] = []
         self._torn = False
-        _sync_folder(journal)
+        sync_folder(journal)
         if before:
             self.append([Sealed(sizes={path.name: path.stat().st_size for path in before})])
 
@@ -249,24 +251,3 @@ class Writer:
         self._torn = False
         self._synced_size, self._synced_at = self._size, time.monotonic()
         self._unsynced.clear()
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes a new name in a folder survive the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

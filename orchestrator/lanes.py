@@ -41,18 +41,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.clerk import Clerk, Judge, Verdict, stack_path
 from orchestrator.dispatch import Cause, Job
 from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
-from orchestrator.gang import Gang, Node, num_lanes
+from orchestrator.gang import Gang, Node, Phase, lane_plan
 from orchestrator.orphans import Orphans
 from orchestrator.outcomes import AttemptEnd
 from orchestrator.results import Record
 from orchestrator.states import Kept, States
 from orchestrator.trial_logs import kept as worker_log
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
     from orchestrator.plan import Trial
     from orchestrator.preflight import Clock
-    from orchestrator.sweep import Resources
+    from orchestrator.question import Resources
     from trainables.context import Context
     from trainables.preflight import Reply, Request
 
@@ -72,7 +73,7 @@ _ORPHANS_SECONDS = 10.0
 _MAX_IDLE_ROUNDS = 3
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError):
     """The cluster cannot run the sweep; the message says what is missing."""
 
 
@@ -603,16 +604,11 @@ class Run:
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping, self._closing = threading.Event(), threading.Event()
         cluster = nodes()
-        from orchestrator.plan import by_gang
-
-        self.phases: list[tuple[Gang, list[Trial], int]] = []
-        for wanted, members in by_gang(trials).items():
-            gang = wanted.on(cluster)
-            count = resources.lanes or num_lanes(gang, cluster, len(members))
+        self.phases: list[Phase] = lane_plan(trials, cluster, resources.lanes)
+        for gang, members, count in self.phases:
             if count == 0:
                 have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
                 raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
-            self.phases.append((gang, members, min(count, len(members))))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
 

@@ -32,10 +32,13 @@ class Rule:
     censors: bool = False
 
 
+#: The largest error there is; a diverged run counts as it.
+WORST_PCT = 100.0
+
 RULES: dict[AttemptEnd, Rule] = {
     "finished": Rule("ran to its last epoch", "never", ranked=True, in_edf=True),
     "diverged": Rule(
-        "non-finite loss, or no better than chance", "never", ranked=False, in_edf=True, error_pct=100.0
+        "non-finite loss, or no better than chance", "never", ranked=False, in_edf=True, error_pct=WORST_PCT
     ),
     "stopped": Rule("ended early by a stopping rule", "never", ranked=False, in_edf=False, censors=True),
     "invalid": Rule("its settings cannot be built", "never", ranked=False, in_edf=False),

@@ -479,14 +479,3 @@ def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
     for trial in trials:
         first.setdefault(trial.id, trial)
     return list(first.values())
-
-
-def by_gang(trials: Iterable[Trial]) -> dict[Gang, list[Trial]]:
-    """Trials by what they run on, the largest gang first, so that small ones fill up at the end.
-
-    A first stage has the largest gang of those that start from it, so it is in their group or in one before.
-    """
-    groups: dict[Gang, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.gang, []).append(trial)
-    return dict(sorted(groups.items(), key=lambda item: item[0].size, reverse=True))

@@ -188,3 +188,19 @@ def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]
 def results_of(plan: "Plan", records: Mapping[str, Record]) -> list[Result]:
     """Every planned trial with what is known of it, in the order of the plan."""
     return [Result(trial, records.get(trial.id, Record()), plan.sweep.error) for trial in plan.trials]
+
+
+def by_cell_and_arm(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Groups results by the name of the cell and the arm, in the order in which these first appear."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    return groups
+
+
+def by_point(results: Iterable[Result]) -> dict[int, list[Result]]:
+    """Groups results of one arm in one cell by their point, in the order in which the points first appear."""
+    groups: dict[int, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.trial.point, []).append(result)
+    return groups

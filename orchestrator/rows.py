@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.findings import Found, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, TrialCost, unique_trials
-from orchestrator.results import Record, Result, results_of
+from orchestrator.results import Record, by_cell_and_arm, results_of
 from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
 from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.config import leaves
@@ -107,9 +107,7 @@ def total_cost(found: Found) -> Row:
 
 def cost_per_arm(found: Found) -> list[Row]:
     """Of every cell and arm, all roles; a trial that arms share counts in each of them."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in found.results:
-        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    groups = by_cell_and_arm(found.results)
     rows = []
     for s in found.summaries:
         ran = [result for result in groups[s.cell, s.arm] if result.record.attempts or result.record.rows]

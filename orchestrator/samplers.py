@@ -11,6 +11,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from orchestrator.outcomes import WORST_PCT
 from orchestrator.search import Tried
 from orchestrator.space import Choice, Domain
 
@@ -56,7 +57,7 @@ def propose(
                 break
         else:
             # As bad as can be: one that had merely failed would be proposed over and over.
-            study.tell(trial, 100.0)
+            study.tell(trial, WORST_PCT)
     return found
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.results import Result
+from orchestrator.outcomes import WORST_PCT
+from orchestrator.results import Result, by_cell_and_arm
 from orchestrator.stats import Confirmed, Estimate, Summary, confirmed_with, welch
 from trainables.corruptions import KINDS
 
@@ -145,9 +146,7 @@ _Told = tuple[ShiftSummary, Mapping[str, Confirmed]]
 
 def shift_summaries(results: Iterable[Result], summaries: Sequence[Summary]) -> list[ShiftSummary]:
     """Every arm of every cell, as far as its runs were asked: its best run, then its confirmation."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    groups = by_cell_and_arm(results)
     found: list[ShiftSummary] = []
     arms: dict[str, str] = {}
     bases: dict[tuple[str, str], _Told] = {}
@@ -203,11 +202,11 @@ def _of_confirmation(summary: Summary, results: Sequence[Result]) -> _Told | Non
         return None
 
     def named(result: Result, name: str) -> float | None:
-        return 100.0 if result.state == "diverged" else _errors(result).get(name)
+        return WORST_PCT if result.state == "diverged" else _errors(result).get(name)
 
     def corrupted(result: Result) -> float | None:
         if result.state == "diverged":
-            return 100.0
+            return WORST_PCT
         under = corruption_error(_errors(result))
         return None if under is None else under.mean_pct
 

@@ -17,12 +17,13 @@ from orchestrator.events import (
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Result
+from trainables.errors import UserError
 
 #: Names that are told when one is not found, or several are.
 _MOST_NAMES = 8
 
 
-class UnknownTrial(ValueError):
+class UnknownTrial(UserError):
     """No trial goes by that name, or several do; the message names the nearest."""
 
 

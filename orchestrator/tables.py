@@ -18,7 +18,7 @@ from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial
 from orchestrator.power import POWER, Detectable
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
-from orchestrator.search import EDGE_SHARE, searched
+from orchestrator.search import BEST_EDGE_SHARE, searched
 from orchestrator.shift import CLEAN, FINAL, ShiftSummary, kinds_in
 from orchestrator.stats import MEASURES, Estimate, Measure
 from orchestrator.words import (
@@ -564,7 +564,7 @@ def _search_table(found: Found) -> Table:
         table.data.append(plain(one))
         if one.edges:
             table.note(
-                f"{one.cell}, {one.arm}: the best lies in the outer {EDGE_SHARE:.0%} of the window of "
+                f"{one.cell}, {one.arm}: the best lies in the outer {BEST_EDGE_SHARE:.0%} of the window of "
                 f"{', '.join(one.edges)}; a better one may lie beyond."
             )
     return table

@@ -19,8 +19,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Trial
 from orchestrator.progress import Cause, Progress, Tally
 from orchestrator.story import name_of
-from orchestrator.terminal import duration, pct
 from orchestrator.trial_logs import logs_of
+from orchestrator.words import duration, percent
 
 #: Seconds between two looks at a journal that somebody else writes.
 LOOK_SECONDS = 0.5
@@ -132,7 +132,7 @@ def tally_table(tallies: Sequence[Tally], room: int | None = None, width: int = 
     shown, rest = _fitting(tallies, room)
     for tally in shown:
         edf = [Text(sparkline(tally, low, high), style="cyan")] if with_edf else []
-        table.add_row(tally.cell, tally.arm, *_counts(tally), pct(tally.best_pct), *edf)
+        table.add_row(tally.cell, tally.arm, *_counts(tally), percent(tally.best_pct), *edf)
     for tally in rest:
         table.add_row(Text(tally.cell, style="dim"), tally.arm, *_counts(tally), "")
     return table
@@ -160,13 +160,12 @@ def _fitting(tallies: Sequence[Tally], room: int | None) -> tuple[Sequence[Tally
     num_shown = max(0, (room - (len(arms) if by_arm else 1)) // len(arms))
     hidden = set(cells[num_shown:])
     name = f"{len(hidden)} more cells" if num_shown else f"{len(hidden)} cells"
-    rest = [
-        _sum(name, arm if by_arm else f"{len(arms)} arms", (t for t in tallies if t.cell in hidden and of(t)))
-        for arm, of in (
-            [(arm, lambda t, arm=arm: t.arm == arm) for arm in arms] if by_arm else [("", lambda t: True)]
-        )
-    ]
-    return [tally for tally in tallies if tally.cell not in hidden], rest
+    rest = [tally for tally in tallies if tally.cell in hidden]
+    if by_arm:
+        sums = [_sum(name, arm, (tally for tally in rest if tally.arm == arm)) for arm in arms]
+    else:
+        sums = [_sum(name, f"{len(arms)} arms", rest)]
+    return [tally for tally in tallies if tally.cell not in hidden], sums
 
 
 def _sum(cell: str, arm: str, tallies: Iterable[Tally]) -> Tally:
@@ -292,7 +291,7 @@ class Display:
     def _line(self, event: AttemptEnded) -> str:
         result = self.progress.result(event.trial)
         last = result.record.last
-        error = f"{pct(last.val_top1_error_pct)} %" if last else "no epoch"
+        error = f"{percent(last.val_top1_error_pct)} %" if last else "no epoch"
         again = "" if event.final else ", will be tried again"
         detail = f"  ({event.detail})" if event.detail else ""
         count = f"[{self.progress.ended}/{len(self.progress.plan.trials)}]"

@@ -40,11 +40,18 @@ from orchestrator.events import (
     row_of,
 )
 from orchestrator.folder import open_folder, save_question
-from orchestrator.journal import Writer
+from orchestrator.journal import FolderError, Writer
+from orchestrator.merge import MergeError
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Outcome
+from orchestrator.source import SweepError
+from orchestrator.story import UnknownTrial
 from orchestrator.sweep import load_sweep
+from orchestrator.where import ConstraintError
+from trainables.base import DataError
+from trainables.errors import UserError
 from trainables.faults import Fault
+from trainables.yaml import YamlError
 
 LR_WD = Path(__file__).parent.parent / "search_spaces" / "lr_wd.yaml"
 
@@ -104,7 +111,8 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     assert {trial["epochs"] for trial in trials} == {20}
     assert all(trial["params_m"] > 0 and trial["flops_g"] > 0 for trial in trials)
     code, out, _ = cli("plan", LR_WD)
-    assert "lr is quoted for a batch of 2048 and scaled linearly to 64 (x 0.03125)" in out
+    assert "lr is quoted for a batch of 2048; at the batch of 64 used here" in out
+    assert "the optimizer gets 0.03125 times it at its peak (scaled in proportion)" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -645,6 +653,38 @@ def test_the_example_in_the_help_of_every_verb_is_a_command_that_parses(words, c
     assert tuple(arguments[: len(words)]) == words
     # Refuses options that there are not, values of a wrong type, and arguments too many or too few.
     assert command.make_context(" ".join(words), arguments[len(words) :]).params
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConstraintError,
+        DataError,
+        FolderError,
+        MergeError,
+        SweepError,
+        UnknownTrial,
+        YamlError,
+    ],
+)
+def test_an_error_of_the_user_ends_with_its_message_alone_whatever_it_is_called(cli, monkeypatch, error):
+    # An error that is made of it anew has no name that anybody could have listed.
+    anew = type("Anew", (error,), {"__init__": lambda self: UserError.__init__(self, "at fault")})
+
+    def fail() -> None:
+        raise anew
+
+    monkeypatch.setattr("orchestrator.cli.app", fail)
+    assert cli("status", "there") == (BAD_INPUT, "", "at fault\n")
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    def fail() -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("orchestrator.cli.app", fail)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        main()
 
 
 def test_the_help_tells_the_exit_codes(cli):

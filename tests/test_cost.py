@@ -42,7 +42,7 @@ from orchestrator.results import Record
 from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 from trainables.config import TrainConfig
-from trainables.footprint import Work, footprint
+from trainables.footprint import Work, footprint, shape_config
 
 CPU = Machine("a processor", (Node(2, 0),), memory_gib=16)
 
@@ -105,6 +105,22 @@ def test_a_drawn_strength_of_stochastic_depth_makes_one_shape_and_none_another()
     plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
     assert len(plan.trials) == 3
     assert len({shape_of(trial) for trial in plan.trials}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({"mixup": {"mixup_alpha": 0.2}}, {"mixup": {"mixup_alpha": 0.8}}),
+        ({"clip_grad_norm": 1.0}, {"clip_grad_norm": 5.0}),
+        ({"label_smoothing": 0.1}, {"label_smoothing": 0.0}),
+        ({"ema": {"time_constant": 0.1}}, {"ema": {"time_constant": 0.2}}),
+    ],
+    ids=str,
+)
+def test_strengths_do_not_make_a_shape_and_whether_there_are_any_does(run_tree, changes, others):
+    one, other, none = (TrainConfig.model_validate(run_tree(**more)) for more in (changes, others, {}))
+    assert shape_config(one) == shape_config(other)
+    assert (shape_config(one) == shape_config(none)) == ("label_smoothing" in changes)
 
 
 def test_what_lives_between_steps_is_what_the_optimizer_and_the_average_keep(run_tree):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Unknown
-from orchestrator.journal import Tail, Writer, decode, encode, read_journal, write_atomically
+from orchestrator.journal import Tail, Writer, decode, encode, read_journal
 from orchestrator.results import fold
 from trainables.base import Epoch
+from trainables.files import replacing, write_atomically
 
 
 def row(epoch: int, error_pct: float = 12.5) -> Epoch:
@@ -200,6 +201,22 @@ def test_a_file_written_atomically_is_whole_and_leaves_no_parts(tmp_path):
     write_atomically(tmp_path / "a" / "file.txt", b"two")
     assert (tmp_path / "a" / "file.txt").read_text() == "two"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_write_that_fails_leaves_the_old_file_and_no_parts(tmp_path, durable):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fill() -> None:
+        with replacing(path, durable) as file:
+            file.write(b"half of what is ne")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_tail_gives_every_event_once_however_the_bytes_come(tmp_path):

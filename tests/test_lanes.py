@@ -15,9 +15,11 @@ import yaml
 
 from orchestrator.events import AttemptEnded, EpochDone, Event
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
+from orchestrator.question import Resources
 from orchestrator.results import Record, fold
-from orchestrator.sweep import Resources, build_sweep
+from orchestrator.sweep import build_sweep
 from trainables.base import TIMING_FIELDS
+from trainables.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -177,6 +179,7 @@ def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_wri
     plan = plan_of(1, resources={"workers": 3})
     with pytest.raises(lanes.ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
         lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    assert issubclass(lanes.ClusterError, UserError)
     assert not (tmp_path / "sweep").exists()
 
 

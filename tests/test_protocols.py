@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import SweepError, build_sweep, load_sweep
+from orchestrator.source import SweepError
+from orchestrator.sweep import build_sweep, load_sweep
 from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data import DataError, Digits, Parquet
 from trainables.preflight import check_model, check_sizes, check_start

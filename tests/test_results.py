@@ -1,11 +1,18 @@
 import dataclasses
 import typing
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, Unknown, row_of
 from orchestrator.outcomes import RULES, SETTLED, AttemptEnd, Outcome
-from orchestrator.results import Record, Result, fold
+from orchestrator.results import (
+    Record,
+    Result,
+    by_cell_and_arm,
+    by_point,
+    fold,
+)
 from trainables.base import Epoch
 
 
@@ -166,3 +173,16 @@ def test_the_final_number_is_that_of_the_last_epoch():
         end("finished"),
     ]
     assert Result(None, fold(events)["t"]).test_error_pct == 41.0
+
+
+def test_results_are_grouped_by_cell_and_arm_and_by_point_in_their_order():
+    places = [("c", "b", 1), ("c", "a", 0), ("d", "b", 1), ("c", "b", 0), ("c", "b", 1)]
+    results = [
+        Result(SimpleNamespace(cell_name=cell, arm=arm, point=point), Record()) for cell, arm, point in places
+    ]
+    first, second, third, fourth, fifth = results
+    groups = by_cell_and_arm(results)
+    assert list(groups) == [("c", "b"), ("c", "a"), ("d", "b")]
+    assert groups == {("c", "b"): [first, fourth, fifth], ("c", "a"): [second], ("d", "b"): [third]}
+    points = by_point(groups["c", "b"])
+    assert list(points.items()) == [(1, [first, fifth]), (0, [fourth])]

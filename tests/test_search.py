@@ -20,9 +20,10 @@ from orchestrator.question import Halving
 from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
 from orchestrator.search import Tried, next_round, num_rounds, searched
+from orchestrator.source import SweepError
 from orchestrator.space import Choice, IntRange, LogUniform
 from orchestrator.stats import MEASURES, summarise
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from orchestrator.tables import tables_of
 from orchestrator.words import answer
 from trainables.base import Epoch

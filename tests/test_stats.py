@@ -11,6 +11,7 @@ from scipy.stats import qmc
 
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.question import Primary
 from orchestrator.results import Record, results_of
 from orchestrator.stats import (
     MEASURES,
@@ -32,7 +33,7 @@ from orchestrator.stats import (
     signed_rank_sum,
     summarise,
 )
-from orchestrator.sweep import Primary, build_sweep
+from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 
 

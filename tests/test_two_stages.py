@@ -22,10 +22,11 @@ from orchestrator.journal import read_journal
 from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, unique_trials, with_confirmation
 from orchestrator.preflight import _build_fault, subjects
 from orchestrator.results import Record, brought_back, fold, results_of
+from orchestrator.source import SweepError
 from orchestrator.states import States
 from orchestrator.stats import summarise
 from orchestrator.story import advice, attempts_of, find_trial, name_of, story
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from orchestrator.words import stage_caveats
 from tests.test_run import BASE, ends_in, records_in, results, start_cli
 from trainables.base import TIMING_FIELDS, Diverged

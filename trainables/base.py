@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from trainables.errors import UserError
+
 
 class Frozen(BaseModel):
     """A configuration: immutable, hashable, refuses keys it does not know."""
@@ -25,7 +27,7 @@ class Invalid(Exception):
     """A configuration that passes its checks but cannot be built on the data or workers it got."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be used as asked; the message names the file and, where there is one, the row."""
 
 

@@ -68,7 +68,7 @@ class DataInfo:
     skipped: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """One split: labels at hand, images on demand.
 

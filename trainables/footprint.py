@@ -106,7 +106,7 @@ def footprint(
 ) -> Footprint:
     """The footprint of a run, counted on fake tensors in a second or so.
 
-    Rates, strengths of regularisation, seeds and lengths do not matter to it; equal shapes are counted once.
+    Runs of equal `shape_config` are counted once.
 
     Args:
       config: the run.
@@ -116,7 +116,15 @@ def footprint(
       workers: processes that share a batch.
       on_gpu: whether `precision: auto` means half precision, and optimizers take all tensors at once.
     """
-    shape = config.model_copy(
+    return _counted(shape_config(config), num_classes, num_train, num_images, workers, on_gpu)
+
+
+def shape_config(config: TrainConfig) -> TrainConfig:
+    """A run without what does not matter to its cost: rates, lengths, seeds, what it starts from.
+
+    Of strengths of regularisation only whether there are any matters, so all of them are made equal.
+    """
+    return config.model_copy(
         update={
             "optim": config.optim.model_copy(
                 update={"lr": 1e-3, "weight_decay": 0.1 if config.optim.weight_decay else 0.0}
@@ -129,9 +137,9 @@ def footprint(
             "schedule": Cosine(epochs=1),
             "divergence": Divergence(),
             "seeds": Seeds(),
+            "start": None,
         }
     )
-    return _counted(shape, num_classes, num_train, num_images, workers, on_gpu)
 
 
 @functools.lru_cache(maxsize=4096)
