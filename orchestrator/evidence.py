@@ -33,7 +33,14 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.events import trial_of
-from orchestrator.folder import Folder, open_folder, provenance, save_confirmation, save_question
+from orchestrator.folder import (
+    Folder,
+    open_folder,
+    provenance,
+    save_confirmation,
+    save_question,
+    source_root,
+)
 from orchestrator.journal import FolderError, Writer, tree_of
 from orchestrator.ledger import ledger
 from orchestrator.merge import Merged, MergeError, Part, merge
@@ -153,14 +160,17 @@ def _environment() -> dict[str, Any]:
 
 @functools.cache  # what this process has loaded does not change when the files do
 def _source_digest() -> str:
-    """A digest of our own code as it is installed, with or without git."""
+    return source_digest(source_root())
+
+
+def source_digest(root: Path) -> str:
+    """A digest of our own code as it is installed in a folder, sub-packages included, with or without git."""
     digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
     for package in ("orchestrator", "trainables"):
-        for path in sorted((root / package).iterdir()):
+        for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".j2"):
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{package}/{path.name} {content}\n".encode())
+                digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ runs/<sweep>/
 
 import contextlib
 import dataclasses
+import importlib.resources
 import json
 import os
 import platform
@@ -330,6 +331,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def source_root() -> Path:
+    """The folder that holds our packages, at whatever depth the module that asks is."""
+    return Path(str(importlib.resources.files("orchestrator"))).resolve().parent
+
+
 def processor() -> str:
     """The name of this machine's processor."""
     with contextlib.suppress(OSError):
@@ -341,11 +347,10 @@ def processor() -> str:
 
 def _code() -> dict[str, str]:
     """The commit of the source tree, and a digest of what differs from it."""
-    root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(source_root()), *arguments], capture_output=True, text=True, timeout=20
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 
