@@ -449,6 +449,7 @@ def _execute(
     """
     from orchestrator import lanes
     from orchestrator.cost import storage_fault, within_budget
+    from orchestrator.events import AttemptEnded, EpochDone
     from orchestrator.folder import save_question
     from orchestrator.machine import record_plan
     from orchestrator.notify import Notifier
@@ -500,7 +501,7 @@ def _execute(
                 notifier.observe(progress, events)
                 if tracker:
                     tracker.observe(events)
-                return any(event["kind"] in ("epoch", "end") for event in events)
+                return any(isinstance(event, EpochDone | AttemptEnded) for event in events)
 
             try:
                 # What earlier runs have spent counts before anything comes.
@@ -1086,7 +1087,7 @@ def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names
       BadParameter: an outcome that there is not.
       UnknownTrial: a name that fits no trial, or several.
     """
-    from orchestrator.results import RULES
+    from orchestrator.outcomes import RULES
     from orchestrator.story import find_trial
 
     if unknown := outcomes - set(RULES):

@@ -32,8 +32,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from orchestrator.events import trial_of
 from orchestrator.folder import Folder, open_folder, provenance, save_confirmation, save_question
-from orchestrator.journal import FolderError, Writer, decode, write_atomically
+from orchestrator.journal import FolderError, Writer, tree_of, write_atomically
 from orchestrator.ledger import ledger
 from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
@@ -416,7 +417,7 @@ class _Check:
         lines = (self.folder / name).read_bytes().splitlines(keepends=True)
         self.counts["lines"] += len(lines)
         for number, line in enumerate(lines, 1):
-            if decode(line) is not None:
+            if tree_of(line) is not None:
                 continue
             if number == len(lines) and not line.endswith(b"\n"):
                 self.notes.append(f"{name}, line {number}: was cut off by a crash; it does not count")
@@ -949,7 +950,7 @@ def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder
         save_confirmation(folder, merged.confirmation)
     for name, source in sources.items():
         writer = Writer(folder)
-        writer.append([event for event in source.events if merged.origin.get(event.get("trial", "")) == name])
+        writer.append([event for event in source.events if merged.origin.get(trial_of(event) or "") == name])
         writer.close()
     record = json.loads((folder / "record.json").read_bytes())
     record["sources"] = {

@@ -31,9 +31,10 @@ import yaml
 from pydantic import TypeAdapter
 
 from orchestrator.cost import Planned
+from orchestrator.events import Event, RetryWanted
 from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
 from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
-from orchestrator.results import Event, Record, fold, retry_event
+from orchestrator.results import Record, fold
 from orchestrator.states import States
 from orchestrator.sweep import Sweep, SweepError, build_sweep
 from trainables.config import Data, DataConfig, leaves
@@ -189,7 +190,7 @@ def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None
         states.delete_checkpoint(trial_id)
         states.delete_kept(trial_id)
     writer = Writer(path)
-    writer.append([retry_event(trial_id, time.time()) for trial_id in trial_ids])
+    writer.append([RetryWanted(trial=trial_id, time=time.time()) for trial_id in trial_ids])
     writer.close()
 
 

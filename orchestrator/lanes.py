@@ -19,7 +19,6 @@ told to workers by `ray.train.get_preemption_info`, a barrier as well, so a thre
 """
 
 import contextlib
-import dataclasses
 import faulthandler
 import gc
 import os
@@ -41,9 +40,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.clerk import Clerk, Judge, Verdict, stack_path
 from orchestrator.dispatch import Cause, Job
+from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.gang import Gang, Node, num_lanes
 from orchestrator.orphans import Orphans
-from orchestrator.results import AttemptEnd, Event, Record
+from orchestrator.outcomes import AttemptEnd
+from orchestrator.results import Record
 from orchestrator.states import Kept, States
 from orchestrator.trial_logs import kept as worker_log
 
@@ -170,7 +171,7 @@ def _run_job(
             for row, state in train(config, context, keeper=keeper, start=start):  # noqa: B007
                 verdict: list[Verdict] = ["go on"]
                 if context.rank == 0:
-                    verdict = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
+                    verdict = [ray.get(clerk.row.remote(lane, number, row))]
                 if context.world_size > 1:
                     # All ranks go on or none: a rank alone would wait in the next all-reduce for ever.
                     torch.distributed.broadcast_object_list(verdict, src=0)
@@ -629,13 +630,14 @@ class Run:
                 judge=self._judge,
             )
         )
-        self._note("session", began=self._began, lanes=[count for *_, count in self.phases])
+        lanes = tuple(count for *_, count in self.phases)
+        self._note(SessionBegan(time=time.time(), began=self._began, lanes=lanes))
         if self._preflight_seconds:
-            self._note("preflight", seconds=self._preflight_seconds)
+            self._note(PreflightDone(time=time.time(), seconds=self._preflight_seconds))
         self._thread.start()
 
-    def _note(self, kind: str, **fields: Any) -> None:
-        ray.get(self._clerk.note.remote({"kind": kind, "time": time.time(), **fields}))
+    def _note(self, event: Event) -> None:
+        ray.get(self._clerk.note.remote(event))
 
     @property
     def done(self) -> bool:
@@ -660,7 +662,7 @@ class Run:
     def close(self, timeout_seconds: float = 8.0) -> None:
         """Puts the end of the session on record; the last thing to do with a run."""
         self._closing.set()
-        ray.get(self._clerk.note.remote({"kind": "close", "time": time.time()}), timeout=timeout_seconds)
+        ray.get(self._clerk.note.remote(SessionClosed(time=time.time())), timeout=timeout_seconds)
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
@@ -683,7 +685,7 @@ class Run:
         jobs, ended = jobs_of(members, self._records, self._resources.retries)
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
-        self._note("phase", lanes=count, devices=devices, device=device)
+        self._note(PhaseBegan(time=time.time(), lanes=count, devices=devices, device=device))
         for start in range(0, len(jobs), 1000):
             ray.get(self._clerk.add.remote(jobs[start : start + 1000], ended))
         lane = tune.with_parameters(

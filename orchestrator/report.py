@@ -27,9 +27,10 @@ from orchestrator.basin import Basin, Landscape, useful_surrogate
 from orchestrator.cost import Planned
 from orchestrator.findings import Evidence, Found, evidence_of, gather
 from orchestrator.ledger import Ledger
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, Trial, TrialCost
 from orchestrator.power import Planted
-from orchestrator.results import RULES, Record
+from orchestrator.results import Record
 from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.stats import MEASURES, by_arm
 from orchestrator.sweep import Cell, cell_name

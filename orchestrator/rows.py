@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.findings import Found, budgets, costs_of, gap_floor, not_worked_out
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, TrialCost, unique_trials
-from orchestrator.results import RULES, Record, Result, results_of
+from orchestrator.results import Record, Result, results_of
 from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
 from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.config import leaves

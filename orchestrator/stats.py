@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial
-from orchestrator.results import RULES, Result
+from orchestrator.results import Result
 from orchestrator.sweep import Primary
 
 Scores = NDArray[np.float64]

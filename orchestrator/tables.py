@@ -14,9 +14,9 @@ from orchestrator.basin import Extent
 from orchestrator.cost import Basis, Planned, Span, planned_actual
 from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial
 from orchestrator.power import POWER, Detectable
-from orchestrator.results import RULES
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
 from orchestrator.search import EDGE_SHARE, searched
 from orchestrator.shift import CLEAN, FINAL, ShiftSummary, kinds_in

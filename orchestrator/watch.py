@@ -11,13 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.events import AttemptEnded, Event, Notice, SessionBegan
 from orchestrator.folder import open_folder
 from orchestrator.journal import Tail
 from orchestrator.lease import holder
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Trial
 from orchestrator.progress import Cause, Progress, Tally
-from orchestrator.results import Event
 from orchestrator.story import name_of
 from orchestrator.terminal import duration, pct
 from orchestrator.trial_logs import logs_of
@@ -271,15 +271,15 @@ class Display:
         """Takes in what has happened and shows it."""
         self.progress.observe(events)
         for event in events:
-            if event["kind"] == "notice":
+            if isinstance(event, Notice):
                 if self.console.quiet:
-                    print(event["detail"], file=sys.stderr)
-                self.console.print(event["detail"], style="yellow", markup=False, soft_wrap=True)
+                    print(event.detail, file=sys.stderr)
+                self.console.print(event.detail, style="yellow", markup=False, soft_wrap=True)
         if self._live:
             self._live.update(self._view(state), refresh=True)
             return
         for event in events:
-            if event["kind"] == "end" and self.progress.knows(event["trial"]):
+            if isinstance(event, AttemptEnded) and self.progress.knows(event.trial):
                 self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
 
     def _view(self, state: str) -> RenderableType:
@@ -289,15 +289,15 @@ class Display:
         width, height = self.console.size
         return view(self.progress, self._folder, height, width, now, self._spent, state)
 
-    def _line(self, event: Event) -> str:
-        result = self.progress.result(event["trial"])
+    def _line(self, event: AttemptEnded) -> str:
+        result = self.progress.result(event.trial)
         last = result.record.last
         error = f"{pct(last.val_top1_error_pct)} %" if last else "no epoch"
-        again = "" if event["final"] else ", will be tried again"
-        detail = f"  ({event['detail']})" if event["detail"] else ""
+        again = "" if event.final else ", will be tried again"
+        detail = f"  ({event.detail})" if event.detail else ""
         count = f"[{self.progress.ended}/{len(self.progress.plan.trials)}]"
         label = result.trial.label
-        return f"{count} {label}  {event['end']}{again}  {error}  {event['seconds']:.1f} s{detail}"
+        return f"{count} {label}  {event.end}{again}  {error}  {event.seconds:.1f} s{detail}"
 
 
 class Follower:
@@ -326,7 +326,7 @@ class Follower:
     def read(self) -> list[Event]:
         """What has been added, for `progress`; that is another one where the journal or plan is another."""
         events = self._tail.read()
-        if self._tail.anew or any(event["kind"] == "session" for event in events):
+        if self._tail.anew or any(isinstance(event, SessionBegan) for event in events):
             self._begin()
             return []
         return events

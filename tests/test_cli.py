@@ -1,6 +1,7 @@
 """The command line as a user meets it; what needs Ray is in test_lanes."""
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -29,11 +30,19 @@ from orchestrator.cli import (
     app,
     main,
 )
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    EpochDone,
+    Notice,
+    RetryWanted,
+    SessionBegan,
+    row_of,
+)
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import Writer
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Outcome
-from orchestrator.results import attempt_event, end_event, epoch_event, retry_event
 from orchestrator.sweep import load_sweep
 from trainables.faults import Fault
 
@@ -245,12 +254,29 @@ def partial(tmp_path: Path) -> Path:
     writer = Writer(folder)
     writer.append(
         [
-            attempt_event(finished, 1, "lane", 0.0),
-            epoch_event(finished, 1, row),
-            end_event(finished, 1, "finished", "", 12.0, 12.0, True, "abc"),
-            attempt_event(failed, 1, "lane", 12.0),
-            end_event(failed, 1, "failed", "OSError: the disk is on fire", 1.0, 13.0, True),
-            attempt_event(running, 1, "lane", 13.0),
+            AttemptBegan(trial=finished, attempt=1, lane="lane", time=0.0),
+            EpochDone(trial=finished, attempt=1, row=row_of(row)),
+            AttemptEnded(
+                trial=finished,
+                attempt=1,
+                end="finished",
+                detail="",
+                seconds=12.0,
+                time=12.0,
+                final=True,
+                weights="abc",
+            ),
+            AttemptBegan(trial=failed, attempt=1, lane="lane", time=12.0),
+            AttemptEnded(
+                trial=failed,
+                attempt=1,
+                end="failed",
+                detail="OSError: the disk is on fire",
+                seconds=1.0,
+                time=13.0,
+                final=True,
+            ),
+            AttemptBegan(trial=running, attempt=1, lane="lane", time=13.0),
         ]
     )
     writer.close()
@@ -354,15 +380,17 @@ def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(
     # With what failed all that is missing, and not what has finished.
     assert asked.pop() == {failed, *rest}
     assert files() == before
-    row = {**open_folder(partial).events[1]["row"], "epoch": 1}
+    row = dataclasses.replace(open_folder(partial).events[1].row, epoch=1)
     writer = Writer(partial)
-    writer.append([retry_event(failed, 1.0)])
+    writer.append([RetryWanted(trial=failed, time=1.0)])
     for trial_id in (failed, *rest):
         writer.append(
             [
-                attempt_event(trial_id, 1, "lane", 0.0),
-                epoch_event(trial_id, 1, row),
-                end_event(trial_id, 1, "finished", "", 1.0, 2.0, True),
+                AttemptBegan(trial=trial_id, attempt=1, lane="lane", time=0.0),
+                EpochDone(trial=trial_id, attempt=1, row=row),
+                AttemptEnded(
+                    trial=trial_id, attempt=1, end="finished", detail="", seconds=1.0, time=2.0, final=True
+                ),
             ]
         )
     writer.close()
@@ -405,7 +433,14 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
     folder = tmp_path / "runs" / "lr_wd"
     save_question(folder, plan)
     writer = Writer(folder)
-    writer.append([end_event(t.id, 1, "diverged", "nan", 1.0, 1.0, True) for t in plan.trials])
+    writer.append(
+        [
+            AttemptEnded(
+                trial=t.id, attempt=1, end="diverged", detail="nan", seconds=1.0, time=1.0, final=True
+            )
+            for t in plan.trials
+        ]
+    )
     writer.close()
 
     def write_report(folder: Path) -> Path:
@@ -432,16 +467,24 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
 
         def start(self):
             writer = Writer(self.folder)
-            self.left = [{"kind": "session", "time": 1.0, "began": 0.0, "lanes": [2]}]
+            self.left = [SessionBegan(time=1.0, began=0.0, lanes=(2,))]
             for number, trial in enumerate(self.trials):
                 last = number == len(self.trials) - 1
                 detail = "OSError: on fire" if last else "nan"
                 self.left += [
-                    attempt_event(trial.id, 1, "lane", 2.0 + number),
-                    end_event(trial.id, 1, "failed" if last else "diverged", detail, 1.0, 3.0 + number, True),
+                    AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=2.0 + number),
+                    AttemptEnded(
+                        trial=trial.id,
+                        attempt=1,
+                        end="failed" if last else "diverged",
+                        detail=detail,
+                        seconds=1.0,
+                        time=3.0 + number,
+                        final=True,
+                    ),
                 ]
-            self.left.append({"kind": "notice", "detail": "the disk was slow"})
-            writer.append([event for event in self.left if event["kind"] != "notice"])
+            self.left.append(Notice(detail="the disk was slow"))
+            writer.append([event for event in self.left if not isinstance(event, Notice)])
             writer.close()
 
         def events(self):

@@ -21,6 +21,8 @@ PURE = {
     "schema",
     "cost",
     "plan",
+    "outcomes",
+    "events",
     "results",
     "confirm",
     "merge",
@@ -62,6 +64,8 @@ RANKS = {
     **dict.fromkeys(("question", "sweep"), 2),
     "schema": 3,
     "plan": 3,
+    "outcomes": 0,
+    "events": 1,
     "results": 4,
     **dict.fromkeys(
         ("confirm", "search", "merge", "cost", "dispatch", "ledger", "progress", "story", *STATISTICS), 5

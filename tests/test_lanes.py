@@ -13,8 +13,9 @@ import psutil
 import pytest
 import yaml
 
+from orchestrator.events import AttemptEnded, EpochDone, Event
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
-from orchestrator.results import Event, Record, fold
+from orchestrator.results import Record, fold
 from orchestrator.sweep import Resources, build_sweep
 from trainables.base import TIMING_FIELDS
 
@@ -128,7 +129,7 @@ def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(lanes, tmp_pa
             assert record.attempts == 2
             log = tmp_path / "sweep" / "trials" / trial.id / "attempt-2.log"
             assert "Traceback" in log.read_text()
-    assert [e["final"] for e in events if e["kind"] == "end" and e["end"] == "failed"] == [False, True] * 2
+    assert [e.final for e in events if isinstance(e, AttemptEnded) and e.end == "failed"] == [False, True] * 2
 
 
 def train_workers() -> list[psutil.Process]:
@@ -146,14 +147,14 @@ def test_a_killed_worker_costs_its_trial_an_attempt_and_changes_no_result(lanes,
 
     def kill_once(events: list[Event]) -> None:
         # In the middle of the second trial.
-        if not killed and len([event for event in events if event["kind"] == "epoch"]) == 3:
+        if not killed and sum(isinstance(event, EpochDone) for event in events) == 3:
             for process in train_workers():
                 process.kill()
                 killed.append(process.pid)
 
     disturbed, events = run_trials(lanes, tmp_path / "b", list(plan.trials), count=1, meddle=kill_once)
     assert killed
-    assert [event["end"] for event in events if event["kind"] == "end"].count("lost") == 1
+    assert [event.end for event in events if isinstance(event, AttemptEnded)].count("lost") == 1
     assert sum(record.attempts for record in disturbed.values()) == len(plan.trials) + 1
     for trial in plan.trials:
         assert rows_without_times(disturbed[trial.id]) == rows_without_times(undisturbed[trial.id])
@@ -184,7 +185,7 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
     run = lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
     run.start()
     events: list[Event] = []
-    while not any(event["kind"] == "epoch" for event in events):
+    while not any(isinstance(event, EpochDone) for event in events):
         events += run.events()
         time.sleep(0.1)
     began = time.monotonic()

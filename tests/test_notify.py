@@ -13,6 +13,7 @@ import pytest
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
 from orchestrator import notify
+from orchestrator.events import BreakerTripped
 from orchestrator.folder import save_question
 from orchestrator.notify import Notifier
 from orchestrator.plan import Plan
@@ -54,7 +55,7 @@ def run(plan: Plan, target: str | None) -> str | None:
     """A run from its first event to its end, as the command line tells it."""
     notifier, progress = Notifier(target, "large", Path("runs/large")), Progress(plan, {})
     events = made_up_run(plan, lanes=2, share=1.0, failing=0)
-    breaker = {"kind": "breaker", "time": 0.0, "arm": "vit_p", "detail": "5 trials in a row: OSError"}
+    breaker = BreakerTripped(time=0.0, arm="vit_p", detail="5 trials in a row: OSError")
     for event in [*events, breaker, breaker]:
         progress.observe([event])
         notifier.observe(progress, [event])

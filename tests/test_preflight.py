@@ -29,6 +29,7 @@ import orchestrator.machine
 import orchestrator.preflight
 import trainables.preflight
 from orchestrator.cost import Machine
+from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.gang import Gang, Node
 from orchestrator.ledger import ledger
 from orchestrator.plan import Plan, data_configs, make_plan
@@ -539,11 +540,11 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
 
 
 def test_its_time_has_a_heading_in_the_ledger():
-    events: list[dict[str, Any]] = [
-        {"kind": "session", "time": 30.0, "began": 0.0},
-        {"kind": "preflight", "time": 30.0, "seconds": 20.0},
-        {"kind": "phase", "time": 31.0, "lanes": 2, "devices": 2, "device": "core"},
-        {"kind": "close", "time": 100.0},
+    events: list[Event] = [
+        SessionBegan(time=30.0, began=0.0),
+        PreflightDone(time=30.0, seconds=20.0),
+        PhaseBegan(time=31.0, lanes=2, devices=2, device="core"),
+        SessionClosed(time=100.0),
     ]
     spent = ledger(events)
     # Two cores for 20 of 100 seconds.

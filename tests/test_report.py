@@ -16,9 +16,10 @@ import pytest
 from orchestrator import figures, findings, report, tables
 from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
 from orchestrator.report import write_report
-from orchestrator.results import RULES, Record, results_of
+from orchestrator.results import Record, results_of
 from orchestrator.rows import FORMAT, results_rows, summary_table
 from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summarise
 from orchestrator.sweep import build_sweep

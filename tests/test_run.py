@@ -64,10 +64,13 @@ def records_in(folder: Path) -> dict[str, Any]:
 
 
 def ends_in(folder: Path) -> list[str]:
+    from orchestrator.events import AttemptEnded
     from orchestrator.journal import read_journal
 
     return [
-        event["trial"] for event in read_journal(folder).events if event["kind"] == "end" and event["final"]
+        event.trial
+        for event in read_journal(folder).events
+        if isinstance(event, AttemptEnded) and event.final
     ]
 
 
@@ -196,13 +199,14 @@ def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path):
         assert process.returncode == 0, output
     finally:
         cluster.shutdown()
+    from orchestrator.events import AttemptBegan, SessionBegan
     from orchestrator.journal import read_journal
 
     events = read_journal(folder).events
-    assert [event["lanes"] for event in events if event["kind"] == "session"] == [[2]]
-    assert [event["kind"] for event in events[:3]] == ["session", "preflight", "phase"]
-    attempts = [event for event in events if event["kind"] == "attempt"]
-    assert len({event["lane"] for event in attempts}) == 2
+    assert [event.lanes for event in events if isinstance(event, SessionBegan)] == [(2,)]
+    assert [event.kind for event in events[:3]] == ["session", "preflight", "phase"]
+    attempts = [event for event in events if isinstance(event, AttemptBegan)]
+    assert len({event.lane for event in attempts}) == 2
     # Two nodes of one CPU each: the lanes cannot have sat on one.
-    assert len({event["node"] for event in attempts}) == 2
+    assert len({event.node for event in attempts}) == 2
     assert (folder / "report" / "report.html").is_file()

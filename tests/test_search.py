@@ -10,13 +10,14 @@ import pytest
 
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
+from orchestrator.events import EpochDone
 from orchestrator.findings import gather
 from orchestrator.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.halving import Judge
 from orchestrator.journal import FolderError
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
 from orchestrator.question import Halving
-from orchestrator.results import Record, Result, epoch_event
+from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
 from orchestrator.search import Tried, next_round, num_rounds, searched
 from orchestrator.space import Choice, IntRange, LogUniform
@@ -248,7 +249,7 @@ def test_what_was_decided_is_decided_again_after_a_kill():
     told, events = {}, []
     for trial, epoch in order[: len(order) * 3 // 4]:
         error = float(errors[trial.id, epoch])
-        events.append(epoch_event(trial.id, 1, {"epoch": epoch, "val_top1_error_pct": error}))
+        events.append(EpochDone(trial=trial.id, attempt=1, row=row(epoch, error)))
         told[trial.id, epoch] = judged.stops(trial.id, epoch, error)
     after, _ = judge()
     after.replay(events)
@@ -290,10 +291,9 @@ def test_a_worker_is_told_to_stop_and_its_trial_ends_as_stopped(tmp_path):
         taken = await clerk.take("lane", last)
         assert taken is not None
         number, _ = taken
-        plain = {"step": 1, "val_top1_error_pct": 50.0}
-        verdicts = [await clerk.row("lane", number, {**plain, "epoch": epoch}) for epoch in (1, 2)]
+        verdicts = [await clerk.row("lane", number, row(epoch, 50.0)) for epoch in (1, 2)]
         await clerk.end("lane", number, "stopped", "behind")
-        verdicts.append(await clerk.row("lane", number, {**plain, "epoch": 3}))
+        verdicts.append(await clerk.row("lane", number, row(3, 50.0)))
         assert await clerk.left() == 0
         return list(verdicts)
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from orchestrator import cost, lanes
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
+from orchestrator.events import SessionBegan
 from orchestrator.folder import record_retries
 from orchestrator.gang import Node
 from orchestrator.plan import data_configs, make_plan
@@ -20,7 +21,7 @@ from orchestrator.question import Resources
 from orchestrator.states import Kept, States
 from orchestrator.sweep import build_sweep
 from tests.test_checkpoint import FakeClerk
-from tests.test_journal import EPOCH
+from tests.test_journal import row
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig
 from trainables.context import Context
@@ -44,7 +45,7 @@ def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) ->
     deleted = []
 
     async def go() -> None:
-        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job(trial, "arm", "{}", group=group) for trial, group, _ in ends])
         last = await clerk.enter("lane", "node")
         for trial, _, error in ends:
@@ -52,7 +53,7 @@ def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) ->
             last, job = await clerk.take("lane", last)
             assert job["trial"] == trial
             Store(states.checkpoint(trial)).write({"epoch": 1, "step": 0})
-            await clerk.row("lane", last, EPOCH | {"epoch": 1, "val_top1_error_pct": error})
+            await clerk.row("lane", last, row(1, error))
             if (kept := await clerk.keeps("lane", last, error)) is not None:
                 states.keep(kept, lambda file, trial=trial: file.write(trial.encode()))
             before = {kept.trial for kept in states.kept()}

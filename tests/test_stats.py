@@ -9,8 +9,9 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
-from orchestrator.results import RULES, Record, results_of
+from orchestrator.results import Record, results_of
 from orchestrator.stats import (
     MEASURES,
     MIN_SAMPLE,

@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator import cost, lanes
 from orchestrator.clerk import Clerk
+from orchestrator.events import SessionBegan
 from orchestrator.folder import open_folder, record_retries, save_question
 from orchestrator.gang import Gang, Node
 from orchestrator.journal import read_journal
@@ -212,7 +213,7 @@ class Lane:
                 call = lambda *rest, method=method: loop.run(method(*rest))  # noqa: E731
                 setattr(remote, name, SimpleNamespace(remote=call))
             settings = {"clerk": remote, "lane": "x", "folder": str(self.folder), "hang_seconds": 600}
-            loop.run(clerk.note({"kind": "session", "time": time.time()}))
+            loop.run(clerk.note(SessionBegan(time=time.time(), began=time.time())))
             loop.run(clerk.add(*lanes.jobs_of(todo, records, retries=0)))
             number = loop.run(clerk.enter("x", "node"))
             while loop.run(clerk.left()):
