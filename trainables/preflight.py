@@ -31,7 +31,7 @@ from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
 from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
-from trainables.loop import _Run, steps_per_epoch
+from trainables.loop import TrainingRun, steps_per_epoch
 from trainables.transfer import take_over
 
 #: A second step is timed where the first, which also warms up, took no longer than this.
@@ -207,7 +207,7 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
             share = math.ceil(math.ceil(len(splits["train"]) / steps) / workers)
             images = _first(splits, share, config.seeds.order)
         with _blaming("model", "cannot be built"):
-            run = _Run(
+            run = TrainingRun(
                 config.model_copy(update={"batch_size": share}), context, info.num_classes, images["train"]
             )
         run.state.run = "preflight"
@@ -235,7 +235,7 @@ def _first(splits: dict[Split, Images], count: int, order_seed: int) -> dict[Spl
     return {split: some(images, list(orders[split][:count])) for split, images in splits.items()}
 
 
-def _evaluate(run: _Run, images: dict[Split, Images], num_classes: int) -> None:
+def _evaluate(run: TrainingRun, images: dict[Split, Images], num_classes: int) -> None:
     """One batch of the splits that are not trained on; before any update, so that no rate can matter."""
     run.state.model.eval()
     for split in ("val", "test"):
@@ -247,7 +247,7 @@ def _evaluate(run: _Run, images: dict[Split, Images], num_classes: int) -> None:
             raise Unfit("model", f"gives {list(shape)} for {len(batch[0])} images")
 
 
-def _evaluate_elsewhere(run: _Run, images: Images, info: DataInfo) -> None:
+def _evaluate_elsewhere(run: TrainingRun, images: Images, info: DataInfo) -> None:
     """What comes at the very end of a run: an image under each corruption, a batch of each shifted set."""
     if (evaluation := run.config.evaluate) is None:
         return
@@ -256,25 +256,25 @@ def _evaluate_elsewhere(run: _Run, images: Images, info: DataInfo) -> None:
             one = Images(images.labels[:1], images.read)
             for kind in corruptions.kinds:
                 change = corruptions.change(kind, corruptions.severities[-1])
-                run._score_as_is(run.state.model, one, change=change)
+                run.evaluate_as_is(run.state.model, one, change=change)
         for wanted in evaluation.shifted:
             try:
                 other = wanted.open(info.class_names)
                 first = Images(other.images.labels[: len(images)], other.images.read)
-                run._score_as_is(run.state.model, first, classes=other.classes)
+                run.evaluate_as_is(run.state.model, first, classes=other.classes)
             except DataError as error:
                 raise Unfit("evaluate", f"{wanted.name}: {error}") from error
 
 
-def _train(run: _Run, images: Images, share: int) -> float:
+def _train(run: TrainingRun, images: Images, share: int) -> float:
     """Seconds of a step."""
-    run.trained.train()
+    run.learner.network.train()
     with _blaming("data", "the first batch of train cannot be read"):
         batch = next(iter(run.pipeline.train_batches(images, run.config.seeds.order, share, 0)))
     half = run.autocast_dtype is not None
     blamed = "precision" if half else "model"
     with _blaming("model", "cannot be trained"):
-        seconds, loss = _timed(lambda: float(run.train_step(batch, run._lr(0), 0, share)))
+        seconds, loss = _timed(lambda: float(run.train_step(batch, run.lr_at(0), 0, share)))
         if not math.isfinite(loss):
             raise Unfit(blamed, f"the loss is {loss} at step 0, before any update")
         gradients = [p.grad for p in run.state.model.parameters() if p.grad is not None]
@@ -282,7 +282,7 @@ def _train(run: _Run, images: Images, share: int) -> float:
         if not run.state.scaler.is_enabled() and not all(bool(g.isfinite().all()) for g in gradients):
             raise Unfit(blamed, "the gradient is not finite at step 0, before any update")
         if seconds < PATIENCE_SECONDS:
-            seconds, _ = _timed(lambda: float(run.train_step(batch, run._lr(1), 1, share)))
+            seconds, _ = _timed(lambda: float(run.train_step(batch, run.lr_at(1), 1, share)))
     return seconds
 
 
@@ -293,7 +293,7 @@ def _timed(step: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - began, loss
 
 
-def _checkpoint(run: _Run, folder: Path) -> None:
+def _checkpoint(run: TrainingRun, folder: Path) -> None:
     """Writes the state as training does, takes it up again, and compares what would be written then."""
     if not folder.is_dir():
         raise Unfit("--out", f"this machine does not see {folder}, where the results are to go")
