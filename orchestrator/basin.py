@@ -181,8 +181,8 @@ def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
     axes = tuple(axis for name, domain in domains.items() if (axis := Axis.of(name, domain)).width > 0)
     axes = tuple(axis for axis in axes if not axis.levels or len(axis.levels) > 1)
     rows: list[tuple[int, Trial, float, bool]] = []
-    groups = by_point(draws)
-    for point, results in groups.items():
+    points = by_point(draws)
+    for point, results in points.items():
         errors = [result.error_pct for result in results if result.error_pct is not None]
         if errors:
             trained = any(result.rule is not None and result.rule.ranked for result in results)
@@ -197,8 +197,8 @@ def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
         errors_pct=np.array([error for _, _, error, _ in rows], dtype=np.float64),
         trained=np.array([trained for _, _, _, trained in rows], dtype=np.bool_),
         chance_pct=100 * (1 - 1 / plan.infos[first.config.data].num_classes),
-        num_planned=len(groups),
-        num_censored=sum(r.censored for results in groups.values() for r in results),
+        num_planned=len(points),
+        num_censored=sum(result.censored for result in draws),
     )
 
 

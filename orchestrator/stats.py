@@ -636,21 +636,21 @@ def confirmed_with(
     if num_ended < len(results):
         return None, f"{num_ended} of {len(results)} runs of the confirmation have ended"
     seeds = sorted({result.trial.replicate for result in results})
-    by_point: dict[int, dict[int, Result]] = {}
+    points: dict[int, dict[int, Result]] = {}
     for result in results:
         if result.error_pct is not None:
-            by_point.setdefault(result.trial.point, {})[result.trial.replicate] = result
-    by_point = {point: found for point, found in by_point.items() if len(found) > 1}
-    if not any(_ranked(result) for found in by_point.values() for result in found.values()):
+            points.setdefault(result.trial.point, {})[result.trial.replicate] = result
+    points = {point: found for point, found in points.items() if len(found) > 1}
+    if not any(_ranked(result) for found in points.values() for result in found.values()):
         return None, "no chosen point has two runs that trained"
-    val_PS, test_PS = np.full((2, len(by_point), len(seeds)), np.nan)
-    for row, found in enumerate(by_point.values()):
+    val_PS, test_PS = np.full((2, len(points), len(seeds)), np.nan)
+    for row, found in enumerate(points.values()):
         for column, seed in enumerate(seeds):
             if seed in found:
                 val_PS[row, column] = found[seed].error_pct
                 own = measured(found[seed])
                 test_PS[row, column] = math.nan if own is None else own
-    told = confirmed_of(list(by_point), val_PS, test_PS)
+    told = confirmed_of(list(points), val_PS, test_PS)
     return told, "" if told else "no seed has a result at the point that the others choose"
 
 
