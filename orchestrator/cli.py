@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.observer import Level, Observer, Round, SessionEnd
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
-    from orchestrator.folder import Folder
-    from orchestrator.lease import Lease
+    from orchestrator.observers import MlflowObserver
     from orchestrator.plan import Plan, Trial
-    from orchestrator.preflight import Checked, Outcome
-    from orchestrator.results import Result
-    from orchestrator.sweep import Override, Sweep
-    from orchestrator.tracking import Tracker
+    from orchestrator.progress import Progress
+    from orchestrator.results import Event, Result
+    from orchestrator.sweep import Override
+    from orchestrator.sweep_file import SweepFile as AskedFile
+    from orchestrator.watch import Display
 
 app = typer.Typer(
     name="vitc-sweep",
@@ -171,59 +173,10 @@ def _overrides(sets: list[str] | None) -> "list[Override]":
     return [Override.parse(text) for text in sets or ()]
 
 
-def _plan(
-    file: Path, sets: list[str] | None, points: int | None, expected: "list[str] | None" = None
-) -> "Plan":
-    """Reads a sweep file, looks at the data and draws the trials; all faults at once."""
-    from orchestrator.sweep import load_sweep
+def _sweep_file(file: Path, sets: list[str] | None, points: int | None) -> "AskedFile":
+    from orchestrator.sweep_file import SweepFile as AskedFile
 
-    overrides = _overrides(sets)
-    return _planned(load_sweep(file, overrides, points), file, overrides, points, expected)
-
-
-def _planned(
-    sweep: "Sweep",
-    file: Path,
-    overrides: "list[Override]",
-    points: int | None,
-    expected: "list[str] | None" = None,
-) -> "Plan":
-    """With `expected`, missing data count as what the file expects of them; it gets their paths."""
-    from pydantic import ValidationError
-
-    from orchestrator.plan import data_configs, make_plan
-    from orchestrator.sweep import located
-    from orchestrator.where import ConstraintError
-    from trainables.config import faults_of
-    from trainables.data import DataError
-    from trainables.faults import Fault
-
-    infos, faults = {}, []
-    for config, key in data_configs(sweep).items():
-        try:
-            if expected is None or config.name == "digits" or not config.expects or config.lies_there():
-                infos[config] = config.info()
-            else:
-                infos[config] = config.expected_info()
-                expected.append(config.path)
-        except DataError as error:
-            faults.append(Fault(key, str(error)))
-    if not faults:
-        try:
-            return make_plan(sweep, infos)
-        except ValidationError as error:
-            # Each value alone is valid; which of them do not go together, only the rule can say.
-            faults = [
-                Fault(
-                    "vary",
-                    f"{f.path}: {f.rule}; a constraint under `where` can leave such points out",
-                    f.found,
-                )
-                for f in faults_of(error)
-            ]
-        except ConstraintError as error:
-            faults = [Fault("where", str(error))]
-    raise located(faults, file, overrides, points)
+    return AskedFile(file, tuple(_overrides(sets)), points)
 
 
 @app.command(
@@ -246,98 +199,17 @@ def run(
     missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
     missing, 2 when the input is at fault.
     """
-    from orchestrator.folder import merge_points, open_folder, plan_of, save_question
-    from orchestrator.lease import check_free, held
-    from orchestrator.plan import unique_trials
-    from orchestrator.search import num_rounds, rounds_given
-    from orchestrator.sweep import load_sweep, located
+    from orchestrator.lease import held
+    from orchestrator.session import Session, prepare
 
-    console = _console(quiet)
-    overrides = _overrides(sets)
-    sweep = load_sweep(file, overrides, points)
-    folder = out or Path("runs") / sweep.name
-    # Known at once, not after the preflight.
-    check_free(folder)
-    if (folder / "sweep.yaml").is_file():
-        before, sweep = sweep, merge_points(folder, sweep)
-        if sweep != before:
-            _say(console, f"{folder} was extended before; it keeps its larger number of points")
-    whole = _planned(sweep, file, overrides, points)
-    plan = plan_of(folder, sweep, whole.infos)
-    began, preflight_seconds = time.time(), 0.0
-    checked: Sequence[Checked] = ()
-    if check:
-        known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
-        ended = [key for key, record in known.records.items() if record.settled] if known else []
-        left = plan.remaining(ended)
-        if not left and rounds_given(plan) < num_rounds(sweep):
-            # Rounds of a search that nobody has chosen yet are of the same shapes.
-            left = list(whole.trials)
-        if left:
-            # Before the folder is there: a sweep that cannot start leaves nothing behind.
-            outcome = _preflight(console, plan, left, folder, address, track)
-            if outcome.faults:
-                raise located(outcome.faults, file, overrides, points)
-            preflight_seconds, checked = outcome.seconds, outcome.checked
-    with held(folder) as lease:
-        known = open_folder(folder) if (folder / "sweep.yaml").is_file() else None
-        for notice in known.notices if known else ():
-            _say(console, f"note: {notice}", "yellow")
-        tracker, has_run = None, False
-        rounds = num_rounds(sweep)
-        while True:
-            records = known.records if known else {}
-            todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
-            is_last = rounds_given(plan) == rounds
-            if todo:
-                if tracker:
-                    tracker.close(timeout_seconds=30)
-                if rounds > 1:
-                    _say(console, f"round {rounds_given(plan)} of {rounds}", "bold")
-                command, timing = _command(file, out), (began, preflight_seconds)
-                tracker = _execute(
-                    console,
-                    plan,
-                    lease,
-                    todo,
-                    known,
-                    address,
-                    track,
-                    command,
-                    notify,
-                    timing,
-                    checked,
-                    is_last,
-                )
-                has_run = True
-            else:
-                save_question(folder, plan)
-            if is_last:
-                break
-            known = open_folder(folder)
-            if (longer := _next_round(known)) is None:
-                break
-            plan, began, preflight_seconds = longer, time.time(), 0.0
-        if not has_run:
-            _say(console, f"{folder}: nothing to do, all {len(plan.trials)} trials have ended\n")
-            # A tracker that was down when the trials ran catches up here.
-            tracker = _tracker(plan, folder, known) if track else None
-        raise typer.Exit(_conclude(console, folder, tracker))
-
-
-def _next_round(known: "Folder") -> "Plan | None":
-    """The plan with what a search tries next, on record in the folder; None if there is nothing to try."""
-    from orchestrator.folder import plan_of, save_suggestions
-    from orchestrator.results import results_of
-    from orchestrator.samplers import propose
-    from orchestrator.search import next_round
-
-    plan = known.plan
-    chosen = next_round(plan, results_of(plan, known.records), propose)
-    if not chosen:
-        return None
-    save_suggestions(known.path, [*plan.suggestions, *chosen])
-    return plan_of(known.path, plan.sweep, plan.infos)
+    asked = _sweep_file(file, sets, points)
+    folder = out or Path("runs") / asked.sweep.name
+    command = f"vitc-sweep run {file}" + (f" --out {out}" if out else "")
+    with _Watchers(_console(quiet), track, notify) as watchers:
+        plan, preparation = prepare(asked, folder, watchers.all, address, check)
+        with held(folder) as lease:
+            end = Session(lease, watchers.all, address).run_rounds(plan, preparation)
+            raise typer.Exit(watchers.conclude(folder, end, command))
 
 
 @app.command(epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
@@ -357,256 +229,147 @@ def confirm(
     split, and kept in confirm.json; the report's peak then comes from these runs alone, the choice among
     them from the selection split, and the number from the final one.
     """
-    from orchestrator.confirm import choose
     from orchestrator.folder import load_confirmation, open_folder, save_confirmation
-    from orchestrator.journal import FolderError
     from orchestrator.lease import held
-    from orchestrator.plan import unique_trials, with_confirmation
-    from orchestrator.results import results_of
-    from orchestrator.search import num_rounds, rounds_given
+    from orchestrator.session import Preparation, Session, check_data, checked, choose_confirmation, left_of
 
-    console = _console(quiet)
     open_folder(folder)
-    with held(folder) as lease:
+    with _Watchers(_console(quiet), track, notify) as watchers, held(folder) as lease:
         known = open_folder(folder)
-        before = load_confirmation(folder)
-        draws = [r for r in results_of(known.plan, known.records) if r.trial.is_tried]
-        if open_draws := sum(not result.record.settled for result in draws):
-            raise FolderError(
-                f"{folder}: {open_draws} trials of the sweep have not ended; run it to its end first"
-            )
-        if (rounds := num_rounds(known.plan.sweep)) > (so_far := rounds_given(known.plan)):
-            raise FolderError(
-                f"{folder}: the search has had {so_far} of {rounds} rounds; run it to its end first"
-            )
-        wanted = choose(draws, top, seeds)
-        if before is None:
-            plan = with_confirmation(known.plan, wanted)
-        elif before == wanted:
-            plan = known.plan
-        else:
-            raise FolderError(
-                f"{folder}: has been confirmed with another choice ({before.seeds} seeds); choosing again "
-                "after having seen the results would undo its purpose. Delete confirm.json to start over"
-            )
-        _check_data(plan, folder)
-        todo = unique_trials(plan.remaining(key for key, record in known.records.items() if record.settled))
-        timing = _checked_again(console, plan, todo, folder, address, track) if check else None
-        if before is None:
-            save_confirmation(folder, wanted)
-        tracker = None
-        if todo:
-            command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-            tracker = _execute(console, plan, lease, todo, known, address, track, command, notify, timing)
-        raise typer.Exit(_conclude(console, folder, tracker))
+        plan, choice = choose_confirmation(known, top, seeds)
+        check_data(plan, folder)
+        todo, preparation = left_of(plan, known), Preparation()
+        if check:
+            preparation = checked(_question(folder), plan, todo, folder, watchers.all, address)
+        if load_confirmation(folder) is None:
+            save_confirmation(folder, choice)
+        end = Session(lease, watchers.all, address).run_trials(plan, todo, known, preparation)
+        command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
+        raise typer.Exit(watchers.conclude(folder, end, command))
 
 
-def _check_data(plan: "Plan", folder: Path) -> None:
-    """The data must still be those the sweep ran on."""
-    from orchestrator.journal import FolderError
-
-    for config, info in plan.infos.items():
-        if config.info().fingerprint != info.fingerprint:
-            raise FolderError(f"{folder}: the data {info.name} have changed since the sweep ran")
+def _question(folder: Path) -> "AskedFile":
+    """The question of a sweep that has begun, as the file it is kept in."""
+    return _sweep_file(folder / "sweep.yaml", None, None)
 
 
-def _tracker(plan: "Plan", folder: Path, known: "Folder | None") -> "Tracker":
-    """A running mirror of the sweep that knows what happened before."""
-    from orchestrator.tracking import Tracker, tracking_uri
+class _Terminal(Observer):
+    """Shows a session on the console: live, or one line per trial that has ended."""
 
-    tracker = Tracker(plan, folder, tracking_uri(folder))
-    tracker.observe(known.events if known else [])
-    tracker.start()
-    return tracker
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._folder = Path()
+        self._display: Display | None = None
 
+    def notice(self, text: str, level: Level = "info") -> None:
+        """Prints a line; warnings also where the console is quiet."""
+        _say(self._console, text, {"warning": "yellow", "detail": "dim"}.get(level))
 
-def _command(file: Path, out: Path | None) -> str:
-    return f"vitc-sweep run {file}" + (f" --out {out}" if out else "")
-
-
-def _execute(
-    console: "Console",
-    plan: "Plan",
-    lease: "Lease",
-    todo: "Sequence[Trial]",
-    known: "Folder | None",
-    address: str | None,
-    track: bool,
-    command: str,
-    notify: str | None = None,
-    timing: tuple[float, float] | None = None,
-    checked: "Sequence[Checked]" = (),
-    is_last: bool = True,
-) -> "Tracker | None":
-    """Runs the trials that are left; returns the tracker, still open for the report.
-
-    `timing` says when the command began, in seconds since 1970, and what its preflight took,
-    `checked` which shapes that has run; what it learnt is the plan that the report holds against the outcome.
-    `is_last` says whether these trials end the sweep.
-
-    Raises:
-      typer.Exit: a person cut it short, or another run took over.
-    """
-    from orchestrator import lanes
-    from orchestrator.cost import storage_fault, within_budget
-    from orchestrator.folder import save_question
-    from orchestrator.machine import record_plan
-    from orchestrator.notify import Notifier
-    from orchestrator.progress import Progress
-    from orchestrator.terminal import duration
-    from orchestrator.watch import Display
-
-    began, preflight_seconds = timing or (time.time(), 0.0)
-    folder = lease.folder
-    records = known.records if known else {}
-    already = len(plan.trials) - len(todo)
-    _say(
-        console,
-        f"{plan.sweep.name}: {len(todo)} trials to run"
-        + (f", {already} have ended before" if already else "")
-        + f"; results go to {folder}",
-    )
-    for line in _lr_notes(plan):
-        _say(console, line, "dim")
-    lanes.connect(address)
-    # From here on a polite kill means the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    notifier = Notifier(notify or plan.sweep.notify, plan.sweep.name, folder)
-    stopped, how = "", "broke off"
-    try:
-        if fault := storage_fault(plan, lanes.nodes()):
-            raise lanes.ClusterError(fault)
-        judge = None
-        if plan.sweep.search is not None and plan.sweep.search.halving is not None:
-            from orchestrator.halving import Judge
-
-            judge = Judge(plan.sweep.search.halving, plan.trials)
-            judge.replay(known.events if known else ())
-        run = lanes.Run(folder, todo, records, plan.sweep.resources, began, preflight_seconds, judge)
-        # Once: of what has run there is no plan from before any more.
-        if checked and not any(record.attempts for record in records.values()):
-            record_plan(folder, plan, lanes.nodes(), checked)
-        save_question(folder, plan)
-        tracker = _tracker(plan, folder, known) if track else None
-        run.start()
-        lanes_at_most = max(count for *_, count in run.phases)
-        progress = Progress(plan, records, lanes_at_most, known.events if known else ())
-        with Display(console, progress, folder) as display:
-
-            def tell() -> bool:
-                """Whether anything has come that counts in a budget."""
-                events = run.events()
-                display.update(events)
-                notifier.observe(progress, events)
-                if tracker:
-                    tracker.observe(events)
-                return any(event["kind"] in ("epoch", "end") for event in events)
-
-            try:
-                # What earlier runs have spent counts before anything comes.
-                draining, nodes, spending = False, lanes.nodes(), True
-                while True:
-                    # Asked before the events are: what came in between is in them.
-                    done = run.done
-                    spending = tell() or spending
-                    if done:
-                        break
-                    if lease.lost:
-                        stopped = "another run has taken the folder over"
-                    elif (wanted := lease.stop_wanted()) == "now":
-                        stopped = "as `vitc-sweep stop` asked"
-                    elif wanted == "drain" and not draining:
-                        draining = True
-                        _say(console, "stopping: trials in flight go on to their end, no more are started")
-                        run.drain()
-                    elif spending and not draining:
-                        # It looks at every trial: not four times a second for nothing.
-                        spending = False
-                        if not within_budget(plan, records, nodes):
-                            draining = True
-                            _say(console, "the budget is spent: trials in flight go on, no more are started")
-                            run.drain()
-                    if stopped:
-                        break
-                    time.sleep(0.25)
-            except KeyboardInterrupt:
-                stopped = "interrupted"
-            if stopped:
-                # Seconds from here; a second Ctrl-C would only lose the record of the first.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                run.stop()
-                tell()
-            run.close()
-        how = f"was stopped ({stopped})" if stopped else "has ended"
-        if run.error and not stopped:
-            _say(console, f"Ray stopped the run: {run.error}", "red")
-        if progress.breaker:
-            _say(console, f"stopped early: {progress.breaker}", "red")
-            _say(console, f"Mend the cause, then:  vitc-sweep retry {folder} --failed")
-    finally:
-        lanes.shutdown()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Between two rounds of a search nothing has ended.
-        if (stopped or is_last or how == "broke off") and (warning := notifier.end(how)):
-            _say(console, warning, "yellow")
-    if stopped:
-        if tracker:
-            tracker.close(timeout_seconds=3)
-        ended = sum(record.settled for record in records.values())
+    def begin(self, round: Round) -> None:
+        """Says what is to run."""
+        self._folder, total = round.folder, len(round.plan.trials)
+        if not round.trials:
+            _say(self._console, f"{round.folder}: nothing to do, all {total} trials have ended\n")
+            return
+        if round.of > 1:
+            _say(self._console, f"round {round.number} of {round.of}", "bold")
+        already = total - len(round.trials)
         _say(
-            console,
-            f"\nstopped ({stopped}); {ended} of {len(plan.trials)} trials have ended. Go on with:  {command}",
+            self._console,
+            f"{round.plan.sweep.name}: {len(round.trials)} trials to run"
+            + (f", {already} have ended before" if already else "")
+            + f"; results go to {round.folder}",
         )
-        raise typer.Exit(INTERRUPTED)
-    _say(console, f"{len(todo)} trials in {duration(time.time() - began)}\n")
-    return tracker
+        for line in _lr_notes(round.plan):
+            _say(self._console, line, "dim")
+
+    def observe(self, events: "Sequence[Event]", progress: "Progress") -> None:
+        """Shows what has happened."""
+        from orchestrator.watch import Display
+
+        if self._display is None:
+            self._display = Display(self._console, progress, self._folder)
+            self._display.__enter__()
+        self._display.show(events)
+
+    def end(self, end: SessionEnd) -> None:
+        """Says how a round ended."""
+        from orchestrator.terminal import duration
+
+        self._hide()
+        if end.error:
+            _say(self._console, f"Ray stopped the run: {end.error}", "red")
+        if end.breaker:
+            _say(self._console, f"stopped early: {end.breaker}", "red")
+            _say(self._console, f"Mend the cause, then:  vitc-sweep retry {self._folder} --failed")
+        if end.how == "ended":
+            _say(self._console, f"{end.num_run} trials in {duration(end.seconds)}\n")
+
+    def close(self, end: SessionEnd) -> None:
+        """Leaves the terminal as it was, also where a session broke off."""
+        self._hide()
+
+    def _hide(self) -> None:
+        if self._display:
+            self._display.__exit__()
+        self._display = None
 
 
-def _preflight(
-    console: "Console", plan: "Plan", todo: "Sequence[Trial]", folder: Path, address: str | None, track: bool
-) -> "Outcome":
-    """Tries what is to run where it is to run, and says so in a line; faults are for the caller to tell."""
-    from orchestrator.preflight import Child, preflight
-    from orchestrator.tracking import tracking_uri, unanswered
+class _Signals(Observer):
+    """Makes a polite kill mean the same as Ctrl-C, and lets both pass while a session stops."""
 
-    # A polite kill cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if address is None:
-        from orchestrator.machine import this_machine
+    def __enter__(self) -> "_Signals":
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
 
-        machine = this_machine()
-        with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
-            outcome = preflight(plan, todo, machine.nodes, child, folder)
-    else:
-        from orchestrator import lanes
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
-        lanes.connect(address)
-        outcome = preflight(plan, todo, lanes.nodes(), lanes.check_start, folder, lanes.clocks())
-        if outcome.faults:
-            lanes.shutdown()
-    if track and (warning := unanswered(tracking_uri(folder))):
-        _say(console, f"warning: {warning}; the sweep would go on without", "yellow")
-    _say(console, outcome.line(), "dim")
-    return outcome
+    def stopping(self) -> None:
+        """Ignores both: it is seconds from here, and a second one would only lose the record of the first."""
+        self._both(signal.SIG_IGN)
+
+    def end(self, end: SessionEnd) -> None:
+        """Takes both again."""
+        self._both(signal.default_int_handler)
+
+    def close(self, end: SessionEnd) -> None:
+        """Takes both again where there was no orderly end."""
+        self._both(signal.default_int_handler)
+
+    def _both(self, handler: Any) -> None:
+        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGTERM, handler)
 
 
-def _checked_again(
-    console: "Console", plan: "Plan", todo: "Sequence[Trial]", folder: Path, address: str | None, track: bool
-) -> tuple[float, float] | None:
-    """Preflight of what a folder's sweep is to run besides; what `_execute` takes as its timing.
+class _Watchers:
+    """The observers of a session that the command line runs, and the signals for as long as they watch."""
 
-    Raises:
-      SweepError: with all faults; nothing has been written.
-    """
-    from orchestrator.sweep import located
+    def __init__(self, console: "Console", track: bool, notify: str | None = None) -> None:
+        from orchestrator.observers import MlflowObserver, NotifyObserver
 
-    if not todo:
-        return None
-    began = time.time()
-    outcome = _preflight(console, plan, todo, folder, address, track)
-    if outcome.faults:
-        raise located(outcome.faults, folder / "sweep.yaml")
-    return began, outcome.seconds
+        self._console, self._signals = console, _Signals()
+        self._mirror = MlflowObserver() if track else None
+        others = [self._mirror] if self._mirror else []
+        self.all: list[Observer] = [self._signals, _Terminal(console), NotifyObserver(notify), *others]
+
+    def __enter__(self) -> "_Watchers":
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._signals.__exit__()
+
+    def conclude(self, folder: Path, end: SessionEnd, command: str) -> int:
+        """Says how to go on, or writes the report if the session was not stopped. Returns the exit code."""
+        if end.how == "stopped":
+            _say(
+                self._console,
+                f"\nstopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended. "
+                f"Go on with:  {command}",
+            )
+            return INTERRUPTED
+        return _conclude(self._console, folder, self._mirror)
 
 
 def _lr_notes(plan: "Plan") -> list[str]:
@@ -650,8 +413,8 @@ def _write_report(folder: Path) -> Path:
     return write_sealed_report(folder)
 
 
-def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None) -> int:
-    """Writes the report, prints its answer, hands it to the tracker and closes that.
+def _conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" = None) -> int:
+    """Writes the report, prints its answer, and hands it to MLflow.
 
     Returns:
       The exit code, which says whether every trial has a result.
@@ -683,10 +446,8 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
     _say(console, f"\nreport: {report}")
     if console.quiet:
         print(report)
-    if tracker:
-        tracker.add_artifact(report)
-        if warning := tracker.close(timeout_seconds=30):
-            _say(console, warning, "yellow")
+    if mirror and (warning := mirror.finish(report)):
+        _say(console, warning, "yellow")
     return INCOMPLETE if bad or held_up else OK
 
 
@@ -708,18 +469,19 @@ def preflight(
     """
     from rich.console import Console
 
-    from orchestrator.sweep import load_sweep, located
+    from orchestrator.observers import MlflowObserver
+    from orchestrator.session import try_out
     from orchestrator.terminal import rows_table
 
-    overrides = _overrides(sets)
-    sweep = load_sweep(file, overrides, points)
-    plan = _planned(sweep, file, overrides, points)
-    folder = out or Path("runs") / sweep.name
+    asked = _sweep_file(file, sets, points)
+    plan = asked.plan()
     # JSON goes out alone.
     console = Console(stderr=True) if as_json else _console()
-    outcome = _preflight(console, plan, plan.trials, folder, address, track)
+    observers = [_Terminal(console), *([MlflowObserver()] if track else [])]
+    with _Signals():
+        outcome = try_out(plan, plan.trials, out or Path("runs") / asked.sweep.name, observers, address)
     if outcome.faults:
-        raise located(outcome.faults, file, overrides, points)
+        raise asked.error(outcome.faults)
     if as_json:
         content = {"shapes": outcome.shapes, "seconds": outcome.seconds, "plan_seconds": outcome.plan_seconds}
         print(json.dumps(content | {"checked": outcome.rows()}, indent=2))
@@ -759,7 +521,7 @@ def plan(
     from orchestrator.terminal import cost_table, cost_text, large, removal_rows, rows_table
 
     expected: list[str] = []
-    made = _plan(file, sets, points, expected)
+    made = _sweep_file(file, sets, points).plan(expected=expected)
     try:
         machine = described(on) if on else this_machine()
     except ValueError as error:
@@ -1058,25 +820,25 @@ def retry(
     from orchestrator.plan import unique_trials
     from orchestrator.progress import FAILURES
     from orchestrator.results import brought_back, results_of
+    from orchestrator.session import Preparation, Session, check_data, checked
 
-    console = _console(quiet)
     open_folder(folder)
-    with held(folder) as lease:
+    with _Watchers(_console(quiet), track, notify) as watchers, held(folder) as lease:
         known = open_folder(folder)
-        _check_data(known.plan, folder)
+        check_data(known.plan, folder)
         results = results_of(known.plan, known.records)
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
             raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
         wanted += brought_back(results, wanted)
         ended = {key for key, record in known.records.items() if record.settled}
-        todo = unique_trials(known.plan.remaining(ended.difference(wanted)))
-        timing = _checked_again(console, known.plan, todo, folder, address, track) if check else None
+        todo, preparation = unique_trials(known.plan.remaining(ended.difference(wanted))), Preparation()
+        if check:
+            preparation = checked(_question(folder), known.plan, todo, folder, watchers.all, address)
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder)
-        command = f"vitc-sweep retry {folder}"
-        tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify, timing)
-        raise typer.Exit(_conclude(console, folder, tracker))
+        end = Session(lease, watchers.all, address).run_trials(known.plan, todo, known, preparation)
+        raise typer.Exit(watchers.conclude(folder, end, f"vitc-sweep retry {folder}"))
 
 
 def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names: list[str]) -> list[str]:
@@ -1133,9 +895,10 @@ def sync(folder: SweepFolder) -> None:
     Nothing is told twice: runs are found by their trial, points by their epoch.
     """
     from orchestrator.folder import open_folder
+    from orchestrator.observers import mirror
 
     opened = open_folder(folder)
-    tracker = _tracker(opened.plan, folder, opened)
+    tracker = mirror(Round(opened.plan, (), folder, opened.events))
     if (report := folder / "report" / "report.html").is_file():
         tracker.add_artifact(report)
     if warning := tracker.close(timeout_seconds=600):
@@ -1255,14 +1018,12 @@ def export(
     import pyarrow.csv
     import pyarrow.parquet
 
-    from orchestrator.folder import open_folder
+    from orchestrator.api import results_table
     from orchestrator.journal import write_atomically
-    from orchestrator.rows import results_rows
 
     if format not in ("parquet", "csv"):
         raise typer.BadParameter(f"must be parquet or csv, is {format!r}", param_hint="--format")
-    opened = open_folder(folder)
-    table = pa.Table.from_pylist(_one_type_per_column(results_rows(opened.plan, opened.records)))
+    table = results_table(folder)
     sink = pa.BufferOutputStream()
     if format == "csv":
         pyarrow.csv.write_csv(table, sink)
@@ -1271,22 +1032,6 @@ def export(
     target = out or folder / f"results.{format}"
     write_atomically(target, sink.getvalue().to_pybytes())
     print(f"{target}: {table.num_rows} trials, {table.num_columns} columns")
-
-
-def _one_type_per_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns that mix types (a stem by name in one arm, written out in the other) as text."""
-    mixed = set()
-    for name in rows[0] if rows else ():
-        kinds = {type(row[name]) for row in rows} - {type(None)}
-        if kinds - {int, float} and (len(kinds) > 1 or kinds & {list, tuple, dict}):
-            mixed.add(name)
-    return [
-        {
-            name: json.dumps(value) if name in mixed and not isinstance(value, str | None) else value
-            for name, value in row.items()
-        }
-        for row in rows
-    ]
 
 
 @app.command(epilog="Example: vitc-sweep models --json")

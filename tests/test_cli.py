@@ -333,11 +333,11 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
 def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
     asked = []
 
-    def preflight(console, plan, todo, folder, address, track):
+    def try_out(plan, todo, folder, observers, address):
         asked.append({trial.id for trial in todo})
         return Outcome(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
 
-    monkeypatch.setattr("orchestrator.cli._preflight", preflight)
+    monkeypatch.setattr("orchestrator.session.try_out", try_out)
     plan = open_folder(partial).plan
     failed, *rest = [trial.id for trial in plan.trials[1:]]
 
@@ -551,37 +551,6 @@ def test_a_tree_of_images_becomes_a_data_set(cli, tmp_path, png_bytes):
     assert "2 classes" in out
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "run",
-        "plan",
-        "status",
-        "report",
-        "export",
-        "models",
-        "ui",
-        "confirm",
-        "verify",
-        "bundle",
-        "compare",
-        "retry",
-        "stop",
-        "sync",
-        "logs",
-        "why",
-        "data import",
-        "data info",
-    ],
-)
-def test_every_verb_has_help_with_an_example(cli, verb):
-    code, out, _ = cli(*verb.split(), "--help")
-    assert code == 0
-    assert "vitc-sweep" in out
-    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
-
-
 def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Every verb with its command."""
     found = []
@@ -589,6 +558,16 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, .
         inner = (*words, name)
         found += commands(command, inner) if hasattr(command, "commands") else [(inner, command)]
     return found
+
+
+@pytest.mark.parametrize(
+    "verb", ["", *(" ".join(words) for words, _ in commands(typer.main.get_command(app)))]
+)
+def test_every_verb_has_help_with_an_example(cli, verb):
+    code, out, _ = cli(*verb.split(), "--help")
+    assert code == 0
+    assert "vitc-sweep" in out
+    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

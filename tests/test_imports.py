@@ -29,6 +29,8 @@ PURE = {
     "ledger",
     "progress",
     "story",
+    "observer",
+    "sweep_file",
     *STATISTICS,
     *TELLING,
 }
@@ -66,13 +68,18 @@ RANKS = {
     **dict.fromkeys(
         ("confirm", "search", "merge", "cost", "dispatch", "ledger", "progress", "story", *STATISTICS), 5
     ),
+    "observer": 6,
+    "sweep_file": 6,
     "findings": 6,
     "words": 6,
     "rows": 7,
     "tables": 8,
     # Edges, one outside library each.
     **dict.fromkeys(EDGES, 9),
-    "cli": 10,
+    "observers": 10,
+    "session": 10,
+    "api": 11,
+    "cli": 12,
 }
 #: Libraries that only some files may know.
 OWNERS = {
@@ -83,7 +90,7 @@ OWNERS = {
     "jinja2": {"report"},
     "typer": {"cli"},
     "rich": {"cli", "terminal", "watch"},
-    "pyarrow": {"cli", "journal", "states"},
+    "pyarrow": {"api", "cli", "journal", "states"},
 }
 
 
@@ -132,7 +139,8 @@ def test_each_library_is_known_to_its_own_files_only(path):
 @pytest.mark.parametrize("path", modules("orchestrator"), ids=lambda path: path.stem)
 def test_imports_go_down_and_never_up(path):
     if path.stem == "__init__":
-        assert not imports(path)
+        # The library's names are imported when they are used.
+        assert imports(path, lazy=False) <= {"typing", "typing.TYPE_CHECKING", "typing.Any"}
         return
     assert path.stem in RANKS, "a new module needs its place in the order"
     # Types may be named upwards where nothing is imported for it at run time: `results` names a `Plan`.
