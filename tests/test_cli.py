@@ -18,17 +18,9 @@ import pytest
 import typer.main
 import yaml
 
-from orchestrator.cli import (
-    BAD_INPUT,
-    INCOMPLETE,
-    INTERRUPTED,
-    OK,
-    _folders,
-    _mlflow_pages,
-    _trial_ids,
-    app,
-    main,
-)
+from orchestrator.cli import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
+from orchestrator.cli.options import folders, trial_ids
+from orchestrator.cli.watching import _mlflow_pages
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import Writer
 from orchestrator.plan import data_configs, make_plan
@@ -391,12 +383,12 @@ def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monk
 
 def test_a_shell_completes_folders_and_trials_that_were_started(partial, monkeypatch):
     monkeypatch.chdir(partial.parent.parent)
-    assert _folders("ru") == ["runs/lr_wd"]
-    assert _folders("runs/") == ["runs/lr_wd"]
-    assert _folders("runs/x") == []
+    assert folders("ru") == ["runs/lr_wd"]
+    assert folders("runs/") == ["runs/lr_wd"]
+    assert folders("runs/x") == []
     started = [trial.id for trial in open_folder(partial).plan.trials[:3]]
-    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
-    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
+    assert trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
+    assert trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
 
 
 def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_path, monkeypatch):
@@ -413,7 +405,7 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
         (folder / "report" / "summary.json").write_text('{"answer": ["not settled"]}')
         return folder / "report" / "report.html"
 
-    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     code, out, err = cli("run", LR_WD, "--points", "1", "--out", folder, "--quiet", "--no-mlflow")
     assert (code, err) == (0, "")
     assert out == f"{folder}/report/report.html\n"
@@ -466,7 +458,7 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         ("shutdown", lambda: None),
     ):
         monkeypatch.setattr(lanes, name, fake)
-    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     monkeypatch.setattr("time.sleep", lambda _: None)
     told = tmp_path / "told.json"
     command = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(sys.stdin.read())\""
@@ -581,6 +573,15 @@ def test_the_example_in_the_help_of_every_verb_is_a_command_that_parses(words, c
     assert tuple(arguments[: len(words)]) == words
     # Refuses options that there are not, values of a wrong type, and arguments too many or too few.
     assert command.make_context(" ".join(words), arguments[len(words) :]).params
+
+
+def test_every_verb_stands_under_a_heading_of_the_help(cli):
+    group = typer.main.get_command(app)
+    headings = {name: command.rich_help_panel for name, command in group.commands.items()}
+    assert set(headings.values()) == {"Ask", "Run", "Watch", "Answer"}
+    _, out, _ = cli("--help")
+    places = [out.index(f"─ {heading} ─") for heading in ("Ask", "Run", "Watch", "Answer")]
+    assert places == sorted(places)
 
 
 def test_the_help_tells_the_exit_codes(cli):
