@@ -461,6 +461,7 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             _start_here(common)
@@ -473,6 +474,9 @@ def connect(address: str | None) -> None:
         ) from error
     except Exception as error:  # of no narrower kind where a node does not come up in time
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+        # Ray takes SIGTERM for itself, even from a caller who had plans for it.
+        signal.signal(signal.SIGTERM, on_terminate)
     # Ray prints its raylets' advice into the middle of a progress display, log_to_driver or not.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if not ray.worker.get_dashboard_url():

@@ -269,6 +269,10 @@ class Display:
     def update(self, events: Sequence[Event], state: str = "") -> None:
         """Takes in what has happened and shows it."""
         self.progress.observe(events)
+        self.show(events, state)
+
+    def show(self, events: Sequence[Event], state: str = "") -> None:
+        """Shows what has happened; `progress` has taken it in already."""
         for event in events:
             if isinstance(event, Notice):
                 if self.console.quiet:

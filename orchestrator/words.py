@@ -180,7 +180,7 @@ def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> 
     info = MEASURES[asked[0].measure]
     verb, question = _verb(info)
     if len(asked) == 1:
-        return _one_contrast(asked[0], verb, question, _described(asked[0], compared))
+        return verdict_sentence(asked[0], compared)
     parts = []
     for arm in dict.fromkeys(contrast.arm for contrast in asked):
         mine = [contrast for contrast in asked if contrast.arm == arm]
@@ -250,6 +250,16 @@ def _numbers(contrast: Contrast, described: str) -> str:
         f"{MEASURES[measure].means} {value} for {contrast.arm} against {base_value} for "
         f"{contrast.base_arm}, difference {difference}, {contrast.num_pairs} pairs{described}"
     )
+
+
+def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:
+    """One contrast in a sentence.
+
+    Args:
+      contrast: the one to speak of.
+      compared: all contrasts of the sweep.
+    """
+    return _one_contrast(contrast, *_verb(MEASURES[contrast.measure]), _described(contrast, compared))
 
 
 def _listed(cells: Sequence[str], total: int) -> str:

@@ -19,17 +19,9 @@ import pytest
 import typer.main
 import yaml
 
-from orchestrator.cli import (
-    BAD_INPUT,
-    INCOMPLETE,
-    INTERRUPTED,
-    OK,
-    _folders,
-    _mlflow_pages,
-    _trial_ids,
-    app,
-    main,
-)
+from orchestrator.cli import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
+from orchestrator.cli.options import folders, trial_ids
+from orchestrator.cli.watching import _mlflow_pages
 from orchestrator.events import (
     AttemptBegan,
     AttemptEnded,
@@ -367,11 +359,11 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
 def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
     asked = []
 
-    def preflight(console, plan, todo, folder, address, track):
+    def try_out(plan, todo, folder, observers, address):
         asked.append({trial.id for trial in todo})
         return Outcome(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
 
-    monkeypatch.setattr("orchestrator.cli._preflight", preflight)
+    monkeypatch.setattr("orchestrator.session.try_out", try_out)
     plan = open_folder(partial).plan
     failed, *rest = [trial.id for trial in plan.trials[1:]]
 
@@ -427,12 +419,12 @@ def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monk
 
 def test_a_shell_completes_folders_and_trials_that_were_started(partial, monkeypatch):
     monkeypatch.chdir(partial.parent.parent)
-    assert _folders("ru") == ["runs/lr_wd"]
-    assert _folders("runs/") == ["runs/lr_wd"]
-    assert _folders("runs/x") == []
+    assert folders("ru") == ["runs/lr_wd"]
+    assert folders("runs/") == ["runs/lr_wd"]
+    assert folders("runs/x") == []
     started = [trial.id for trial in open_folder(partial).plan.trials[:3]]
-    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
-    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
+    assert trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
+    assert trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
 
 
 def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_path, monkeypatch):
@@ -456,7 +448,7 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
         (folder / "report" / "summary.json").write_text('{"answer": ["not settled"]}')
         return folder / "report" / "report.html"
 
-    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     code, out, err = cli("run", LR_WD, "--points", "1", "--out", folder, "--quiet", "--no-mlflow")
     assert (code, err) == (0, "")
     assert out == f"{folder}/report/report.html\n"
@@ -517,7 +509,7 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         ("shutdown", lambda: None),
     ):
         monkeypatch.setattr(lanes, name, fake)
-    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     monkeypatch.setattr("time.sleep", lambda _: None)
     told = tmp_path / "told.json"
     command = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(sys.stdin.read())\""
@@ -602,37 +594,6 @@ def test_a_tree_of_images_becomes_a_data_set(cli, tmp_path, png_bytes):
     assert "2 classes" in out
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "run",
-        "plan",
-        "status",
-        "report",
-        "export",
-        "models",
-        "ui",
-        "confirm",
-        "verify",
-        "bundle",
-        "compare",
-        "retry",
-        "stop",
-        "sync",
-        "logs",
-        "why",
-        "data import",
-        "data info",
-    ],
-)
-def test_every_verb_has_help_with_an_example(cli, verb):
-    code, out, _ = cli(*verb.split(), "--help")
-    assert code == 0
-    assert "vitc-sweep" in out
-    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
-
-
 def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Every verb with its command."""
     found = []
@@ -640,6 +601,16 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, .
         inner = (*words, name)
         found += commands(command, inner) if hasattr(command, "commands") else [(inner, command)]
     return found
+
+
+@pytest.mark.parametrize(
+    "verb", ["", *(" ".join(words) for words, _ in commands(typer.main.get_command(app)))]
+)
+def test_every_verb_has_help_with_an_example(cli, verb):
+    code, out, _ = cli(*verb.split(), "--help")
+    assert code == 0
+    assert "vitc-sweep" in out
+    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -674,7 +645,7 @@ def test_an_error_of_the_user_ends_with_its_message_alone_whatever_it_is_called(
     def fail() -> None:
         raise anew
 
-    monkeypatch.setattr("orchestrator.cli.app", fail)
+    monkeypatch.setattr(sys.modules[main.__module__], "app", fail)
     assert cli("status", "there") == (BAD_INPUT, "", "at fault\n")
 
 
@@ -682,9 +653,18 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     def fail() -> None:
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr("orchestrator.cli.app", fail)
+    monkeypatch.setattr(sys.modules[main.__module__], "app", fail)
     with pytest.raises(ValueError, match="a mistake of ours"):
         main()
+
+
+def test_every_verb_stands_under_a_heading_of_the_help(cli):
+    group = typer.main.get_command(app)
+    headings = {name: command.rich_help_panel for name, command in group.commands.items()}
+    assert set(headings.values()) == {"Ask", "Run", "Watch", "Answer"}
+    _, out, _ = cli("--help")
+    places = [out.index(f"─ {heading} ─") for heading in ("Ask", "Run", "Watch", "Answer")]
+    assert places == sorted(places)
 
 
 def test_the_help_tells_the_exit_codes(cli):

@@ -44,6 +44,7 @@ from orchestrator.preflight import (
     preflight,
     subjects,
 )
+from orchestrator.session import Preparation, Session
 from orchestrator.sweep import build_sweep
 from trainables.config import TrainConfig
 from trainables.footprint import footprint
@@ -402,11 +403,11 @@ def test_a_run_begins_with_it_unless_told_not_to(tmp_path, monkeypatch):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     timings = []
 
-    def execute(*arguments: Any) -> None:
-        timings.append(arguments[9])
+    def run_rounds(session: Session, plan: Plan, preparation: Preparation) -> None:
+        timings.append((preparation.began, preparation.seconds))
         raise SystemExit(1)
 
-    monkeypatch.setattr(orchestrator.cli, "_execute", execute)
+    monkeypatch.setattr(Session, "run_rounds", run_rounds)
     began = time.time()
     assert command("run", "sweep.yaml", "--no-mlflow") == 1
     assert command("run", "sweep.yaml", "--no-mlflow", "--no-preflight") == 1

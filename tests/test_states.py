@@ -214,10 +214,8 @@ def test_what_is_stored_follows_from_the_number_of_parameters():
     assert 0 < in_flight - 3 * large < 4 * 100
 
 
-def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
-    monkeypatch, tmp_path, capsys
-):
-    from orchestrator import cli
+def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(monkeypatch, tmp_path):
+    from orchestrator.session import Preparation, Session
 
     nodes = [Node(cpus=3, gpus=0)]
     total = sum(getattr(cost.storage(plan_of(keep="last"), nodes), k) for k in ("checkpoint_gib", "kept_gib"))
@@ -226,9 +224,7 @@ def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
     monkeypatch.setattr(lanes, "connect", lambda address: None)
     monkeypatch.setattr(lanes, "nodes", lambda: nodes)
     monkeypatch.setattr(lanes, "Run", lambda *_: pytest.fail("started"))
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    session = Session(SimpleNamespace(folder=tmp_path / "out"))
     with pytest.raises(lanes.ClusterError, match=rf"max_checkpoint_gib is 0.0001, and up to {total:.3g} GiB"):
-        cli._execute(
-            cli._console(), plan, SimpleNamespace(folder=tmp_path / "out"), plan.trials, None, None, False, ""
-        )
+        session.run_rounds(plan, Preparation())
     assert list(tmp_path.iterdir()) == []

@@ -334,9 +334,11 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     # Diverged counts, as it does of any trial, and what was not begun is said to be so.
     assert result.error_pct == (100.0 if outcome == "diverged" else None)
     assert any("never begun" in line for line in stage_caveats(told)) == (outcome == "diverged")
-    from orchestrator.cli import INCOMPLETE, _conclude, _console
+    from orchestrator.cli import INCOMPLETE
+    from orchestrator.cli.conclusion import conclude
+    from orchestrator.cli.options import make_console
 
-    assert _conclude(_console(), tmp_path) == INCOMPLETE
+    assert conclude(make_console(), tmp_path) == INCOMPLETE
     assert "2 trials were never begun" in capsys.readouterr().out
 
     # With more points: they come to the same end, though their first stage ended in an earlier run.
