@@ -11,9 +11,9 @@ import yaml
 import orchestrator
 from orchestrator import api, read_results, read_verdicts
 from orchestrator.cli import main
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.folder import save_question
 from orchestrator.journal import Writer
-from orchestrator.results import attempt_event, end_event, epoch_event
 from orchestrator.sweep_file import SweepFile
 
 ROOT = Path(__file__).parents[1]
@@ -57,9 +57,11 @@ def finished(place) -> Path:
         row |= {"train_seconds": 0.5, "val_seconds": 0.1}
         writer.append(
             [
-                attempt_event(trial.id, 1, "lane", 0.0),
-                epoch_event(trial.id, 1, row),
-                end_event(trial.id, 1, "finished", "", 12.0, 12.0, True),
+                AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0),
+                EpochDone(trial=trial.id, attempt=1, row=row_of(row)),
+                AttemptEnded(
+                    trial=trial.id, attempt=1, end="finished", detail="", seconds=12.0, time=12.0, final=True
+                ),
             ]
         )
     writer.close()

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator import lanes
-from orchestrator.events import Event
+from orchestrator.events import AttemptBegan, AttemptEnded, Event
 from orchestrator.folder import open_folder
 from orchestrator.gang import Node
 from orchestrator.journal import Writer
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.results import attempt_event, end_event
 from orchestrator.session import Preparation, Session
 from orchestrator.sweep_file import SweepFile
 
@@ -87,8 +86,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 return []
             trial = self.left.pop(0)
             events = [
-                attempt_event(trial.id, 1, "lane", 1.0),
-                end_event(trial.id, 1, "diverged", "nan", 1.0, 2.0, True),
+                AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=1.0),
+                AttemptEnded(
+                    trial=trial.id, attempt=1, end="diverged", detail="nan", seconds=1.0, time=2.0, final=True
+                ),
             ]
             self.writer.append(events)
             return events
