@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ from PIL import Image
 
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has what starts Ray run by one worker of xdist, one after the other: there is one cluster for them."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture
@@ -41,6 +49,37 @@ def run_tree() -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with a CPU each, for the tests that leave it as it was.
+
+    Starting a cluster takes as long as most of what they run on it.
+    """
+    from ray.cluster_utils import Cluster
+
+    # Ray lowers the priority of its workers; beside other tests a trial would crawl.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
+    )
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def no_pdfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the PDFs out of reports, whose fonts cost more than all else of a small one."""
+    from orchestrator import report
+
+    monkeypatch.setattr(report, "MAX_PDFS", 0)
+
+
 def png(pixels: Any, mode: str | None = None) -> bytes:
     """An array or image as the bytes of a PNG file."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, np.uint8), mode)
@@ -49,24 +88,26 @@ def png(pixels: Any, mode: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def parquet_file(
+    path: Path, images: list[bytes | None], labels: list[int], classes: list[str] | None = None
+) -> Path:
+    """Images and labels in a file of the Hugging Face layout; returns its path."""
+    features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if classes else None
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=metadata)
+    rows = [{"bytes": data, "path": None} for data in images]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table([pa.array(rows, image_type), pa.array(labels, pa.int64())], schema=schema), path)
+    return path
+
+
 @pytest.fixture
 def write_parquet(tmp_path: Path) -> Callable[..., Path]:
     """Writes images and labels in the Hugging Face layout; returns the file."""
 
-    def write(
-        name: str, images: list[bytes | None], labels: list[int], classes: list[str] | None = None
-    ) -> Path:
-        features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})} if classes else None
-        image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=metadata)
-        rows = [{"bytes": data, "path": None} for data in images]
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            pa.table([pa.array(rows, image_type), pa.array(labels, pa.int64())], schema=schema), path
-        )
-        return path
+    def write(name: str, *content: Any) -> Path:
+        return parquet_file(tmp_path / name, *content)
 
     return write
 

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ import torch
 import yaml
 
 from orchestrator.states import States
+from tests import workers
 from trainables import augment, checkpoint, loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Invalid, Preempted
@@ -42,8 +41,15 @@ ADAMW = {
 }
 SGD = {"optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4}, "model.stem": "conv"}
 #: Batch norm behind stochastic depth, and its statistics taken anew: that draws outside of training steps.
-RESNET = {
-    "model": {"family": "resnet", "layers": 18, "image_size": 16, "drop_path": 0.5},
+REGNET = {
+    "model": {
+        "family": "regnety",
+        "depths": [1, 1, 1, 1],
+        "widths": [8, 8, 8, 8],
+        "group_width": 8,
+        "image_size": 16,
+        "drop_path": 0.5,
+    },
     "data": {"name": "digits"},
     "batch_size": 400,
     "precise_bn_images": 256,
@@ -117,7 +123,7 @@ def test_a_run_stopped_at_random_steps_ends_exactly_like_one_left_alone(
 def test_what_draws_after_the_last_step_of_an_epoch_draws_the_same_after_a_stop_there(
     config_of, tmp_path, every_step
 ):
-    config = config_of(RESNET)
+    config = config_of(REGNET)
     assert run_with_stops(config, Store(tmp_path), [3, 2]) == run_alone(config)
 
 
@@ -144,79 +150,19 @@ def test_a_state_of_another_run_is_refused(config_of, tmp_path, every_step):
 
 # --- several workers ----------------------------------------------------------------------------------
 
-WORKER = """
-import dataclasses, json, sys
-import torch
-from trainables import augment, loop
-from trainables.base import TIMING_FIELDS, Preempted
-from trainables.checkpoint import Keeper, Store
-from trainables.config import TrainConfig
-from trainables.context import Context
-from trainables.loop import train
-
-rank, meeting, folder, text = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-loop.LOOK_STEPS = 1
-seen = []
-honest = augment.step_samples
-
-def step_samples(*arguments):
-    rows = honest(*arguments)
-    seen.append(rows.tolist())
-    return rows
-
-augment.step_samples = step_samples
-
-def run(config, name, context, stop=0):
-    left = [stop if rank == 1 else 0]
-    def should_stop():
-        left[0] -= 1
-        return left[0] == 0
-    rows, weights = [], ""
-    seen.clear()
-    store = Store(f"{folder}/{name}") if rank == 0 else None
-    try:
-        with Keeper(store, should_stop) as keeper:
-            for row, state in train(config, context, keeper=keeper):
-                rows.append({k: v for k, v in dataclasses.asdict(row).items() if k not in TIMING_FIELDS})
-                weights = state.weights_digest()
-    except Preempted as error:
-        weights = str(error)
-    return {"rows": rows, "weights": weights, "seen": list(seen)}
-
-both = Context(rank=rank, world_size=2)
-for number, (tree, stop) in enumerate(json.loads(text)):
-    config = TrainConfig.model_validate(tree)
-    print(json.dumps(["alone", run(config, f"{number}-alone", both)]))
-    # Only rank 1 is told to stop.
-    print(json.dumps(["stopped", run(config, f"{number}", both, stop)]))
-    print(json.dumps(["resumed", run(config, f"{number}", both)]))
-    # The same number of steps, and then one worker alone.
-    print(json.dumps(["stopped", run(config, f"{number}-fewer", both, stop)]))
-torch.distributed.destroy_process_group()
-if rank == 0:
-    for number, (tree, stop) in enumerate(json.loads(text)):
-        fewer = run(TrainConfig.model_validate(tree), f"{number}-fewer", Context())
-        print(json.dumps(["fewer", fewer]))
-"""
-
 
 @pytest.mark.timeout(900)
 def test_two_workers_stop_together_and_go_on_exactly_and_one_can_go_on_for_both(run_tree, tmp_path):
     jobs = [(run_tree(**ADAMW), 14), (run_tree(**SGD), random.Random(1).randrange(1, 10))]
-    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
     ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting"), str(tmp_path), json.dumps(jobs)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        workers.start(said[rank], workers.stop_and_go_on, rank, tmp_path / "meeting", tmp_path, jobs)
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=800)[0].splitlines() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    for process in ranks:
+        process.join(timeout=800)
+    outputs = [path.read_text().splitlines() for path in said]
+    assert [process.exitcode for process in ranks] == [0, 0], outputs
     first, second = ([json.loads(line) for line in lines] for lines in outputs)
     fewer = first[8:]
     for number, (_, stop) in enumerate(jobs):
@@ -243,28 +189,28 @@ def test_two_workers_stop_together_and_go_on_exactly_and_one_can_go_on_for_both(
 
 @pytest.mark.timeout(900)
 def test_a_process_killed_at_random_moments_ends_like_one_left_alone(run_tree, tmp_path):
-    tree = run_tree(**ADAMW, **{"batch_size": 12, "schedule.epochs": 4})
-    file, place = tmp_path / "run.yaml", tmp_path / "state"
+    tree = run_tree(**ADAMW, **{"batch_size": 20, "schedule.epochs": 3})
+    file, place, said = tmp_path / "run.yaml", tmp_path / "state", tmp_path / "said.txt"
     file.write_text(yaml.safe_dump(tree))
-    command = [sys.executable, "-m", "trainables", str(file), "--checkpoint", str(place)]
-    command += ["--checkpoint-share", "1", "--checkpoint-seconds", "0"]
+    command = [str(file), "--checkpoint", str(place), "--checkpoint-share", "1", "--checkpoint-seconds", "0"]
     rng = random.Random(0)
     rows, ends = {}, []
     for how in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, None):
         before = set(Store(place).paths())
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = workers.start(said, workers.run_trainables, *command)
         if how is not None:
-            while not set(Store(place).paths()) - before and process.poll() is None:
+            while not set(Store(place).paths()) - before and process.is_alive():
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.5))
-            process.send_signal(how)
-        out, err = process.communicate(timeout=200)
-        ends.append(process.returncode)
+            os.kill(process.pid, how)
+        process.join(timeout=200)
+        out = said.read_text()
+        ends.append(process.exitcode)
         for line in out.splitlines():
             if line.endswith("}") and "epoch" in (row := json.loads(line)):
                 row = {name: value for name, value in row.items() if name not in TIMING_FIELDS}
                 assert rows.setdefault(row["epoch"], row) == row
-    assert ends == [-signal.SIGKILL] * 3 + [75, 0], err
+    assert ends == [-signal.SIGKILL] * 3 + [75, 0], out
     undisturbed, weights = run_alone(TrainConfig.model_validate(tree))
     assert list(rows.values()) == undisturbed
     assert json.loads(out.splitlines()[-1]) == {"weights": weights}
@@ -459,8 +405,8 @@ def test_a_copy_does_not_move_with_the_state(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [ADAMW, SGD, RESNET, {"optim": {"name": "sgd", "lr": 1, "weight_decay": 0, "momentum": 0}}],
-    ids=["adamw-ema", "sgd", "resnet", "no-momentum"],
+    [ADAMW, SGD, REGNET, {"optim": {"name": "sgd", "lr": 1, "weight_decay": 0, "momentum": 0}}],
+    ids=["adamw-ema", "sgd", "regnet", "no-momentum"],
 )
 def test_the_size_told_before_is_the_size_of_the_file(settings, config_of, tmp_path, every_step):
     config = config_of(settings)
@@ -541,31 +487,13 @@ def test_an_attempt_that_nobody_waits_for_any_more_ends(config_of, tmp_path, mon
     assert max(clerk.steps) <= 6
 
 
-HANGING = """
-import sys, time
-from types import SimpleNamespace
-from typing import Any
-from orchestrator import lanes
-clerk = SimpleNamespace(beat=SimpleNamespace(remote=lambda *told: True))
-lanes.ray.wait = lambda values, timeout: (values, [])
-lanes.ray.get = lambda value: value
-settings = {"clerk": clerk, "lane": "lane", "folder": sys.argv[1], "hang_seconds": 1.0}
-with lanes._Watch({"trial": "abc", "attempt": 1}, 1, settings, 0) as watch:
-    for step in range(4):
-        time.sleep(0.5)
-        watch.look(step)
-    def stuck_in_here():
-        time.sleep(600)
-    stuck_in_here()
-"""
-
-
 def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
     from orchestrator.clerk import Clerk, stack_path
     from orchestrator.dispatch import Job
 
-    done = subprocess.run([sys.executable, "-c", HANGING, tmp_path], timeout=120, capture_output=True)
-    assert done.returncode == 1
+    process = workers.start(tmp_path / "said.txt", workers.hang, tmp_path)
+    process.join(timeout=120)
+    assert process.exitcode == 1
     assert "stuck_in_here" in stack_path(tmp_path, "abc", 1, 0).read_text()
 
     async def told() -> list[dict[str, Any]]:

@@ -127,9 +127,8 @@ def test_the_same_file_runs_on_other_data_and_sizes(cli, write_parquet, png_byte
     file = write_parquet(
         "own.parquet", [png_bytes([[i] * 8] * 8) for i in range(40)], [0, 1] * 20, ["a", "b"]
     )
-    code, out, _ = cli(
-        "plan", LR_WD, "--json", "--set", f"data={file}", "--set", "model.size=1gf", "--set", "batch_size=8"
-    )
+    settings = [f"data={file}", "model.size=1gf", "model.depth=2", "batch_size=8"]
+    code, out, _ = cli("plan", LR_WD, "--json", *(word for each in settings for word in ("--set", each)))
     assert code == 0
     for trial in json.loads(out)["trials"]:
         assert trial["config"]["data"]["path"] == str(file)
@@ -533,6 +532,7 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         assert err == ""
 
 
+@pytest.mark.usefixtures("no_pdfs")
 def test_a_report_of_a_partial_sweep_shows_what_is_missing_and_does_not_exit_with_0(cli, partial):
     code, out, _ = cli("report", partial)
     assert code == 1
@@ -540,6 +540,7 @@ def test_a_report_of_a_partial_sweep_shows_what_is_missing_and_does_not_exit_wit
     assert "the disk is on fire" in (partial / "report" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("no_pdfs")
 def test_several_sweeps_are_reported_one_by_one_and_none_if_one_is_no_sweep(cli, partial, tmp_path):
     other = Path(shutil.copytree(partial, tmp_path / "runs" / "other"))
     code, out, err = cli("report", partial, tmp_path, other, tmp_path / "none")

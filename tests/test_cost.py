@@ -393,8 +393,8 @@ def test_what_to_look_at_is_said(changes, warning):
 
 def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
     grid = {"kind": "grid", "levels": 5}
-    depths = {"model.depth": {"choice": [2, 3, 4, 5, 6]}}
-    plan = plan_of(vary=depths, design=grid, where=["model.depth < 6 or model.stem == 'patchify'"])
+    rates = {"optim.lr": {"choice": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]}}
+    plan = plan_of(vary=rates, design=grid, where=["optim.lr < 5e-3 or model.stem == 'patchify'"])
     assert {removal.removed for removal in plan.removals} == {0, 1}
     assert not [line for line in estimate(plan, CPU).warnings if line.startswith("window")]
 

@@ -26,7 +26,7 @@ from orchestrator.evidence import (
     verify,
     write_sealed_report,
 )
-from orchestrator.folder import open_folder, save_confirmation, save_planned, save_question
+from orchestrator.folder import Folder, open_folder, save_confirmation, save_planned, save_question
 from orchestrator.journal import FolderError, Writer, encode, tree_of
 from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, with_confirmation
 from orchestrator.sweep import build_sweep
@@ -93,11 +93,39 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sealed(untouched: Path, tmp_path: Path) -> Path:
+def copied(untouched: Path, tmp_path: Path) -> Path:
     """A sealed sweep folder of one's own."""
     return Path(shutil.copytree(untouched, tmp_path / "small"))
 
 
+#: The files of reports by what they follow from.
+REPORTS: dict[str, dict[str, bytes]] = {}
+
+
+@pytest.fixture
+def sealed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same; a report is computed only from a question, a record and a journal that have not been so.
+
+    Most tests change the report alone, and that the same input gives the same bytes has tests of its own.
+    """
+    honest = evidence._write_report
+
+    def write(opened: Folder, copy: Path) -> None:
+        sources = contents(copy)
+        key = hashlib.sha256(repr(sources).encode()).hexdigest()
+        if key not in REPORTS:
+            honest(opened, copy)
+            written = contents(copy)
+            REPORTS[key] = {name: written[name] for name in written.keys() - sources.keys()}
+        for name, data in REPORTS[key].items():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(data)
+
+    monkeypatch.setattr(evidence, "_write_report", write)
+    return copied
+
+
+@pytest.mark.usefixtures("no_pdfs")
 def test_the_plan_made_before_is_sealed_and_stands_beside_what_came(tmp_path: Path) -> None:
     plan = plan_of()
     folder = run_all(tmp_path / "small", plan)
@@ -176,11 +204,11 @@ def last_error_plus_one(event: dict[str, Any]) -> bool:
     return False
 
 
-def test_an_untouched_sweep_verifies_and_nothing_is_written(sealed):
-    before = contents(sealed)
-    found = verify(sealed)
+def test_an_untouched_sweep_verifies_and_nothing_is_written(copied):
+    before = contents(copied)
+    found = verify(copied)
     assert (found.faults, found.ok) == ((), True)
-    assert contents(sealed) == before
+    assert contents(copied) == before
     # 16 trials of an attempt, three epochs and an end.
     assert found.counts["journal lines"] == 80
     assert found.counts["trials"] == 16
@@ -202,12 +230,12 @@ def test_the_manifest_names_every_file_with_its_length_and_hash(sealed):
     assert manifest["ran_with"] == {key: record[key] for key in ("code", "python", "versions")}
 
 
-def test_writing_the_report_again_gives_the_same_seal(sealed):
-    before = contents(sealed)
-    write_sealed_report(sealed)
-    assert contents(sealed) == before
-    seal(sealed)
-    assert contents(sealed) == before
+def test_writing_the_report_again_gives_the_same_seal(copied):
+    before = contents(copied)
+    write_sealed_report(copied)
+    assert contents(copied) == before
+    seal(copied)
+    assert contents(copied) == before
 
 
 def test_a_changed_digit_in_the_journal_fails_its_checksum_and_the_line_is_named(sealed):
@@ -351,6 +379,7 @@ def test_lines_that_came_later_are_said_and_do_not_count(sealed):
     assert any("000002.jsonl: was begun after" in note for note in found.notes)
 
 
+@pytest.mark.usefixtures("no_pdfs")
 def test_a_tail_torn_by_a_crash_is_no_fault(tmp_path):
     folder = run_all(tmp_path / "torn", plan_of(design={"kind": "sobol", "points": 1}))
     path = folder / "journal" / "000001.jsonl"
@@ -601,6 +630,7 @@ def test_links_are_not_packed_and_other_names_are_refused(sealed, tmp_path):
 # ---------------------------------------------------------------------------------------------- comparisons
 
 
+@pytest.mark.usefixtures("no_pdfs")
 def test_a_comparison_is_a_folder_that_verifies_and_says_as_much_as_one_sweep(tmp_path, untouched):
     for arm, settings in TREE["arms"].items():
         folder = run_all(tmp_path / arm, plan_of(name=arm, arms={arm: settings}))
@@ -633,6 +663,7 @@ def test_a_comparison_is_a_folder_that_verifies_and_says_as_much_as_one_sweep(tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["both", "vit_c", "vit_p"]
 
 
+@pytest.mark.usefixtures("no_pdfs")
 def test_what_was_chosen_to_be_confirmed_is_sealed_packed_and_compared(tmp_path):
     choice = Confirmation({("all", "vit_p"): (1,)}, seeds=2)
     for name, arm in (("first", "vit_p"), ("second", "vit_c")):

@@ -3,7 +3,6 @@ import dataclasses
 import io
 import itertools
 import json
-import os
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from tests import workers
 from trainables import loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Diverged, Epoch, Invalid
@@ -100,11 +100,12 @@ def test_a_run_taken_up_from_a_checkpoint_ends_exactly_like_one_left_alone(setti
 
 
 def test_two_runs_of_one_process_are_identical_and_seeds_make_them_differ(config_of):
-    first, second = run(config_of(FULL)), run(config_of(FULL))
+    settings = FULL | {"schedule.epochs": 2}
+    first, second = run(config_of(settings)), run(config_of(settings))
     assert first[0] == second[0]
     assert_equal(first[1], second[1])
     for stream in ("init", "order", "augment"):
-        other = run(config_of(FULL | {f"seeds.{stream}": 1}))
+        other = run(config_of(settings | {f"seeds.{stream}": 1}))
         assert other[0] != first[0]
 
 
@@ -346,42 +347,6 @@ def test_batches_too_small_for_the_workers_are_refused(config_of):
 
 # --- several workers ----------------------------------------------------------------------------------
 
-WORKER = """
-import dataclasses, io, json, sys
-import torch
-from trainables.base import TIMING_FIELDS
-from trainables.config import TrainConfig
-from trainables.context import Context
-from trainables.loop import train
-
-rank, meeting, text = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-
-
-def run(config, checkpoint=None):
-    rows, files = [], []
-    for row, state in train(config, Context(rank=rank, world_size=2), checkpoint):
-        rows.append({k: v for k, v in dataclasses.asdict(row).items() if k not in TIMING_FIELDS})
-        files.append(io.BytesIO())
-        state.save(files[-1])
-        if row.epoch == config.schedule.epochs:
-            # Whether so short a run counts as diverged is not the question here.
-            break
-    return rows, files
-
-
-for tree in json.loads(text):
-    config = TrainConfig.model_validate(tree)
-    rows, files = run(config)
-    # Every rank goes on from what rank 0 saved.
-    content = [files[0].getvalue()]
-    torch.distributed.broadcast_object_list(content, src=0)
-    later, _ = run(config, io.BytesIO(content[0]))
-    print(json.dumps([rows, later]))
-torch.distributed.destroy_process_group()
-"""
-
 
 def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_of, tmp_path):
     short = {"schedule.epochs": 2, "batch_size": 300, "divergence.window": 9}
@@ -391,18 +356,15 @@ def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_
     running = FULL | {"batch_size": 150, "precise_bn_images": 0, "optim.lr": 8e-3, "divergence.window": 9}
     settings = [plain, FULL | short, running]
     trees = [run_tree(**each) for each in settings]
-    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
     ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting"), json.dumps(trees)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        workers.start(said[rank], workers.train_and_go_on, rank, tmp_path / "meeting", trees)
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=250)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    for process in ranks:
+        process.join(timeout=250)
+    outputs = [path.read_text() for path in said]
+    assert [process.exitcode for process in ranks] == [0, 0], outputs
     assert outputs[0] == outputs[1]
     results = [json.loads(line) for line in outputs[0].splitlines()]
     assert len(results) == 3

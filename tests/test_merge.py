@@ -99,6 +99,7 @@ def test_two_sweeps_with_the_arms_split_equal_the_one_that_has_both(changes):
     assert {merged.origin[t.id] for t in merged.plan.trials if t.arm == "vit_p"} == {"a"}
 
 
+@pytest.mark.usefixtures("no_pdfs")
 def test_the_report_of_a_merged_plan_is_that_of_the_one_sweep_but_for_its_name(tmp_path):
     small = {"design__points": 2, "vary": {**TREE["vary"], "optim.weight_decay": {"choice": [0.1]}}}
     one = part(plan_of(**small))
