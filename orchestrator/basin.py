@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy.stats import qmc, sobol_indices, uniform
 
-from orchestrator.outcomes import WORST_PCT
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Result, by_cell_and_arm, by_point
 from orchestrator.space import Choice, Domain, Listed, LogUniform
 from orchestrator.stats import AREA_LIMIT_PP, CONFIDENCE, MIN_SAMPLE, Estimate
+from trainables.base import WORST_PCT
 
 Array = NDArray[np.float64]
 Side = Literal["low", "high"]
@@ -72,15 +72,6 @@ class Axis:
     low: float
     high: float
     levels: tuple[Any, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, domain: Domain) -> "Axis":
-        """From what the sweep file says."""
-        if isinstance(domain, Listed):
-            kind: Literal["choice", "ordinal"] = "choice" if isinstance(domain, Choice) else "ordinal"
-            return cls(name, kind, 0.0, float(len(domain.values)), domain.values)
-        low, high = (float(end) for end in domain.ends)
-        return cls(name, "log" if isinstance(domain, LogUniform) else "linear", low, high)
 
     @property
     def ordered(self) -> bool:
@@ -169,6 +160,15 @@ def landscapes(plan: Plan, results: Iterable[Result]) -> list[Landscape]:
     return [_landscape(plan, group) for group in draws.values()]
 
 
+def axis_of(name: str, domain: Domain) -> Axis:
+    """Returns the coordinate of a parameter from what the sweep file says of it."""
+    if isinstance(domain, Listed):
+        kind: Literal["choice", "ordinal"] = "choice" if isinstance(domain, Choice) else "ordinal"
+        return Axis(name, kind, 0.0, float(len(domain.values)), domain.values)
+    low, high = (float(end) for end in domain.ends)
+    return Axis(name, "log" if isinstance(domain, LogUniform) else "linear", low, high)
+
+
 def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
     trials = [result.trial for result in draws]
     first = trials[0]
@@ -178,7 +178,7 @@ def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
         for name, domain in plan.sweep.domains(first.arm, first.cell).items()
         if plan.sweep.vary[name].zip is None and all(name in trial.values for trial in trials)
     }
-    axes = tuple(axis for name, domain in domains.items() if (axis := Axis.of(name, domain)).width > 0)
+    axes = tuple(axis for name, domain in domains.items() if (axis := axis_of(name, domain)).width > 0)
     axes = tuple(axis for axis in axes if not axis.levels or len(axis.levels) > 1)
     rows: list[tuple[int, Trial, float, bool]] = []
     points = by_point(draws)

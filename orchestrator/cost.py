@@ -461,7 +461,6 @@ class Estimate:
       lanes: trials at a time, the largest gang's first.
       checkpoint_gib, kept_gib: see `Storage`.
       price: in `currency`; None where no price is given.
-      warnings: what a person should look at before starting.
     """
 
     machine: Machine
@@ -474,7 +473,6 @@ class Estimate:
     kept_gib: float
     price: Span | None
     currency: str
-    warnings: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -492,7 +490,6 @@ class Estimate:
             "kept_gib": self.kept_gib,
             "price": range_of(self.price),
             "currency": self.currency,
-            "warnings": self.warnings,
             "shapes": [shape.plain() for shape in self.shapes],
         }
 
@@ -595,7 +592,7 @@ def estimate(
             )
     stored = _storage(shapes, machine.nodes)
     price, currency = _price(plan, hours, on_gpu, price_per_gpu_hour)
-    found = Estimate(
+    return Estimate(
         machine=machine,
         shapes=tuple(costs.values()),
         hours=hours,
@@ -606,9 +603,7 @@ def estimate(
         kept_gib=stored.kept_gib,
         price=price,
         currency=currency,
-        warnings=(),
     )
-    return dataclasses.replace(found, warnings=tuple(_warnings(shapes, found)))
 
 
 #: From the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker group.
@@ -704,8 +699,14 @@ _USABLE = 0.9
 _PROCESS_GIB = 0.8
 
 
-def _warnings(shapes: ShapeTable, found: Estimate) -> list[str]:
-    plan = shapes.plan
+def plan_warnings(plan: Plan, found: Estimate) -> list[str]:
+    """What a person should look at before starting, a line each.
+
+    Args:
+      plan: the sweep.
+      found: what it will cost, by `estimate`.
+    """
+    shapes = ShapeTable(plan)
     return [
         *_room_warnings(shapes, found),
         *_memory_warnings(found),

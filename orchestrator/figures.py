@@ -30,7 +30,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from orchestrator.gaps import Gap
-from orchestrator.outcomes import WORST_PCT
 from orchestrator.peak import TuningCurve
 from orchestrator.results import Result
 from orchestrator.space import Domain, Listed, LogUniform
@@ -46,6 +45,7 @@ from orchestrator.stats import (
     share_interval,
 )
 from orchestrator.words import short
+from trainables.base import WORST_PCT
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "h")

@@ -12,9 +12,9 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from orchestrator.events import AttemptEnded, EpochDone, Event, RetryWanted
-from orchestrator.outcomes import WORST_PCT
 from orchestrator.plan import Trial
 from orchestrator.question import Halving
+from trainables.base import WORST_PCT
 
 
 class Judge:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainables.base import WORST_PCT
+
 Outcome = Literal["finished", "diverged", "stopped", "invalid", "out_of_memory", "failed", "cancelled"]
 AttemptEnd = Literal[
     "finished", "diverged", "stopped", "invalid", "out_of_memory", "failed", "cancelled", "preempted", "lost"
@@ -31,9 +33,6 @@ class Rule:
     error_pct: float | None = None
     censors: bool = False
 
-
-#: The largest error there is; a diverged run counts as it.
-WORST_PCT = 100.0
 
 RULES: dict[AttemptEnd, Rule] = {
     "finished": Rule("ran to its last epoch", "never", ranked=True, in_edf=True),

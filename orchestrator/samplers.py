@@ -11,9 +11,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from orchestrator.outcomes import WORST_PCT
 from orchestrator.search import Tried
 from orchestrator.space import Choice, Domain
+from trainables.base import WORST_PCT
 
 #: Asked for points that fit, a sampler may miss so many times for each that is wanted.
 MAX_MISSES = 50

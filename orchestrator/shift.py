@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.outcomes import WORST_PCT
 from orchestrator.results import Result, by_cell_and_arm
 from orchestrator.stats import Confirmed, Estimate, Summary, confirmed_with, welch
+from trainables.base import WORST_PCT
 from trainables.corruptions import KINDS
 
 #: The error on the images that were corrupted, before they were.

@@ -30,10 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from orchestrator.outcomes import RULES, WORST_PCT
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial
 from orchestrator.question import Primary
 from orchestrator.results import Result, by_cell_and_arm, by_point
+from trainables.base import WORST_PCT
 
 Scores = NDArray[np.float64]
 Measure = Literal["area_common", "within_common_bar", "error", "area_under_delta_edf", "f1", "f2", "f4"]

@@ -1,6 +1,6 @@
 """Tables for a terminal (rich)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -154,7 +154,7 @@ def cost_table(cost: Estimate) -> Table:
     return table
 
 
-def cost_text(cost: Estimate) -> Text:
+def cost_text(cost: Estimate, warnings: Iterable[str]) -> Text:
     """Totals, and what to look at before starting."""
     lanes = ", then ".join(str(count) for count in cost.lanes)
     text = Text()
@@ -173,7 +173,7 @@ def cost_text(cost: Estimate) -> Text:
         text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:
         text.append(f"; price {span(cost.price)} {cost.currency}".rstrip())
-    for warning in cost.warnings:
+    for warning in warnings:
         text.append(f"\nwarning: {warning}", style="yellow")
     return text
 

@@ -24,6 +24,7 @@ from orchestrator.cost import (
     fit_rates,
     from_table,
     makespan,
+    plan_warnings,
     planned,
     planned_actual,
     samples_of,
@@ -387,8 +388,8 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
 def test_what_to_look_at_is_said(changes, warning):
     machine = dataclasses.replace(CPU, memory_gib=8) if "memory" in warning else CPU
     plan = plan_of(**changes)
-    found = estimate(plan, machine, samples_for(plan))
-    assert [line for line in found.warnings if line.startswith(warning)], found.warnings
+    warnings = plan_warnings(plan, estimate(plan, machine, samples_for(plan)))
+    assert [line for line in warnings if line.startswith(warning)], warnings
 
 
 def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
@@ -396,20 +397,21 @@ def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
     rates = {"optim.lr": {"choice": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]}}
     plan = plan_of(vary=rates, design=grid, where=["optim.lr < 5e-3 or model.stem == 'patchify'"])
     assert {removal.removed for removal in plan.removals} == {0, 1}
-    assert not [line for line in estimate(plan, CPU).warnings if line.startswith("window")]
+    assert not [line for line in plan_warnings(plan, estimate(plan, CPU)) if line.startswith("window")]
 
 
 def test_selecting_on_the_split_of_the_final_numbers_is_remarked(write_parquet, png_bytes):
     images = [png_bytes([[i] * 8] * 8) for i in range(40)]
     path = write_parquet("train.parquet", images, [0, 1] * 20, ["a", "b"])
     data = {"name": "parquet", "path": str(path), "selection": "final"}
-    found = estimate(plan_of(base={"data": data}), CPU)
-    assert [line for line in found.warnings if "selects on the split that the final numbers are from" in line]
+    plan = plan_of(base={"data": data})
+    warnings = plan_warnings(plan, estimate(plan, CPU))
+    assert [line for line in warnings if "selects on the split that the final numbers are from" in line]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
     plan = plan_of(budget={"max_core_hours": 1.0})
-    assert estimate(plan, CPU, samples_for(plan)).warnings == ()
+    assert plan_warnings(plan, estimate(plan, CPU, samples_for(plan))) == []
 
 
 # --- what it did cost ---------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from trainables.errors import UserError
 
+#: The largest error there is, in percent; a diverged run counts as it.
+WORST_PCT = 100.0
+
 
 class Frozen(BaseModel):
     """A configuration: immutable, hashable, refuses keys it does not know."""

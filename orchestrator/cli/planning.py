@@ -56,7 +56,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
-    from orchestrator.cost import estimate
+    from orchestrator.cost import estimate, plan_warnings
     from orchestrator.machine import described, past_samples, probe_rates, this_machine
     from orchestrator.terminal import cost_table, cost_text, rows_table
 
@@ -69,10 +69,16 @@ def plan(
     samples, notices = past_samples(past)
     rates = probe_rates() if measure else None
     cost = estimate(made, machine, samples, rates, price_per_gpu_hour)
+    warnings = plan_warnings(made, cost)
     if as_json:
         trials = [_trial_row(made, trial) for trial in made.trials]
         removed = [dataclasses.asdict(removal) for removal in made.removals]
-        told = {"name": made.sweep.name, "cost": cost.plain(), "removed": removed, "trials": trials}
+        told = {
+            "name": made.sweep.name,
+            "cost": {**cost.plain(), "warnings": warnings},
+            "removed": removed,
+            "trials": trials,
+        }
         print(json.dumps(told, indent=2))
         return
     console = make_console()
@@ -90,7 +96,7 @@ def plan(
     _print_trials(console, made, everything)
     console.print()
     console.print(cost_table(cost))
-    console.print(cost_text(cost))
+    console.print(cost_text(cost, warnings))
     for line in notices:
         say(console, f"note: {line}", "dim")
     if differences := _detectable(made):
