@@ -68,7 +68,10 @@ def test_machines_get_the_pinned_project_and_a_private_dashboard(path: Path) -> 
     # All that an installation reads, and nothing as large as a virtual environment or results.
     project = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text())
     needed = {"pyproject.toml", "constraints.txt", "search_spaces", project["project"]["readme"]}
-    needed |= {*project["project"]["license-files"], *project["tool"]["setuptools"]["packages"]}
+    needed |= {
+        *project["project"]["license-files"],
+        *(name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]),
+    }
     assert set(config["file_mounts"].values()) == needed
     (start,) = [line for line in config["head_start_ray_commands"] if "ray start --head" in line]
     # Lanes are released through it; it has no password.

@@ -278,7 +278,7 @@ def test_precise_bn_evaluates_with_statistics_of_training_images(config_of):
     [(row, state)] = list(train(config_of(settings), Context()))
     config = config_of(settings | {"precise_bn_images": 1199})
     assert run(config)[0][0]["val_loss"] != row.val_loss
-    runner = loop.TrainingRun(config, Context(), 10, config.data.open()["train"])
+    runner = loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
     runner.state.model.load_state_dict(state.model.state_dict())
     with torch.no_grad():
         precise = runner._with_precise_bn(runner.state.model)
