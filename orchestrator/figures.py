@@ -687,7 +687,7 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
             if result is None:
                 continue
             epochs = sorted(result.record.rows)
-            errors = [result.record.rows[epoch].val_top1_error_pct for epoch in epochs]
+            errors = [result.record.rows[epoch].val_error_pct for epoch in epochs]
             num_epochs = max(num_epochs, result.trial.config.schedule.epochs)
             if not epochs:
                 unseen.append(f"{arm}: diverged in its first epoch")

@@ -160,13 +160,13 @@ class Result:
         if not self.record.rows:
             return None
         if self.error_rule == "best_epoch":
-            return min(row.val_top1_error_pct for row in self.record.rows.values())
-        return self.record.rows[max(self.record.rows)].val_top1_error_pct
+            return min(row.val_error_pct for row in self.record.rows.values())
+        return self.record.rows[max(self.record.rows)].val_error_pct
 
     @property
     def test_error_pct(self) -> float | None:
         """Top-1 error on the final split, after the last epoch."""
-        return self.record.last.test_top1_error_pct if self.record.last else None
+        return self.record.last.test_error_pct if self.record.last else None
 
 
 def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]:

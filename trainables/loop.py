@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from trainables.augment import Batch, Change, LightPipeline, PaperPipeline
-from trainables.base import Diverged, Epoch, Invalid, Preempted, derive_seed
+from trainables.base import CLEAN, CORRUPTION, SHIFTED, Diverged, Epoch, Invalid, Preempted, derive_seed
 from trainables.checkpoint import Keeper
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
@@ -199,7 +199,9 @@ def train(
         run.state.step, run.state.loss_sums, run.state.train_seconds = 0, (), 0.0
         is_last = run.state.epoch == config.schedule.epochs
         test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
-        shift_errors_pct = run.shift_errors(splits["test"], shifted) if is_last and config.evaluate else None
+        extra = dict(averaged.extra)
+        if is_last and config.evaluate:
+            extra |= run.shift_errors(splits["test"], shifted)
         learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * guessing_loss
         run.state.dead_epochs = run.state.dead_epochs + 1 if learnt_nothing else 0
         run.state.error_pct = averaged.error_pct
@@ -210,13 +212,13 @@ def train(
                 lr=lr,
                 train_loss=train_loss,
                 val_loss=averaged.loss,
-                val_top1_error_pct=averaged.error_pct,
-                val_raw_top1_error_pct=raw.error_pct,
+                val_error_pct=averaged.error_pct,
+                val_raw_error_pct=raw.error_pct,
                 train_seconds=train_seconds,
                 val_seconds=time.perf_counter() - trained,
-                test_top1_error_pct=test_error_pct,
+                test_error_pct=test_error_pct,
                 peak_memory_gib=_peak_gib(context.device),
-                shift_top1_error_pct=shift_errors_pct,
+                extra=extra or None,
             ),
             run.state,
         )
@@ -461,15 +463,15 @@ class TrainingRun:
             if corruptions.images is not None and corruptions.images < len(images):
                 rows, whole = drawn_from(images.labels, corruptions.images, corruptions.seed), images
                 images = Images(whole.labels[rows], lambda row: whole.read(int(rows[row])))
-            errors["clean"] = self.evaluate_as_is(model, images).error_pct
+            errors[CLEAN] = self.evaluate_as_is(model, images).error_pct
             for kind in corruptions.kinds:
                 scores = [
                     self.evaluate_as_is(model, images, change=corruptions.change(kind, severity)).error_pct
                     for severity in corruptions.severities
                 ]
-                errors[kind] = sum(scores) / len(scores)
+                errors[CORRUPTION + kind] = sum(scores) / len(scores)
         for name, other in shifted.items():
-            errors[name] = self.evaluate_as_is(model, other.images, classes=other.classes).error_pct
+            errors[SHIFTED + name] = self.evaluate_as_is(model, other.images, classes=other.classes).error_pct
         return errors
 
     def _score(self, model: nn.Module, images: Images) -> Score:
