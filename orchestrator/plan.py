@@ -481,6 +481,16 @@ def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
     return list(first.values())
 
 
+def error_term(trials: Iterable[Trial]) -> str:
+    """The error that trials are judged by, in words; all of them where trials have several tasks."""
+    return " or ".join(dict.fromkeys(trial.config.data.task.objective.term for trial in trials))
+
+
+def error_label(trials: Iterable[Trial]) -> str:
+    """The same for axes and table heads."""
+    return " or ".join(dict.fromkeys(trial.config.data.task.objective.label for trial in trials))
+
+
 def by_gang(trials: Iterable[Trial]) -> dict[Gang, list[Trial]]:
     """Trials by what they run on, the largest gang first, so that small ones fill up at the end.
 

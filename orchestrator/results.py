@@ -149,14 +149,14 @@ class Result:
 
     @property
     def error_pct(self) -> float | None:
-        """Top-1 error on the selection split as the EDF counts it; None where the trial is missing there."""
+        """The error on the selection split as the EDF counts it; None where the trial is missing there."""
         if self.rule is None or not self.rule.in_edf:
             return None
         return self.rule.error_pct if self.rule.error_pct is not None else self.own_error_pct
 
     @property
     def own_error_pct(self) -> float | None:
-        """Top-1 error on the selection split as measured, whatever the outcome."""
+        """The error on the selection split as measured, whatever the outcome."""
         if not self.record.rows:
             return None
         if self.error_rule == "best_epoch":
@@ -165,7 +165,7 @@ class Result:
 
     @property
     def test_error_pct(self) -> float | None:
-        """Top-1 error on the final split, after the last epoch."""
+        """The error on the final split, after the last epoch."""
         return self.record.last.test_error_pct if self.record.last else None
 
 

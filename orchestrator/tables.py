@@ -15,7 +15,7 @@ from orchestrator.cost import Basis, Planned, Span, planned_actual
 from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
 from orchestrator.outcomes import RULES
-from orchestrator.plan import Trial
+from orchestrator.plan import Trial, error_term
 from orchestrator.power import POWER, Detectable
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
 from orchestrator.search import EDGE_SHARE, searched
@@ -989,7 +989,7 @@ _PLANNED_FROM: dict[Basis | None, str] = {
 def _paper_table(found: Found) -> Table:
     table = Table(
         "paper",
-        "Lowest top-1 error per cell and arm beside the paper's, in %",
+        f"Lowest {error_term(found.plan.trials)} per cell and arm beside the paper's, in %",
         (
             "Cell",
             "Arm",

@@ -499,7 +499,7 @@ def test_an_arm_whose_best_lies_at_the_edge_is_named_under_the_answer(tmp_path):
     records = fabricated(plan, lambda t: 10 + 3 * math.log2(t.values["optim.lr"] / 1e-4))
     page = words(write_report(plan, records, tmp_path, {}).read_text())
     told = page.index("The best of vit_p in adamw lies at the low end of optim.lr")
-    assert page.index("Whether") < told < page.index("Errors are top-1")
+    assert page.index("Whether") < told < page.index("Errors are the top-1 error in %")
     # An octave below 2.5e-4, as densely as 16 points fill five: 16 / 5, rounded up.
     assert "4 more points from 1.25e-4 to 2.5e-4" in page
 
