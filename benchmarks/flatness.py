@@ -32,11 +32,11 @@ ROW = Epoch(
     lr=1e-3,
     train_loss=1.0,
     val_loss=1.0,
-    val_top1_error_pct=50.0,
-    val_raw_top1_error_pct=50.0,
+    val_error_pct=50.0,
+    val_raw_error_pct=50.0,
     train_seconds=0.0,
     val_seconds=0.0,
-    test_top1_error_pct=50.0,
+    test_error_pct=50.0,
 )
 WARM_UP = 100
 

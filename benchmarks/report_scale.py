@@ -89,11 +89,11 @@ def made_up_events(plan: Plan) -> Iterator[Event]:
                         "lr": 1e-3,
                         "train_loss": now / 40,
                         "val_loss": now / 40,
-                        "val_top1_error_pct": now,
-                        "val_raw_top1_error_pct": now,
+                        "val_error_pct": now,
+                        "val_raw_error_pct": now,
                         "train_seconds": 0.5,
                         "val_seconds": 0.1,
-                        "test_top1_error_pct": error + 0.3 if epoch == epochs else None,
+                        "test_error_pct": error + 0.3 if epoch == epochs else None,
                     }
                 ),
             )

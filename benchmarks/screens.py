@@ -109,11 +109,11 @@ def _trial_events(
             "lr": 1e-3,
             "train_loss": now / 40,
             "val_loss": now / 40,
-            "val_top1_error_pct": float(now),
-            "val_raw_top1_error_pct": float(now),
+            "val_error_pct": float(now),
+            "val_raw_error_pct": float(now),
             "train_seconds": 5.0,
             "val_seconds": 1.0,
-            "test_top1_error_pct": error + 0.3 if error is not None and epoch == epochs else None,
+            "test_error_pct": error + 0.3 if error is not None and epoch == epochs else None,
         }
         yield moment, EpochDone(trial=trial.id, attempt=1, row=row_of(row))
     end: AttemptEnd = "finished" if error is not None else "diverged"

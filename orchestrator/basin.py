@@ -196,7 +196,7 @@ def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
         quantiles_ND=np.array(places, dtype=np.float64).reshape(len(rows), len(axes)),
         errors_pct=np.array([error for _, _, error, _ in rows], dtype=np.float64),
         trained=np.array([trained for _, _, _, trained in rows], dtype=np.bool_),
-        chance_pct=100 * (1 - 1 / plan.infos[first.config.data].num_classes),
+        chance_pct=plan.infos[first.config.data].chance_error_pct,
         num_planned=len(points),
         num_censored=sum(result.censored for result in draws),
     )

@@ -243,7 +243,7 @@ class Clerk:
         verdict: Verdict = "drop"
         if self._dispatch.row(lane, number, row, self._clock()) and job is not None:
             judge = self._judge
-            stops = judge is not None and judge.stops(job.trial, row.epoch, row.val_top1_error_pct)
+            stops = judge is not None and judge.stops(job.trial, row.epoch, row.val_error_pct)
             verdict = "stop" if stops else "go on"
         await self._commit()
         return verdict

@@ -1042,7 +1042,7 @@ def _all_of(rows: Sequence[Actual]) -> Actual:
 def _epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
     """Of every epoch but those that end a trial, which also evaluate on the final split; else of all."""
     found = list(rows)
-    kept = [row for row in found if row.test_top1_error_pct is None] or found
+    kept = [row for row in found if row.test_error_pct is None] or found
     return [row.train_seconds + row.val_seconds for row in kept]
 
 

@@ -337,7 +337,7 @@ class Dispatch:
         attempt.job.epochs = max(attempt.job.epochs, attempt.epochs)
         attempt.job.losses = 0
         self.events.append(EpochDone(trial=attempt.job.trial, attempt=attempt.job.attempts, row=row))
-        desk.messages.append({"epoch": row.epoch, "error_pct": row.val_top1_error_pct, "done": False})
+        desk.messages.append({"epoch": row.epoch, "error_pct": row.val_error_pct, "done": False})
         return True
 
     def end(

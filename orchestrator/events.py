@@ -246,7 +246,7 @@ def row_of(tree: Mapping[str, Any]) -> Epoch:
     Raises:
       TypeError: a column is missing.
     """
-    return Epoch(**_known(tree, _FIELDS[Epoch]))
+    return Epoch.from_row(tree)
 
 
 def _known(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

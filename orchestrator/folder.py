@@ -41,7 +41,7 @@ from orchestrator.source import SweepError
 from orchestrator.states import States
 from orchestrator.sweep import build_sweep
 from trainables.config import Data, DataConfig, leaves
-from trainables.data import SPLITS, DataInfo
+from trainables.data import SPLITS, DataInfo, with_chance
 from trainables.files import write_atomically
 from trainables.yaml import YamlError, load_yaml
 
@@ -73,7 +73,8 @@ def open_folder(path: Path) -> Folder:
         sweep = build_sweep(load_yaml(path / "sweep.yaml"), str(path / "sweep.yaml"))
         record = json.loads((path / "record.json").read_text())
         infos = {
-            _DATA.validate_python(entry["config"]): _load_info(entry["info"]) for entry in record["data"]
+            (config := _DATA.validate_python(entry["config"])): _load_info(config, entry["info"])
+            for entry in record["data"]
         }
         plan = plan_of(path, sweep, infos)
     except (SweepError, YamlError) as error:
@@ -180,8 +181,10 @@ def confirmed_plan(path: Path, plan: Plan) -> Plan:
 _DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)
 
 
-def _load_info(info: dict[str, Any]) -> DataInfo:
-    return DataInfo(**info | {"class_names": tuple(info["class_names"])})
+def _load_info(config: DataConfig, info: dict[str, Any]) -> DataInfo:
+    loaded = DataInfo(**info | {"class_names": tuple(info["class_names"])})
+    # Older folders do not say what the error of guessing is.
+    return loaded if "chance_error_pct" in info else with_chance(loaded, config.task)
 
 
 def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None = None) -> None:
@@ -232,6 +235,7 @@ def _plain_info(info: DataInfo) -> dict[str, Any]:
         "splits": {split: info.splits[split] for split in SPLITS},
         "fingerprint": info.fingerprint,
         "skipped": info.skipped,
+        "chance_error_pct": info.chance_error_pct,
     }
 
 

@@ -58,7 +58,7 @@ class Judge:
         for event in events:
             match event:
                 case EpochDone(trial=trial, row=row):
-                    self.stops(trial, row.epoch, row.val_top1_error_pct)
+                    self.stops(trial, row.epoch, row.val_error_pct)
                 case AttemptEnded(trial=trial, end="diverged", final=True):
                     self.diverged(trial, event.epochs)
                 case RetryWanted(trial=trial):

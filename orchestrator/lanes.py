@@ -186,7 +186,7 @@ def _run_job(
         weights = state.weights_digest() if context.rank == 0 else ""
         kept = None
         if context.rank == 0:
-            kept = ray.get(clerk.keeps.remote(lane, number, row.val_top1_error_pct))
+            kept = ray.get(clerk.keeps.remote(lane, number, row.val_error_pct))
         if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
             if not kept.group:
                 # A first stage without weights is none.

@@ -94,7 +94,7 @@ class Notifier:
                 "ended": progress.ended,
                 "failed": failed,
                 "best": [
-                    {"cell": tally.cell, "arm": tally.arm, "val_top1_error_pct": tally.best_pct}
+                    {"cell": tally.cell, "arm": tally.arm, "val_error_pct": tally.best_pct}
                     for tally in progress.tallies
                 ],
             }

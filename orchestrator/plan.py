@@ -479,3 +479,13 @@ def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
     for trial in trials:
         first.setdefault(trial.id, trial)
     return list(first.values())
+
+
+def error_term(trials: Iterable[Trial]) -> str:
+    """The error that trials are judged by, in words; all of them where trials have several tasks."""
+    return " or ".join(dict.fromkeys(trial.config.data.task.objective.term for trial in trials))
+
+
+def error_label(trials: Iterable[Trial]) -> str:
+    """The same for axes and table heads."""
+    return " or ".join(dict.fromkeys(trial.config.data.task.objective.label for trial in trials))

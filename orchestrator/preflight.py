@@ -264,7 +264,7 @@ def preflight(
     told = _Told(plan)
     faults: list[Fault] = []
     buildable = []
-    built: dict[tuple[Any, int], Unfit | None] = {}
+    built: dict[tuple[Any, ...], Unfit | None] = {}
     for subject in found:
         if (error := _build_fault(plan, subject, built)) is not None:
             told.add(subject, error.setting, error.rule)
@@ -305,24 +305,25 @@ def preflight(
     return Outcome(len(found), tuple(checked), (*faults, *told.faults()), clock() - began, seconds)
 
 
-def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, int], Unfit | None]) -> Unfit | None:
+def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, ...], Unfit | None]) -> Unfit | None:
     """What is wrong without running anything; every network is built once."""
     config = subject.shape.config
     info = plan.infos[config.data]
-    key = (config.model.model_copy(update={"drop_path": 0.0}), info.num_classes)
+    model, task = config.model.model_copy(update={"drop_path": 0.0}), config.data.task
+    key = (model, task.name, info.num_classes)
     try:
         check_sizes(config, info, subject.shape.gang.workers)
     except Unfit as error:
         return error
     if key not in built:
         try:
-            check_model(*key)
+            check_model(model, task, info.num_classes)
             built[key] = None
         except Unfit as error:
             built[key] = error
     if built[key] is None and (start := subject.trials[0].config.start) is not None:
         try:
-            check_start(start, *key, plan.infos[start.run.data].num_classes)
+            check_start(start, model, info.num_classes, plan.infos[start.run.data].num_classes)
         except Unfit as error:
             return error
     return built[key]

@@ -29,7 +29,7 @@ from orchestrator.cost import Planned
 from orchestrator.findings import Evidence, Found, evidence_of, gather
 from orchestrator.ledger import Ledger
 from orchestrator.outcomes import RULES
-from orchestrator.plan import Plan, Trial, TrialCost
+from orchestrator.plan import Plan, Trial, TrialCost, error_term
 from orchestrator.power import Planted
 from orchestrator.question import cell_name
 from orchestrator.results import Record
@@ -299,6 +299,7 @@ def _page(found: Found, document: Row) -> Row:
     told = ("answer", "caveats", "states", "data", "cost")
     return {key: document[key] for key in told} | {
         "sweep": plan.sweep,
+        "error_term": error_term(plan.trials),
         "num_trials": len(distinct),
         "summaries": found.summaries,
         "contrasts": found.contrasts,

@@ -149,24 +149,24 @@ class Result:
 
     @property
     def error_pct(self) -> float | None:
-        """Top-1 error on the selection split as the EDF counts it; None where the trial is missing there."""
+        """The error on the selection split as the EDF counts it; None where the trial is missing there."""
         if self.rule is None or not self.rule.in_edf:
             return None
         return self.rule.error_pct if self.rule.error_pct is not None else self.own_error_pct
 
     @property
     def own_error_pct(self) -> float | None:
-        """Top-1 error on the selection split as measured, whatever the outcome."""
+        """The error on the selection split as measured, whatever the outcome."""
         if not self.record.rows:
             return None
         if self.error_rule == "best_epoch":
-            return min(row.val_top1_error_pct for row in self.record.rows.values())
-        return self.record.rows[max(self.record.rows)].val_top1_error_pct
+            return min(row.val_error_pct for row in self.record.rows.values())
+        return self.record.rows[max(self.record.rows)].val_error_pct
 
     @property
     def test_error_pct(self) -> float | None:
-        """Top-1 error on the final split, after the last epoch."""
-        return self.record.last.test_top1_error_pct if self.record.last else None
+        """The error on the final split, after the last epoch."""
+        return self.record.last.test_error_pct if self.record.last else None
 
 
 def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]:

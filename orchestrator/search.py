@@ -130,7 +130,7 @@ def _filled(quantiles: Mapping[str, float], levels: Iterable[str]) -> dict[str, 
 def _tried(quantiles: Mapping[str, float], replicates: list[Result]) -> Tried:
     stopped = next((result for result in replicates if result.censored), None)
     if stopped is not None and (last := stopped.record.last) is not None:
-        return Tried(quantiles, "stopped", last.val_top1_error_pct, last.epoch)
+        return Tried(quantiles, "stopped", last.val_error_pct, last.epoch)
     errors = [error for result in replicates if (error := result.error_pct) is not None]
     if not errors:
         return Tried(quantiles, "failed", None, 0)

@@ -160,7 +160,7 @@ def story(
     if (last := record.last) is not None:
         yield (
             f"  epoch {last.epoch} of {trial.config.schedule.epochs}, "
-            f"error {last.val_top1_error_pct:.1f} % on the selection split"
+            f"error {last.val_error_pct:.1f} % on the selection split"
         )
     for attempt in attempts:
         yield "  " + _attempt_line(attempt, steps)

@@ -33,10 +33,11 @@ from urllib.parse import urlsplit
 from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event
 from orchestrator.outcomes import SETTLED
 from orchestrator.plan import Plan, Trial
-from orchestrator.shift import corruption_error
+from orchestrator.shift import corruption_error, shift_errors_in
 from trainables.base import EPOCH_LABELS, Epoch
 from trainables.config import leaves
 from trainables.places import redacted
+from trainables.tasks.base import Objective
 
 STATE_FILE = "mlflow.json"
 
@@ -406,7 +407,7 @@ class _Store:
         for some_epochs, some_params in itertools.zip_longest(epoch_chunks, param_chunks, fillvalue=()):
             self._client.log_batch(
                 sent.run_id,
-                metrics=[m for epoch in some_epochs for m in self._metrics(epoch, *view.rows[epoch])],
+                metrics=[m for epoch in some_epochs for m in self._metrics(trial, epoch, *view.rows[epoch])],
                 params=[self._entities.Param(path, value) for path, value in some_params],
                 synchronous=True,
             )
@@ -439,8 +440,8 @@ class _Store:
         }
         return self._create_run(trial.label, view.started, tags)
 
-    def _metrics(self, epoch: int, time: float, row: Epoch) -> list[Any]:
-        values = {name: getattr(row, name) for name in EPOCH_LABELS} | _shift_metrics(row)
+    def _metrics(self, trial: Trial, epoch: int, time: float, row: Epoch) -> list[Any]:
+        values = metrics_of(row, trial.config.data.task.objective)
         return [
             self._entities.Metric(name, float(value), _milliseconds(time), epoch)
             for name, value in values.items()
@@ -461,12 +462,17 @@ class _Store:
         return [self._entities.RunTag(key, value[:_TAG_CHARS]) for key, value in tags.items()]
 
 
-def _shift_metrics(row: Epoch) -> dict[str, float]:
-    """Errors under corruption and shift: one metric each, which MLflow groups by what is before the slash."""
-    errors = row.shift_top1_error_pct or {}
-    metrics = {f"shift_top1_error_pct/{name}": error for name, error in errors.items()}
-    if (under := corruption_error(errors)) is not None:
-        metrics |= {"corrupted_top1_error_pct": under.mean_pct, "corruption_added_pp": under.excess_pct}
+def metrics_of(row: Epoch, objective: Objective) -> dict[str, Any]:
+    """A row under the names of its metrics; the error is called by its own name, as `val_top1_error_pct`."""
+    own = f"{objective.name}_pct"
+    metrics = {name.replace("error_pct", own): getattr(row, name) for name in EPOCH_LABELS}
+    extra = row.extra or {}
+    errors = shift_errors_in(extra)
+    for name, value in extra.items():
+        # MLflow groups metrics by what is before the slash.
+        metrics[f"shift_{own}/{name.rpartition('/')[2]}" if name in errors else name] = value
+    if (under := corruption_error(extra)) is not None:
+        metrics |= {f"corrupted_{own}": under.mean_pct, "corruption_added_pp": under.excess_pct}
     return metrics
 
 

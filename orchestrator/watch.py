@@ -295,7 +295,7 @@ class Display:
     def _line(self, event: AttemptEnded) -> str:
         result = self.progress.result(event.trial)
         last = result.record.last
-        error = f"{percent(last.val_top1_error_pct)} %" if last else "no epoch"
+        error = f"{percent(last.val_error_pct)} %" if last else "no epoch"
         again = "" if event.final else ", will be tried again"
         detail = f"  ({event.detail})" if event.detail else ""
         count = f"[{self.progress.ended}/{len(self.progress.plan.trials)}]"

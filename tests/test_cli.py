@@ -244,11 +244,11 @@ def partial(tmp_path: Path) -> Path:
         "lr": 1e-5,
         "train_loss": 0.5,
         "val_loss": 0.4,
-        "val_top1_error_pct": 12.5,
-        "val_raw_top1_error_pct": 12.5,
+        "val_error_pct": 12.5,
+        "val_raw_error_pct": 12.5,
         "train_seconds": 0.5,
         "val_seconds": 0.1,
-        "test_top1_error_pct": 13.5,
+        "test_error_pct": 13.5,
     }
     writer = Writer(folder)
     writer.append(

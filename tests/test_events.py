@@ -34,18 +34,19 @@ from orchestrator.ledger import ledger
 from orchestrator.results import fold
 from orchestrator.story import attempts_of
 from trainables.base import Epoch
+from trainables.corruptions import KINDS
 
 ROW = Epoch(
-    epoch=2, step=38, lr=0.001, train_loss=1.5, val_loss=1.25, val_top1_error_pct=12.5,
-    val_raw_top1_error_pct=13.5, train_seconds=0.5, val_seconds=0.1, test_top1_error_pct=None,
+    epoch=2, step=38, lr=0.001, train_loss=1.5, val_loss=1.25, val_error_pct=12.5,
+    val_raw_error_pct=13.5, train_seconds=0.5, val_seconds=0.1, test_error_pct=None,
 )  # fmt: skip
 LAST = Epoch(
-    epoch=3, step=57, lr=1e-05, train_loss=1.0, val_loss=1.0, val_top1_error_pct=10.5,
-    val_raw_top1_error_pct=11.5, train_seconds=0.5, val_seconds=0.1, test_top1_error_pct=11.0,
-    peak_memory_gib=3.25, shift_top1_error_pct={"clean": 10.0, "fog": 30.0},
+    epoch=3, step=57, lr=1e-05, train_loss=1.0, val_loss=1.0, val_error_pct=10.5,
+    val_raw_error_pct=11.5, train_seconds=0.5, val_seconds=0.1, test_error_pct=11.0,
+    peak_memory_gib=3.25, extra={"clean": 10.0, "corruption/fog": 30.0},
 )  # fmt: skip
 
-#: One of every kind with its line, as written when events were plain dictionaries.
+#: One of every kind with its line; all but rows as written when events were plain dictionaries.
 LINES: list[tuple[Event, str]] = [
     (Sealed(sizes={"000001.jsonl": 4096}), '2180cda6 {"kind":"seal","sizes":{"000001.jsonl":4096}}'),
     (
@@ -66,17 +67,17 @@ LINES: list[tuple[Event, str]] = [
     ),
     (
         EpochDone(trial="0a1b", attempt=1, row=ROW),
-        'cb5d1a84 {"kind":"epoch","trial":"0a1b","attempt":1,"row":{"epoch":2,"step":38,"lr":0.001,'
-        '"train_loss":1.5,"val_loss":1.25,"val_top1_error_pct":12.5,"val_raw_top1_error_pct":13.5,'
-        '"train_seconds":0.5,"val_seconds":0.1,"test_top1_error_pct":null,"peak_memory_gib":null,'
-        '"shift_top1_error_pct":null}}',
+        '89151338 {"kind":"epoch","trial":"0a1b","attempt":1,"row":{"epoch":2,"step":38,"lr":0.001,'
+        '"train_loss":1.5,"val_loss":1.25,"val_error_pct":12.5,"val_raw_error_pct":13.5,'
+        '"train_seconds":0.5,"val_seconds":0.1,"test_error_pct":null,"peak_memory_gib":null,'
+        '"extra":null}}',
     ),
     (
         EpochDone(trial="0a1b", attempt=1, row=LAST),
-        '0416e19d {"kind":"epoch","trial":"0a1b","attempt":1,"row":{"epoch":3,"step":57,"lr":1e-05,'
-        '"train_loss":1.0,"val_loss":1.0,"val_top1_error_pct":10.5,"val_raw_top1_error_pct":11.5,'
-        '"train_seconds":0.5,"val_seconds":0.1,"test_top1_error_pct":11.0,"peak_memory_gib":3.25,'
-        '"shift_top1_error_pct":{"clean":10.0,"fog":30.0}}}',
+        'ed5694f0 {"kind":"epoch","trial":"0a1b","attempt":1,"row":{"epoch":3,"step":57,"lr":1e-05,'
+        '"train_loss":1.0,"val_loss":1.0,"val_error_pct":10.5,"val_raw_error_pct":11.5,'
+        '"train_seconds":0.5,"val_seconds":0.1,"test_error_pct":11.0,"peak_memory_gib":3.25,'
+        '"extra":{"clean":10.0,"corruption/fog":30.0}}}',
     ),
     (
         Pulse(time=120.0, in_flight={"0a1b": InFlight(19, 38, 119.5)}),
@@ -101,6 +102,24 @@ LINES: list[tuple[Event, str]] = [
         '4dfeb53a {"kind":"notice","detail":"cannot write to runs/x: full; waiting"}',
     ),
 ]  # fmt: skip
+
+#: Lines of the same rows from before their columns had the names of today.
+OLD_ROWS = [
+    (
+        ROW,
+        'cb5d1a84 {"kind":"epoch","trial":"0a1b","attempt":1,"row":{"epoch":2,"step":38,"lr":0.001,'
+        '"train_loss":1.5,"val_loss":1.25,"val_top1_error_pct":12.5,"val_raw_top1_error_pct":13.5,'
+        '"train_seconds":0.5,"val_seconds":0.1,"test_top1_error_pct":null,"peak_memory_gib":null,'
+        '"shift_top1_error_pct":null}}',
+    ),
+    (
+        LAST,
+        '0416e19d {"kind":"epoch","trial":"0a1b","attempt":1,"row":{"epoch":3,"step":57,"lr":1e-05,'
+        '"train_loss":1.0,"val_loss":1.0,"val_top1_error_pct":10.5,"val_raw_top1_error_pct":11.5,'
+        '"train_seconds":0.5,"val_seconds":0.1,"test_top1_error_pct":11.0,"peak_memory_gib":3.25,'
+        '"shift_top1_error_pct":{"clean":10.0,"fog":30.0}}}',
+    ),
+]
 
 #: A run as the first version wrote it, without signs of life, checks, phases, nodes and steps.
 FIRST_VERSION: list[dict[str, Any]] = [
@@ -133,6 +152,19 @@ def test_every_kind_is_written_byte_for_byte_as_ever_and_read_back(event, line):
     assert decode(f"{line}\n".encode()) == event
     # Between the processes of a run events travel as they are.
     assert pickle.loads(pickle.dumps(event)) == event
+
+
+@pytest.mark.parametrize(("row", "line"), OLD_ROWS, ids=["an epoch", "the last one"])
+def test_rows_of_old_journals_are_read_under_the_names_of_today(row, line):
+    assert decode(f"{line}\n".encode()) == EpochDone(trial="0a1b", attempt=1, row=row)
+
+
+def test_old_errors_are_those_of_corruptions_and_of_shifted_sets():
+    errors = dict.fromkeys(KINDS, 5.0) | {"imagenet_v2": 7.0, "clean": 3.0}
+    row = dataclasses.asdict(ROW) | {"val_top1_error_pct": 1.0, "shift_top1_error_pct": errors}
+    expected = {f"corruption/{kind}": 5.0 for kind in KINDS} | {"shifted/imagenet_v2": 7.0, "clean": 3.0}
+    assert len(KINDS) == 15
+    assert Epoch.from_row({key: row[key] for key in row if key != "extra"}).extra == expected
 
 
 @pytest.mark.parametrize(("event", "line"), LINES, ids=lambda value: getattr(value, "kind", ""))
@@ -172,10 +204,10 @@ def test_what_the_first_version_wrote_is_read_with_the_defaults_of_what_it_lacks
     assert session == SessionBegan(time=100.0, began=100.0, lanes=(2,))
     assert from_json({"kind": "session", "time": 100.0}).lanes == ()
     assert attempt.node == ""
-    assert (epoch.row.peak_memory_gib, epoch.row.shift_top1_error_pct) == (None, None)
+    assert (epoch.row.peak_memory_gib, epoch.row.extra) == (None, None)
     assert (end.weights, end.from_step, end.step, end.heard, end.epochs) == ("", -1, -1, 0.0, 0)
     record = fold(events)["t"]
-    assert (record.outcome, record.busy_seconds, record.rows[1].test_top1_error_pct) == (
+    assert (record.outcome, record.busy_seconds, record.rows[1].test_error_pct) == (
         "finished",
         30.0,
         52.0,

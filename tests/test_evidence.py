@@ -63,8 +63,8 @@ def run_all(folder: Path, plan: Plan) -> Path:
             error = final + 10 * (3 - epoch)
             row = {
                 "epoch": epoch, "step": 19 * epoch, "lr": 1e-3, "train_loss": 1.25, "val_loss": 1.5,
-                "val_top1_error_pct": error, "val_raw_top1_error_pct": error, "train_seconds": 1.0,
-                "val_seconds": 0.1, "test_top1_error_pct": final + 0.5 if epoch == 3 else None,
+                "val_error_pct": error, "val_raw_error_pct": error, "train_seconds": 1.0,
+                "val_seconds": 0.1, "test_error_pct": final + 0.5 if epoch == 3 else None,
             }  # fmt: skip
             writer.append([EpochDone(trial=trial.id, attempt=1, row=row_of(row))])
         writer.append(
@@ -199,7 +199,7 @@ def edit_event(folder: Path, edit: Callable[[dict[str, Any]], bool]) -> tuple[in
 
 def last_error_plus_one(event: dict[str, Any]) -> bool:
     if event["kind"] == "epoch" and event["row"]["epoch"] == 3:
-        event["row"]["val_top1_error_pct"] += 1
+        event["row"]["val_error_pct"] += 1
         return True
     return False
 
@@ -243,7 +243,7 @@ def test_a_changed_digit_in_the_journal_fails_its_checksum_and_the_line_is_named
     lines = path.read_text().splitlines(keepends=True)
     at = next(n for n, line in enumerate(lines) if '"epoch":3' in line)
     trial = json.loads(lines[at][9:])["trial"]
-    lines[at] = re.sub(r'("val_top1_error_pct":\d+\.)(\d)', lambda m: f"{m[1]}{9 - int(m[2])}", lines[at])
+    lines[at] = re.sub(r'("val_error_pct":\d+\.)(\d)', lambda m: f"{m[1]}{9 - int(m[2])}", lines[at])
     path.write_text("".join(lines))
     faults = [str(fault) for fault in verify(sealed).faults]
     expected = f"its checksum does not match (epoch of trial {trial}, epoch 3)"

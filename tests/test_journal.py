@@ -23,11 +23,11 @@ def row(epoch: int, error_pct: float = 12.5) -> Epoch:
         lr=1e-3,
         train_loss=1.0,
         val_loss=1.0,
-        val_top1_error_pct=error_pct,
-        val_raw_top1_error_pct=error_pct,
+        val_error_pct=error_pct,
+        val_raw_error_pct=error_pct,
         train_seconds=1.0,
         val_seconds=0.1,
-        test_top1_error_pct=None,
+        test_error_pct=None,
     )
 
 

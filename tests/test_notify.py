@@ -74,7 +74,7 @@ def test_a_webhook_is_told_of_the_first_result_the_breaker_and_the_end_once_each
         f"large has ended; {len(plan.trials)} of {len(plan.trials)} trials have ended"
     )
     assert end["folder"] == "runs/large"
-    best = {(entry["cell"], entry["arm"]): entry["val_top1_error_pct"] for entry in end["best"]}
+    best = {(entry["cell"], entry["arm"]): entry["val_error_pct"] for entry in end["best"]}
     progress = Progress(plan, {})
     progress.observe(made_up_run(plan, lanes=2, share=1.0, failing=0))
     assert best == {(tally.cell, tally.arm): tally.best_pct for tally in progress.tallies}

@@ -101,7 +101,7 @@ def test_an_epoch_that_was_repeated_counts_once_by_the_later_attempt():
         end("finished", 2, time=400.0),
     ]
     record = fold(events)["t"]
-    assert [r.val_top1_error_pct for r in record.rows.values()] == [60.0, 49.0, 40.0]
+    assert [r.val_error_pct for r in record.rows.values()] == [60.0, 49.0, 40.0]
     assert (record.attempts, record.busy_seconds) == (2, 120.0)
     assert (record.started, record.ended) == (100.0, 400.0)
 

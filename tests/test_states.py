@@ -128,7 +128,7 @@ def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, mo
     settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
     job = {"trial": "abc", "config": config.model_dump_json(), "attempt": 1, "epochs": 0}
     lanes._run_job(job, 1, settings | {"checkpoints": None}, Context())
-    assert asked == [("lane", 1, clerk.rows[-1]["val_top1_error_pct"])]
+    assert asked == [("lane", 1, clerk.rows[-1]["val_error_pct"])]
     [(end, _, log, weights, told)] = clerk.ends
     assert (end, log, told) == ("finished", "", kept)
     with (tmp_path / "trials" / "abc" / "final.pt").open("rb") as file:
@@ -138,7 +138,15 @@ def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, mo
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     assert digest.hexdigest()[:16] == weights
-    assert json.loads((tmp_path / "trials" / "abc" / "final.json").read_text())["val_top1_error_pct"] == 12.5
+    assert json.loads((tmp_path / "trials" / "abc" / "final.json").read_text())["val_error_pct"] == 12.5
+
+
+def test_weights_that_an_earlier_version_kept_are_found(tmp_path):
+    folder = tmp_path / "trials" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "final.pt").write_bytes(b"weights")
+    (folder / "final.json").write_text('{"trial": "abc", "group": "all p", "val_top1_error_pct": 12.5}')
+    assert States(tmp_path).kept() == [Kept("abc", "all p", 12.5)]
 
 
 def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monkeypatch):

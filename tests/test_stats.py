@@ -58,7 +58,7 @@ def make(points=8, arms=("a", "b"), **keys):
 def ended(error, outcome="finished", test=None):
     """A record of two epochs that ends at an error."""
     row = Epoch(1, 10, 1e-3, 1.0, 1.0, error + 5, error + 5, 1.0, 0.1, None)
-    last = dataclasses.replace(row, epoch=2, val_top1_error_pct=error, test_top1_error_pct=test)
+    last = dataclasses.replace(row, epoch=2, val_error_pct=error, test_error_pct=test)
     return Record(outcome=outcome, attempts=1, rows={1: row, 2: last}, busy_seconds=2.0)
 
 

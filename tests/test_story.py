@@ -67,11 +67,11 @@ def row(epoch: int, step: int) -> dict:
         "lr": 0.0,
         "train_loss": 1.0,
         "val_loss": 1.0,
-        "val_top1_error_pct": 42.0,
-        "val_raw_top1_error_pct": 42.0,
+        "val_error_pct": 42.0,
+        "val_raw_error_pct": 42.0,
         "train_seconds": 1.0,
         "val_seconds": 0.0,
-        "test_top1_error_pct": None,
+        "test_error_pct": None,
     }
 
 

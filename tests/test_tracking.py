@@ -72,10 +72,18 @@ def _default_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+#: Errors have the name of what they are the error of, where that is not their column's.
+METRICS = {
+    "val_error_pct": "val_top1_error_pct",
+    "val_raw_error_pct": "val_raw_top1_error_pct",
+    "test_error_pct": "test_top1_error_pct",
+}
+
+
 def row(epoch: int, **changes: Any) -> dict[str, Any]:
     """One row of results, every number told apart from the others."""
     numbers = {name: index + epoch / 100 for index, name in enumerate(EPOCH_LABELS)}
-    return numbers | {"epoch": epoch, "step": 20 * epoch, "test_top1_error_pct": None} | changes
+    return numbers | {"epoch": epoch, "step": 20 * epoch, "test_error_pct": None} | changes
 
 
 def story(
@@ -167,9 +175,10 @@ def test_a_sweep_is_a_run_with_one_nested_run_per_trial(
         assert run.data.params["model.stem"] == ("conv" if trial.arm == "vit_c" else "patchify")
         assert run.data.params["schedule.epochs"] == "3"
         for name in EPOCH_LABELS:
+            metric = METRICS.get(name, name)
             # What a row does not have is no point of a curve.
-            points = [] if name == "test_top1_error_pct" else [(n, row(n)[name]) for n in (1, 2, 3)]
-            assert seen.curve(trial.id, name) == points
+            points = [] if name == "test_error_pct" else [(n, row(n)[name]) for n in (1, 2, 3)]
+            assert seen.curve(trial.id, metric) == points
 
 
 def test_a_sweep_that_goes_on_says_nothing_twice(plan: Plan, folder: Path) -> None:
@@ -230,15 +239,16 @@ def test_metrics_go_on_where_they_were_when_a_sweep_is_told_piece_by_piece(plan:
 
 def test_errors_under_corruption_and_shift_are_metrics_of_the_last_epoch(plan: Plan, folder: Path) -> None:
     trial_id = plan.trials[0].id
-    errors = {"clean": 20.0, "fog": 30.0, "snow": 50.0, "imagenet_v2": 35.0}
+    errors = {"clean": 20.0, "corruption/fog": 30.0, "corruption/snow": 50.0, "shifted/imagenet_v2": 35.0}
     events = story(trial_id, range(1, 4), "finished")
     last = events[-2]
     assert isinstance(last, EpochDone)
-    events[-2] = dataclasses.replace(last, row=dataclasses.replace(last.row, shift_top1_error_pct=errors))
+    events[-2] = dataclasses.replace(last, row=dataclasses.replace(last.row, extra=errors | {"iou/car": 7.0}))
     assert tell(plan, folder, events) is None
     seen = Seen(folder)
-    for name, error in errors.items():
+    for name, error in {"clean": 20.0, "fog": 30.0, "snow": 50.0, "imagenet_v2": 35.0}.items():
         assert seen.curve(trial_id, f"shift_top1_error_pct/{name}") == [(3, error)]
+    assert seen.curve(trial_id, "iou/car") == [(3, 7.0)]
     # The mean over two kinds, and what it is above clean.
     assert seen.curve(trial_id, "corrupted_top1_error_pct") == [(3, 40.0)]
     assert seen.curve(trial_id, "corruption_added_pp") == [(3, 20.0)]
@@ -273,7 +283,7 @@ def test_numbers_that_are_none_are_left_out(plan: Plan, folder: Path) -> None:
         EpochDone(
             trial=trial_id,
             attempt=1,
-            row=row_of(row(2, train_loss=math.nan, val_loss=math.inf, test_top1_error_pct=7.5)),
+            row=row_of(row(2, train_loss=math.nan, val_loss=math.inf, test_error_pct=7.5)),
         ),
         AttemptEnded(
             trial=trial_id,

@@ -196,11 +196,11 @@ def pulses(work_per_second: list[float], seconds: float, trial: str, steps: int)
         "lr": 0.0,
         "train_loss": 1.0,
         "val_loss": 1.0,
-        "val_top1_error_pct": 50.0,
-        "val_raw_top1_error_pct": 50.0,
+        "val_error_pct": 50.0,
+        "val_raw_error_pct": 50.0,
         "train_seconds": 1.0,
         "val_seconds": 0.0,
-        "test_top1_error_pct": None,
+        "test_error_pct": None,
     }
     found += [
         AttemptBegan(trial=trial, attempt=1, lane="lane", time=0.0),

@@ -34,7 +34,7 @@ from trainables.augment import Mixup
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data import num_steps
 from trainables.optim import Cosine
-from trainables.step import Autocast, Learner, cross_entropy_sum, training_step
+from trainables.step import Autocast, Learner, training_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def shape_config(config: TrainConfig) -> TrainConfig:
 def _counted(
     config: TrainConfig, num_classes: int, num_train: int, num_images: int, workers: int, on_gpu: bool
 ) -> Footprint:
-    side, light = config.model.image_size, config.augment.name == "light"
+    light = config.augment.name == "light"
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and on_gpu)
     autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=half)
     # The largest share that a worker gets: an epoch is cut into equal steps.
@@ -157,7 +157,7 @@ def _counted(
     watch = _Watch()
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), watch:
         warnings.simplefilter("ignore")
-        kept = torch.empty(num_images if light else 0, 3, side, side, dtype=torch.uint8)
+        kept = torch.empty(num_images if light else 0, *config.model.input_shape, dtype=torch.uint8)
         images, before = watch.live, watch.live
         model = _placed(shapes)
         params, before = watch.live - before, watch.live
@@ -225,7 +225,7 @@ def _step(
 
     def loss_sum(outputs: Tensor, targets: Tensor) -> Tensor:
         nonlocal activations
-        loss = cross_entropy_sum(outputs, targets, config.label_smoothing)
+        loss = config.data.task.loss_sum(outputs, targets, config.label_smoothing)
         activations = watch.live - held
         return loss
 
@@ -297,13 +297,15 @@ def _placed(model: nn.Module) -> nn.Module:
 
 def _batch(config: TrainConfig, rows: int, num_classes: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """What a pipeline holds while its batch is used, the images, and the targets."""
-    shape = (rows, 3, config.model.image_size, config.model.image_size)
+    shape = (rows, *config.model.input_shape)
     images_BCHW = torch.empty(shape)
+    output_shape = config.data.task.output_shape(rows, config.model.input_shape, num_classes)
     if config.mixup is None:
-        targets, unmixed = torch.empty(rows, dtype=torch.int64), []
+        targets = torch.empty(output_shape[:1] + output_shape[2:], dtype=torch.int64)
+        unmixed = []
     else:
         # The loop still has the batch that the mixed one was made of.
-        targets, unmixed = torch.empty(rows, num_classes), [torch.empty(shape)]
+        targets, unmixed = torch.empty(output_shape), [torch.empty(shape)]
     pixels = [torch.empty(shape, dtype=torch.uint8)] if config.augment.name == "light" else []
     return [*pixels, *unmixed], images_BCHW, targets
 

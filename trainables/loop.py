@@ -19,19 +19,19 @@ import torch
 from numpy.typing import NDArray
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from trainables.augment import Batch, Change, LightPipeline, PaperPipeline
-from trainables.base import Diverged, Epoch, Invalid, Preempted, derive_seed
+from trainables.base import CLEAN, CORRUPTION, SHIFTED, Diverged, Epoch, Invalid, Preempted, derive_seed
 from trainables.checkpoint import Keeper
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
-from trainables.data import Images, Shifted, drawn_from, num_steps
+from trainables.data import DataInfo, Images, Shifted, drawn_from, num_steps
 from trainables.optim import in_epochs
-from trainables.step import Learner, cross_entropy_sum, training_step
+from trainables.step import Learner, training_step
+from trainables.tasks.base import Score
 from trainables.transfer import final_weights, take_over
 
 #: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
@@ -167,15 +167,15 @@ def train(
     if checkpoint is None and (config.start is None) != (start is None):
         wanted = "from the beginning" if config.start is None else "from the weights of another run"
         raise Invalid(f"the run starts {wanted}, and was given {'weights' if start else 'none'}")
-    run = TrainingRun(config, context, info.num_classes, splits["train"], keeper, weights)
+    run = TrainingRun(config, context, info, splits["train"], keeper, weights)
     run.state.run = _identity(config, info.fingerprint)
     if checkpoint is not None:
         run.state.load(checkpoint)
     elif keeper is not None and (content := keeper.read(context)) is not None:
         run.state.restore(content)
     run.tell_step()
-    chance_pct = 100 * (1 - 1 / info.num_classes)
-    dead_above_pct = chance_pct - config.divergence.margin_pct
+    dead_above_pct = info.chance_error_pct - config.divergence.margin_pct
+    guessing_loss = config.data.task.guessing_loss(info)
     window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
 
     while True:
@@ -199,11 +199,10 @@ def train(
         run.state.step, run.state.loss_sums, run.state.train_seconds = 0, (), 0.0
         is_last = run.state.epoch == config.schedule.epochs
         test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
-        shift_errors_pct = run.shift_errors(splits["test"], shifted) if is_last and config.evaluate else None
-        # A loss of ln(classes) is that of guessing, with or without smoothing and mixing.
-        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * math.log(
-            info.num_classes
-        )
+        extra = dict(averaged.extra)
+        if is_last and config.evaluate:
+            extra |= run.shift_errors(splits["test"], shifted)
+        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * guessing_loss
         run.state.dead_epochs = run.state.dead_epochs + 1 if learnt_nothing else 0
         run.state.error_pct = averaged.error_pct
         yield (
@@ -213,18 +212,20 @@ def train(
                 lr=lr,
                 train_loss=train_loss,
                 val_loss=averaged.loss,
-                val_top1_error_pct=averaged.error_pct,
-                val_raw_top1_error_pct=raw.error_pct,
+                val_error_pct=averaged.error_pct,
+                val_raw_error_pct=raw.error_pct,
                 train_seconds=train_seconds,
                 val_seconds=time.perf_counter() - trained,
-                test_top1_error_pct=test_error_pct,
+                test_error_pct=test_error_pct,
                 peak_memory_gib=_peak_gib(context.device),
-                shift_top1_error_pct=shift_errors_pct,
+                extra=extra or None,
             ),
             run.state,
         )
     if run.state.error_pct > dead_above_pct:
-        raise Diverged(f"ended at {run.state.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
+        raise Diverged(
+            f"ended at {run.state.error_pct:.1f} % error, where chance is {info.chance_error_pct:.1f} %"
+        )
 
 
 def _peak_gib(device: torch.device) -> float | None:
@@ -235,21 +236,14 @@ def _peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Of one evaluation: mean cross-entropy, and share of wrong top-1 answers in per cent."""
-
-    loss: float
-    error_pct: float
-
-
 class TrainingRun:
     """One run under way: builds everything once, then trains and evaluates an epoch at a time.
 
     `train` drives it to the end; a dry run takes single steps of it.
 
     Attributes:
-      config, context, num_classes, keeper: as given.
+      config, context, info, keeper: as given.
+      task: what is learnt from the data.
       steps_per_epoch, total_steps: optimizer steps.
       pipeline: makes batches of images.
       state: what is trained, and how far it has come; a checkpoint holds all of it.
@@ -262,7 +256,7 @@ class TrainingRun:
         self,
         config: TrainConfig,
         context: Context,
-        num_classes: int,
+        info: DataInfo,
         images: Images,
         keeper: Keeper | None = None,
         weights: Mapping[str, Tensor] | None = None,
@@ -272,7 +266,7 @@ class TrainingRun:
         Args:
           config: the run.
           context: this process's place in it.
-          num_classes: of the data.
+          info: of the data.
           images: the training split.
           keeper: takes checkpoints at any step and says when to stop; none if left out.
           weights: final weights of the run that `config.start` names.
@@ -280,12 +274,13 @@ class TrainingRun:
         Raises:
           Invalid: the batch is too small for the data and the workers, or the weights are of another model.
         """
-        self.config, self.context, self.num_classes, self.keeper = config, context, num_classes, keeper
+        self.config, self.context, self.info, self.keeper = config, context, info, keeper
+        self.task = config.data.task
         self.steps_per_epoch = steps_per_epoch(len(images), config.batch_size, context.world_size)
         self.pipeline: LightPipeline | PaperPipeline = config.augment.pipeline(
             config.model.image_size, config.seeds.augment, context
         )
-        model = _build_model(config, num_classes)
+        model = _build_model(config, info.num_classes)
         if weights is not None and config.start is not None:
             take_over(model, weights, config.start.parts)
         model = model.to(context.device)
@@ -314,7 +309,7 @@ class TrainingRun:
             network,
             self.state.optimizer,
             self.state.scaler,
-            functools.partial(cross_entropy_sum, smoothing=config.label_smoothing),
+            functools.partial(self.task.loss_sum, smoothing=config.label_smoothing),
             self.autocast,
             config.clip_grad_norm,
         )
@@ -436,7 +431,7 @@ class TrainingRun:
         # Stochastic depth draws from torch's global generator.
         torch.manual_seed(seed)
         if config.mixup:
-            images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.num_classes, seed)
+            images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.info.num_classes, seed)
         # DDP averages over ranks, whose shares of the batch may differ by one image.
         scale = context.world_size / batch_images
         loss_sum = training_step(self.learner, images_BCHW, targets, lr, scale)
@@ -468,15 +463,15 @@ class TrainingRun:
             if corruptions.images is not None and corruptions.images < len(images):
                 rows, whole = drawn_from(images.labels, corruptions.images, corruptions.seed), images
                 images = Images(whole.labels[rows], lambda row: whole.read(int(rows[row])))
-            errors["clean"] = self.evaluate_as_is(model, images).error_pct
+            errors[CLEAN] = self.evaluate_as_is(model, images).error_pct
             for kind in corruptions.kinds:
                 scores = [
                     self.evaluate_as_is(model, images, change=corruptions.change(kind, severity)).error_pct
                     for severity in corruptions.severities
                 ]
-                errors[kind] = sum(scores) / len(scores)
+                errors[CORRUPTION + kind] = sum(scores) / len(scores)
         for name, other in shifted.items():
-            errors[name] = self.evaluate_as_is(model, other.images, classes=other.classes).error_pct
+            errors[SHIFTED + name] = self.evaluate_as_is(model, other.images, classes=other.classes).error_pct
         return errors
 
     def _score(self, model: nn.Module, images: Images) -> Score:
@@ -499,18 +494,19 @@ class TrainingRun:
           classes: the only ones that it may answer; all if left out.
         """
         model.eval()
-        totals = torch.zeros(2, device=self.context.device, dtype=torch.float64)
-        barred_K = torch.zeros(self.num_classes, device=self.context.device)
+        totals = self.task.new_totals(self.info, self.context.device)
+        barred = None
         if classes is not None:
-            barred_K.fill_(-math.inf)[torch.from_numpy(classes).to(self.context.device)] = 0
+            others = np.setdiff1d(np.arange(self.info.num_classes), classes)
+            barred = torch.from_numpy(others).to(self.context.device)
         # As large a batch as training has: it fits, and without gradients twice over.
-        for images_BCHW, labels_B in self.pipeline.eval_batches(images, self.config.batch_size, change):
+        for images_BCHW, targets in self.pipeline.eval_batches(images, self.config.batch_size, change):
             with self.autocast():
-                logits_BK = model(images_BCHW).float() + barred_K
-            totals[0] += cross_entropy(logits_BK, labels_B, reduction="sum").double()
-            totals[1] += (logits_BK.argmax(1) != labels_B).sum()
-        loss, errors = (self.context.sum(totals) / len(images)).tolist()
-        return Score(loss, 100 * errors)
+                outputs = model(images_BCHW).float()
+            if barred is not None:
+                outputs = outputs.index_fill(1, barred, -math.inf)
+            self.task.add(totals, outputs, targets)
+        return self.task.score(self.context.sum(totals))
 
     @torch.no_grad()
     def _with_precise_bn(self, model: nn.Module) -> nn.Module:

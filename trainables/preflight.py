@@ -32,6 +32,7 @@ from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
 from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
 from trainables.loop import TrainingRun, steps_per_epoch
+from trainables.tasks.base import Task
 from trainables.transfer import take_over
 
 #: A second step is timed where the first, which also warms up, took no longer than this.
@@ -141,7 +142,7 @@ def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
     except Invalid as error:
         raise Unfit("batch_size", str(error)) from error
     if config.augment.name == "light":
-        largest = max(info.sizes.values()) * 3 * config.model.image_size**2
+        largest = max(info.sizes.values()) * math.prod(config.model.input_shape)
         if largest > COLLECT_BYTES:
             raise Unfit(
                 "augment",
@@ -150,18 +151,18 @@ def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
             )
 
 
-def check_model(model: ModelConfig, num_classes: int) -> None:
+def check_model(model: ModelConfig, task: Task, num_classes: int) -> None:
     """Builds a network on `meta`, and sends two images through it.
 
     Raises:
-      Unfit: it cannot be built, they do not go through, or what comes out is not one number per class.
+      Unfit: it cannot be built, they do not go through, or what comes out has not the shape of the task.
     """
-    side = model.image_size
     with _blaming("model", "cannot be built"), torch.device("meta"):
         network: nn.Module = model.build(num_classes)
-    with _blaming("model", f"takes no images of {side} pixels"), torch.device("meta"), torch.no_grad():
-        shape = tuple(network(torch.empty(2, 3, side, side)).shape)
-    if shape != (2, num_classes):
+    rule = f"takes no images of {model.image_size} pixels"
+    with _blaming("model", rule), torch.device("meta"), torch.no_grad():
+        shape = network(torch.empty(2, *model.input_shape)).shape
+    if shape != task.output_shape(2, model.input_shape, num_classes):
         raise Unfit("model", f"gives {list(shape)} for 2 images, and there are {num_classes} classes")
 
 
@@ -207,11 +208,9 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
             share = math.ceil(math.ceil(len(splits["train"]) / steps) / workers)
             images = _first(splits, share, config.seeds.order)
         with _blaming("model", "cannot be built"):
-            run = TrainingRun(
-                config.model_copy(update={"batch_size": share}), context, info.num_classes, images["train"]
-            )
+            run = TrainingRun(config.model_copy(update={"batch_size": share}), context, info, images["train"])
         run.state.run = "preflight"
-        _evaluate(run, images, info.num_classes)
+        _evaluate(run, images)
         _evaluate_elsewhere(run, images["test"], info)
         step_seconds = _train(run, images["train"], share)
         if folder:
@@ -235,15 +234,16 @@ def _first(splits: dict[Split, Images], count: int, order_seed: int) -> dict[Spl
     return {split: some(images, list(orders[split][:count])) for split, images in splits.items()}
 
 
-def _evaluate(run: TrainingRun, images: dict[Split, Images], num_classes: int) -> None:
+def _evaluate(run: TrainingRun, images: dict[Split, Images]) -> None:
     """One batch of the splits that are not trained on; before any update, so that no rate can matter."""
     run.state.model.eval()
     for split in ("val", "test"):
         with _blaming("data", f"the first batch of {split} cannot be read"):
             batch = next(iter(run.pipeline.eval_batches(images[split], len(images[split]))))
         with _blaming("model", "cannot be evaluated"), torch.no_grad(), run.autocast():
-            shape = tuple(run.state.model(batch[0]).shape)
-        if shape != (len(batch[0]), num_classes):
+            shape = run.state.model(batch[0]).shape
+        wanted = run.task.output_shape(len(batch[0]), run.config.model.input_shape, run.info.num_classes)
+        if shape != wanted:
             raise Unfit("model", f"gives {list(shape)} for {len(batch[0])} images")
 
 

@@ -1,7 +1,4 @@
-"""One optimizer step: the same code trains, is tried before a sweep, and is counted on fake tensors.
-
-Shape suffixes: B batch, K classes.
-"""
+"""One optimizer step: the same code trains, is tried before a sweep, and is counted on fake tensors."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 #: Enters mixed precision, or nothing where all is fp32.
@@ -66,8 +62,3 @@ def training_step(learner: Learner, inputs: Tensor, targets: Tensor, lr: float, 
     scaler.step(optimizer)
     scaler.update()
     return loss_sum.detach()
-
-
-def cross_entropy_sum(logits_BK: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The sum of the cross-entropies of a batch; targets are classes, or probabilities of shape (B, K)."""
-    return cross_entropy(logits_BK.float(), targets, reduction="sum", label_smoothing=smoothing)

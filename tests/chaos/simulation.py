@@ -369,11 +369,11 @@ def row_of(trial: str, epoch: int, value: int) -> Epoch:
         lr=0.1,
         train_loss=float(value),
         val_loss=1.0,
-        val_top1_error_pct=value / 1_000_003 * 100,
-        val_raw_top1_error_pct=0.0,
+        val_error_pct=value / 1_000_003 * 100,
+        val_raw_error_pct=0.0,
         train_seconds=1.0,
         val_seconds=0.0,
-        test_top1_error_pct=None,
+        test_error_pct=None,
     )
 
 
