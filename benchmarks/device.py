@@ -256,14 +256,14 @@ class Stepper:
         """The channels of images and convolutions become the innermost axis."""
         import torch
 
-        self.run.state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.run.state.model.to(memory_format=torch.channels_last)
         self.images_BCHW = self.images_BCHW.contiguous(memory_format=torch.channels_last)
 
     def compile(self) -> None:
         """The same network through torch.compile."""
         import torch
 
-        self.run.trained = torch.compile(self.run.state.model)
+        self.run.trained = torch.compile(self.run.state.model)  # type: ignore[assignment]
 
     def __call__(self) -> "Tensor":
         """One step; the sum of its losses."""
@@ -1274,6 +1274,8 @@ def machine() -> dict[str, Any]:
     import torch
     import torchvision
 
+    import trainables.loop  # noqa: F401
+
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -1469,10 +1471,11 @@ def _run_worker(
                 code = process.wait()
                 if part:
                     _close(record, part, part_began, f"{FAILED}: its process ended with exit code {code}")
-                elif waiting and not has_begun:
-                    _close(
-                        record, waiting.pop(0), part_began, f"{FAILED}: no process comes up, exit code {code}"
-                    )
+                elif not has_begun:
+                    # Where not even the libraries load, the next process would end likewise.
+                    for name in list(waiting) if not record.machine else waiting[:1]:
+                        waiting.remove(name)
+                        _close(record, name, part_began, f"{FAILED}: no process comes up, exit code {code}")
                 return
             message = json.loads(line)
             if "machine" in message:

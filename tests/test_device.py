@@ -107,6 +107,19 @@ def test_a_part_that_fails_hangs_or_dies_costs_no_other(stand_in, tmp_path, monk
     assert capsys.readouterr().out.splitlines()[-1].startswith("does not hold: agree: f; environment: FAILED")
 
 
+def test_where_the_libraries_do_not_load_it_says_so_once(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho 'ModuleNotFoundError: pydantic' >&2\necho x >> calls\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(device.sys, "executable", str(script))
+    monkeypatch.setattr(device, "ROOT", tmp_path)
+    assert device.main(["--json", str(tmp_path / "found.json"), "--limit-seconds", "60"]) == 1
+    parts = json.loads((tmp_path / "found.json").read_text())["parts"]
+    assert {part["status"] for part in parts} == {"FAILED: no process comes up, exit code 1"}
+    assert (tmp_path / "calls").read_text() == "x\n"
+    assert "ModuleNotFoundError: pydantic" in capsys.readouterr().out
+
+
 def bench(messages):
     return device.Bench(small=True, send=messages.append)
 
