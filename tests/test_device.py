@@ -43,7 +43,7 @@ def test_the_quick_parts_about_results_run_and_hold_on_a_cpu(tmp_path):
     assert found["repeat", "conv, fp32: deterministic, equal", ""]["value"] is True
     assert 0 < found["environment", "host time to start an operation", "µs"]["value"] < 1000
     table = done.stdout.splitlines()
-    assert table[-1] == "0 that must hold do not"
+    assert table[-1] == "all that must hold does"
     assert sum(line.startswith("agree ") for line in table) == len(parts["agree"]["figures"]) + 1
 
 
@@ -104,7 +104,20 @@ def test_a_part_that_fails_hangs_or_dies_costs_no_other(stand_in, tmp_path, monk
     }
     # What each found before it went wrong is kept.
     assert all(part["figures"][0]["value"] == 1.5 for part in found.values())
-    assert capsys.readouterr().out.splitlines()[-1].startswith("3 that must hold do not: agree: f; ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("does not hold: agree: f; environment: FAILED")
+
+
+def test_where_the_libraries_do_not_load_it_says_so_once(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho 'ModuleNotFoundError: pydantic' >&2\necho x >> calls\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(device.sys, "executable", str(script))
+    monkeypatch.setattr(device, "ROOT", tmp_path)
+    assert device.main(["--json", str(tmp_path / "found.json"), "--limit-seconds", "60"]) == 1
+    parts = json.loads((tmp_path / "found.json").read_text())["parts"]
+    assert {part["status"] for part in parts} == {"FAILED: no process comes up, exit code 1"}
+    assert (tmp_path / "calls").read_text() == "x\n"
+    assert "ModuleNotFoundError: pydantic" in capsys.readouterr().out
 
 
 def bench(messages):
