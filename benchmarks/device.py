@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trainables.checkpoint import Keeper
     from trainables.config import TrainConfig
     from trainables.context import Context
-    from trainables.data import Images
+    from trainables.data import DataInfo, Images
     from trainables.loop import State
 
 ROOT = Path(__file__).parents[1]
@@ -221,12 +221,12 @@ class Stepper:
         import torch
 
         from trainables.data import Images
-        from trainables.loop import _Run
+        from trainables.loop import TrainingRun
 
         self.batch_size = config.batch_size
         images = Images(np.zeros(10 * config.batch_size, np.int64), _no_image)
-        self.run: _Run = _Run(config, context, CLASSES, images)
-        self.run.trained.train()
+        self.run = TrainingRun(config, context, _made_up_info(config), images)
+        self.run.learner.network.train()
         generator = torch.Generator(context.device).manual_seed(0)
         shape = (config.batch_size, 3, config.model.image_size, config.model.image_size)
         self.images_BCHW = torch.randn(shape, device=context.device, generator=generator)
@@ -237,8 +237,8 @@ class Stepper:
         """Trains another network, with the same optimizer."""
         model = model.to(self.images_BCHW.device)
         model.train()
-        self.run.state.model = self.run.trained = model
-        self.run.state.optimizer = self.run.config.optim.build(model, self.batch_size)
+        self.run.state.model = model
+        self._use(network=model, optimizer=self.run.config.optim.build(model, self.batch_size))
 
     def fuse_optimizer(self) -> None:
         """The same AdamW as one kernel."""
@@ -250,7 +250,7 @@ class Stepper:
             for group in optimizer.param_groups
         ]
         first = optimizer.param_groups[0]
-        self.run.state.optimizer = torch.optim.AdamW(groups, first["lr"], first["betas"], fused=True)
+        self._use(optimizer=torch.optim.AdamW(groups, first["lr"], first["betas"], fused=True))
 
     def to_channels_last(self) -> None:
         """The channels of images and convolutions become the innermost axis."""
@@ -263,13 +263,23 @@ class Stepper:
         """The same network through torch.compile."""
         import torch
 
-        self.run.trained = torch.compile(self.run.state.model)  # type: ignore[assignment]
+        self._use(network=torch.compile(self.run.state.model))
+
+    def _use(self, **parts: Any) -> None:
+        """Puts other parts in the place of those that a step uses."""
+        self.run.state.optimizer = parts.get("optimizer", self.run.state.optimizer)
+        self.run.learner = dataclasses.replace(self.run.learner, **parts)
 
     def __call__(self) -> "Tensor":
         """One step; the sum of its losses."""
         step, self.steps = self.steps, self.steps + 1
-        rate = self.run._lr(min(step, self.run.total_steps - 1))
+        rate = self.run.lr_at(min(step, self.run.total_steps - 1))
         return self.run.train_step((self.images_BCHW, self.labels_B), rate, step, self.batch_size)
+
+
+def _made_up_info(config: "TrainConfig") -> "DataInfo":
+    """What the run is told of made-up images: those of its data, with as many classes as ImageNet."""
+    return dataclasses.replace(config.data.info(), num_classes=CLASSES)
 
 
 def _no_image(row: int) -> Any:
@@ -369,19 +379,19 @@ def trained(
 
 def one_epoch(config: "TrainConfig", context: "Context") -> tuple["State", float]:
     """The state after one epoch of training, not evaluated, and the mean loss."""
-    from trainables.loop import _Run
+    from trainables.loop import TrainingRun
 
     info, splits = config.data.info(), config.data.open()
-    run = _Run(config, context, info.num_classes, splits["train"])
+    run = TrainingRun(config, context, info, splits["train"])
     loss, _ = run.train_epoch(splits["train"])
     return run.state, loss
 
 
 def _first_state(config: "TrainConfig", context: "Context") -> "State":
     """The state that training starts from."""
-    from trainables.loop import _Run
+    from trainables.loop import TrainingRun
 
-    return _Run(config, context, config.data.info().num_classes, config.data.open()["train"]).state
+    return TrainingRun(config, context, config.data.info(), config.data.open()["train"]).state
 
 
 def weights_of(state: "State") -> "Tensor":
@@ -493,7 +503,7 @@ def trial(bench: Bench) -> None:
             # Chance is 90 %.
             bench.say(
                 f"{name}: error after {epochs} epochs",
-                rows[-1]["val_top1_error_pct"],
+                rows[-1]["val_error_pct"],
                 "%",
                 most=85 if bench.small else 30,
             )
@@ -862,11 +872,11 @@ def small(bench: Bench) -> None:
 def _small_shape(bench: Bench, name: str, config: "TrainConfig") -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    from trainables.loop import _Run
+    from trainables.loop import TrainingRun
 
     context, count = bench.context, 8
     info, splits = config.data.info(), config.data.open()
-    run = _Run(config, context, info.num_classes, splits["train"])
+    run = TrainingRun(config, context, info, splits["train"])
     seconds = []
     for _ in range(2 if config.augment.name == "paper" else 4):
         began = time.perf_counter()
@@ -959,7 +969,7 @@ def loader(bench: Bench) -> None:
     import torch
 
     from trainables.config import TrainConfig
-    from trainables.loop import _Run
+    from trainables.loop import TrainingRun
 
     context = bench.context
     number, distinct = (96, 8) if bench.small else (2048, 256)
@@ -1014,7 +1024,7 @@ def loader(bench: Bench) -> None:
             here = dataclasses.replace(context, loader_workers=workers)
             count = 96 if bench.small else 1024 * max(1, workers)
             seen_images = _tiled(images, count)
-            run = _Run(config, here, CLASSES, seen_images)
+            run = TrainingRun(config, here, _made_up_info(config), seen_images)
             began = time.perf_counter()
             run.train_epoch(seen_images)
             wait_for(device)
@@ -1041,13 +1051,13 @@ def faults(bench: Bench) -> None:
     far_too_large = digits("patchify", model=huge, batch_size=1198)
     with deterministic():
         expected = trained(normal, context)[1].weights_digest()
-    augment._COLLECTED.clear()
+    augment._collected_light.cache_clear()
     free_memory()
     before = torch.cuda.memory_allocated()
     name, is_memory = _error_of(far_too_large, context)
     bench.say("batch far too large: error", name)
     bench.say("it is torch.OutOfMemoryError", is_memory, equals=True)
-    augment._COLLECTED.clear()
+    augment._collected_light.cache_clear()
     free_memory()
     bench.say(
         "memory that did not come back", (torch.cuda.memory_allocated() - before) / 2**20, "MiB", most=64
@@ -1055,7 +1065,7 @@ def faults(bench: Bench) -> None:
     rule = answer(Request(far_too_large)).rule
     bench.say("preflight says so", rule.startswith(OUT_OF_MEMORY), equals=True)
     bench.say("preflight's words", rule[:100])
-    augment._COLLECTED.clear()
+    augment._collected_light.cache_clear()
     free_memory()
     with deterministic():
         after = trained(normal, context)[1].weights_digest()
