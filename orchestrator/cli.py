@@ -102,6 +102,16 @@ Sets = Annotated[
         "--set", metavar="KEY=VALUE", help="Change the file: data=PATH, model.size=1gf, design.seed=1."
     ),
 ]
+
+
+def _expanded(path: Path | None) -> Path | None:
+    # A shell leaves the ~ of `--out=~/results` alone.
+    return path and Path(os.path.expanduser(path))
+
+
+Out = Annotated[
+    Path | None, typer.Option(callback=_expanded, help="Folder of the results [default: runs/<name>].")
+]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
@@ -231,7 +241,7 @@ def _planned(
 )
 def run(
     file: SweepFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    out: Out = None,
     sets: Sets = None,
     points: Points = None,
     address: Address = None,
@@ -368,7 +378,7 @@ def confirm(
     console = _console(quiet)
     open_folder(folder)
     with held(folder) as lease:
-        known = open_folder(folder)
+        known = open_folder(folder, to_run=True)
         before = load_confirmation(folder)
         draws = [r for r in results_of(known.plan, known.records) if r.trial.is_tried]
         if open_draws := sum(not result.record.settled for result in draws):
@@ -693,7 +703,7 @@ def _conclude(console: "Console", folder: Path, tracker: "Tracker | None" = None
 @app.command(epilog="Example: vitc-sweep preflight search_spaces/lr_wd.yaml --set data=/data/fashion-mnist")
 def preflight(
     file: SweepFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    out: Out = None,
     sets: Sets = None,
     points: Points = None,
     address: Address = None,
@@ -1062,7 +1072,7 @@ def retry(
     console = _console(quiet)
     open_folder(folder)
     with held(folder) as lease:
-        known = open_folder(folder)
+        known = open_folder(folder, to_run=True)
         _check_data(known.plan, folder)
         results = results_of(known.plan, known.records)
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
@@ -1073,7 +1083,7 @@ def retry(
         todo = unique_trials(known.plan.remaining(ended.difference(wanted)))
         timing = _checked_again(console, known.plan, todo, folder, address, track) if check else None
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
-        known = open_folder(folder)
+        known = open_folder(folder, to_run=True)
         command = f"vitc-sweep retry {folder}"
         tracker = _execute(console, known.plan, lease, todo, known, address, track, command, notify, timing)
         raise typer.Exit(_conclude(console, folder, tracker))

@@ -57,9 +57,9 @@ EDGES = (
 )
 #: Modules of a lower rank may not import those of a higher one.
 RANKS = {
-    **dict.fromkeys(("gang", "space", "where", "source", "paper"), 0),
+    **dict.fromkeys(("gang", "space", "where", "paper"), 0),
     "design": 1,
-    **dict.fromkeys(("question", "sweep"), 2),
+    **dict.fromkeys(("question", "source", "sweep"), 2),
     "schema": 3,
     "plan": 3,
     "results": 4,

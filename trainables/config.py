@@ -209,6 +209,7 @@ class TrainConfig(Frozen):
         return tree
 
 
+Start.model_rebuild()
 TrainConfig.model_rebuild()
 
 
