@@ -63,7 +63,7 @@ FLAT = {
         "errors": "errors",
         "base": "base",
         "context": "context",
-        "io": "yaml faults places files",
+        "io": "yaml faults places files lookup",
         "optim": "optim",
         "models": "vit baselines",
         "data": "data",
