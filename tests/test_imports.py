@@ -69,7 +69,7 @@ FLAT = {
         "data": "data",
         "transforms": "augment corruptions",
         "config": "config presets identity",
-        "training": "loop checkpoint transfer",
+        "training": "loop step checkpoint transfer",
         "profiling": "footprint",
         "__main__": "__main__",
         "stats": "peak",
