@@ -15,11 +15,12 @@ from orchestrator.results import (
     epoch_event,
     fold,
 )
+from tests.support.sweeps import epoch_row
 from trainables.base import Epoch
 
 
 def row(epoch: int, error: float = 50.0, test: float | None = None) -> dict:
-    return dataclasses.asdict(Epoch(epoch, 10 * epoch, 0.1, 1.0, 1.0, error, error, 1.0, 0.1, test))
+    return dataclasses.asdict(epoch_row(epoch, error, test_pct=test))
 
 
 def start(attempt: int = 1, trial: str = "t", time: float = 100.0) -> dict:

@@ -1,6 +1,5 @@
 """Statistics of populations of trials, against brute force, scipy and closed forms."""
 
-import dataclasses
 import itertools
 import math
 
@@ -9,8 +8,8 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
-from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
-from orchestrator.results import RULES, Record, results_of
+from orchestrator.plan import Confirmation, with_confirmation
+from orchestrator.results import RULES, results_of
 from orchestrator.stats import (
     MEASURES,
     MIN_SAMPLE,
@@ -31,33 +30,25 @@ from orchestrator.stats import (
     signed_rank_sum,
     summarise,
 )
-from orchestrator.sweep import Primary, build_sweep
-from trainables.base import Epoch
+from orchestrator.sweep import Primary
+from tests.support import sweeps as support
+from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 
 
 def make(points=8, arms=("a", "b"), **keys):
     """A plan of cheap arms that differ in depth, one cell, lr varied."""
-    tree = {
-        "name": "test",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "schedule": {"epochs": 2},
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-        },
-        "arms": {arm: {"model.depth": 2 + index} for index, arm in enumerate(arms)},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
-        "design": {"kind": "random", "points": points, "seed": 0},
-    }
-    sweep = build_sweep(tree | keys, "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    tree = sweep_tree(
+        base=base_tree(schedule={"epochs": 2}),
+        arms={arm: {"model.depth": 2 + index} for index, arm in enumerate(arms)},
+        design={"kind": "random", "points": points, "seed": 0},
+    )
+    return plan_from(tree | keys)
 
 
 def ended(error, outcome="finished", test=None):
     """A record of two epochs that ends at an error."""
-    row = Epoch(1, 10, 1e-3, 1.0, 1.0, error + 5, error + 5, 1.0, 0.1, None)
-    last = dataclasses.replace(row, epoch=2, val_top1_error_pct=error, test_top1_error_pct=test)
-    return Record(outcome=outcome, attempts=1, rows={1: row, 2: last}, busy_seconds=2.0)
+    rows = [epoch_row(1, error + 5), epoch_row(2, error, test_pct=test)]
+    return support.ended(rows, outcome, busy_seconds=2.0)
 
 
 def records_of(plan, errors, **ends):
