@@ -22,7 +22,7 @@ from orchestrator.gang import Gang
 from orchestrator.journal import Writer, read_journal
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Child, Outcome
-from orchestrator.sweep import Override, SweepError, load_sweep
+from orchestrator.sweep import load_sweep
 from tests.conftest import png
 from tests.test_docs import ROOT, blocks
 from trainables.config import TrainConfig

@@ -20,7 +20,7 @@ from orchestrator.basin import landscapes
 from orchestrator.events import EpochDone, from_json, to_json
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.results import Record, results_of
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from orchestrator.tracking import metrics_of
 from trainables import preflight
 from trainables.base import TIMING_FIELDS, Diverged, Epoch, Frozen
