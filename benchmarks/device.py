@@ -38,10 +38,11 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from trainables.base import DataInfo
     from trainables.checkpoint import Keeper
     from trainables.config import TrainConfig
     from trainables.context import Context
-    from trainables.data import DataInfo, Images
+    from trainables.data import Images
     from trainables.loop import State
 
 ROOT = Path(__file__).parents[1]

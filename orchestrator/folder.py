@@ -40,8 +40,9 @@ from orchestrator.results import Record, fold
 from orchestrator.source import SweepError, with_absolute_places
 from orchestrator.states import States
 from orchestrator.sweep import build_sweep
+from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig, leaves
-from trainables.data import SPLITS, DataInfo, with_chance
+from trainables.data import with_chance
 from trainables.faults import branches
 from trainables.files import write_atomically
 from trainables.lookup import Lookup, with_absolute_paths

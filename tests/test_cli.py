@@ -19,7 +19,8 @@ import pytest
 import typer.main
 import yaml
 
-from orchestrator.cli import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
+from orchestrator.cli import app
+from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
 from orchestrator.cli.options import folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
 from orchestrator.events import (

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from scipy import stats
 
 from orchestrator.design import LatinDesign
-from orchestrator.folder import FolderError, merge_points, open_folder, save_question
+from orchestrator.folder import merge_points, open_folder, save_question
+from orchestrator.journal import FolderError
 from orchestrator.source import Override, SweepError
 from orchestrator.sweep import build_sweep, load_sweep
 from orchestrator.where import ConstraintError

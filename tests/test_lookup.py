@@ -15,13 +15,14 @@ import yaml
 from PIL import Image
 
 import trainables.__main__
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 from orchestrator.events import AttemptEnded, EpochDone, row_of
 from orchestrator.folder import open_folder, save_question
 from orchestrator.gang import Gang
 from orchestrator.journal import Writer, read_journal
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Child, Outcome
+from orchestrator.source import Override, SweepError
 from orchestrator.sweep import load_sweep
 from tests.conftest import png
 from tests.test_docs import ROOT, blocks

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 
 #: A sweep of 12 trials on digits that ran for real, but for the one that failed, as commit 723e0f7 wrote it.
 FOLDER = Path(__file__).parent / "fixtures" / "folder_v0" / "small"

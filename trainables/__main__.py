@@ -16,11 +16,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainables.base import Diverged, Invalid, Preempted
+from trainables.base import DataError, Diverged, Invalid, Preempted
 from trainables.checkpoint import LEAST_SECONDS, SHARE, Keeper, Store
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
-from trainables.data import DataError
 from trainables.faults import branches, fault_lines, placed
 from trainables.lookup import Lookup, explained, with_absolute_paths
 from trainables.loop import train

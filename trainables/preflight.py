@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from trainables.augment import COLLECT_BYTES
-from trainables.base import Invalid
+from trainables.base import SPLITS, DataError, DataInfo, Invalid, Split
 from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
-from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
+from trainables.data import Images, epoch_order
 from trainables.loop import TrainingRun, steps_per_epoch
 from trainables.tasks.base import Task
 from trainables.transfer import take_over
