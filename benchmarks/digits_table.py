@@ -37,7 +37,7 @@ def error_pct(config: TrainConfig) -> float:
     found = DIVERGED_PCT
     try:
         for row, _ in train(config, this_process()):
-            found = row.val_top1_error_pct
+            found = row.val_error_pct
     except Diverged:
         return DIVERGED_PCT
     return found

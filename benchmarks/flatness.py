@@ -23,20 +23,21 @@ import psutil
 
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
-from orchestrator.results import Event
+from orchestrator.events import AttemptEnded, SessionBegan
+from trainables.base import Epoch
 
-ROW = {
-    "epoch": 1,
-    "step": 1,
-    "lr": 1e-3,
-    "train_loss": 1.0,
-    "val_loss": 1.0,
-    "val_top1_error_pct": 50.0,
-    "val_raw_top1_error_pct": 50.0,
-    "train_seconds": 0.0,
-    "val_seconds": 0.0,
-    "test_top1_error_pct": 50.0,
-}
+ROW = Epoch(
+    epoch=1,
+    step=1,
+    lr=1e-3,
+    train_loss=1.0,
+    val_loss=1.0,
+    val_error_pct=50.0,
+    val_raw_error_pct=50.0,
+    train_seconds=0.0,
+    val_seconds=0.0,
+    test_error_pct=50.0,
+)
 WARM_UP = 100
 
 
@@ -47,7 +48,7 @@ def _cpu_seconds() -> float:
 
 async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float], list[float]]:
     """Wall and processor seconds of every trial; memory in MiB after each tenth of them."""
-    await clerk.note({"kind": "session", "time": time.time(), "began": time.time()})
+    await clerk.note(SessionBegan(time=time.time(), began=time.time()))
     await clerk.add([Job(f"{n:016x}", "arm", "{}" * 500) for n in range(num_trials)])
     await clerk.open_slot("lane")
     last = await clerk.enter("lane", "node")
@@ -97,7 +98,7 @@ def through_ray(num_trials: int) -> None:
     """Prints the same of a run through Tune and one lane."""
     from benchmarks.trial_overhead import trivial_plan
     from orchestrator import lanes
-    from orchestrator.sweep import Resources
+    from orchestrator.question import Resources
 
     lanes.connect(None)
     driver = psutil.Process()
@@ -106,11 +107,11 @@ def through_ray(num_trials: int) -> None:
             resources = Resources(retries=0, lanes=1)
             run = lanes.Run(Path(folder), trivial_plan(num_trials).trials, {}, resources)
             run.start()
-            ends: list[Event] = []
+            ends: list[AttemptEnded] = []
             memory: list[tuple[int, float, float]] = []
             while True:
                 done = run.done
-                ends += [event for event in run.events() if event["kind"] == "end"]
+                ends += [event for event in run.events() if isinstance(event, AttemptEnded)]
                 if not memory or len(ends) >= memory[-1][0] + num_trials // 10:
                     memory.append((len(ends), _mib(driver), _mib(_clerk_process(driver))))
                 if done:
@@ -119,7 +120,7 @@ def through_ray(num_trials: int) -> None:
             assert len(ends) == num_trials, run.error
     finally:
         lanes.shutdown()
-    times = [event["time"] for event in ends]
+    times = [event.time for event in ends]
     print(f"through Tune and one lane, {num_trials} trials; load average {os.getloadavg()[0]:.1f}")
     _tell("wall", [after - before for before, after in itertools.pairwise(times)])
     for count, of_driver, of_clerk in memory:

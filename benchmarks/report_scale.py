@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import encode
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
 from orchestrator.report import write_report
-from orchestrator.results import Event, attempt_event, end_event, epoch_event
 from orchestrator.sweep import build_sweep
 from trainables.base import derive_seed
 
@@ -64,30 +64,49 @@ def made_up_events(plan: Plan) -> Iterator[Event]:
     for trial in plan.trials:
         rng = np.random.default_rng(derive_seed(trial.id))
         error = made_up_error(plan, trial, rng)
-        yield attempt_event(trial.id, 1, "lane", 0.0)
+        yield AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0)
         if error is None:
-            yield end_event(trial.id, 1, "diverged", "the training loss is nan", 3.0, 3.0, True)
+            yield AttemptEnded(
+                trial=trial.id,
+                attempt=1,
+                end="diverged",
+                detail="the training loss is nan",
+                seconds=3.0,
+                time=3.0,
+                final=True,
+            )
             continue
         epochs = trial.config.schedule.epochs
         for epoch in range(1, epochs + 1):
             now = error + (90 - error) * math.exp(-5 * epoch / epochs)
-            yield epoch_event(
-                trial.id,
-                1,
-                {
-                    "epoch": epoch,
-                    "step": epoch * 19,
-                    "lr": 1e-3,
-                    "train_loss": now / 40,
-                    "val_loss": now / 40,
-                    "val_top1_error_pct": now,
-                    "val_raw_top1_error_pct": now,
-                    "train_seconds": 0.5,
-                    "val_seconds": 0.1,
-                    "test_top1_error_pct": error + 0.3 if epoch == epochs else None,
-                },
+            yield EpochDone(
+                trial=trial.id,
+                attempt=1,
+                row=row_of(
+                    {
+                        "epoch": epoch,
+                        "step": epoch * 19,
+                        "lr": 1e-3,
+                        "train_loss": now / 40,
+                        "val_loss": now / 40,
+                        "val_error_pct": now,
+                        "val_raw_error_pct": now,
+                        "train_seconds": 0.5,
+                        "val_seconds": 0.1,
+                        "test_error_pct": error + 0.3 if epoch == epochs else None,
+                    }
+                ),
             )
-        yield end_event(trial.id, 1, "finished", "", epochs * 0.6, epochs * 0.6, True, trial.id)
+        yield AttemptEnded(
+            trial=trial.id,
+            attempt=1,
+            end="finished",
+            detail="",
+            seconds=epochs * 0.6,
+            time=epochs * 0.6,
+            final=True,
+            weights=trial.id,
+        )
 
 
 def made_up_error(plan: Plan, trial: Trial, rng: np.random.Generator) -> float | None:

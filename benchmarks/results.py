@@ -16,8 +16,8 @@ from typing import Literal
 
 from orchestrator.findings import Found, gather
 from orchestrator.folder import Folder, open_folder
+from orchestrator.outcomes import RULES
 from orchestrator.paper import Claim
-from orchestrator.results import RULES
 from orchestrator.rows import total_cost
 from orchestrator.stats import MEASURES, Estimate
 from orchestrator.words import answer, duration

@@ -16,9 +16,19 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report_scale import large_plan, made_up_error
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    EpochDone,
+    Event,
+    PhaseBegan,
+    Pulse,
+    SessionBegan,
+    row_of,
+)
+from orchestrator.outcomes import AttemptEnd
 from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Progress
-from orchestrator.results import AttemptEnd, Event, attempt_event, end_event, epoch_event, pulse_event
 from orchestrator.watch import view
 from trainables.base import derive_seed
 
@@ -48,8 +58,8 @@ def made_up_run(plan: Plan, lanes: int, share: float = 0.5, failing: float = 0.0
     def note(when: float, event: Event) -> None:
         found.append((when, len(found), event))
 
-    note(began, {"kind": "session", "time": began, "began": began - 9, "lanes": [lanes]})
-    note(began, {"kind": "phase", "time": began, "lanes": lanes, "devices": lanes, "device": "GPU"})
+    note(began, SessionBegan(time=began, began=began - 9, lanes=(lanes,)))
+    note(began, PhaseBegan(time=began, lanes=lanes, devices=lanes, device="GPU"))
     free = [(began + 8.0, f"lane{lane}") for lane in range(lanes)]
     ends: list[float] = []
     for trial in plan.trials:
@@ -59,7 +69,7 @@ def made_up_run(plan: Plan, lanes: int, share: float = 0.5, failing: float = 0.0
         ends.append(moment)
         heapq.heappush(free, (moment + 0.3, lane))
     now = sorted(ends)[max(0, int(share * len(ends)) - 1)] if share < 1 else max(ends)
-    note(now, pulse_event(now, {}))
+    note(now, Pulse(time=now, in_flight={}))
     return [event for when, _, event in sorted(found, key=lambda item: item[:2]) if when <= now]
 
 
@@ -68,14 +78,26 @@ def _trial_events(
 ) -> Iterator[tuple[float, Event]]:
     rng = np.random.default_rng(derive_seed(trial.id))
     error = made_up_error(plan, trial, rng)
-    yield began, attempt_event(trial.id, 1, lane, began, "9f3c5ab2e1")
+    yield began, AttemptBegan(trial=trial.id, attempt=1, lane=lane, time=began, node="9f3c5ab2e1")
     moment, steps = began, plan.cost(trial).steps
     epochs = trial.config.schedule.epochs
     if rng.random() < failing:
         fault, message = _FAULTS[rng.integers(len(_FAULTS))]
         moment += 5.0
         detail = message.format(int(rng.integers(100)))
-        yield moment, end_event(trial.id, 1, fault, detail, 5.0, moment, True, step=0)
+        yield (
+            moment,
+            AttemptEnded(
+                trial=trial.id,
+                attempt=1,
+                end=fault,
+                detail=detail,
+                seconds=5.0,
+                time=moment,
+                final=True,
+                step=0,
+            ),
+        )
         return
     last = epochs if error is not None else max(1, epochs // 4)
     for epoch in range(1, last + 1):
@@ -87,18 +109,31 @@ def _trial_events(
             "lr": 1e-3,
             "train_loss": now / 40,
             "val_loss": now / 40,
-            "val_top1_error_pct": float(now),
-            "val_raw_top1_error_pct": float(now),
+            "val_error_pct": float(now),
+            "val_raw_error_pct": float(now),
             "train_seconds": 5.0,
             "val_seconds": 1.0,
-            "test_top1_error_pct": error + 0.3 if error is not None and epoch == epochs else None,
+            "test_error_pct": error + 0.3 if error is not None and epoch == epochs else None,
         }
-        yield moment, epoch_event(trial.id, 1, row)
+        yield moment, EpochDone(trial=trial.id, attempt=1, row=row_of(row))
     end: AttemptEnd = "finished" if error is not None else "diverged"
     detail = "" if error is not None else "the training loss is nan"
     step = last * steps // epochs
     seconds = moment - began
-    yield moment, end_event(trial.id, 1, end, detail, seconds, moment, True, step=step, epochs=last)
+    yield (
+        moment,
+        AttemptEnded(
+            trial=trial.id,
+            attempt=1,
+            end=end,
+            detail=detail,
+            seconds=seconds,
+            time=moment,
+            final=True,
+            step=step,
+            epochs=last,
+        ),
+    )
 
 
 def main() -> None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import lanes
+from orchestrator.events import AttemptEnded
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import Resources, build_sweep
+from orchestrator.question import Resources
+from orchestrator.sweep import build_sweep
 
 
 def trivial_plan(num_trials: int) -> Plan:
@@ -60,7 +62,7 @@ def time_lane(num_trials: int) -> tuple[float, float]:
         ends = []
         while True:
             done = run.done
-            ends += [event["time"] for event in run.events() if event["kind"] == "end"]
+            ends += [event.time for event in run.events() if isinstance(event, AttemptEnded)]
             if done:
                 break
             time.sleep(0.2)

@@ -35,9 +35,10 @@ from scipy import special
 from scipy.stats import qmc, sobol_indices, uniform
 
 from orchestrator.plan import Plan, Trial
-from orchestrator.results import Result
+from orchestrator.results import Result, by_cell_and_arm, by_point
 from orchestrator.space import Choice, Domain, Listed, LogUniform
 from orchestrator.stats import AREA_LIMIT_PP, CONFIDENCE, MIN_SAMPLE, Estimate
+from trainables.base import WORST_PCT
 
 Array = NDArray[np.float64]
 Side = Literal["low", "high"]
@@ -71,15 +72,6 @@ class Axis:
     low: float
     high: float
     levels: tuple[Any, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, domain: Domain) -> "Axis":
-        """From what the sweep file says."""
-        if isinstance(domain, Listed):
-            kind: Literal["choice", "ordinal"] = "choice" if isinstance(domain, Choice) else "ordinal"
-            return cls(name, kind, 0.0, float(len(domain.values)), domain.values)
-        low, high = (float(end) for end in domain.ends)
-        return cls(name, "log" if isinstance(domain, LogUniform) else "linear", low, high)
 
     @property
     def ordered(self) -> bool:
@@ -164,27 +156,33 @@ def landscapes(plan: Plan, results: Iterable[Result]) -> list[Landscape]:
 
     Confirmations and runs for the noise floor are no draws from the window and are left out.
     """
-    groups: dict[tuple[str, str], dict[int, list[Result]]] = {}
-    for result in results:
-        if result.trial.role == "sweep":
-            key = (result.trial.cell_name, result.trial.arm)
-            groups.setdefault(key, {}).setdefault(result.trial.point, []).append(result)
-    return [_landscape(plan, by_point) for by_point in groups.values()]
+    draws = by_cell_and_arm(result for result in results if result.trial.role == "sweep")
+    return [_landscape(plan, group) for group in draws.values()]
 
 
-def _landscape(plan: Plan, by_point: Mapping[int, Sequence[Result]]) -> Landscape:
-    first = next(iter(by_point.values()))[0].trial
-    trials = [result.trial for results in by_point.values() for result in results]
+def axis_of(name: str, domain: Domain) -> Axis:
+    """Returns the coordinate of a parameter from what the sweep file says of it."""
+    if isinstance(domain, Listed):
+        kind: Literal["choice", "ordinal"] = "choice" if isinstance(domain, Choice) else "ordinal"
+        return Axis(name, kind, 0.0, float(len(domain.values)), domain.values)
+    low, high = (float(end) for end in domain.ends)
+    return Axis(name, "log" if isinstance(domain, LogUniform) else "linear", low, high)
+
+
+def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
+    trials = [result.trial for result in draws]
+    first = trials[0]
     # A parameter that exists at some points only, or moves with another, is no coordinate of its own.
     domains = {
         name: domain
         for name, domain in plan.sweep.domains(first.arm, first.cell).items()
         if plan.sweep.vary[name].zip is None and all(name in trial.values for trial in trials)
     }
-    axes = tuple(axis for name, domain in domains.items() if (axis := Axis.of(name, domain)).width > 0)
+    axes = tuple(axis for name, domain in domains.items() if (axis := axis_of(name, domain)).width > 0)
     axes = tuple(axis for axis in axes if not axis.levels or len(axis.levels) > 1)
     rows: list[tuple[int, Trial, float, bool]] = []
-    for point, results in by_point.items():
+    points = by_point(draws)
+    for point, results in points.items():
         errors = [result.error_pct for result in results if result.error_pct is not None]
         if errors:
             trained = any(result.rule is not None and result.rule.ranked for result in results)
@@ -198,9 +196,9 @@ def _landscape(plan: Plan, by_point: Mapping[int, Sequence[Result]]) -> Landscap
         quantiles_ND=np.array(places, dtype=np.float64).reshape(len(rows), len(axes)),
         errors_pct=np.array([error for _, _, error, _ in rows], dtype=np.float64),
         trained=np.array([trained for _, _, _, trained in rows], dtype=np.bool_),
-        chance_pct=100 * (1 - 1 / plan.infos[first.config.data].num_classes),
-        num_planned=len(by_point),
-        num_censored=sum(r.censored for results in by_point.values() for r in results),
+        chance_pct=plan.infos[first.config.data].chance_error_pct,
+        num_planned=len(points),
+        num_censored=sum(result.censored for result in draws),
     )
 
 
@@ -629,7 +627,7 @@ def _lr_sensitivity(landscape: Landscape, lr: int, counts_BN: NDArray[np.int64])
         return np.asarray(np.trapezoid(lines_BM, _LINE, axis=1) - lowest_B)
 
     value = float(sensitivity(surrogate)[0])
-    if num_diverged := int(np.count_nonzero(landscape.errors_pct >= 100)):
+    if num_diverged := int(np.count_nonzero(landscape.errors_pct >= WORST_PCT)):
         # Between points that train at random, the surface is no mean: intervals would hold in 25 to 90 %.
         return Estimate(value, because=f"{num_diverged} points diverged, and the surface cannot weigh them")
     return _around(value, sensitivity(surrogate.refits(counts_BN)), len(landscape.points), room_pp)
@@ -732,7 +730,8 @@ def _transfer(arm: Landscape, donor: Landscape) -> Transfer:
     if not (arm.trained.any() and donor.trained.any()):
         return Transfer(arm.cell, arm.arm, donor.arm, "an arm trained at no common point", len(shared))
     own, theirs = (
-        np.where(side.trained, side.errors_pct, np.maximum(side.errors_pct, 100)) for side in (arm, donor)
+        np.where(side.trained, side.errors_pct, np.maximum(side.errors_pct, WORST_PCT))
+        for side in (arm, donor)
     )
     at, own_at = int(theirs.argmin()), int(own.argmin())
     return Transfer(
@@ -750,7 +749,7 @@ def _transfer(arm: Landscape, donor: Landscape) -> Transfer:
 
 def _smooth_regret(arm: Landscape, donor: Landscape) -> Estimate | None:
     # Up to chance: how much is lost counts here, not only whether.
-    (own, _), (theirs, _) = (useful_surrogate(side, 100.0) for side in (arm, donor))
+    (own, _), (theirs, _) = (useful_surrogate(side, WORST_PCT) for side in (arm, donor))
     if own is None or theirs is None:
         return None
     (place_D,), _ = theirs.optima()

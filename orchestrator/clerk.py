@@ -7,15 +7,19 @@ knows that.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.dispatch import Cause, Dispatch, Job
-from orchestrator.journal import Writer, write_atomically
-from orchestrator.results import AttemptEnd, Event
+from orchestrator.events import Event, Notice
+from orchestrator.journal import Writer
+from orchestrator.outcomes import AttemptEnd
 from orchestrator.states import Best, Kept, States
+from trainables.base import Epoch
+from trainables.files import write_atomically
 from trainables.places import redacted
 
 #: Seconds between two looks at the lanes, and between two signs of life in the journal.
@@ -85,16 +89,14 @@ class Clerk:
         """Makes what has happened durable; what the storage refuses is waited for, however long."""
         async with self._writing:
             if events := self._dispatch.take_events():
-                write: Callable[[], None] = lambda: self._writer.append(events)  # noqa: E731
+                write: Callable[[], None] = functools.partial(self._writer.append, events)
                 wait = FIRST_WAIT_SECONDS
                 while True:
                     try:
                         write()
                         break
                     except OSError as error:
-                        self._fresh.append(
-                            {"kind": "notice", "detail": f"cannot write to {self._folder}: {error}; waiting"}
-                        )
+                        self._fresh.append(Notice(detail=f"cannot write to {self._folder}: {error}; waiting"))
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, LAST_WAIT_SECONDS)
                     write = self._writer.retry
@@ -235,13 +237,13 @@ class Clerk:
         """Rank 0 is at this step; False tells it to drop the trial."""
         return self._dispatch.beat(lane, number, step, self._clock())
 
-    async def row(self, lane: str, number: int, row: dict[str, Any]) -> Verdict:
+    async def row(self, lane: str, number: int, row: Epoch) -> Verdict:
         """An epoch's row from rank 0, which is told what to do next."""
         job = self._dispatch.job(lane, number)
         verdict: Verdict = "drop"
         if self._dispatch.row(lane, number, row, self._clock()) and job is not None:
-            epoch, error_pct = int(row["epoch"]), float(row["val_top1_error_pct"])
-            stops = self._judge is not None and self._judge.stops(job.trial, epoch, error_pct)
+            judge = self._judge
+            stops = judge is not None and judge.stops(job.trial, row.epoch, row.val_error_pct)
             verdict = "stop" if stops else "go on"
         await self._commit()
         return verdict

@@ -22,15 +22,14 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import nnls
 
-from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.plan import Plan, Removal, Trial, by_gang, unique_trials
+from orchestrator.gang import Gang, Node, lane_plan
+from orchestrator.plan import Plan, Removal, Trial, unique_trials
 from orchestrator.results import Record
 from trainables.base import Epoch, Frozen
 from trainables.checkpoint import KEPT
-from trainables.config import Divergence, Ema, Seeds, TrainConfig, identity
+from trainables.config import Seeds, TrainConfig, identity
 from trainables.data import num_steps
-from trainables.footprint import Footprint, Work, footprint
-from trainables.optim import Cosine
+from trainables.footprint import Footprint, Work, footprint, shape_config
 
 Basis = Literal["measured", "preflight", "scaled", "table", "probe"]
 
@@ -145,26 +144,34 @@ class Shape:
 
 
 def shape_of(trial: Trial) -> Shape:
-    """A trial without what does not matter to its cost: rates, decay, length, seeds, what it starts from.
+    """The shape of a trial."""
+    return Shape(shape_config(trial.config), trial.gang)
 
-    Of stochastic depth only whether there is any does.
+
+class ShapeTable:
+    """The distinct trials of a plan, and the same by shape.
+
+    Attributes:
+      plan: the sweep.
+      trials: one per id, in the order of the plan.
+      groups: the same by shape.
+      arms: cells and arms that have a trial of a shape, also where they share it.
     """
-    config = trial.config
-    plain = config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"drop_path": 0.1 if config.model.drop_path else 0.0}),
-            "optim": config.optim.model_copy(
-                update={"lr": 1e-3, "weight_decay": 0.1 if config.optim.weight_decay else 0.0}
-            ),
-            "ema": Ema() if config.ema else None,
-            "schedule": Cosine(epochs=1),
-            "label_smoothing": 0.1,
-            "divergence": Divergence(),
-            "seeds": Seeds(),
-            "start": None,
-        }
-    )
-    return Shape(plain, trial.gang)
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.trials = plan, unique_trials(plan.trials)
+        self._shapes = {trial.id: shape_of(trial) for trial in self.trials}
+        self.groups: dict[Shape, list[Trial]] = {}
+        for trial in self.trials:
+            self.groups.setdefault(self.shape(trial), []).append(trial)
+        arms: dict[Shape, dict[tuple[str, str], None]] = {}
+        for trial in plan.trials:
+            arms.setdefault(self.shape(trial), {})[trial.cell_name, trial.arm] = None
+        self.arms = {shape: tuple(pairs) for shape, pairs in arms.items()}
+
+    def shape(self, trial: Trial) -> Shape:
+        """The shape of a trial of the plan."""
+        return self._shapes[trial.id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +231,13 @@ def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: b
     """What the records of a sweep tell about its shapes, for sweeps to come."""
     seconds: dict[Shape, list[float]] = {}
     peaks: dict[Shape, list[float]] = {}
-    for trial in unique_trials(plan.trials):
-        rows = records[trial.id].rows if trial.id in records else {}
-        shape = shape_of(trial)
-        seconds.setdefault(shape, []).extend(_epoch_seconds(rows.values()))
-        peaks.setdefault(shape, []).extend(
-            row.peak_memory_gib for row in rows.values() if row.peak_memory_gib is not None
-        )
+    for shape, trials in ShapeTable(plan).groups.items():
+        for trial in trials:
+            rows = records[trial.id].rows if trial.id in records else {}
+            seconds.setdefault(shape, []).extend(_epoch_seconds(rows.values()))
+            peaks.setdefault(shape, []).extend(
+                row.peak_memory_gib for row in rows.values() if row.peak_memory_gib is not None
+            )
     return [
         Sample(shape, device, counted(plan, shape, on_gpu)[1], tuple(found), max(peaks[shape], default=None))
         for shape, found in seconds.items()
@@ -454,7 +461,6 @@ class Estimate:
       lanes: trials at a time, the largest gang's first.
       checkpoint_gib, kept_gib: see `Storage`.
       price: in `currency`; None where no price is given.
-      warnings: what a person should look at before starting.
     """
 
     machine: Machine
@@ -467,26 +473,25 @@ class Estimate:
     kept_gib: float
     price: Span | None
     currency: str
-    warnings: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        content = {
-            key: dataclasses.asdict(value) if isinstance(value, Span) else value
-            for key in (
-                "hours",
-                "unit",
-                "wall_hours",
-                "lanes",
-                "checkpoint_gib",
-                "kept_gib",
-                "price",
-                "currency",
-                "warnings",
-            )
-            for value in [getattr(self, key)]
+
+        def range_of(span: Span | None) -> dict[str, float] | None:
+            return dataclasses.asdict(span) if span else None
+
+        return {
+            "device": self.machine.device,
+            "hours": range_of(self.hours),
+            "unit": self.unit,
+            "wall_hours": range_of(self.wall_hours),
+            "lanes": self.lanes,
+            "checkpoint_gib": self.checkpoint_gib,
+            "kept_gib": self.kept_gib,
+            "price": range_of(self.price),
+            "currency": self.currency,
+            "shapes": [shape.plain() for shape in self.shapes],
         }
-        return {"device": self.machine.device, **content, "shapes": [shape.plain() for shape in self.shapes]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,14 +511,16 @@ class Storage:
 
 def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
     """What all trials of a plan store on machines like these."""
+    return _storage(ShapeTable(plan), nodes)
+
+
+def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
+    resources = shapes.plan.sweep.resources
     in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
-    for gang, members in by_gang(unique_trials(plan.trials)).items():
-        fits = plan.sweep.resources.lanes or num_lanes(gang.on(nodes), nodes, len(members))
-        lanes = min(fits, len(members))
+    for gang, members, lanes in lane_plan(shapes.trials, nodes, resources.lanes):
         most_lanes = max(most_lanes, lanes)
-        on_gpu = bool(gang.on(nodes).gpus)
         for trial in members:
-            found, _ = counted(plan, shape_of(trial), on_gpu)
+            found, _ = counted(shapes.plan, shapes.shape(trial), bool(gang.gpus))
             in_flight = max(in_flight, lanes * (KEPT + 1) * found.state)
             if trial.role == "first_stage":
                 always += found.params
@@ -525,16 +532,17 @@ def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
         "none": 0,
         "best": sum(bests.values()) + most_lanes * max(bests.values(), default=0),
         "last": weights,
-    }[plan.sweep.resources.keep]
+    }[resources.keep]
     return Storage(in_flight / GIB, (always + kept) / GIB)
 
 
 def storage_fault(plan: Plan, nodes: Sequence[Node]) -> str:
     """That a sweep may have to store more than its file allows; empty if not."""
     limit = plan.sweep.resources.max_checkpoint_gib
-    if limit is None:
-        return ""
-    found = storage(plan, nodes)
+    return "" if limit is None else _storage_fault(limit, storage(plan, nodes))
+
+
+def _storage_fault(limit: float, found: Storage) -> str:
     total = found.checkpoint_gib + found.kept_gib
     if total <= limit:
         return ""
@@ -560,47 +568,42 @@ def estimate(
       rates: of the machine's processor by a probe, for want of samples.
       price_per_gpu_hour: instead of the file's.
     """
-    trials = unique_trials(plan.trials)
-    groups: dict[Shape, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(shape_of(trial), []).append(trial)
-    shapes = {
-        shape: _shape_cost(plan, machine, shape, members, samples, rates) for shape, members in groups.items()
+    shapes = ShapeTable(plan)
+    costs = {
+        shape: _shape_cost(plan, machine, shape, members, samples, rates)
+        for shape, members in shapes.groups.items()
     }
-    known = all(cost.hours is not None for cost in shapes.values())
-    hours = sum((cost.hours for cost in shapes.values() if cost.hours), NOTHING) if known else None
-    on_gpu = any(bool(shape.gang.on(machine.nodes).gpus) for shape in shapes)
-    wall, lanes = NOTHING, []
-    for gang, members in by_gang(trials).items():
-        count = plan.sweep.resources.lanes or num_lanes(gang.on(machine.nodes), machine.nodes, len(members))
-        lanes.append(min(count, len(members)))
-        if known and lanes[-1]:
-            runs = [_trial_seconds(shapes[shape_of(trial)], trial) for trial in members]
+    known = all(cost.hours is not None for cost in costs.values())
+    hours = sum((cost.hours for cost in costs.values() if cost.hours), NOTHING) if known else None
+    phases = lane_plan(shapes.trials, machine.nodes, plan.sweep.resources.lanes)
+    on_gpu = any(bool(phase.gang.gpus) for phase in phases)
+    wall = NOTHING
+    for _, members, lanes in phases:
+        if known and lanes:
+            runs = [_trial_seconds(costs[shapes.shape(trial)], trial) for trial in members]
             places = {trial.id: place for place, trial in enumerate(members)}
             # A first stage of a larger gang has ended by then.
             waits = {places[t.id]: places[t.after] for t in members if t.after in places}
             wall += Span(
                 *(
-                    makespan([getattr(run, end) for run in runs], lanes[-1], waits) + _LANE_START_SECONDS
+                    makespan([getattr(run, end) for run in runs], lanes, waits) + _LANE_START_SECONDS
                     for end in ("low", "central", "high")
                 )
             )
-    stored = storage(plan, machine.nodes)
+    stored = _storage(shapes, machine.nodes)
     price, currency = _price(plan, hours, on_gpu, price_per_gpu_hour)
-    found = Estimate(
+    return Estimate(
         machine=machine,
-        shapes=tuple(shapes.values()),
+        shapes=tuple(costs.values()),
         hours=hours,
         unit="GPU-hours" if on_gpu else "core-hours",
-        wall_hours=wall * (1 / 3600) if known and all(lanes) else None,
-        lanes=tuple(lanes),
+        wall_hours=wall * (1 / 3600) if known and all(phase.lanes for phase in phases) else None,
+        lanes=tuple(phase.lanes for phase in phases),
         checkpoint_gib=stored.checkpoint_gib,
         kept_gib=stored.kept_gib,
         price=price,
         currency=currency,
-        warnings=(),
     )
-    return dataclasses.replace(found, warnings=tuple(_warnings(plan, found)))
 
 
 #: From the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker group.
@@ -696,9 +699,16 @@ _USABLE = 0.9
 _PROCESS_GIB = 0.8
 
 
-def _warnings(plan: Plan, found: Estimate) -> list[str]:
+def plan_warnings(plan: Plan, found: Estimate) -> list[str]:
+    """What a person should look at before starting, a line each.
+
+    Args:
+      plan: the sweep.
+      found: what it will cost, by `estimate`.
+    """
+    shapes = ShapeTable(plan)
     return [
-        *_room_warnings(plan, found),
+        *_room_warnings(shapes, found),
         *_memory_warnings(found),
         *_input_warnings(plan, found),
         *_batch_warnings(plan),
@@ -706,17 +716,23 @@ def _warnings(plan: Plan, found: Estimate) -> list[str]:
         *_cut_warnings(plan),
         *_selection_warnings(plan),
         *_budget_warnings(plan, found),
-        *filter(None, [storage_fault(plan, found.machine.nodes)]),
+        *_storage_warnings(plan, found),
     ]
 
 
-def _room_warnings(plan: Plan, found: Estimate) -> list[str]:
-    nodes = found.machine.nodes
+def _room_warnings(shapes: ShapeTable, found: Estimate) -> list[str]:
+    # Room is asked for, whatever number of lanes the file gives.
     return [
-        f"resources: {len(members)} trial(s) need {gang.on(nodes)}, more than there is here; see --on"
-        for gang, members in by_gang(unique_trials(plan.trials)).items()
-        if not num_lanes(gang.on(nodes), nodes, len(members))
+        f"resources: {len(members)} trial(s) need {gang}, more than there is here; see --on"
+        for gang, members, lanes in lane_plan(shapes.trials, found.machine.nodes)
+        if not lanes
     ]
+
+
+def _storage_warnings(plan: Plan, found: Estimate) -> list[str]:
+    limit = plan.sweep.resources.max_checkpoint_gib
+    fault = "" if limit is None else _storage_fault(limit, Storage(found.checkpoint_gib, found.kept_gib))
+    return [fault] if fault else []
 
 
 def _memory_warnings(found: Estimate) -> list[str]:
@@ -973,12 +989,9 @@ def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -
 
     A shape that was not in the plan, as the sweep was extended, has no planned numbers.
     """
-    groups: dict[Shape, list[Trial]] = {}
-    for trial in plan.trials:
-        groups.setdefault(shape_of(trial), []).append(trial)
+    shapes = ShapeTable(plan)
     found: list[Actual] = []
-    for shape, members in groups.items():
-        trials = unique_trials(members)
+    for shape, trials in shapes.groups.items():
         ran = [records[trial.id] for trial in trials if trial.id in records and records[trial.id].rows]
         if not ran:
             continue
@@ -989,7 +1002,7 @@ def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -
         planned_hours = was.seconds * (len(rows) * devices / 3600) if was and was.seconds else None
         found.append(
             Actual(
-                arms=tuple(dict.fromkeys((trial.cell_name, trial.arm) for trial in members)),
+                arms=shapes.arms[shape],
                 shape=shape.name,
                 trials_run=len(ran),
                 trials=len(trials),
@@ -1029,7 +1042,7 @@ def _all_of(rows: Sequence[Actual]) -> Actual:
 def _epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
     """Of every epoch but those that end a trial, which also evaluate on the final split; else of all."""
     found = list(rows)
-    kept = [row for row in found if row.test_top1_error_pct is None] or found
+    kept = [row for row in found if row.test_error_pct is None] or found
     return [row.train_seconds + row.val_seconds for row in kept]
 
 

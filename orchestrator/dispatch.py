@@ -15,16 +15,17 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from orchestrator.results import (
-    RULES,
-    AttemptEnd,
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    BreakerTripped,
+    EpochDone,
     Event,
-    attempt_event,
-    end_event,
-    epoch_event,
-    held_up_by,
-    pulse_event,
+    InFlight,
+    Pulse,
 )
+from orchestrator.outcomes import RULES, AttemptEnd, held_up_by
+from trainables.base import Epoch
 
 #: Losses of one trial in a row, with nothing new on record in between, after which it has failed: what
 #: kills its process every time is the trial.
@@ -171,7 +172,17 @@ class Dispatch:
         """A trial whose first stage left no weights has come to the same end as that one."""
         self.num_open -= 1
         detail = held_up_by(job.after, end, detail)
-        self.events.append(end_event(job.trial, job.attempts, end, detail, 0.0, now, final=True))
+        self.events.append(
+            AttemptEnded(
+                trial=job.trial,
+                attempt=job.attempts,
+                end=end,
+                detail=detail,
+                seconds=0.0,
+                time=now,
+                final=True,
+            )
+        )
         self._end_first(job, end, detail, now)
 
     def _end_first(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
@@ -281,7 +292,9 @@ class Dispatch:
         desk.number += 1
         job.attempts += 1
         desk.attempt = Attempt(job, desk.number, now, heard=now)
-        self.events.append(attempt_event(job.trial, job.attempts, lane, now, desk.node))
+        self.events.append(
+            AttemptBegan(trial=job.trial, attempt=job.attempts, lane=lane, node=desk.node, time=now)
+        )
 
     def _suits(self, job: Job, lane: str, desk: Desk) -> bool:
         """Elsewhere first: another machine, or another lane, if there is one that takes work."""
@@ -315,21 +328,16 @@ class Dispatch:
         attempt.step, attempt.heard = max(step, attempt.step), now
         return True
 
-    def row(self, lane: str, number: int, row: dict[str, Any], now: float) -> bool:
+    def row(self, lane: str, number: int, row: Epoch, now: float) -> bool:
         """An epoch's row from rank 0; False tells it to drop the trial."""
-        if (
-            not self.beat(lane, number, int(row["step"]), now)
-            or (found := self._attempt(lane, number)) is None
-        ):
+        if not self.beat(lane, number, row.step, now) or (found := self._attempt(lane, number)) is None:
             return False
         desk, attempt = found
-        attempt.epochs = int(row["epoch"])
+        attempt.epochs = row.epoch
         attempt.job.epochs = max(attempt.job.epochs, attempt.epochs)
         attempt.job.losses = 0
-        self.events.append(epoch_event(attempt.job.trial, attempt.job.attempts, row))
-        desk.messages.append(
-            {"epoch": row["epoch"], "val_top1_error_pct": row["val_top1_error_pct"], "done": False}
-        )
+        self.events.append(EpochDone(trial=attempt.job.trial, attempt=attempt.job.attempts, row=row))
+        desk.messages.append({"epoch": row.epoch, "error_pct": row.val_error_pct, "done": False})
         return True
 
     def end(
@@ -387,19 +395,19 @@ class Dispatch:
         self, attempt: Attempt, end: AttemptEnd, detail: str, now: float, final: bool, weights: str = ""
     ) -> None:
         self.events.append(
-            end_event(
-                attempt.job.trial,
-                attempt.job.attempts,
-                end,
-                detail,
-                now - attempt.started,
-                now,
-                final,
-                weights,
-                attempt.from_step,
-                attempt.step,
-                attempt.heard,
-                attempt.epochs,
+            AttemptEnded(
+                trial=attempt.job.trial,
+                attempt=attempt.job.attempts,
+                end=end,
+                detail=detail,
+                seconds=now - attempt.started,
+                time=now,
+                final=final,
+                weights=weights,
+                from_step=attempt.from_step,
+                step=attempt.step,
+                heard=attempt.heard,
+                epochs=attempt.epochs,
             )
         )
 
@@ -430,7 +438,7 @@ class Dispatch:
             self.stopped_by = (
                 f"{len(trials)} trials of {job.arm} in a row ended with the same error: {detail}"
             )
-            self.events.append({"kind": "breaker", "time": now, "arm": job.arm, "detail": self.stopped_by})
+            self.events.append(BreakerTripped(time=now, arm=job.arm, detail=self.stopped_by))
             self.drain()
 
     # The run as a whole.
@@ -472,12 +480,12 @@ class Dispatch:
 
     def pulse(self, now: float) -> None:
         """Puts on record that the run lives and where its trials are."""
-        steps = {
-            desk.attempt.job.trial: [desk.attempt.from_step, desk.attempt.step, desk.attempt.heard]
+        in_flight = {
+            attempt.job.trial: InFlight(attempt.from_step, attempt.step, attempt.heard)
             for desk in self.desks.values()
-            if desk.attempt is not None
+            if (attempt := desk.attempt) is not None
         }
-        self.events.append(pulse_event(now, steps))
+        self.events.append(Pulse(time=now, in_flight=in_flight))
 
 
 def fingerprint(end: str, detail: str) -> str:

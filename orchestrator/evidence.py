@@ -32,12 +32,21 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from orchestrator.folder import Folder, open_folder, provenance, save_confirmation, save_question
-from orchestrator.journal import FolderError, Writer, decode, write_atomically
+from orchestrator.events import trial_of
+from orchestrator.folder import (
+    Folder,
+    open_folder,
+    provenance,
+    save_confirmation,
+    save_question,
+    source_root,
+)
+from orchestrator.journal import FolderError, Writer, tree_of
 from orchestrator.ledger import ledger
 from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
 from trainables.base import Frozen
+from trainables.files import write_atomically
 
 MANIFEST = "report/manifest.json"
 _QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")
@@ -151,14 +160,17 @@ def _environment() -> dict[str, Any]:
 
 @functools.cache  # what this process has loaded does not change when the files do
 def _source_digest() -> str:
-    """A digest of our own code as it is installed, with or without git."""
+    return source_digest(source_root())
+
+
+def source_digest(root: Path) -> str:
+    """A digest of our own code as it is installed in a folder, sub-packages included, with or without git."""
     digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
     for package in ("orchestrator", "trainables"):
-        for path in sorted((root / package).iterdir()):
+        for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".j2"):
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{package}/{path.name} {content}\n".encode())
+                digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -416,7 +428,7 @@ class _Check:
         lines = (self.folder / name).read_bytes().splitlines(keepends=True)
         self.counts["lines"] += len(lines)
         for number, line in enumerate(lines, 1):
-            if decode(line) is not None:
+            if tree_of(line) is not None:
                 continue
             if number == len(lines) and not line.endswith(b"\n"):
                 self.notes.append(f"{name}, line {number}: was cut off by a crash; it does not count")
@@ -949,7 +961,7 @@ def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder
         save_confirmation(folder, merged.confirmation)
     for name, source in sources.items():
         writer = Writer(folder)
-        writer.append([event for event in source.events if merged.origin.get(event.get("trial", "")) == name])
+        writer.append([event for event in source.events if merged.origin.get(trial_of(event) or "") == name])
         writer.close()
     record = json.loads((folder / "record.json").read_bytes())
     record["sources"] = {

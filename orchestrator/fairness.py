@@ -34,8 +34,9 @@ from orchestrator.stats import (
     with_both_ends,
 )
 
-#: An optimum within this share of the window from an edge lies at it.
-EDGE_SHARE = 0.1
+#: An optimum within this share of the window from an edge lies at it. Wider than `search.BEST_EDGE_SHARE`,
+#: because the points of a design are spread over the window, and so the optimum's place is less certain.
+OPTIMUM_EDGE_SHARE = 0.1
 #: The measures that are audited.
 AUDITED: tuple[Measure, ...] = ("area_common", "within_common_bar")
 #: By how much windows are shrunk, shifted and extended.
@@ -165,14 +166,14 @@ def extension(axis: Axis, side: Side, num_points: int) -> Extension:
 
 
 def _side(quantile: float) -> Side | None:
-    if quantile <= EDGE_SHARE:
+    if quantile <= OPTIMUM_EDGE_SHARE:
         return "low"
-    return "high" if quantile >= 1 - EDGE_SHARE else None
+    return "high" if quantile >= 1 - OPTIMUM_EDGE_SHARE else None
 
 
 def _fall(surrogate: Surrogate, index: int, side: Side, through_D: Array) -> float:
     ends_2D = np.stack([through_D, through_D])
-    ends_2D[:, index] = (EDGE_SHARE, 0) if side == "low" else (1 - EDGE_SHARE, 1)
+    ends_2D[:, index] = (OPTIMUM_EDGE_SHARE, 0) if side == "low" else (1 - OPTIMUM_EDGE_SHARE, 1)
     inside, edge = surrogate.error_pct(ends_2D)[0]
     return float(inside - edge)
 

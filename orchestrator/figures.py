@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from orchestrator.gaps import Gap
 from orchestrator.peak import TuningCurve
+from orchestrator.plan import error_label
 from orchestrator.results import Result
 from orchestrator.space import Domain, Listed, LogUniform
 from orchestrator.stats import (
@@ -45,6 +46,7 @@ from orchestrator.stats import (
     share_interval,
 )
 from orchestrator.words import short
+from trainables.base import WORST_PCT
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "h")
@@ -286,6 +288,10 @@ def _errors(results: Sequence[Result]) -> list[float]:
     return [error for result in results if (error := result.error_pct) is not None and not _diverged(result)]
 
 
+def _error_label(arms: Mapping[str, Sequence[Result]]) -> str:
+    return error_label(result.trial for results in arms.values() for result in results)
+
+
 def _top(errors_pct: Sequence[float], num_rows: int) -> tuple[float, float]:
     """Upper end of an error axis, and the height of one row for crosses above the highest error."""
     highest = max(errors_pct, default=1.0) or 1.0
@@ -385,7 +391,7 @@ def error_over_parameter(
         axes.axhline(top - (len(lost) + 0.35) * row, color=_GREY, lw=0.6)
     if not any(counted.values()):
         _empty(axes)
-    axes.set(ylim=(0, top), ylabel="error (%)")
+    axes.set(ylim=(0, top), ylabel=_error_label(arms))
     scale.apply(axes, "x", path, 7)
     _framed(figure, handles, right=0.24)
     return figure
@@ -436,7 +442,7 @@ def error_over_plane(
     across, up = (_Scale([domain[arm] for arm in names]) for domain in domains)
     ran = [error for arm in names for error in _errors(arms[arm])]
     # By the root of the error: linear, one arm that trains badly would leave the others one shade.
-    colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=100.0)), "cividis")
+    colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=WORST_PCT)), "cividis")
     any_diverged = False
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
@@ -488,7 +494,7 @@ def error_over_plane(
         axes.tick_params(labelbottom=lowest)
         up.apply(axes, "y", paths[1] if place % columns == 0 else "", 6)
     if ran:
-        bar = figure.colorbar(colours, ax=grid, label="error (%)", aspect=28, fraction=0.05, pad=0.02)
+        bar = figure.colorbar(colours, ax=grid, label=_error_label(arms), aspect=28, fraction=0.05, pad=0.02)
         bar.outline.set_visible(False)
     handles: list[Artist] = [
         Line2D(
@@ -537,7 +543,7 @@ def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
     figure = Figure(figsize=(4.5, _height(len(arms))))
     axes = figure.subplots()
     handles: list[Artist] = []
-    tops, bottoms, longest = [1.0], [100.0], 2
+    tops, bottoms, longest = [1.0], [WORST_PCT], 2
     for index, (arm, curve) in enumerate(arms.items()):
         k, count = np.arange(1, curve.num_trials + 1), curve.largest_budget
         longest = max(longest, curve.num_trials)
@@ -598,7 +604,7 @@ def paired(summaries: Sequence[Summary]) -> Figure:
         s.arm: [(base.errors_pct[p], s.errors_pct[p]) for p in base.errors_pct if p in s.errors_pct]
         for s in others
     }
-    lost = 100 - 1e-9
+    lost = WORST_PCT - 1e-9
     ran = [error for found in pairs.values() for pair in found for error in pair if error < lost]
     high, low = max(ran, default=1.0) or 1.0, min(ran, default=0.0)
     room = 0.06 * (high - low) or 0.5
@@ -687,7 +693,7 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
             if result is None:
                 continue
             epochs = sorted(result.record.rows)
-            errors = [result.record.rows[epoch].val_top1_error_pct for epoch in epochs]
+            errors = [result.record.rows[epoch].val_error_pct for epoch in epochs]
             num_epochs = max(num_epochs, result.trial.config.schedule.epochs)
             if not epochs:
                 unseen.append(f"{arm}: diverged in its first epoch")
@@ -716,7 +722,7 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
         axes.locator_params(axis="x", integer=True, nbins=6)
     if not any(found.values()):
         _empty(grid[1])
-    grid[0].set(ylabel="error (%)", ylim=(0, 1.05 * highest), xlim=(0, 1.03 * num_epochs))
+    grid[0].set(ylabel=_error_label(arms), ylim=(0, 1.05 * highest), xlim=(0, 1.03 * num_epochs))
     handles: list[Artist] = [
         Line2D([], [], color=_colour(index), ls=_line(index), marker=_marker(index), ms=4, label=arm)
         for index, arm in enumerate(arms)

@@ -13,6 +13,7 @@ runs/<sweep>/
 
 import contextlib
 import dataclasses
+import importlib.resources
 import json
 import os
 import platform
@@ -31,13 +32,17 @@ import yaml
 from pydantic import TypeAdapter
 
 from orchestrator.cost import Planned
-from orchestrator.journal import FolderError, Writer, read_journal, write_atomically
+from orchestrator.events import Event, RetryWanted
+from orchestrator.journal import FolderError, Writer, read_journal
 from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
-from orchestrator.results import Event, Record, fold, retry_event
+from orchestrator.question import Sweep
+from orchestrator.results import Record, fold
+from orchestrator.source import SweepError
 from orchestrator.states import States
-from orchestrator.sweep import Sweep, SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from trainables.config import Data, DataConfig, leaves
-from trainables.data import SPLITS, DataInfo
+from trainables.data import SPLITS, DataInfo, with_chance
+from trainables.files import write_atomically
 from trainables.yaml import YamlError, load_yaml
 
 _T = TypeVar("_T")
@@ -68,7 +73,8 @@ def open_folder(path: Path) -> Folder:
         sweep = build_sweep(load_yaml(path / "sweep.yaml"), str(path / "sweep.yaml"))
         record = json.loads((path / "record.json").read_text())
         infos = {
-            _DATA.validate_python(entry["config"]): _load_info(entry["info"]) for entry in record["data"]
+            (config := _DATA.validate_python(entry["config"])): _load_info(config, entry["info"])
+            for entry in record["data"]
         }
         plan = plan_of(path, sweep, infos)
     except (SweepError, YamlError) as error:
@@ -175,8 +181,10 @@ def confirmed_plan(path: Path, plan: Plan) -> Plan:
 _DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)
 
 
-def _load_info(info: dict[str, Any]) -> DataInfo:
-    return DataInfo(**info | {"class_names": tuple(info["class_names"])})
+def _load_info(config: DataConfig, info: dict[str, Any]) -> DataInfo:
+    loaded = DataInfo(**info | {"class_names": tuple(info["class_names"])})
+    # Older folders do not say what the error of guessing is.
+    return loaded if "chance_error_pct" in info else with_chance(loaded, config.task)
 
 
 def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None = None) -> None:
@@ -189,7 +197,7 @@ def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None
         states.delete_checkpoint(trial_id)
         states.delete_kept(trial_id)
     writer = Writer(path)
-    writer.append([retry_event(trial_id, time.time()) for trial_id in trial_ids])
+    writer.append([RetryWanted(trial=trial_id, time=time.time()) for trial_id in trial_ids])
     writer.close()
 
 
@@ -227,6 +235,7 @@ def _plain_info(info: DataInfo) -> dict[str, Any]:
         "splits": {split: info.splits[split] for split in SPLITS},
         "fingerprint": info.fingerprint,
         "skipped": info.skipped,
+        "chance_error_pct": info.chance_error_pct,
     }
 
 
@@ -326,6 +335,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def source_root() -> Path:
+    """The folder that holds our packages, at whatever depth the module that asks is."""
+    return Path(str(importlib.resources.files("orchestrator"))).resolve().parent
+
+
 def processor() -> str:
     """The name of this machine's processor."""
     with contextlib.suppress(OSError):
@@ -337,11 +351,10 @@ def processor() -> str:
 
 def _code() -> dict[str, str]:
     """The commit of the source tree, and a digest of what differs from it."""
-    root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(source_root()), *arguments], capture_output=True, text=True, timeout=20
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 

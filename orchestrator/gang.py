@@ -1,7 +1,11 @@
 """What a trial needs all at once, what machines have, and how many trials that makes at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +60,44 @@ def num_lanes(gang: Gang, nodes: Sequence[Node], num_trials: int) -> int:
             fits = min(fits, per_gpu)
         slots += fits
     return min(slots // gang.workers, num_trials)
+
+
+def by_gang(trials: Iterable["Trial"]) -> dict[Gang, list["Trial"]]:
+    """Trials by what they run on, the largest gang first, so that small ones fill up at the end.
+
+    A first stage has the largest gang of those that start from it, so it is in their group or in one before.
+    """
+    groups: dict[Gang, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.gang, []).append(trial)
+    return dict(sorted(groups.items(), key=lambda item: item[0].size, reverse=True))
+
+
+class Phase(NamedTuple):
+    """Trials that run in the same lanes, one phase of a run after the other.
+
+    Attributes:
+      gang: what each of them runs on, with its number of GPUs settled.
+      trials: in the order they are to run.
+      lanes: how many of them run at a time; 0 if the cluster has no room for one.
+    """
+
+    gang: Gang
+    trials: list["Trial"]
+    lanes: int
+
+
+def lane_plan(trials: Iterable["Trial"], nodes: Sequence[Node], lanes: int | None = None) -> list[Phase]:
+    """Phases in the order they run, the largest gang first.
+
+    Args:
+      trials: what is to run, each once.
+      nodes: of the cluster.
+      lanes: trials at a time by the file (`resources.lanes`). None takes as many as there is room for.
+    """
+    phases = []
+    for wanted, members in by_gang(trials).items():
+        gang = wanted.on(nodes)
+        count = lanes or num_lanes(gang, nodes, len(members))
+        phases.append(Phase(gang, members, min(count, len(members))))
+    return phases

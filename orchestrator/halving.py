@@ -11,9 +11,10 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from orchestrator.events import AttemptEnded, EpochDone, Event, RetryWanted
 from orchestrator.plan import Trial
 from orchestrator.question import Halving
-from orchestrator.results import Event
+from trainables.base import WORST_PCT
 
 
 class Judge:
@@ -55,13 +56,13 @@ class Judge:
     def replay(self, events: Iterable[Event]) -> None:
         """Decides again what was decided in earlier runs."""
         for event in events:
-            if event["kind"] == "epoch":
-                row = event["row"]
-                self.stops(event["trial"], int(row["epoch"]), float(row["val_top1_error_pct"]))
-            elif event["kind"] == "end" and event["end"] == "diverged" and event["final"]:
-                self.diverged(event["trial"], int(event.get("epochs", 0)))
-            elif event["kind"] == "retry":
-                self._stopped.pop(event["trial"], None)
+            match event:
+                case EpochDone(trial=trial, row=row):
+                    self.stops(trial, row.epoch, row.val_error_pct)
+                case AttemptEnded(trial=trial, end="diverged", final=True):
+                    self.diverged(trial, event.epochs)
+                case RetryWanted(trial=trial):
+                    self._stopped.pop(trial, None)
 
     def stops(self, trial_id: str, epoch: int, error_pct: float) -> bool:
         """Whether the trial ends with this epoch; the same when it is asked again.
@@ -83,7 +84,7 @@ class Judge:
         while rung <= epoch:
             rung *= self._rule.reduction_factor
         if rung < self._epochs.get(trial_id, 0):
-            self._falls_behind(trial_id, rung, 100.0)
+            self._falls_behind(trial_id, rung, WORST_PCT)
 
     def _falls_behind(self, trial_id: str, epoch: float, error_pct: float) -> bool:
         result: Mapping[str, Any] = {"epoch": epoch, "error_pct": error_pct}

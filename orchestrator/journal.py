@@ -13,32 +13,45 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from orchestrator.results import Event
+from orchestrator.events import AttemptEnded, Event, Sealed, from_json, to_json
+from trainables.errors import UserError
+from trainables.files import sync_folder
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """A folder that is no sweep, is in use, or belongs to another question."""
 
 
 def encode(event: Event) -> str:
     """An event as one line."""
-    text = json.dumps(event, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_json(event), separators=(",", ":"), allow_nan=False)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def decode(line: bytes) -> Event | None:
-    """The event of a line, or None if the line is not whole."""
+def tree_of(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line, or None if the line is not whole."""
     if not line.endswith(b"\n") or line[8:9] != b" ":
         return None
     text = line[9:-1]
     try:
         if int(line[:8], 16) != zlib.crc32(text):
             return None
-        event = json.loads(text)
+        tree = json.loads(text)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and "kind" in event else None
+    return tree if isinstance(tree, dict) and "kind" in tree else None
+
+
+def decode(line: bytes) -> Event | None:
+    """The event of a line, or None if the line is not whole.
+
+    Raises:
+      KeyError, TypeError, ValueError: what it says makes no sense.
+    """
+    tree = tree_of(line)
+    return None if tree is None else from_json(tree)
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,8 @@ class Tail:
                 continue  # it is being written
             self._heads.add(path.name)
             first = decode(line)
-            if first is not None and first["kind"] == "seal":
-                for name, size in first["sizes"].items():
+            if isinstance(first, Sealed):
+                for name, size in first.sizes.items():
                     self._sealed[name] = min(size, self._sealed.get(name, size))
 
     def _read_file(self, path: Path) -> list[Event]:
@@ -150,12 +163,12 @@ class Tail:
         # The rest of a line that is being written comes with the next call.
         whole = content[: content.rfind(b"\n") + 1]
         file.offset += len(whole)
-        events = []
+        events: list[Event] = []
         for line in whole.splitlines(keepends=True):
             event = decode(line)
             if event is None:
                 file.damaged += 1
-            elif event["kind"] != "seal":
+            elif not isinstance(event, Sealed):
                 events.append(event)
         return events
 
@@ -179,9 +192,9 @@ class Writer:
         self._synced_size, self._synced_at = 0, 0.0
         self._unsynced: list[bytes] = []
         self._torn = False
-        _sync_folder(journal)
+        sync_folder(journal)
         if before:
-            self.append([{"kind": "seal", "sizes": {path.name: path.stat().st_size for path in before}}])
+            self.append([Sealed(sizes={path.name: path.stat().st_size for path in before})])
 
     def append(self, events: Sequence[Event]) -> None:
         """Writes events; on return they survive the process. Ends of trials also survive the machine.
@@ -195,7 +208,7 @@ class Writer:
         else:
             self._write(self._unsynced[-1])
         # An fsync costs milliseconds: at once for what must not be repeated, else once a second.
-        if time.monotonic() - self._synced_at > 1 or any(event["kind"] == "end" for event in events):
+        if time.monotonic() - self._synced_at > 1 or any(isinstance(event, AttemptEnded) for event in events):
             self._sync()
 
     def retry(self) -> None:
@@ -238,24 +251,3 @@ class Writer:
         self._torn = False
         self._synced_size, self._synced_at = self._size, time.monotonic()
         self._unsynced.clear()
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes a new name in a folder survive the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

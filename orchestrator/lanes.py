@@ -19,7 +19,6 @@ told to workers by `ray.train.get_preemption_info`, a barrier as well, so a thre
 """
 
 import contextlib
-import dataclasses
 import faulthandler
 import gc
 import os
@@ -41,17 +40,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.clerk import Clerk, Judge, Verdict, stack_path
 from orchestrator.dispatch import Cause, Job
-from orchestrator.gang import Gang, Node, num_lanes
+from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
+from orchestrator.gang import Gang, Node, Phase, lane_plan
 from orchestrator.orphans import Orphans
-from orchestrator.results import AttemptEnd, Event, Record
+from orchestrator.outcomes import AttemptEnd
+from orchestrator.results import Record
 from orchestrator.states import Kept, States
 from orchestrator.trial_logs import kept as worker_log
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
     from orchestrator.plan import Trial
     from orchestrator.preflight import Clock
-    from orchestrator.sweep import Resources
+    from orchestrator.question import Resources
     from trainables.context import Context
     from trainables.preflight import Reply, Request
 
@@ -71,7 +73,7 @@ _ORPHANS_SECONDS = 10.0
 _MAX_IDLE_ROUNDS = 3
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError):
     """The cluster cannot run the sweep; the message says what is missing."""
 
 
@@ -170,7 +172,7 @@ def _run_job(
             for row, state in train(config, context, keeper=keeper, start=start):  # noqa: B007
                 verdict: list[Verdict] = ["go on"]
                 if context.rank == 0:
-                    verdict = [ray.get(clerk.row.remote(lane, number, dataclasses.asdict(row)))]
+                    verdict = [ray.get(clerk.row.remote(lane, number, row))]
                 if context.world_size > 1:
                     # All ranks go on or none: a rank alone would wait in the next all-reduce for ever.
                     torch.distributed.broadcast_object_list(verdict, src=0)
@@ -184,7 +186,7 @@ def _run_job(
         weights = state.weights_digest() if context.rank == 0 else ""
         kept = None
         if context.rank == 0:
-            kept = ray.get(clerk.keeps.remote(lane, number, row.val_top1_error_pct))
+            kept = ray.get(clerk.keeps.remote(lane, number, row.val_error_pct))
         if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
             if not kept.group:
                 # A first stage without weights is none.
@@ -459,6 +461,7 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             _start_here(common)
@@ -471,6 +474,9 @@ def connect(address: str | None) -> None:
         ) from error
     except Exception as error:  # of no narrower kind where a node does not come up in time
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+        # Ray takes SIGTERM for itself, even from a caller who had plans for it.
+        signal.signal(signal.SIGTERM, on_terminate)
     # Ray prints its raylets' advice into the middle of a progress display, log_to_driver or not.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if not ray.worker.get_dashboard_url():
@@ -602,16 +608,11 @@ class Run:
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping, self._closing = threading.Event(), threading.Event()
         cluster = nodes()
-        from orchestrator.plan import by_gang
-
-        self.phases: list[tuple[Gang, list[Trial], int]] = []
-        for wanted, members in by_gang(trials).items():
-            gang = wanted.on(cluster)
-            count = resources.lanes or num_lanes(gang, cluster, len(members))
+        self.phases: list[Phase] = lane_plan(trials, cluster, resources.lanes)
+        for gang, members, count in self.phases:
             if count == 0:
                 have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
                 raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
-            self.phases.append((gang, members, min(count, len(members))))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
 
@@ -629,13 +630,14 @@ class Run:
                 judge=self._judge,
             )
         )
-        self._note("session", began=self._began, lanes=[count for *_, count in self.phases])
+        lanes = tuple(count for *_, count in self.phases)
+        self._note(SessionBegan(time=time.time(), began=self._began, lanes=lanes))
         if self._preflight_seconds:
-            self._note("preflight", seconds=self._preflight_seconds)
+            self._note(PreflightDone(time=time.time(), seconds=self._preflight_seconds))
         self._thread.start()
 
-    def _note(self, kind: str, **fields: Any) -> None:
-        ray.get(self._clerk.note.remote({"kind": kind, "time": time.time(), **fields}))
+    def _note(self, event: Event) -> None:
+        ray.get(self._clerk.note.remote(event))
 
     @property
     def done(self) -> bool:
@@ -660,7 +662,7 @@ class Run:
     def close(self, timeout_seconds: float = 8.0) -> None:
         """Puts the end of the session on record; the last thing to do with a run."""
         self._closing.set()
-        ray.get(self._clerk.note.remote({"kind": "close", "time": time.time()}), timeout=timeout_seconds)
+        ray.get(self._clerk.note.remote(SessionClosed(time=time.time())), timeout=timeout_seconds)
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
@@ -683,7 +685,7 @@ class Run:
         jobs, ended = jobs_of(members, self._records, self._resources.retries)
         device = "GPU" if gang.gpus else "core"
         devices = count * gang.workers * (gang.gpus or gang.cpus)
-        self._note("phase", lanes=count, devices=devices, device=device)
+        self._note(PhaseBegan(time=time.time(), lanes=count, devices=devices, device=device))
         for start in range(0, len(jobs), 1000):
             ray.get(self._clerk.add.remote(jobs[start : start + 1000], ended))
         lane = tune.with_parameters(

@@ -8,8 +8,25 @@ import dataclasses
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from orchestrator.results import Event
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    BreakerTripped,
+    EpochDone,
+    Event,
+    Notice,
+    PhaseBegan,
+    PreflightDone,
+    Pulse,
+    RetryWanted,
+    Sealed,
+    SessionBegan,
+    SessionClosed,
+    Unknown,
+    time_of,
+)
 
 #: Outcomes whose trials gave nothing: all their time counts as lost.
 _FRUITLESS = frozenset({"failed", "invalid", "out_of_memory"})
@@ -104,44 +121,49 @@ class Accounts:
             self._observe(event)
 
     def _observe(self, event: Event) -> None:
-        if event["kind"] == "session":
+        if isinstance(event, SessionBegan):
             # Whatever of an earlier run had no end went with that run, when it was last heard of.
             self._running.clear()
-            self._began, self._preflight = event.get("began", event["time"]), 0.0
+            self._began, self._preflight = event.began, 0.0
             return
         phases, running = self._phases, self._running
-        if phases and self._began is None and "time" in event:
-            phases[-1].ended = max(phases[-1].ended, event["time"])
-        match event["kind"]:
-            case "preflight":
-                self._preflight += event["seconds"]
-            case "phase":
-                time: float = event["time"]
-                start = time if self._began is None else self._began
-                lanes, devices = event["lanes"], event["devices"]
-                phases.append(_Phase(start, time, lanes, devices, event["device"], self._preflight))
-                self._began, self._preflight = None, 0.0
-            case "attempt" if phases:
-                attempt = running[event["trial"]] = _Attempt(event["trial"], event["lane"], event["time"])
-                self._of_trial.setdefault(attempt.trial, []).append(attempt)
-                phases[-1].attempts.append(attempt)
-            case "pulse":
-                for trial, (from_step, step, heard) in event["in_flight"].items():
+        if phases and self._began is None and (time := time_of(event)) is not None:
+            phases[-1].ended = max(phases[-1].ended, time)
+        match event:
+            case EpochDone():
+                if (there := running.get(event.trial)) is not None:
+                    there.step = max(there.step, event.row.step)
+            case Pulse():
+                for trial, (from_step, step, heard) in event.in_flight.items():
                     if (there := running.get(trial)) is not None:
-                        there.from_step, there.step, there.heard = int(from_step), int(step), heard
-            case "epoch":
-                if (there := running.get(event["trial"])) is not None:
-                    there.step = max(there.step, int(event["row"].get("step", -1)))
-            case "end":
-                if (there := running.pop(event["trial"], None)) is not None:
-                    there.from_step, there.step = event.get("from_step", -1), event.get("step", -1)
-                    there.heard, there.ended = (event.get("heard") or event["time"]), event["time"]
-                    is_fruitless = event["final"] and event["end"] in _FRUITLESS
-                    there.end = "final fruitless" if is_fruitless else event["end"]
-            case "retry":
+                        there.from_step, there.step, there.heard = from_step, step, heard
+            case AttemptBegan():
+                if phases:
+                    attempt = running[event.trial] = _Attempt(event.trial, event.lane, event.time)
+                    self._of_trial.setdefault(attempt.trial, []).append(attempt)
+                    phases[-1].attempts.append(attempt)
+            case AttemptEnded():
+                if (there := running.pop(event.trial, None)) is not None:
+                    there.from_step, there.step = event.from_step, event.step
+                    there.heard, there.ended = event.heard or event.time, event.time
+                    is_fruitless = event.final and event.end in _FRUITLESS
+                    there.end = "final fruitless" if is_fruitless else event.end
+            case PhaseBegan():
+                began = event.time if self._began is None else self._began
+                phases.append(
+                    _Phase(began, event.time, event.lanes, event.devices, event.device, self._preflight)
+                )
+                self._began, self._preflight = None, 0.0
+            case PreflightDone():
+                self._preflight += event.seconds
+            case RetryWanted():
                 # A person has thrown the work of these away.
-                for attempt in self._of_trial.pop(event["trial"], []):
+                for attempt in self._of_trial.pop(event.trial, []):
                     attempt.end = "discarded"
+            case SessionClosed() | BreakerTripped() | Notice() | Sealed() | Unknown():
+                pass
+            case _:
+                assert_never(event)
 
     def total(self) -> Ledger:
         """The ledger so far; work grows with the number of attempts."""

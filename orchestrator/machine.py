@@ -13,11 +13,11 @@ from orchestrator.cost import (
     Machine,
     Rates,
     Sample,
+    ShapeTable,
     device_called,
     estimate,
     planned,
     samples_of,
-    shape_of,
 )
 from orchestrator.folder import open_folder, processor, save_planned
 from orchestrator.gang import Node
@@ -82,7 +82,7 @@ def record_plan(folder: Path, plan: Plan, nodes: Sequence[Node], checked: Sequen
     Returns:
       Whether it has; not of a sweep of more than `MAX_RECORDED_SHAPES` shapes.
     """
-    if len({shape_of(trial) for trial in plan.trials}) > MAX_RECORDED_SHAPES:
+    if len(ShapeTable(plan).groups) > MAX_RECORDED_SHAPES:
         return False
     here = this_machine()
     # GPUs of other machines have a name that is not known here.

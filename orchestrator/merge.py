@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.plan import Confirmation, Plan, Trial, make_plan, with_confirmation
-from orchestrator.question import touches
+from orchestrator.question import Sweep, cell_name, touches
 from orchestrator.results import Record
-from orchestrator.space import Domain
-from orchestrator.sweep import Cell, Settings, Sweep, Window, cell_name, check
+from orchestrator.space import Cell, Domain, Settings, Window
+from orchestrator.sweep import check
 from trainables.config import leaves, set_paths
+from trainables.errors import UserError
 
 #: Settings an arm may not have to itself when its sweep is joined with another: under them errors of two
 #: sweeps are not the same quantity. Arms of one sweep may differ in them, since there it is the question.
@@ -32,7 +33,7 @@ _NOT_COMPARED = ("model", "seeds", "data", "recipe")
 _MAX_NAME = 60
 
 
-class MergeError(ValueError):
+class MergeError(UserError):
     """Sweeps that cannot be compared, and every reason why."""
 
     def __init__(self, names: Iterable[str], reasons: Sequence[str]) -> None:

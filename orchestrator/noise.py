@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from orchestrator.plan import Role
-from orchestrator.results import Result
+from orchestrator.results import Result, by_cell_and_arm
 from orchestrator.stats import CONFIDENCE, Estimate
 
 Stream = Literal["init", "order", "augment"]
@@ -105,10 +105,7 @@ def _sum(parts: Sequence[Component]) -> Component:
 
 def noise(results: Iterable[Result]) -> list[NoiseSummary]:
     """Every arm in every cell that has a setting run twice, in the order of the plan."""
-    cells: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        cells.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
-    found = [_noise_summary(cell, arm, group) for (cell, arm), group in cells.items()]
+    found = [_noise_summary(cell, arm, group) for (cell, arm), group in by_cell_and_arm(results).items()]
     return [summary for summary in found if summary.streams or summary.total]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.events import AttemptEnded, BreakerTripped, Event
 from orchestrator.progress import Progress
-from orchestrator.results import Event
 
 #: Seconds that one message may take, and that the end of a run waits for messages under way.
 SEND_SECONDS, CLOSE_SECONDS = 20.0, 25.0
@@ -53,10 +53,11 @@ class Notifier:
         if not self._target:
             return
         for event in events:
-            if event["kind"] == "breaker":
-                self._tell("breaker", f"stopped early: {event['detail']}")
-            elif event["kind"] == "end" and event["end"] == "finished" and event["final"]:
-                self._tell("first_result", "has its first result")
+            match event:
+                case BreakerTripped():
+                    self._tell("breaker", f"stopped early: {event.detail}")
+                case AttemptEnded(end="finished", final=True):
+                    self._tell("first_result", "has its first result")
 
     def end(self, how: str) -> str | None:
         """Tells how the run ended, and waits a little until that is out.
@@ -93,7 +94,7 @@ class Notifier:
                 "ended": progress.ended,
                 "failed": failed,
                 "best": [
-                    {"cell": tally.cell, "arm": tally.arm, "val_top1_error_pct": tally.best_pct}
+                    {"cell": tally.cell, "arm": tally.arm, "val_error_pct": tally.best_pct}
                     for tally in progress.tallies
                 ],
             }

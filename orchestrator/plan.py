@@ -481,12 +481,11 @@ def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
     return list(first.values())
 
 
-def by_gang(trials: Iterable[Trial]) -> dict[Gang, list[Trial]]:
-    """Trials by what they run on, the largest gang first, so that small ones fill up at the end.
+def error_term(trials: Iterable[Trial]) -> str:
+    """The error that trials are judged by, in words; all of them where trials have several tasks."""
+    return " or ".join(dict.fromkeys(trial.config.data.task.objective.term for trial in trials))
 
-    A first stage has the largest gang of those that start from it, so it is in their group or in one before.
-    """
-    groups: dict[Gang, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.gang, []).append(trial)
-    return dict(sorted(groups.items(), key=lambda item: item[0].size, reverse=True))
+
+def error_label(trials: Iterable[Trial]) -> str:
+    """The same for axes and table heads."""
+    return " or ".join(dict.fromkeys(trial.config.data.task.objective.label for trial in trials))

@@ -141,18 +141,19 @@ def detectable(plan: Plan, planted: Planted | None = None) -> list[Detectable]:
         # The best is planted equally good in both arms, so that the common bar is each arm's own.
         return _smallest("f4" if measure == "within_common_bar" else measure, num_points, planted)
 
+    found = []
     points: dict[str, dict[str, set[int]]] = {}
     for trial in plan.trials:
         if trial.role == "sweep":
             points.setdefault(trial.cell_name, {}).setdefault(trial.arm, set()).add(trial.point)
-    return [
-        Detectable(cell, base, arm, measure, count, *smallest(measure, count))
-        for cell, arms in points.items()
-        for base, *others in [list(arms)]
-        for arm in others
-        for count in [len(arms[base] & arms[arm])]
-        for measure in MEASURES
-    ]
+    for cell, arms in points.items():
+        base, *others = arms
+        for arm in others:
+            count = len(arms[base] & arms[arm])
+            found += [
+                Detectable(cell, base, arm, measure, count, *smallest(measure, count)) for measure in MEASURES
+            ]
+    return found
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
-from orchestrator.gang import Gang, Node, num_lanes
-from orchestrator.plan import Plan, Trial, by_gang, unique_trials
+from orchestrator.gang import Gang, Node, lane_plan
+from orchestrator.plan import Plan, Trial, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
 from trainables.data import num_steps
 from trainables.faults import Fault
@@ -155,14 +155,12 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
     """
     shape = shape_of(trial)
     config = shape.config
-    rest = config.model_dump(exclude={"model", "augment", "mixup", "optim", "clip_grad_norm"})
+    rest = config.model_dump(exclude={"model", "data", "augment", "optim"})
     return (
         config.model.model_copy(update={"drop_path": 0.0}),
         config.data,
         config.augment.name,
-        config.mixup is None,
         config.optim.name,
-        config.clip_grad_norm is None,
         json.dumps(rest, sort_keys=True, default=str),
         shape.gang,
         trial.role == "first_stage",
@@ -224,10 +222,8 @@ def samples_of_steps(
 
 
 def _lanes(plan: Plan, trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[Gang, int]:
-    return {
-        gang: min(plan.sweep.resources.lanes or num_lanes(gang.on(nodes), nodes, len(members)), len(members))
-        for gang, members in by_gang(trials).items()
-    }
+    phases = lane_plan(trials, nodes, plan.sweep.resources.lanes)
+    return {trial.gang: phase.lanes for phase in phases for trial in phase.trials}
 
 
 def _together(gang: Gang, lanes: int, nodes: Sequence[Node]) -> int:
@@ -268,7 +264,7 @@ def preflight(
     told = _Told(plan)
     faults: list[Fault] = []
     buildable = []
-    built: dict[tuple[Any, int], Unfit | None] = {}
+    built: dict[tuple[Any, ...], Unfit | None] = {}
     for subject in found:
         if (error := _build_fault(plan, subject, built)) is not None:
             told.add(subject, error.setting, error.rule)
@@ -309,24 +305,25 @@ def preflight(
     return Outcome(len(found), tuple(checked), (*faults, *told.faults()), clock() - began, seconds)
 
 
-def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, int], Unfit | None]) -> Unfit | None:
+def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, ...], Unfit | None]) -> Unfit | None:
     """What is wrong without running anything; every network is built once."""
     config = subject.shape.config
     info = plan.infos[config.data]
-    key = (config.model.model_copy(update={"drop_path": 0.0}), info.num_classes)
+    model, task = config.model.model_copy(update={"drop_path": 0.0}), config.data.task
+    key = (model, task.name, info.num_classes)
     try:
         check_sizes(config, info, subject.shape.gang.workers)
     except Unfit as error:
         return error
     if key not in built:
         try:
-            check_model(*key)
+            check_model(model, task, info.num_classes)
             built[key] = None
         except Unfit as error:
             built[key] = error
     if built[key] is None and (start := subject.trials[0].config.start) is not None:
         try:
-            check_start(start, *key, plan.infos[start.run.data].num_classes)
+            check_start(start, model, info.num_classes, plan.infos[start.run.data].num_classes)
         except Unfit as error:
             return error
     return built[key]

@@ -4,11 +4,29 @@ import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from orchestrator.dispatch import fingerprint
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    BreakerTripped,
+    EpochDone,
+    Event,
+    Notice,
+    PhaseBegan,
+    PreflightDone,
+    Pulse,
+    RetryWanted,
+    Sealed,
+    SessionBegan,
+    SessionClosed,
+    Unknown,
+    time_of,
+)
 from orchestrator.ledger import Accounts, Ledger
 from orchestrator.plan import Plan, Trial
-from orchestrator.results import Event, Record, Result, fold
+from orchestrator.results import Record, Result, fold
 
 #: Outcomes that a person should look at.
 FAILURES = ("failed", "out_of_memory", "invalid")
@@ -165,33 +183,37 @@ class Progress:
             self._observe(event)
 
     def _observe(self, event: Event) -> None:
-        in_flight = self._in_flight() if event["kind"] == "session" else []
+        in_flight = self._in_flight() if isinstance(event, SessionBegan) else []
         fold([event], self.records)
         self._accounts.observe([event])
-        match event["kind"]:
-            case "session":
-                self.began = event.get("began", event["time"])
-                self.lanes = max(event.get("lanes", [0]), default=0)
+        match event:
+            case EpochDone():
+                self._advance(event.trial, event.row.step)
+                self._count_state(event.trial)
+                # Counted from the first row on: what came before was starting up.
+                self._may_mark = True
+            case Pulse():
+                for trial_id, (_, step, _) in event.in_flight.items():
+                    self._advance(trial_id, step)
+            case AttemptBegan() | AttemptEnded() | RetryWanted():
+                self._count(event.trial)
+            case SessionBegan():
+                self.began = event.began
+                self.lanes = max(event.lanes, default=0)
                 self.breaker = ""
                 self._marks, self._may_mark = [], False
                 for trial_id in in_flight:
                     self._count(trial_id)
-            case "notice":
-                self.notices[event["detail"]] = self.notices.get(event["detail"], 0) + 1
-            case "breaker":
-                self.breaker = event["detail"]
-            case "attempt" | "end" | "retry":
-                self._count(event["trial"])
-            case "epoch":
-                self._advance(event["trial"], int(event["row"].get("step", 0)))
-                self._count_state(event["trial"])
-                # Counted from the first row on: what came before was starting up.
-                self._may_mark = True
-            case "pulse":
-                for trial_id, (_, step, _) in event["in_flight"].items():
-                    self._advance(trial_id, int(step))
-        if "time" in event:
-            self.now = max(event["time"], self.now or event["time"])
+            case Notice():
+                self.notices[event.detail] = self.notices.get(event.detail, 0) + 1
+            case BreakerTripped():
+                self.breaker = event.detail
+            case PreflightDone() | PhaseBegan() | SessionClosed() | Sealed() | Unknown():
+                pass
+            case _:
+                assert_never(event)
+        if (time := time_of(event)) is not None:
+            self.now = max(time, self.now or time)
             if self._may_mark:
                 self._mark()
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,19 @@ from orchestrator.basin import Basin, Landscape, useful_surrogate
 from orchestrator.cost import Planned
 from orchestrator.findings import Evidence, Found, evidence_of, gather
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, Trial, TrialCost
+from orchestrator.outcomes import RULES
+from orchestrator.plan import Plan, Trial, TrialCost, error_term
 from orchestrator.power import Planted
-from orchestrator.results import RULES, Record
+from orchestrator.question import cell_name
+from orchestrator.results import Record
 from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
+from orchestrator.space import Cell
 from orchestrator.stats import MEASURES, by_arm
-from orchestrator.sweep import Cell, cell_name
 from orchestrator.tables import Line, tables_of, to_latex, to_markdown
 from orchestrator.words import (
     DESCRIBES,
     REFERENCES,
+    describe_lr_scaling,
     domain_text,
     duration,
     headline,
@@ -44,6 +48,7 @@ from orchestrator.words import (
     short,
     where_text,
 )
+from trainables.files import write_atomically
 
 #: With more figures there are no PDFs beside the SVGs.
 MAX_PDFS = 60
@@ -117,10 +122,8 @@ def write_report(
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    # A reader, or a second report at the same time, never sees half a file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    # Not durable: a report can be made again, and an fsync for each of its files takes long.
+    write_atomically(path, content, durable=False)
 
 
 # --------------------------------------------------------------------------------------------------- per cell
@@ -134,29 +137,27 @@ class _Part:
 
 def _each_cell(found: Found) -> list[_Part]:
     """The cells in the order of the sweep, on as many processes as there are cores where that pays."""
-    global _shared
     cells = list(found.plan.sweep.all_cells())
     num_workers = min(os.cpu_count() or 1, len(cells))
     # A copy of a process in which Ray runs would hold locks that nobody opens.
     if num_workers < 2 or _num_figures(found.plan) < _MIN_POOLED or sys.platform != "linux" or _ray_runs():
         return [_part(found, cell) for cell in cells]
-    # Copies of this process have all that was found: nothing is sent but numbers of cells.
-    _shared = found
-    try:
-        context = multiprocessing.get_context("fork")
-        with concurrent.futures.ProcessPoolExecutor(num_workers, context) as pool:
-            return list(pool.map(_part_of_shared, range(len(cells))))
-    finally:
-        _shared = None
+    # A copy of this process gets all that was found without a pickle, and is sent numbers of cells alone.
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(
+        num_workers, context, initializer=_FOUND.set, initargs=(found,)
+    ) as pool:
+        return list(pool.map(_part_by_index, range(len(cells))))
 
 
-_shared: Found | None = None
+#: What a process of the pool works on; it has no value in any other.
+_FOUND: ContextVar[Found] = ContextVar("found")
 
 
 @_one_thread  # type: ignore[untyped-decorator]
-def _part_of_shared(index: int) -> _Part:
-    assert _shared is not None
-    return _part(_shared, list(_shared.plan.sweep.all_cells())[index])
+def _part_by_index(index: int) -> _Part:
+    found = _FOUND.get()
+    return _part(found, list(found.plan.sweep.all_cells())[index])
 
 
 def _ray_runs() -> bool:
@@ -298,6 +299,7 @@ def _page(found: Found, document: Row) -> Row:
     told = ("answer", "caveats", "states", "data", "cost")
     return {key: document[key] for key in told} | {
         "sweep": plan.sweep,
+        "error_term": error_term(plan.trials),
         "num_trials": len(distinct),
         "summaries": found.summaries,
         "contrasts": found.contrasts,
@@ -332,19 +334,9 @@ def _grouped(texts: Iterable[tuple[str, str, str]]) -> list[Row]:
 def _rates(plan: Plan) -> list[Row]:
     """What batch size a learning rate of this report is quoted for, and what the optimizer got."""
 
-    def text(trial: Trial) -> str:
-        optim, batch = trial.config.optim, trial.config.batch_size
-        if optim.lr_batch_size is None:
-            return f"lr is what the optimizer gets at its peak, at a batch of {batch}"
-        factor = optim.peak_lr(batch) / optim.lr
-        rule = "in proportion" if optim.lr_scaling == "linear" else "with the square root"
-        return (
-            f"lr is quoted for a batch of {optim.lr_batch_size}; at the batch of {batch} used here the "
-            f"optimizer gets {factor:.4g} times it at its peak (scaled {rule})"
-        )
-
     def staged(trial: Trial) -> str:
-        return f"first stage: {text(trial)}" if trial.role == "first_stage" else text(trial)
+        text = describe_lr_scaling(trial.config)
+        return f"first stage: {text}" if trial.role == "first_stage" else text
 
     return _grouped((staged(trial), trial.cell_name, trial.arm) for trial in plan.trials)
 
@@ -432,5 +424,5 @@ def _template() -> jinja2.Template:
         "broken": _broken,
         "short": short,
     }
-    source = importlib.resources.files("orchestrator").joinpath("report.html.j2").read_text("utf-8")
+    source = importlib.resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
     return environment.from_string(source)

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.findings import Found, budgets, costs_of, gap_floor, not_worked_out
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, TrialCost, unique_trials
-from orchestrator.results import RULES, Record, Result, results_of
+from orchestrator.results import Record, by_cell_and_arm, results_of
 from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
 from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.config import leaves
 from trainables.data import SPLITS, Parquet
 
 #: Of summary.json; raised when a key changes its meaning or goes.
-FORMAT = 2
+FORMAT = 3
 Row = dict[str, Any]
 
 
@@ -106,9 +107,7 @@ def total_cost(found: Found) -> Row:
 
 def cost_per_arm(found: Found) -> list[Row]:
     """Of every cell and arm, all roles; a trial that arms share counts in each of them."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in found.results:
-        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    groups = by_cell_and_arm(found.results)
     rows = []
     for s in found.summaries:
         ran = [result for result in groups[s.cell, s.arm] if result.record.attempts or result.record.rows]
@@ -201,8 +200,8 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     """One flat row per trial in the order of the plan, all with the same columns; None where unknown.
 
     `val_error_pct` is as measured, `error_pct` as it counts (100 if diverged, None if missing), both on the
-    selection split; `test_error_pct` is on the final split, `shift_error_pct.<name>` under
-    corruption and shift. `role` says what the trial is for.
+    selection split; `test_error_pct` is on the final split, `extra.<name>` what decides nothing. `role` says
+    what the trial is for.
     `cell.<factor>` is the level, a path of the sweep file the value drawn, `config.<path>` the run as it
     was resolved. `train_flops_g` is the whole run's, in 10^9 multiply-adds, `flops_g` one forward pass's of
     one image; `params_m` is in millions.
@@ -214,7 +213,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
         for trial in plan.trials
     ]
     keys = list(dict.fromkeys(key for config in configs for key in config))
-    shifts = list(dict.fromkeys(name for record in records.values() for name in _shift_errors(record)))
+    extras = list(dict.fromkeys(name for record in records.values() for name in _extra(record)))
     rows = []
     for result, config in zip(results_of(plan, records), configs, strict=True):
         trial, record, cost = result.trial, result.record, costs(result.trial)
@@ -233,7 +232,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
                 "val_error_pct": result.own_error_pct,
                 "error_pct": result.error_pct,
                 "test_error_pct": result.test_error_pct,
-                **{f"shift_error_pct.{name}": _shift_errors(record).get(name) for name in shifts},
+                **{f"extra.{name}": _extra(record).get(name) for name in extras},
                 "epochs": len(record.rows),
                 "attempts": record.attempts,
                 "busy_seconds": record.busy_seconds,
@@ -246,8 +245,8 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     return rows
 
 
-def _shift_errors(record: Record) -> Mapping[str, float]:
-    return (record.last and record.last.shift_top1_error_pct) or {}
+def _extra(record: Record) -> Mapping[str, float]:
+    return (record.last and record.last.extra) or {}
 
 
 def summary_table(plan: Plan, records: Mapping[str, Record]) -> list[Row]:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from orchestrator.search import Tried
 from orchestrator.space import Choice, Domain
+from trainables.base import WORST_PCT
 
 #: Asked for points that fit, a sampler may miss so many times for each that is wanted.
 MAX_MISSES = 50
@@ -56,7 +57,7 @@ def propose(
                 break
         else:
             # As bad as can be: one that had merely failed would be proposed over and over.
-            study.tell(trial, 100.0)
+            study.tell(trial, WORST_PCT)
     return found
 
 

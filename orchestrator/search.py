@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from orchestrator.plan import Plan, Suggestion, can_run
 from orchestrator.question import Sweep, cell_name, iterate
-from orchestrator.results import Result
+from orchestrator.results import Result, by_cell_and_arm, by_point
 from orchestrator.space import Cell, Domain
 from trainables.base import derive_seed
 
@@ -79,14 +79,10 @@ def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple
     sweep, search = plan.sweep, plan.sweep.search
     if search is None or sweep.sampler is None:
         return ()
-    by_arm: dict[tuple[str, str], dict[int, list[Result]]] = {}
-    for result in results:
-        if not result.trial.is_tried:
-            continue
-        if not result.record.settled:
-            return ()
-        points = by_arm.setdefault((result.trial.cell_name, result.trial.arm), {})
-        points.setdefault(result.trial.point, []).append(result)
+    runs = [result for result in results if result.trial.is_tried]
+    if not all(result.record.settled for result in runs):
+        return ()
+    groups = by_cell_and_arm(runs)
     levels = sweep.levels()
     at = _quantiles(plan)
     given = _num_given(plan)
@@ -99,7 +95,7 @@ def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple
         domains = {path: domain for path, domain in sweep.windows(arm, cell).items() if path in levels}
         tried = [
             _tried(at(name, arm, point), replicates)
-            for point, replicates in sorted(by_arm.get((name, arm), {}).items())
+            for point, replicates in sorted(by_point(groups.get((name, arm), ())).items())
         ]
 
         def fits(quantiles: Mapping[str, float], arm: str = arm, cell: Cell = cell) -> bool:
@@ -134,7 +130,7 @@ def _filled(quantiles: Mapping[str, float], levels: Iterable[str]) -> dict[str, 
 def _tried(quantiles: Mapping[str, float], replicates: list[Result]) -> Tried:
     stopped = next((result for result in replicates if result.censored), None)
     if stopped is not None and (last := stopped.record.last) is not None:
-        return Tried(quantiles, "stopped", last.val_top1_error_pct, last.epoch)
+        return Tried(quantiles, "stopped", last.val_error_pct, last.epoch)
     errors = [error for result in replicates if (error := result.error_pct) is not None]
     if not errors:
         return Tried(quantiles, "failed", None, 0)
@@ -142,8 +138,10 @@ def _tried(quantiles: Mapping[str, float], replicates: list[Result]) -> Tried:
     return Tried(quantiles, "ended", sum(errors) / len(errors), epoch)
 
 
-#: A best point so near to the end of its window is said to lie at the edge.
-EDGE_SHARE = 0.05
+#: Share of the window at either end in which the best point is said to lie at the edge. Half of the audit's
+#: `fairness.OPTIMUM_EDGE_SHARE`, because a sampler gathers its points around the best, which then lies closer
+#: to the optimum than the best point of a design does.
+BEST_EDGE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ class Searched:
       num_epochs: trained in all.
       first_round_pct, best_pct: lowest error on the selection split after the first round, and after all.
       best_point: whose that is.
-      edges: parameters of which it lies within EDGE_SHARE of an end of the window.
+      edges: parameters of which it lies within BEST_EDGE_SHARE of an end of the window.
     """
 
     cell: str
@@ -174,10 +172,7 @@ def searched(plan: Plan, results: Iterable[Result]) -> list[Searched]:
     """Every arm in every cell, in the order of the plan; nothing of a sweep that is no search."""
     if plan.sweep.search is None:
         return []
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        if result.trial.is_tried:
-            groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    groups = by_cell_and_arm(result for result in results if result.trial.is_tried)
     at = _quantiles(plan)
     found = []
     for (cell, arm), mine in groups.items():
@@ -196,7 +191,7 @@ def searched(plan: Plan, results: Iterable[Result]) -> list[Searched]:
                 for path in windows
                 if path in where
                 and windows[path].num_levels is None
-                and not EDGE_SHARE <= where[path] <= 1 - EDGE_SHARE
+                and not BEST_EDGE_SHARE <= where[path] <= 1 - BEST_EDGE_SHARE
             ]
         first = [error for error, point in ranked if point < plan.sweep.search.round]
         found.append(

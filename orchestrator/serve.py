@@ -25,10 +25,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.evidence import report_details
 from orchestrator.folder import open_folder
-from orchestrator.journal import write_atomically
 from orchestrator.lease import holder
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
+from trainables.files import write_atomically
 
 #: Least seconds between two reports of one sweep.
 EVERY_SECONDS = 30.0

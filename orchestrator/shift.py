@@ -13,19 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.results import Result
+from orchestrator.results import Result, by_cell_and_arm
 from orchestrator.stats import Confirmed, Estimate, Summary, confirmed_with, welch
-from trainables.corruptions import KINDS
+from trainables.base import CLEAN, CORRUPTION, SHIFTED, WORST_PCT
 
-#: The error on the images that were corrupted, before they were.
-CLEAN = "clean"
 #: The error of the same run on the whole final split. No name of a shifted set: those are the user's.
 FINAL = "final split"
 
 
 @dataclass(frozen=True, slots=True)
 class CorruptionError:
-    """Errors of one network under corruption, in per cent of top-1 answers.
+    """Errors of one network under corruption, in percent.
 
     Attributes:
       clean_pct: on the images uncorrupted.
@@ -41,23 +39,34 @@ class CorruptionError:
         return self.mean_pct - self.clean_pct
 
 
+def shift_errors_in(extra: Mapping[str, float]) -> dict[str, float]:
+    """Returns the errors under corruption and shift, and that on the clean images, among a row's `extra`."""
+    return {
+        name: value
+        for name, value in extra.items()
+        if name == CLEAN or name.startswith((CORRUPTION, SHIFTED))
+    }
+
+
 def kinds_in(errors_pct: Mapping[str, float]) -> list[str]:
-    """The corruptions among the named errors of a row; what else is there are shifted sets and `clean`."""
-    return [kind for kind in KINDS if kind in errors_pct]
+    """Returns the corruptions among the named errors of a row."""
+    return [name.removeprefix(CORRUPTION) for name in errors_pct if name.startswith(CORRUPTION)]
 
 
 def corruption_error(errors_pct: Mapping[str, float]) -> CorruptionError | None:
-    """A row's `shift_top1_error_pct` in two numbers; None where nothing was corrupted."""
+    """The errors under corruption in a row's `extra` in two numbers; None where nothing was corrupted."""
     if not (kinds := kinds_in(errors_pct)):
         return None
-    return CorruptionError(errors_pct[CLEAN], sum(errors_pct[kind] for kind in kinds) / len(kinds))
+    return CorruptionError(
+        errors_pct[CLEAN], sum(errors_pct[CORRUPTION + kind] for kind in kinds) / len(kinds)
+    )
 
 
 def mean_corruption_error(errors_pct: Mapping[str, float], reference_pct: Mapping[str, float]) -> float:
     """mCE: the mean over kinds of the error as a percentage of the reference's error.
 
     Args:
-      errors_pct, reference_pct: `shift_top1_error_pct` of the two last rows. An error of a kind is a mean
+      errors_pct, reference_pct: `extra` of the two last rows. An error of a kind is a mean
         over severities there, which has the same ratio as the sum over them here and in the paper.
 
     Raises:
@@ -65,9 +74,10 @@ def mean_corruption_error(errors_pct: Mapping[str, float], reference_pct: Mappin
         under one of them.
     """
     kinds = _common(errors_pct, reference_pct)
-    if perfect := [kind for kind in kinds if reference_pct[kind] == 0]:
+    if perfect := [kind for kind in kinds if reference_pct[CORRUPTION + kind] == 0]:
         raise ValueError(f"the reference has no error under {perfect}: nothing to measure by")
-    return 100 * sum(errors_pct[kind] / reference_pct[kind] for kind in kinds) / len(kinds)
+    ratios = [errors_pct[CORRUPTION + kind] / reference_pct[CORRUPTION + kind] for kind in kinds]
+    return 100 * sum(ratios) / len(ratios)
 
 
 def relative_corruption_error(errors_pct: Mapping[str, float], reference_pct: Mapping[str, float]) -> float:
@@ -79,16 +89,16 @@ def relative_corruption_error(errors_pct: Mapping[str, float], reference_pct: Ma
       ValueError: as `mean_corruption_error`; or corruption adds nothing to the reference's error.
     """
     kinds = _common(errors_pct, reference_pct)
-    added = {kind: reference_pct[kind] - reference_pct[CLEAN] for kind in kinds}
+    added = {kind: reference_pct[CORRUPTION + kind] - reference_pct[CLEAN] for kind in kinds}
     if unharmed := [kind for kind in kinds if added[kind] <= 0]:
         raise ValueError(f"the reference gets no worse under {unharmed}: nothing to measure by")
-    ratios = [(errors_pct[kind] - errors_pct[CLEAN]) / added[kind] for kind in kinds]
+    ratios = [(errors_pct[CORRUPTION + kind] - errors_pct[CLEAN]) / added[kind] for kind in kinds]
     return 100 * sum(ratios) / len(ratios)
 
 
 def _common(errors_pct: Mapping[str, float], reference_pct: Mapping[str, float]) -> list[str]:
     kinds = kinds_in(errors_pct)
-    if not kinds or kinds != kinds_in(reference_pct):
+    if not kinds or set(kinds) != set(kinds_in(reference_pct)):
         raise ValueError(
             f"both need errors under the same corruptions, got {kinds} and {kinds_in(reference_pct)}"
         )
@@ -109,7 +119,7 @@ class ShiftSummary:
         with fresh seeds, each seed at the point that the others put first.
       point, values: the setting; of a confirmation that of the lowest mean.
       num_runs, num_diverged: runs of it; one that diverged counts as 100 everywhere.
-      errors_pct: in percent, by name as in a row, and `FINAL`; with intervals where confirmed.
+      errors_pct: in percent, by name as in `Epoch.extra`, and `FINAL`; with intervals where confirmed.
       corrupted_pct: mean over the kinds of corruption; None where nothing was corrupted.
       added_pp: what of it corruption adds to `clean`; None also where a run diverged, which adds nothing.
       mce_pct, relative_mce_pct: with the first arm's row of the same kind as the reference, its own 100;
@@ -136,7 +146,7 @@ class ShiftSummary:
     @property
     def sets(self) -> list[str]:
         """The shifted sets among the errors."""
-        return [name for name in self.errors_pct if name not in (*KINDS, CLEAN, FINAL)]
+        return [name.removeprefix(SHIFTED) for name in self.errors_pct if name.startswith(SHIFTED)]
 
 
 #: A summary, and what its numbers were confirmed by.
@@ -145,9 +155,7 @@ _Told = tuple[ShiftSummary, Mapping[str, Confirmed]]
 
 def shift_summaries(results: Iterable[Result], summaries: Sequence[Summary]) -> list[ShiftSummary]:
     """Every arm of every cell, as far as its runs were asked: its best run, then its confirmation."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.trial.cell_name, result.trial.arm), []).append(result)
+    groups = by_cell_and_arm(results)
     found: list[ShiftSummary] = []
     arms: dict[str, str] = {}
     bases: dict[tuple[str, str], _Told] = {}
@@ -167,10 +175,10 @@ def shift_summaries(results: Iterable[Result], summaries: Sequence[Summary]) -> 
 def _errors(result: Result) -> dict[str, float]:
     """All errors of a trial's last row by name; none where it was not asked for more than the final split."""
     last = result.record.last
-    if last is None or not last.shift_top1_error_pct:
-        return {}
-    final = {} if last.test_top1_error_pct is None else {FINAL: last.test_top1_error_pct}
-    return final | last.shift_top1_error_pct
+    errors = shift_errors_in((last and last.extra) or {})
+    if last is None or last.test_error_pct is None or not errors:
+        return errors
+    return {FINAL: last.test_error_pct} | errors
 
 
 def _of_best(summary: Summary, results: Sequence[Result]) -> _Told | None:
@@ -203,11 +211,11 @@ def _of_confirmation(summary: Summary, results: Sequence[Result]) -> _Told | Non
         return None
 
     def named(result: Result, name: str) -> float | None:
-        return 100.0 if result.state == "diverged" else _errors(result).get(name)
+        return WORST_PCT if result.state == "diverged" else _errors(result).get(name)
 
     def corrupted(result: Result) -> float | None:
         if result.state == "diverged":
-            return 100.0
+            return WORST_PCT
         under = corruption_error(_errors(result))
         return None if under is None else under.mean_pct
 
@@ -218,7 +226,7 @@ def _of_confirmation(summary: Summary, results: Sequence[Result]) -> _Told | Non
     measures: dict[str, Callable[[Result], float | None]] = {
         name: functools.partial(named, name=name) for name in names
     }
-    if any(name in KINDS for name in names):
+    if any(name.startswith(CORRUPTION) for name in names):
         measures |= {"corrupted": corrupted, "added": added}
     confirmed = {
         name: found
@@ -259,9 +267,10 @@ def _beside(told: _Told, base: _Told | None) -> ShiftSummary:
             relative = relative_corruption_error(own, reference)
         except ValueError as error:
             refused = str(error)
-    for name in ("corrupted", "added", *one.sets):
-        if one is not other and name in confirmed and name in base_confirmed:
-            difference = welch(base_confirmed[name], confirmed[name], "test")
+    sets = {name: SHIFTED + name for name in one.sets}
+    for name, key in ({"corrupted": "corrupted", "added": "added"} | sets).items():
+        if one is not other and key in confirmed and key in base_confirmed:
+            difference = welch(base_confirmed[key], confirmed[key], "test")
             if difference is not None:
                 differences[name] = difference[0]
     return dataclasses.replace(

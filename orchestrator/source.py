@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import leaves
+from trainables.errors import UserError
 from trainables.faults import Fault, fault_lines, placed, shorten
 from trainables.yaml import YamlError, load_document, parse_yaml
 
 
-class SweepError(ValueError):
+class SweepError(UserError):
     """A sweep that cannot be run as written: the file, and everything wrong with it."""
 
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from trainables.places import open_filesystem, write_durably
 
@@ -25,12 +25,21 @@ class Kept:
     Attributes:
       trial: its id.
       group: cell and arm among whose trials it is compared; empty of a first stage, which stays.
-      val_top1_error_pct: after the last epoch, on the selection split.
+      val_error_pct: after the last epoch, on the selection split.
     """
 
     trial: str
     group: str
-    val_top1_error_pct: float
+    val_error_pct: float
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> "Kept":
+        """Reads what `States.keep` wrote, today or in an earlier version.
+
+        Raises:
+          TypeError: it makes no sense.
+        """
+        return cls(**{"val_error_pct" if key == "val_top1_error_pct" else key: tree[key] for key in tree})
 
 
 class States:
@@ -106,7 +115,7 @@ class States:
             # A damaged word of weights is none.
             with contextlib.suppress(ValueError, TypeError, OSError):
                 with self._filesystem.open_input_stream(path) as stream:
-                    kept = Kept(**json.loads(stream.read()))
+                    kept = Kept.from_json(json.loads(stream.read()))
                 if path.replace("final.json", "final.pt") in paths:
                     found.append(kept)
         return found
@@ -123,7 +132,7 @@ class Best:
         best = self._best.get(kept.group)
         if not kept.group or best is None:
             return True
-        return best.trial == kept.trial or kept.val_top1_error_pct < best.val_top1_error_pct
+        return best.trial == kept.trial or kept.val_error_pct < best.val_error_pct
 
     def take(self, kept: Kept) -> str | None:
         """Takes in weights that are durable.

@@ -30,9 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial
-from orchestrator.results import RULES, Result
-from orchestrator.sweep import Primary
+from orchestrator.question import Primary
+from orchestrator.results import Result, by_cell_and_arm, by_point
+from trainables.base import WORST_PCT
 
 Scores = NDArray[np.float64]
 Measure = Literal["area_common", "within_common_bar", "error", "area_under_delta_edf", "f1", "f2", "f4"]
@@ -479,8 +481,8 @@ def summarise(results: Iterable[Result], stopped: Stopped | None = None) -> list
         arm that has such trials gets no distribution and no measure, and the reason is in `refused`.
     """
     groups: dict[str, dict[str, list[Result]]] = {}
-    for result in results:
-        groups.setdefault(result.trial.cell_name, {}).setdefault(result.trial.arm, []).append(result)
+    for (cell, arm), group in by_cell_and_arm(results).items():
+        groups.setdefault(cell, {})[arm] = group
     found = []
     for cell, arms in groups.items():
         populations = {arm: _population(group, stopped) for arm, group in arms.items()}
@@ -537,11 +539,8 @@ def _population(results: Sequence[Result], stopped: Stopped | None) -> _Populati
     for result in results:
         by_role.setdefault(result.trial.role, []).append(result)
     sweep, searched = by_role.pop("sweep", []), by_role.pop("search", [])
-    by_point: dict[int, list[Result]] = {}
-    for result in sweep:
-        by_point.setdefault(result.trial.point, []).append(result)
     errors, num_counted, trained, num_incomplete = {}, 0, [], 0
-    for point, replicates in by_point.items():
+    for point, replicates in by_point(sweep).items():
         found = [error for result in replicates if (error := _error_pct(result, stopped)) is not None]
         if not found:
             continue
@@ -582,7 +581,7 @@ def _error_pct(result: Result, stopped: Stopped | None) -> float | None:
     if stopped is None or not result.censored:
         return result.error_pct
     own = result.own_error_pct if stopped == "as_last" else None
-    return 100.0 if own is None else own
+    return WORST_PCT if own is None else own
 
 
 def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: float | None) -> Summary:
@@ -620,7 +619,7 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
 
 
 def _final_pct(result: Result) -> float | None:
-    return 100.0 if result.state == "diverged" else result.test_error_pct
+    return WORST_PCT if result.state == "diverged" else result.test_error_pct
 
 
 def confirmed_with(
@@ -638,21 +637,21 @@ def confirmed_with(
     if num_ended < len(results):
         return None, f"{num_ended} of {len(results)} runs of the confirmation have ended"
     seeds = sorted({result.trial.replicate for result in results})
-    by_point: dict[int, dict[int, Result]] = {}
+    points: dict[int, dict[int, Result]] = {}
     for result in results:
         if result.error_pct is not None:
-            by_point.setdefault(result.trial.point, {})[result.trial.replicate] = result
-    by_point = {point: found for point, found in by_point.items() if len(found) > 1}
-    if not any(_ranked(result) for found in by_point.values() for result in found.values()):
+            points.setdefault(result.trial.point, {})[result.trial.replicate] = result
+    points = {point: found for point, found in points.items() if len(found) > 1}
+    if not any(_ranked(result) for found in points.values() for result in found.values()):
         return None, "no chosen point has two runs that trained"
-    val_PS, test_PS = np.full((2, len(by_point), len(seeds)), np.nan)
-    for row, found in enumerate(by_point.values()):
+    val_PS, test_PS = np.full((2, len(points), len(seeds)), np.nan)
+    for row, found in enumerate(points.values()):
         for column, seed in enumerate(seeds):
             if seed in found:
                 val_PS[row, column] = found[seed].error_pct
                 own = measured(found[seed])
                 test_PS[row, column] = math.nan if own is None else own
-    told = confirmed_of(list(by_point), val_PS, test_PS)
+    told = confirmed_of(list(points), val_PS, test_PS)
     return told, "" if told else "no seed has a result at the point that the others choose"
 
 
@@ -682,7 +681,7 @@ def confirmed_of(points: Sequence[int], val_PS: Scores, test_PS: Scores | None) 
         mean_val_error_pct=float(means[best]),
         means_pct={point: float(mean) for point, mean in zip(points, means, strict=True)},
         num_seeds=int(np.count_nonzero(~np.isnan(val_PS[best]))),
-        num_diverged=int(np.count_nonzero(val_PS[best] >= 100)),
+        num_diverged=int(np.count_nonzero(val_PS[best] >= WORST_PCT)),
         val=val,
         val_standard_error_pct=val_error,
         test=test,
@@ -770,23 +769,23 @@ def measures_of(
       confirmed: the own reference with the interval that fresh seeds give it, if they do.
     """
     own = _Reference.of(reference_pct, confirmed)
+
+    def at(reference: float | None, measure: Measure) -> Estimate:
+        scores = point_scores(measure, errors_pct, reference)
+        if MEASURES[measure].within_pp is not None:
+            return _share(float(scores.mean()), len(scores))
+        return bounded_mean(scores, _ends(measure, common_pct, errors_pct))
+
     found: dict[Measure, Estimate] = {}
     for measure, info in MEASURES.items():
-
-        def at(reference: float | None, measure: Measure = measure) -> Estimate:
-            scores = point_scores(measure, errors_pct, reference)
-            if MEASURES[measure].within_pp is not None:
-                return _share(float(scores.mean()), len(scores))
-            return bounded_mean(scores, _ends(measure, common_pct, errors_pct))
-
         if not info.own:
-            found[measure] = at(common_pct)
+            found[measure] = at(common_pct, measure)
         elif own.low is None or own.high is None:
-            found[measure] = Estimate(at(own.value).value, because=UNCONFIRMED)
+            found[measure] = Estimate(at(own.value, measure).value, because=UNCONFIRMED)
         else:
             # A higher reference has more points near it: its two ends have the least and the most.
-            least, found[measure], most = at(own.low), at(own.value), at(own.high)
-            found[measure] = dataclasses.replace(found[measure], low=least.low, high=most.high)
+            least, central, most = (at(reference, measure) for reference in (own.low, own.value, own.high))
+            found[measure] = dataclasses.replace(central, low=least.low, high=most.high)
     return found
 
 
@@ -794,7 +793,8 @@ def _ends(measure: Measure, common_pct: float | None, *errors_pct: Iterable[floa
     """Between which a point's score can lie: no error is taken to be much below the best that is known."""
     if measure != "error":
         return 0.0, 1.0
-    return min(100.0 if common_pct is None else common_pct, *(min(errors) for errors in errors_pct)), 100.0
+    lowest = [min(errors) for errors in errors_pct]
+    return min(WORST_PCT if common_pct is None else common_pct, *lowest), WORST_PCT
 
 
 def contrasts(summaries: Sequence[Summary], primary: Primary | None) -> list[Contrast]:

@@ -5,14 +5,25 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    EpochDone,
+    Event,
+    Pulse,
+    RetryWanted,
+    SessionBegan,
+)
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, Trial
-from orchestrator.results import RULES, Event, Result
+from orchestrator.results import Result
+from trainables.errors import UserError
 
 #: Names that are told when one is not found, or several are.
 _MOST_NAMES = 8
 
 
-class UnknownTrial(ValueError):
+class UnknownTrial(UserError):
     """No trial goes by that name, or several do; the message names the nearest."""
 
 
@@ -102,25 +113,22 @@ def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
     """What the journal says of each go at a trial; a go that its run did not outlive has no end."""
     found: list[Attempt] = []
     for event in events:
-        if event["kind"] == "pulse" and trial_id in event["in_flight"] and found:
-            found[-1].from_step, found[-1].step = (int(n) for n in event["in_flight"][trial_id][:2])
-        if event["kind"] == "session" and found and not found[-1].end:
-            found[-1].end, found[-1].detail = "cut off", "its run ended without a word"
-        if event.get("trial") != trial_id:
-            continue
-        match event["kind"]:
-            case "attempt":
-                found.append(Attempt(event["attempt"], event["lane"], event.get("node", ""), event["time"]))
-            case "epoch" if found:
+        match event:
+            case AttemptBegan(trial=trial) if trial == trial_id:
+                found.append(Attempt(event.attempt, event.lane, event.node, event.time))
+            case EpochDone(trial=trial) if found and trial == trial_id:
                 found[-1].epochs += 1
-                found[-1].step = max(found[-1].step, int(event["row"].get("step", -1)))
-            case "end" if found:
+                found[-1].step = max(found[-1].step, event.row.step)
+            case AttemptEnded(trial=trial) if found and trial == trial_id:
                 last = found[-1]
-                last.end, last.detail, last.final = event["end"], event["detail"], event["final"]
-                last.ended = event["time"]
-                last.from_step = event.get("from_step", last.from_step)
-                last.step = max(last.step, event.get("step", -1))
-            case "retry":
+                last.end, last.detail, last.final = event.end, event.detail, event.final
+                last.ended, last.from_step = event.time, event.from_step
+                last.step = max(last.step, event.step)
+            case Pulse() if found and trial_id in event.in_flight:
+                found[-1].from_step, found[-1].step, _ = event.in_flight[trial_id]
+            case SessionBegan() if found and not found[-1].end:
+                found[-1].end, found[-1].detail = "cut off", "its run ended without a word"
+            case RetryWanted(trial=trial) if trial == trial_id:
                 for attempt in found:
                     attempt.discarded = True
     return found
@@ -152,7 +160,7 @@ def story(
     if (last := record.last) is not None:
         yield (
             f"  epoch {last.epoch} of {trial.config.schedule.epochs}, "
-            f"error {last.val_top1_error_pct:.1f} % on the selection split"
+            f"error {last.val_error_pct:.1f} % on the selection split"
         )
     for attempt in attempts:
         yield "  " + _attempt_line(attempt, steps)

@@ -13,44 +13,18 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.design import GridDesign
 from orchestrator.question import (
-    Budget,
     Layers,
-    Noise,
-    Price,
-    Primary,
     Resources,
     Sweep,
-    cell_name,
     draws_data,
-    iterate,
     source_of,
     touches,
 )
 from orchestrator.source import Override, Source, SweepError, read_source, with_overrides
-from orchestrator.space import DOMAIN_WORDS, WANTED, Cell, Domain, Listed, Settings, Window
+from orchestrator.space import DOMAIN_WORDS, WANTED, Cell, Domain, Listed, Window
 from orchestrator.where import FOLLOWS, ConstraintError
 from trainables.config import TrainConfig, setting
 from trainables.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
-
-__all__ = [
-    "Budget",
-    "Cell",
-    "Noise",
-    "Override",
-    "Price",
-    "Primary",
-    "Resources",
-    "Settings",
-    "Sweep",
-    "SweepError",
-    "Window",
-    "build_sweep",
-    "cell_name",
-    "check",
-    "iterate",
-    "load_sweep",
-    "located",
-]
 
 #: More trials than anyone runs, and few enough to be listed.
 MAX_TRIALS = 1_000_000

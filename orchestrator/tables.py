@@ -14,12 +14,12 @@ from orchestrator.basin import Extent
 from orchestrator.cost import Basis, Planned, Span, planned_actual
 from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
-from orchestrator.plan import Trial
+from orchestrator.outcomes import RULES
+from orchestrator.plan import Trial, error_term
 from orchestrator.power import POWER, Detectable
-from orchestrator.results import RULES
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
-from orchestrator.search import EDGE_SHARE, searched
-from orchestrator.shift import CLEAN, FINAL, ShiftSummary, kinds_in
+from orchestrator.search import BEST_EDGE_SHARE, searched
+from orchestrator.shift import FINAL, ShiftSummary, kinds_in
 from orchestrator.stats import MEASURES, Estimate, Measure
 from orchestrator.words import (
     DESCRIBES,
@@ -34,6 +34,7 @@ from orchestrator.words import (
     short,
     told_apart,
 )
+from trainables.base import CLEAN, CORRUPTION, SHIFTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,7 +565,7 @@ def _search_table(found: Found) -> Table:
         table.data.append(plain(one))
         if one.edges:
             table.note(
-                f"{one.cell}, {one.arm}: the best lies in the outer {EDGE_SHARE:.0%} of the window of "
+                f"{one.cell}, {one.arm}: the best lies in the outer {BEST_EDGE_SHARE:.0%} of the window of "
                 f"{', '.join(one.edges)}; a better one may lie beyond."
             )
     return table
@@ -706,7 +707,7 @@ def _corruption_table(found: Found) -> Table:
         row |= {"mce_pct": one.mce_pct, "relative_mce_pct": one.relative_mce_pct}
         row |= estimate_columns("corrupted_difference_pp", one.differences_pp.get("corrupted"))
         row |= estimate_columns("added_difference_pp", one.differences_pp.get("added"))
-        row |= {f"{kind}_error_pct": one.errors_pct[kind].value for kind in kinds}
+        row |= {f"{kind}_error_pct": one.errors_pct[CORRUPTION + kind].value for kind in kinds}
         table.data.append(row)
     if table.rows:
         for text in dict.fromkeys(_corruptions_text(trial) for trial in found.plan.trials):
@@ -763,13 +764,13 @@ def _shifted_set_table(found: Found) -> Table:
                 _shift_runs(one),
                 name,
                 _shown(one.errors_pct.get(FINAL), "error"),
-                _shown(one.errors_pct[name], "error"),
+                _shown(one.errors_pct[SHIFTED + name], "error"),
                 _shown(one.differences_pp.get(name), sign=True),
                 kind="" if one.kind == "confirmed" else "soft",
             )
             row = _shift_row(one) | {"set": name}
             row |= estimate_columns("final_error_pct", one.errors_pct.get(FINAL))
-            row |= estimate_columns("error_pct", one.errors_pct[name])
+            row |= estimate_columns("error_pct", one.errors_pct[SHIFTED + name])
             table.data.append(row | estimate_columns("difference_pp", one.differences_pp.get(name)))
     return table
 
@@ -988,7 +989,7 @@ _PLANNED_FROM: dict[Basis | None, str] = {
 def _paper_table(found: Found) -> Table:
     table = Table(
         "paper",
-        "Lowest top-1 error per cell and arm beside the paper's, in %",
+        f"Lowest {error_term(found.plan.trials)} per cell and arm beside the paper's, in %",
         (
             "Cell",
             "Arm",
@@ -1025,9 +1026,9 @@ def _paper_table(found: Found) -> Table:
                         "cell": cell,
                         "arm": arm,
                         "source": values.source,
-                        "paper_top1_error_pct": error_pct,
-                        "confirmed_top1_error_pct": confirmed.value if confirmed else None,
-                        "best_top1_error_pct": best_pct,
+                        "paper_error_pct": error_pct,
+                        "confirmed_error_pct": confirmed.value if confirmed else None,
+                        "best_error_pct": best_pct,
                     }
                 )
     return table

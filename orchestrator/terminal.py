@@ -1,6 +1,6 @@
 """Tables for a terminal (rich)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,21 +10,7 @@ from orchestrator.cost import Estimate, Span
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.results import Result
-
-
-def pct(value: float | None) -> str:
-    """A percentage for a table, or a dash."""
-    return "–" if value is None else f"{value:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+from orchestrator.words import duration, percent
 
 
 def large(number: float) -> str:
@@ -96,13 +82,13 @@ def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "arm": row["arm"],
             "trials": f"{row['ended']}/{row['planned']}",
             "diverged": row["diverged"],
-            "peak error %": pct(row["best_val_error_pct"]),
-            "final split %": pct(row["best_test_error_pct"]),
+            "peak error %": percent(row["best_val_error_pct"]),
+            "final split %": percent(row["best_test_error_pct"]),
         }
         if any(other["confirmed_test_error_pct"] is not None for other in rows):
-            columns["confirmed %"] = pct(row["confirmed_test_error_pct"])
+            columns["confirmed %"] = percent(row["confirmed_test_error_pct"])
             columns["its 95 %"] = interval(row, "confirmed_test_error_pct", 1)
-        columns["median error %"] = pct(row["median_error_pct"])
+        columns["median error %"] = percent(row["median_error_pct"])
         columns["robustness"] = "–" if row["common_area"] is None else f"{row['common_area']:.2f}"
         columns["95 % interval"] = interval(row, "common_area", 2)
         columns["from own best"] = "–" if row["own_area"] is None else f"{row['own_area']:.2f}"
@@ -168,7 +154,7 @@ def cost_table(cost: Estimate) -> Table:
     return table
 
 
-def cost_text(cost: Estimate) -> Text:
+def cost_text(cost: Estimate, warnings: Iterable[str]) -> Text:
     """Totals, and what to look at before starting."""
     lanes = ", then ".join(str(count) for count in cost.lanes)
     text = Text()
@@ -187,7 +173,7 @@ def cost_text(cost: Estimate) -> Text:
         text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:
         text.append(f"; price {span(cost.price)} {cost.currency}".rstrip())
-    for warning in cost.warnings:
+    for warning in warnings:
         text.append(f"\nwarning: {warning}", style="yellow")
     return text
 

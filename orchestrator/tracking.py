@@ -27,15 +27,17 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, assert_never
 from urllib.parse import urlsplit
 
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event
+from orchestrator.outcomes import SETTLED
 from orchestrator.plan import Plan, Trial
-from orchestrator.results import SETTLED, Event
-from orchestrator.shift import corruption_error
-from trainables.base import EPOCH_LABELS
+from orchestrator.shift import corruption_error, shift_errors_in
+from trainables.base import EPOCH_LABELS, Epoch
 from trainables.config import leaves
 from trainables.places import redacted
+from trainables.tasks.base import Objective
 
 STATE_FILE = "mlflow.json"
 
@@ -149,30 +151,31 @@ class _View:
     attempt: int = 0
     started: float = 0.0
     clock: float = 0.0
-    rows: dict[int, tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    rows: dict[int, tuple[float, Epoch]] = field(default_factory=dict)
     outcome: str = "running"
     detail: str = ""
     ended: float = 0.0
 
-    def fold(self, event: Event) -> None:
+    def fold(self, event: AttemptBegan | EpochDone | AttemptEnded) -> None:
         """Takes one event in."""
-        match event["kind"]:
-            case "attempt":
-                self.attempt, self.outcome, self.detail = event["attempt"], "running", ""
-                self.started = self.started or event["time"]
-                self.clock = event["time"]
-            case "epoch":
-                row = event["row"]
+        match event:
+            case AttemptBegan():
+                self.attempt, self.outcome, self.detail = event.attempt, "running", ""
+                self.started = self.started or event.time
+                self.clock = event.time
+            case EpochDone(row=row):
                 # Rows carry durations, not times. A time that follows from events alone is the same when
                 # they are told again, and the store drops a point that it has.
-                self.clock += row["train_seconds"] + row["val_seconds"]
-                self.rows[row["epoch"]] = (self.clock, row)
-            case "end":
-                self.detail, self.ended = event["detail"], event["time"]
+                self.clock += row.train_seconds + row.val_seconds
+                self.rows[row.epoch] = (self.clock, row)
+            case AttemptEnded():
+                self.detail, self.ended = event.detail, event.time
                 # Without an attempt, where its first stage has left no weights.
-                self.started = self.started or event["time"]
-                if event["final"]:
-                    self.outcome = event["end"]
+                self.started = self.started or event.time
+                if event.final:
+                    self.outcome = event.end
+            case _:
+                assert_never(event)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -280,10 +283,9 @@ class Tracker:
                 self._artifacts[item] = None
                 continue
             for event in item:
-                trial_id = event.get("trial")
-                if trial_id in self._trials and event["kind"] in ("attempt", "epoch", "end"):
-                    self._views.setdefault(trial_id, _View()).fold(event)
-                    self._dirty[trial_id] = None
+                if isinstance(event, AttemptBegan | EpochDone | AttemptEnded) and event.trial in self._trials:
+                    self._views.setdefault(event.trial, _View()).fold(event)
+                    self._dirty[event.trial] = None
 
     def _flush(self, closing: bool) -> None:
         if self._store is None:
@@ -405,7 +407,7 @@ class _Store:
         for some_epochs, some_params in itertools.zip_longest(epoch_chunks, param_chunks, fillvalue=()):
             self._client.log_batch(
                 sent.run_id,
-                metrics=[m for epoch in some_epochs for m in self._metrics(epoch, *view.rows[epoch])],
+                metrics=[m for epoch in some_epochs for m in self._metrics(trial, epoch, *view.rows[epoch])],
                 params=[self._entities.Param(path, value) for path, value in some_params],
                 synchronous=True,
             )
@@ -438,8 +440,8 @@ class _Store:
         }
         return self._create_run(trial.label, view.started, tags)
 
-    def _metrics(self, epoch: int, time: float, row: dict[str, Any]) -> list[Any]:
-        values = {name: row.get(name) for name in EPOCH_LABELS} | _shift_metrics(row)
+    def _metrics(self, trial: Trial, epoch: int, time: float, row: Epoch) -> list[Any]:
+        values = metrics_of(row, trial.config.data.task.objective)
         return [
             self._entities.Metric(name, float(value), _milliseconds(time), epoch)
             for name, value in values.items()
@@ -460,12 +462,17 @@ class _Store:
         return [self._entities.RunTag(key, value[:_TAG_CHARS]) for key, value in tags.items()]
 
 
-def _shift_metrics(row: dict[str, Any]) -> dict[str, float]:
-    """Errors under corruption and shift: one metric each, which MLflow groups by what is before the slash."""
-    errors = row.get("shift_top1_error_pct") or {}
-    metrics = {f"shift_top1_error_pct/{name}": error for name, error in errors.items()}
-    if (under := corruption_error(errors)) is not None:
-        metrics |= {"corrupted_top1_error_pct": under.mean_pct, "corruption_added_pp": under.excess_pct}
+def metrics_of(row: Epoch, objective: Objective) -> dict[str, Any]:
+    """A row under the names of its metrics; the error is called by its own name, as `val_top1_error_pct`."""
+    own = f"{objective.name}_pct"
+    metrics = {name.replace("error_pct", own): getattr(row, name) for name in EPOCH_LABELS}
+    extra = row.extra or {}
+    errors = shift_errors_in(extra)
+    for name, value in extra.items():
+        # MLflow groups metrics by what is before the slash.
+        metrics[f"shift_{own}/{name.rpartition('/')[2]}" if name in errors else name] = value
+    if (under := corruption_error(extra)) is not None:
+        metrics |= {f"corrupted_{own}": under.mean_pct, "corruption_added_pp": under.excess_pct}
     return metrics
 
 

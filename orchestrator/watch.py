@@ -11,16 +11,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.events import AttemptEnded, Event, Notice, SessionBegan
 from orchestrator.folder import open_folder
 from orchestrator.journal import Tail
 from orchestrator.lease import holder
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Trial
 from orchestrator.progress import Cause, Progress, Tally
-from orchestrator.results import Event
 from orchestrator.story import name_of
-from orchestrator.terminal import duration, pct
 from orchestrator.trial_logs import logs_of
+from orchestrator.words import duration, percent
 
 #: Seconds between two looks at a journal that somebody else writes.
 LOOK_SECONDS = 0.5
@@ -132,7 +132,7 @@ def tally_table(tallies: Sequence[Tally], room: int | None = None, width: int = 
     shown, rest = _fitting(tallies, room)
     for tally in shown:
         edf = [Text(sparkline(tally, low, high), style="cyan")] if with_edf else []
-        table.add_row(tally.cell, tally.arm, *_counts(tally), pct(tally.best_pct), *edf)
+        table.add_row(tally.cell, tally.arm, *_counts(tally), percent(tally.best_pct), *edf)
     for tally in rest:
         table.add_row(Text(tally.cell, style="dim"), tally.arm, *_counts(tally), "")
     return table
@@ -160,13 +160,12 @@ def _fitting(tallies: Sequence[Tally], room: int | None) -> tuple[Sequence[Tally
     num_shown = max(0, (room - (len(arms) if by_arm else 1)) // len(arms))
     hidden = set(cells[num_shown:])
     name = f"{len(hidden)} more cells" if num_shown else f"{len(hidden)} cells"
-    rest = [
-        _sum(name, arm if by_arm else f"{len(arms)} arms", (t for t in tallies if t.cell in hidden and of(t)))
-        for arm, of in (
-            [(arm, lambda t, arm=arm: t.arm == arm) for arm in arms] if by_arm else [("", lambda t: True)]
-        )
-    ]
-    return [tally for tally in tallies if tally.cell not in hidden], rest
+    rest = [tally for tally in tallies if tally.cell in hidden]
+    if by_arm:
+        sums = [_sum(name, arm, (tally for tally in rest if tally.arm == arm)) for arm in arms]
+    else:
+        sums = [_sum(name, f"{len(arms)} arms", rest)]
+    return [tally for tally in tallies if tally.cell not in hidden], sums
 
 
 def _sum(cell: str, arm: str, tallies: Iterable[Tally]) -> Tally:
@@ -270,16 +269,20 @@ class Display:
     def update(self, events: Sequence[Event], state: str = "") -> None:
         """Takes in what has happened and shows it."""
         self.progress.observe(events)
+        self.show(events, state)
+
+    def show(self, events: Sequence[Event], state: str = "") -> None:
+        """Shows what has happened; `progress` has taken it in already."""
         for event in events:
-            if event["kind"] == "notice":
+            if isinstance(event, Notice):
                 if self.console.quiet:
-                    print(event["detail"], file=sys.stderr)
-                self.console.print(event["detail"], style="yellow", markup=False, soft_wrap=True)
+                    print(event.detail, file=sys.stderr)
+                self.console.print(event.detail, style="yellow", markup=False, soft_wrap=True)
         if self._live:
             self._live.update(self._view(state), refresh=True)
             return
         for event in events:
-            if event["kind"] == "end" and self.progress.knows(event["trial"]):
+            if isinstance(event, AttemptEnded) and self.progress.knows(event.trial):
                 self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
 
     def _view(self, state: str) -> RenderableType:
@@ -289,15 +292,15 @@ class Display:
         width, height = self.console.size
         return view(self.progress, self._folder, height, width, now, self._spent, state)
 
-    def _line(self, event: Event) -> str:
-        result = self.progress.result(event["trial"])
+    def _line(self, event: AttemptEnded) -> str:
+        result = self.progress.result(event.trial)
         last = result.record.last
-        error = f"{pct(last.val_top1_error_pct)} %" if last else "no epoch"
-        again = "" if event["final"] else ", will be tried again"
-        detail = f"  ({event['detail']})" if event["detail"] else ""
+        error = f"{percent(last.val_error_pct)} %" if last else "no epoch"
+        again = "" if event.final else ", will be tried again"
+        detail = f"  ({event.detail})" if event.detail else ""
         count = f"[{self.progress.ended}/{len(self.progress.plan.trials)}]"
         label = result.trial.label
-        return f"{count} {label}  {event['end']}{again}  {error}  {event['seconds']:.1f} s{detail}"
+        return f"{count} {label}  {event.end}{again}  {error}  {event.seconds:.1f} s{detail}"
 
 
 class Follower:
@@ -326,7 +329,7 @@ class Follower:
     def read(self) -> list[Event]:
         """What has been added, for `progress`; that is another one where the journal or plan is another."""
         events = self._tail.read()
-        if self._tail.anew or any(event["kind"] == "session" for event in events):
+        if self._tail.anew or any(isinstance(event, SessionBegan) for event in events):
             self._begin()
             return []
         return events

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainables.errors import UserError
 from trainables.vit import Cost
 
 #: What follows from a run's model: name in a constraint, and how it is found from the cost of one image.
@@ -36,7 +37,7 @@ MAX_LENGTH = 500
 Lookup = Callable[[str], Any]
 
 
-class ConstraintError(ValueError):
+class ConstraintError(UserError):
     """A constraint that cannot be read, or means nothing for the values it meets."""
 
 

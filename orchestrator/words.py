@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.fairness import EdgeCheck, EdgeFlag
+from orchestrator.question import Primary
 from orchestrator.results import Result
 from orchestrator.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from orchestrator.stats import (
@@ -18,7 +19,7 @@ from orchestrator.stats import (
     ReferenceKind,
     Summary,
 )
-from orchestrator.sweep import Primary
+from trainables.config import TrainConfig
 
 #: The sign after a space at which no line may break.
 _PERCENT = "\u00a0%"
@@ -79,6 +80,19 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe_lr_scaling(config: TrainConfig) -> str:
+    """Says what batch size the learning rate of a run is quoted for, and what its optimizer gets of it."""
+    optim, batch = config.optim, config.batch_size
+    if optim.lr_batch_size is None:
+        return f"lr is what the optimizer gets at its peak, at a batch of {batch}"
+    factor = optim.peak_lr(batch) / optim.lr
+    rule = "in proportion" if optim.lr_scaling == "linear" else "with the square root"
+    return (
+        f"lr is quoted for a batch of {optim.lr_batch_size}; at the batch of {batch} used here the "
+        f"optimizer gets {factor:.4g} times it at its peak (scaled {rule})"
+    )
 
 
 def where_text(cells: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
@@ -166,7 +180,7 @@ def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> 
     info = MEASURES[asked[0].measure]
     verb, question = _verb(info)
     if len(asked) == 1:
-        return _one_contrast(asked[0], verb, question, _described(asked[0], compared))
+        return verdict_sentence(asked[0], compared)
     parts = []
     for arm in dict.fromkeys(contrast.arm for contrast in asked):
         mine = [contrast for contrast in asked if contrast.arm == arm]
@@ -206,28 +220,46 @@ def _described(contrast: Contrast, compared: Sequence[Contrast]) -> str:
 
 
 def _one_contrast(contrast: Contrast, verb: str, asked: str, described: str) -> str:
-    measure, info = contrast.measure, MEASURES[contrast.measure]
-    if contrast.difference is None:
-        numbers = ""
-    else:
-        interval = interval_text(contrast.difference, measure, sign=True)
-        p_value = contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted
-        adjusted = f" after Holm over {contrast.num_in_family}" if contrast.num_in_family > 1 else ""
-        tested = "" if p_value is None else f", {TESTS[contrast.test]} {_p_equals(p_value)}{adjusted}"
-        numbers = (
-            f"{info.means} {measure_text(contrast.value, measure)} for {contrast.arm} against "
-            f"{measure_text(contrast.base_value, measure)} for {contrast.base_arm}, difference "
-            f"{measure_text(contrast.difference.value, measure, sign=True)}"
-            f"{f' (95{_PERCENT} interval {interval})' if interval else ''}{tested}, "
-            f"{contrast.num_pairs} pairs{described}"
-        )
+    numbers = _numbers(contrast, described)
     if contrast.better:
         loser = contrast.base_arm if contrast.better == contrast.arm else contrast.arm
-        return f"{contrast.better} {verb} {loser}{_in_cell(contrast.cell)}: {numbers}."
+        said = f"{contrast.better} {verb} {loser}{_in_cell(contrast.cell)}"
+    else:
+        said = (
+            f"Whether {contrast.arm} or {contrast.base_arm} {asked}{_in_cell(contrast.cell)} is not "
+            f"settled, as {contrast.because}"
+        )
+    return f"{said}: {numbers}." if numbers else f"{said}."
+
+
+def _numbers(contrast: Contrast, described: str) -> str:
+    """The values of both arms and their difference, with its interval and test; empty if there is none."""
+    if contrast.difference is None:
+        return ""
+    measure = contrast.measure
+    value, base_value = measure_text(contrast.value, measure), measure_text(contrast.base_value, measure)
+    difference = measure_text(contrast.difference.value, measure, sign=True)
+    if interval := interval_text(contrast.difference, measure, sign=True):
+        difference += f" (95{_PERCENT} interval {interval})"
+    p_value = contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted
+    if p_value is not None:
+        difference += f", {TESTS[contrast.test]} {_p_equals(p_value)}"
+        if contrast.num_in_family > 1:
+            difference += f" after Holm over {contrast.num_in_family}"
     return (
-        f"Whether {contrast.arm} or {contrast.base_arm} {asked}{_in_cell(contrast.cell)} is not "
-        f"settled, as {contrast.because}{f': {numbers}' if numbers else ''}."
+        f"{MEASURES[measure].means} {value} for {contrast.arm} against {base_value} for "
+        f"{contrast.base_arm}, difference {difference}, {contrast.num_pairs} pairs{described}"
     )
+
+
+def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:
+    """One contrast in a sentence.
+
+    Args:
+      contrast: the one to speak of.
+      compared: all contrasts of the sweep.
+    """
+    return _one_contrast(contrast, *_verb(MEASURES[contrast.measure]), _described(contrast, compared))
 
 
 def _listed(cells: Sequence[str], total: int) -> str:

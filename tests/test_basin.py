@@ -12,6 +12,7 @@ from orchestrator.basin import (
     WEIGHT_DECAY,
     Axis,
     Landscape,
+    axis_of,
     basin,
     fit_surrogate,
     importances,
@@ -209,14 +210,14 @@ def test_a_choice_is_a_parameter_too():
     ids=lambda domain: type(domain).__name__,
 )
 def test_an_axis_undoes_its_domain(domain):
-    axis = Axis.of("x", domain)
+    axis = axis_of("x", domain)
     for u in (0.0, 0.2, 0.5, 0.99):
         assert axis.at(u) == domain.at(u)
         assert axis.quantile(domain.at(u)) == pytest.approx(u, abs=1e-9 if axis.ordered else 1 / 3)
 
 
 def test_whole_numbers_are_an_ordered_axis():
-    axis = Axis.of("model.depth", IntRange(int_range=(2, 6)))
+    axis = axis_of("model.depth", IntRange(int_range=(2, 6)))
     assert axis.ordered
     assert (axis.quantile(2), axis.quantile(6)) == (0, 1)
 

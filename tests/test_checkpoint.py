@@ -506,5 +506,5 @@ def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
         return await clerk.drain()
 
     end = asyncio.run(told())[-1]
-    assert (end["end"], end["final"]) == ("failed", True)
-    assert "it made no step for a long time; see trials/abc/attempt-1.rank-0.stack" in end["detail"]
+    assert (end.end, end.final) == ("failed", True)
+    assert "it made no step for a long time; see trials/abc/attempt-1.rank-0.stack" in end.detail

@@ -9,9 +9,10 @@ import pytest
 from orchestrator import clerk as clerk_module
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
+from orchestrator.events import AttemptEnded, Notice, SessionBegan
 from orchestrator.journal import read_journal
 from orchestrator.results import fold
-from tests.test_journal import EPOCH
+from tests.test_journal import row
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ async def worker(clerk: Clerk, lane: str, folder: Path, missing: list[int]) -> N
         last, job = taken
         assert await clerk.beat(lane, last, 0)
         for epoch in (1, 2):
-            assert await clerk.row(lane, last, EPOCH | {"epoch": epoch}) == "go on"
+            assert await clerk.row(lane, last, row(epoch)) == "go on"
             missing.append(len(fold(read_journal(folder).events)[job["trial"]].rows) - epoch)
         await clerk.end(lane, last, "finished", "")
 
@@ -41,7 +42,7 @@ async def tune(clerk: Clerk, lane: str, slots: int) -> None:
 
 
 async def sweep(clerk: Clerk, folder: Path, trials: int) -> list[int]:
-    await clerk.note({"kind": "session", "time": 0.0})
+    await clerk.note(SessionBegan(time=0.0, began=0.0))
     await clerk.add([Job(f"t{i}", "arm", "{}") for i in range(trials)])
     missing: list[int] = []
     slots = tune(clerk, "x", trials)
@@ -74,9 +75,9 @@ def test_storage_that_fails_now_and_then_costs_time_and_nothing_else(tmp_path, m
     assert reading.notices == []
     records = fold(reading.events)
     assert {record.outcome for record in records.values()} == {"finished"}
-    assert [e["kind"] for e in reading.events].count("end") == 6
-    assert [event for event in fresh if event["kind"] != "notice"] == reading.events
-    assert "No space left on device; waiting" in next(e for e in fresh if e["kind"] == "notice")["detail"]
+    assert sum(isinstance(event, AttemptEnded) for event in reading.events) == 6
+    assert [event for event in fresh if not isinstance(event, Notice)] == reading.events
+    assert "No space left on device; waiting" in next(e for e in fresh if isinstance(e, Notice)).detail
 
 
 def test_a_log_that_cannot_be_written_does_not_cost_the_trial(tmp_path):
@@ -84,7 +85,7 @@ def test_a_log_that_cannot_be_written_does_not_cost_the_trial(tmp_path):
     clerk = Clerk(str(tmp_path))
 
     async def fail_once():
-        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job("t", "arm", "{}", retries=0)])
         await clerk.open_slot("x")
         last = await clerk.enter("x", "node")
@@ -100,7 +101,7 @@ def test_an_error_that_shows_an_address_is_put_on_record_without_its_password(tm
     error = "OSError: cannot reach s3://me:hunter2@bucket/x?session_token=hunter2 in time"
 
     async def fail_once():
-        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job("t", "arm", "{}", retries=0)])
         await clerk.open_slot("x")
         last = await clerk.enter("x", "node")
@@ -123,7 +124,7 @@ def test_a_trial_that_ends_with_its_worker_group_leaves_no_checkpoint(tmp_path):
 
     async def run_out_of_memory():
         clerk = Clerk(str(tmp_path))
-        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job("t", "arm", "{}", retries=0)])
         await clerk.open_slot("x")
         last = await clerk.enter("x", "node")

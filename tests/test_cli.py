@@ -1,6 +1,7 @@
 """The command line as a user meets it; what needs Ray is in test_lanes."""
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -18,24 +19,31 @@ import pytest
 import typer.main
 import yaml
 
-from orchestrator.cli import (
-    BAD_INPUT,
-    INCOMPLETE,
-    INTERRUPTED,
-    OK,
-    _folders,
-    _mlflow_pages,
-    _trial_ids,
-    app,
-    main,
+from orchestrator.cli import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
+from orchestrator.cli.options import folders, trial_ids
+from orchestrator.cli.watching import _mlflow_pages
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    EpochDone,
+    Notice,
+    RetryWanted,
+    SessionBegan,
+    row_of,
 )
 from orchestrator.folder import open_folder, save_question
-from orchestrator.journal import Writer
+from orchestrator.journal import FolderError, Writer
+from orchestrator.merge import MergeError
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Outcome
-from orchestrator.results import attempt_event, end_event, epoch_event, retry_event
+from orchestrator.source import SweepError
+from orchestrator.story import UnknownTrial
 from orchestrator.sweep import load_sweep
+from orchestrator.where import ConstraintError
+from trainables.base import DataError
+from trainables.errors import UserError
 from trainables.faults import Fault
+from trainables.yaml import YamlError
 
 LR_WD = Path(__file__).parent.parent / "search_spaces" / "lr_wd.yaml"
 
@@ -95,7 +103,8 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     assert {trial["epochs"] for trial in trials} == {20}
     assert all(trial["params_m"] > 0 and trial["flops_g"] > 0 for trial in trials)
     code, out, _ = cli("plan", LR_WD)
-    assert "lr is quoted for a batch of 2048 and scaled linearly to 64 (x 0.03125)" in out
+    assert "lr is quoted for a batch of 2048; at the batch of 64 used here" in out
+    assert "the optimizer gets 0.03125 times it at its peak (scaled in proportion)" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,21 +244,38 @@ def partial(tmp_path: Path) -> Path:
         "lr": 1e-5,
         "train_loss": 0.5,
         "val_loss": 0.4,
-        "val_top1_error_pct": 12.5,
-        "val_raw_top1_error_pct": 12.5,
+        "val_error_pct": 12.5,
+        "val_raw_error_pct": 12.5,
         "train_seconds": 0.5,
         "val_seconds": 0.1,
-        "test_top1_error_pct": 13.5,
+        "test_error_pct": 13.5,
     }
     writer = Writer(folder)
     writer.append(
         [
-            attempt_event(finished, 1, "lane", 0.0),
-            epoch_event(finished, 1, row),
-            end_event(finished, 1, "finished", "", 12.0, 12.0, True, "abc"),
-            attempt_event(failed, 1, "lane", 12.0),
-            end_event(failed, 1, "failed", "OSError: the disk is on fire", 1.0, 13.0, True),
-            attempt_event(running, 1, "lane", 13.0),
+            AttemptBegan(trial=finished, attempt=1, lane="lane", time=0.0),
+            EpochDone(trial=finished, attempt=1, row=row_of(row)),
+            AttemptEnded(
+                trial=finished,
+                attempt=1,
+                end="finished",
+                detail="",
+                seconds=12.0,
+                time=12.0,
+                final=True,
+                weights="abc",
+            ),
+            AttemptBegan(trial=failed, attempt=1, lane="lane", time=12.0),
+            AttemptEnded(
+                trial=failed,
+                attempt=1,
+                end="failed",
+                detail="OSError: the disk is on fire",
+                seconds=1.0,
+                time=13.0,
+                final=True,
+            ),
+            AttemptBegan(trial=running, attempt=1, lane="lane", time=13.0),
         ]
     )
     writer.close()
@@ -332,11 +358,11 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
 def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
     asked = []
 
-    def preflight(console, plan, todo, folder, address, track):
+    def try_out(plan, todo, folder, observers, address):
         asked.append({trial.id for trial in todo})
         return Outcome(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
 
-    monkeypatch.setattr("orchestrator.cli._preflight", preflight)
+    monkeypatch.setattr("orchestrator.session.try_out", try_out)
     plan = open_folder(partial).plan
     failed, *rest = [trial.id for trial in plan.trials[1:]]
 
@@ -353,15 +379,17 @@ def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(
     # With what failed all that is missing, and not what has finished.
     assert asked.pop() == {failed, *rest}
     assert files() == before
-    row = {**open_folder(partial).events[1]["row"], "epoch": 1}
+    row = dataclasses.replace(open_folder(partial).events[1].row, epoch=1)
     writer = Writer(partial)
-    writer.append([retry_event(failed, 1.0)])
+    writer.append([RetryWanted(trial=failed, time=1.0)])
     for trial_id in (failed, *rest):
         writer.append(
             [
-                attempt_event(trial_id, 1, "lane", 0.0),
-                epoch_event(trial_id, 1, row),
-                end_event(trial_id, 1, "finished", "", 1.0, 2.0, True),
+                AttemptBegan(trial=trial_id, attempt=1, lane="lane", time=0.0),
+                EpochDone(trial=trial_id, attempt=1, row=row),
+                AttemptEnded(
+                    trial=trial_id, attempt=1, end="finished", detail="", seconds=1.0, time=2.0, final=True
+                ),
             ]
         )
     writer.close()
@@ -390,12 +418,12 @@ def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monk
 
 def test_a_shell_completes_folders_and_trials_that_were_started(partial, monkeypatch):
     monkeypatch.chdir(partial.parent.parent)
-    assert _folders("ru") == ["runs/lr_wd"]
-    assert _folders("runs/") == ["runs/lr_wd"]
-    assert _folders("runs/x") == []
+    assert folders("ru") == ["runs/lr_wd"]
+    assert folders("runs/") == ["runs/lr_wd"]
+    assert folders("runs/x") == []
     started = [trial.id for trial in open_folder(partial).plan.trials[:3]]
-    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
-    assert _trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
+    assert trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), "") == started
+    assert trial_ids(SimpleNamespace(params={"folder": "runs/lr_wd"}), started[1][:4]) == [started[1]]
 
 
 def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_path, monkeypatch):
@@ -404,7 +432,14 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
     folder = tmp_path / "runs" / "lr_wd"
     save_question(folder, plan)
     writer = Writer(folder)
-    writer.append([end_event(t.id, 1, "diverged", "nan", 1.0, 1.0, True) for t in plan.trials])
+    writer.append(
+        [
+            AttemptEnded(
+                trial=t.id, attempt=1, end="diverged", detail="nan", seconds=1.0, time=1.0, final=True
+            )
+            for t in plan.trials
+        ]
+    )
     writer.close()
 
     def write_report(folder: Path) -> Path:
@@ -412,7 +447,7 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
         (folder / "report" / "summary.json").write_text('{"answer": ["not settled"]}')
         return folder / "report" / "report.html"
 
-    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     code, out, err = cli("run", LR_WD, "--points", "1", "--out", folder, "--quiet", "--no-mlflow")
     assert (code, err) == (0, "")
     assert out == f"{folder}/report/report.html\n"
@@ -431,16 +466,24 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
 
         def start(self):
             writer = Writer(self.folder)
-            self.left = [{"kind": "session", "time": 1.0, "began": 0.0, "lanes": [2]}]
+            self.left = [SessionBegan(time=1.0, began=0.0, lanes=(2,))]
             for number, trial in enumerate(self.trials):
                 last = number == len(self.trials) - 1
                 detail = "OSError: on fire" if last else "nan"
                 self.left += [
-                    attempt_event(trial.id, 1, "lane", 2.0 + number),
-                    end_event(trial.id, 1, "failed" if last else "diverged", detail, 1.0, 3.0 + number, True),
+                    AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=2.0 + number),
+                    AttemptEnded(
+                        trial=trial.id,
+                        attempt=1,
+                        end="failed" if last else "diverged",
+                        detail=detail,
+                        seconds=1.0,
+                        time=3.0 + number,
+                        final=True,
+                    ),
                 ]
-            self.left.append({"kind": "notice", "detail": "the disk was slow"})
-            writer.append([event for event in self.left if event["kind"] != "notice"])
+            self.left.append(Notice(detail="the disk was slow"))
+            writer.append([event for event in self.left if not isinstance(event, Notice)])
             writer.close()
 
         def events(self):
@@ -465,7 +508,7 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         ("shutdown", lambda: None),
     ):
         monkeypatch.setattr(lanes, name, fake)
-    monkeypatch.setattr("orchestrator.cli._write_report", write_report)
+    monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     monkeypatch.setattr("time.sleep", lambda _: None)
     told = tmp_path / "told.json"
     command = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(sys.stdin.read())\""
@@ -552,37 +595,6 @@ def test_a_tree_of_images_becomes_a_data_set(cli, tmp_path, png_bytes):
     assert "2 classes" in out
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "run",
-        "plan",
-        "status",
-        "report",
-        "export",
-        "models",
-        "ui",
-        "confirm",
-        "verify",
-        "bundle",
-        "compare",
-        "retry",
-        "stop",
-        "sync",
-        "logs",
-        "why",
-        "data import",
-        "data info",
-    ],
-)
-def test_every_verb_has_help_with_an_example(cli, verb):
-    code, out, _ = cli(*verb.split(), "--help")
-    assert code == 0
-    assert "vitc-sweep" in out
-    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
-
-
 def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Every verb with its command."""
     found = []
@@ -590,6 +602,16 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, .
         inner = (*words, name)
         found += commands(command, inner) if hasattr(command, "commands") else [(inner, command)]
     return found
+
+
+@pytest.mark.parametrize(
+    "verb", ["", *(" ".join(words) for words, _ in commands(typer.main.get_command(app)))]
+)
+def test_every_verb_has_help_with_an_example(cli, verb):
+    code, out, _ = cli(*verb.split(), "--help")
+    assert code == 0
+    assert "vitc-sweep" in out
+    assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -603,6 +625,47 @@ def test_the_example_in_the_help_of_every_verb_is_a_command_that_parses(words, c
     assert tuple(arguments[: len(words)]) == words
     # Refuses options that there are not, values of a wrong type, and arguments too many or too few.
     assert command.make_context(" ".join(words), arguments[len(words) :]).params
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConstraintError,
+        DataError,
+        FolderError,
+        MergeError,
+        SweepError,
+        UnknownTrial,
+        YamlError,
+    ],
+)
+def test_an_error_of_the_user_ends_with_its_message_alone_whatever_it_is_called(cli, monkeypatch, error):
+    # An error that is made of it anew has no name that anybody could have listed.
+    anew = type("Anew", (error,), {"__init__": lambda self: UserError.__init__(self, "at fault")})
+
+    def fail() -> None:
+        raise anew
+
+    monkeypatch.setattr(sys.modules[main.__module__], "app", fail)
+    assert cli("status", "there") == (BAD_INPUT, "", "at fault\n")
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    def fail() -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(sys.modules[main.__module__], "app", fail)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        main()
+
+
+def test_every_verb_stands_under_a_heading_of_the_help(cli):
+    group = typer.main.get_command(app)
+    headings = {name: command.rich_help_panel for name, command in group.commands.items()}
+    assert set(headings.values()) == {"Ask", "Run", "Watch", "Answer"}
+    _, out, _ = cli("--help")
+    places = [out.index(f"─ {heading} ─") for heading in ("Ask", "Run", "Watch", "Answer")]
+    assert places == sorted(places)
 
 
 def test_the_help_tells_the_exit_codes(cli):

@@ -68,7 +68,9 @@ def test_machines_get_the_pinned_project_and_a_private_dashboard(path: Path) -> 
     # All that an installation reads, and nothing as large as a virtual environment or results.
     project = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text())
     needed = {"pyproject.toml", "constraints.txt", "search_spaces", project["project"]["readme"]}
-    needed |= {*project["project"]["license-files"], *project["tool"]["setuptools"]["packages"]}
+    # The packages are found by the names of their folders: `orchestrator*`.
+    needed |= {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    needed |= set(project["project"]["license-files"])
     assert set(config["file_mounts"].values()) == needed
     (start,) = [line for line in config["head_start_ray_commands"] if "ray start --head" in line]
     # Lanes are released through it; it has no password.

@@ -24,6 +24,7 @@ from orchestrator.cost import (
     fit_rates,
     from_table,
     makespan,
+    plan_warnings,
     planned,
     planned_actual,
     samples_of,
@@ -42,7 +43,7 @@ from orchestrator.results import Record
 from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 from trainables.config import TrainConfig
-from trainables.footprint import Work, footprint
+from trainables.footprint import Work, footprint, shape_config
 
 CPU = Machine("a processor", (Node(2, 0),), memory_gib=16)
 
@@ -105,6 +106,22 @@ def test_a_drawn_strength_of_stochastic_depth_makes_one_shape_and_none_another()
     plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
     assert len(plan.trials) == 3
     assert len({shape_of(trial) for trial in plan.trials}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({"mixup": {"mixup_alpha": 0.2}}, {"mixup": {"mixup_alpha": 0.8}}),
+        ({"clip_grad_norm": 1.0}, {"clip_grad_norm": 5.0}),
+        ({"label_smoothing": 0.1}, {"label_smoothing": 0.0}),
+        ({"ema": {"time_constant": 0.1}}, {"ema": {"time_constant": 0.2}}),
+    ],
+    ids=str,
+)
+def test_strengths_do_not_make_a_shape_and_whether_there_are_any_does(run_tree, changes, others):
+    one, other, none = (TrainConfig.model_validate(run_tree(**more)) for more in (changes, others, {}))
+    assert shape_config(one) == shape_config(other)
+    assert (shape_config(one) == shape_config(none)) == ("label_smoothing" in changes)
 
 
 def test_what_lives_between_steps_is_what_the_optimizer_and_the_average_keep(run_tree):
@@ -371,8 +388,8 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
 def test_what_to_look_at_is_said(changes, warning):
     machine = dataclasses.replace(CPU, memory_gib=8) if "memory" in warning else CPU
     plan = plan_of(**changes)
-    found = estimate(plan, machine, samples_for(plan))
-    assert [line for line in found.warnings if line.startswith(warning)], found.warnings
+    warnings = plan_warnings(plan, estimate(plan, machine, samples_for(plan)))
+    assert [line for line in warnings if line.startswith(warning)], warnings
 
 
 def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
@@ -380,20 +397,21 @@ def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():
     rates = {"optim.lr": {"choice": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]}}
     plan = plan_of(vary=rates, design=grid, where=["optim.lr < 5e-3 or model.stem == 'patchify'"])
     assert {removal.removed for removal in plan.removals} == {0, 1}
-    assert not [line for line in estimate(plan, CPU).warnings if line.startswith("window")]
+    assert not [line for line in plan_warnings(plan, estimate(plan, CPU)) if line.startswith("window")]
 
 
 def test_selecting_on_the_split_of_the_final_numbers_is_remarked(write_parquet, png_bytes):
     images = [png_bytes([[i] * 8] * 8) for i in range(40)]
     path = write_parquet("train.parquet", images, [0, 1] * 20, ["a", "b"])
     data = {"name": "parquet", "path": str(path), "selection": "final"}
-    found = estimate(plan_of(base={"data": data}), CPU)
-    assert [line for line in found.warnings if "selects on the split that the final numbers are from" in line]
+    plan = plan_of(base={"data": data})
+    warnings = plan_warnings(plan, estimate(plan, CPU))
+    assert [line for line in warnings if "selects on the split that the final numbers are from" in line]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
     plan = plan_of(budget={"max_core_hours": 1.0})
-    assert estimate(plan, CPU, samples_for(plan)).warnings == ()
+    assert plan_warnings(plan, estimate(plan, CPU, samples_for(plan))) == []
 
 
 # --- what it did cost ---------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from typing import Any
 
 from orchestrator.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job, fingerprint
+from orchestrator.events import AttemptBegan, AttemptEnded, BreakerTripped
+from tests.test_journal import row
 
 
 def dispatch_of(*trials: str, retries: int = 1, breaker: int = 5, **arms: str) -> Dispatch:
@@ -17,7 +19,7 @@ def lane_on(made: Dispatch, lane: str, node: str, now: float = 0.0) -> int:
 
 
 def ends(made: Dispatch) -> list[tuple[str, str, bool]]:
-    return [(e["trial"], e["end"], e["final"]) for e in made.events if e["kind"] == "end"]
+    return [(e.trial, e.end, e.final) for e in made.events if isinstance(e, AttemptEnded)]
 
 
 def take(made: Dispatch, lane: str, last: int, now: float = 1.0) -> Any:
@@ -87,7 +89,7 @@ def test_a_preempted_trial_is_tried_again_without_limit_and_a_lost_one_unless_it
     made.lose("x", "process", "died", 9.0)
     trial, end, final = ends(made)[-1]
     assert (trial, end, final) == ("a", "failed", True)
-    assert "5 times in a row" in made.events[-1]["detail"]
+    assert "5 times in a row" in made.events[-1].detail
 
 
 def test_memory_that_ran_out_is_an_outcome_and_not_the_next_trials_trouble():
@@ -116,7 +118,7 @@ def test_the_same_error_again_and_again_in_one_arm_stops_the_run_with_one_messag
     # The other arm's good trials in between do not hide it.
     assert handed_out == names[:6]
     assert made.stopped_by.startswith("3 trials of arm in a row ended with the same error: shape [6, 7]")
-    assert [e["kind"] for e in made.events].count("breaker") == 1
+    assert sum(isinstance(e, BreakerTripped) for e in made.events) == 1
 
 
 def test_different_errors_and_retries_of_one_trial_do_not_trip_the_breaker():
@@ -137,7 +139,7 @@ def test_draining_lets_what_is_in_flight_end_and_stopping_does_not():
         take(made, "y", y)
         if drains:
             made.drain()
-            assert made.row("x", number, {"epoch": 1, "step": 5, "val_top1_error_pct": 3.0}, 2.0)
+            assert made.row("x", number, row(1, 3.0), 2.0)
             made.end("x", number, "finished", "", 3.0)
             made.end("y", made.desks["y"].number, "failed", "again?", 3.0)
             # No more tries either; the next run has it.
@@ -225,10 +227,10 @@ def test_what_starts_from_a_trial_without_weights_comes_to_the_same_end_and_no_b
     number, _ = take(made, "x", last)
     made.end("x", number, "out_of_memory", "no room", 2.0)
     assert ends(made) == [(trial, "out_of_memory", True) for trial in ("f", "g", "a0", "a1", "a2")]
-    details = [event["detail"] for event in made.events if event["kind"] == "end"]
+    details = [event.detail for event in made.events if isinstance(event, AttemptEnded)]
     assert details[1] == "f, which it starts from, ran out of memory: no room"
     assert details[2] == f"g, which it starts from, ran out of memory: {details[1]}"
-    assert [e["trial"] for e in made.events if e["kind"] == "attempt"] == ["f"]
+    assert [e.trial for e in made.events if isinstance(e, AttemptBegan)] == ["f"]
     assert (made.num_open, made.stopped_by) == (0, "")
     assert made.poll("x", 2.0) == {"done": True}
 
@@ -245,7 +247,7 @@ def test_how_first_stages_of_earlier_runs_ended_is_told():
     jobs = [Job("a", "arm", "", after="f"), Job("b", "arm", "", after="g")]
     made.add(jobs, {"f": ("diverged", "nan"), "g": ("finished", "")}, 5.0)
     assert ends(made) == [("a", "diverged", True)]
-    assert made.events[-1]["detail"] == "f, which it starts from, diverged: nan"
+    assert made.events[-1].detail == "f, which it starts from, diverged: nan"
     assert made.num_open == 1
     assert take(made, "x", lane_on(made, "x", "n1"))[1] == "b"
 

@@ -10,7 +10,8 @@ import typer.main
 
 from orchestrator.cli import app
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.sweep import Sweep, build_sweep, load_sweep
+from orchestrator.question import Sweep
+from orchestrator.sweep import build_sweep, load_sweep
 from trainables.yaml import load_yaml, parse_yaml
 
 ROOT = Path(__file__).parent.parent

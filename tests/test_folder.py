@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.events import AttemptBegan, AttemptEnded
 from orchestrator.folder import merge_points, open_folder, save_question
 from orchestrator.journal import FolderError, Writer
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.results import attempt_event, end_event
 from orchestrator.sweep import build_sweep
 
 TREE = {
@@ -62,8 +62,14 @@ def test_a_folder_is_read_without_its_data(tmp_path, monkeypatch):
 def run_all(folder: Path, plan: Plan) -> None:
     writer = Writer(folder)
     for trial in plan.trials:
-        writer.append([attempt_event(trial.id, 1, "lane", 0.0)])
-        writer.append([end_event(trial.id, 1, "finished", "", 1.0, 1.0, final=True)])
+        writer.append([AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0)])
+        writer.append(
+            [
+                AttemptEnded(
+                    trial=trial.id, attempt=1, end="finished", detail="", seconds=1.0, time=1.0, final=True
+                )
+            ]
+        )
     writer.close()
 
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.sweep import PATHS, Override, SweepError, load_sweep
+from orchestrator.source import Override, SweepError
+from orchestrator.sweep import PATHS, load_sweep
 from orchestrator.where import ConstraintError
 from trainables.yaml import YamlError, parse_document
 

@@ -1,90 +1,160 @@
-"""Who may import whom: cli, edges, plan and stats, sweep, design and cost, space, trainables; never back."""
+"""Who may import whom: one table of packages, each of which may import only what stands before it."""
 
 import ast
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STATISTICS = ("stats", "peak", "basin", "fairness", "gaps", "noise", "power", "shift")
-#: From the statistics to numbers, words and tables; files and figures are the edges' part.
-TELLING = ("findings", "words", "rows", "tables")
-PURE = {
-    "gang",
-    "space",
-    "where",
-    "design",
-    "paper",
-    "question",
-    "source",
-    "sweep",
-    "schema",
-    "cost",
-    "plan",
-    "results",
-    "confirm",
-    "merge",
-    "search",
-    "dispatch",
-    "ledger",
-    "progress",
-    "story",
-    *STATISTICS,
-    *TELLING,
+ROOTS = ("trainables", "orchestrator")
+
+#: Package -> what it may import. Modules that lie directly in `trainables` are entries of their own.
+MAY_IMPORT = {
+    package: set(others.split())
+    for package, others in {
+        # Trains one model; knows no sweep.
+        "errors": "",
+        "base": "errors",
+        "context": "errors base",
+        "io": "errors base",
+        "tasks": "errors base",
+        "optim": "errors base",
+        "models": "errors base io tasks optim",
+        "data": "errors base context io tasks",
+        "transforms": "errors base context io tasks data",
+        "compression": "errors base context io tasks models data",
+        "config": "errors base context io tasks optim models data transforms compression",
+        "training": "errors base context io tasks optim models data transforms compression config",
+        "profiling": "errors base context io tasks optim models data transforms compression config training",
+        "__main__": "errors base context io config data training profiling",
+        # Arrays in, numbers out.
+        "stats": "",
+        # Asks. Whatever is in `trainables` may be imported from here on, see LIBRARY.
+        "sweep": "",
+        "trials": "sweep",
+        "cost": "sweep trials",
+        # Runs and answers.
+        "store": "sweep trials cost",
+        "backends": "sweep trials cost",
+        "analysis": "stats sweep trials cost",
+        "monitor": "stats sweep trials cost store backends analysis",
+        "execution": "sweep trials cost store backends monitor",
+        "report": "stats sweep trials cost analysis",
+        "evidence": "stats sweep trials cost store analysis report",
+        "api": "stats sweep trials cost store backends analysis execution monitor report evidence",
+        "cli": "stats sweep trials cost store backends analysis execution monitor report evidence api",
+    }.items()
 }
-#: What touches the outside world.
-EDGES = (
-    "journal",
-    "lease",
-    "clerk",
-    "states",
-    "folder",
-    "lanes",
-    "orphans",
-    "halving",
-    "samplers",
-    "tracking",
-    "figures",
-    "report",
-    "terminal",
-    "evidence",
-    "watch",
-    "trial_logs",
-    "notify",
-    "serve",
-    "machine",
-    "preflight",
-)
-#: Modules of a lower rank may not import those of a higher one.
-RANKS = {
-    **dict.fromkeys(("gang", "space", "where", "source", "paper"), 0),
-    "design": 1,
-    **dict.fromkeys(("question", "sweep"), 2),
-    "schema": 3,
-    "plan": 3,
-    "results": 4,
-    **dict.fromkeys(
-        ("confirm", "search", "merge", "cost", "dispatch", "ledger", "progress", "story", *STATISTICS), 5
-    ),
-    "findings": 6,
-    "words": 6,
-    "rows": 7,
-    "tables": 8,
-    # Edges, one outside library each.
-    **dict.fromkeys(EDGES, 9),
-    "cli": 10,
+_ORDER = list(MAY_IMPORT)
+#: The packages of the training library, which every package of the orchestrator but `stats` may import.
+LIBRARY = set(_ORDER[: _ORDER.index("stats")])
+for _package in _ORDER[_ORDER.index("sweep") :]:
+    MAY_IMPORT[_package] |= LIBRARY
+
+#: Modules that lie in no package of their own yet -> where they belong. One that is to be split counts as the
+#: highest of its parts.
+FLAT = {
+    module: package
+    for package, modules in {
+        "errors": "errors",
+        "base": "base",
+        "context": "context",
+        "io": "yaml faults places files",
+        "optim": "optim",
+        "models": "vit baselines",
+        "data": "data",
+        "transforms": "augment corruptions",
+        "config": "config presets identity",
+        "training": "loop checkpoint transfer",
+        "profiling": "footprint",
+        "__main__": "__main__",
+        "stats": "peak",
+        "sweep": "question space sweep where source design paper schema",
+        "trials": "gang plan results outcomes events records confirm search merge sweep_file",
+        "cost": "cost ledger",
+        "store": "folder journal lease states trial_logs",
+        "backends": "orphans",
+        "analysis": "stats basin fairness gaps noise power shift findings",
+        "execution": "dispatch clerk lanes halving samplers machine session",
+        "monitor": "progress watch terminal story notify tracking observer observers",
+        "report": "words rows tables figures report",
+        "evidence": "evidence",
+        "api": "api",
+        "cli": "cli serve",
+    }.items()
+    for module in modules.split()
 }
-#: Libraries that only some files may know.
+#: The one name that both roots have.
+FLAT |= {"trainables.preflight": "profiling", "orchestrator.preflight": "execution"}
+
+#: What a module imports against the table until it is split: (importer, imported). Exact.
+EXCEPTIONS = {
+    # `fingerprint` of a failure goes to the outcomes of trials.
+    ("monitor.progress", "execution.dispatch"),
+}
+
+#: Libraries that only some packages or modules may know.
 OWNERS = {
-    "ray": {"lanes", "orphans", "halving"},
-    "optuna": {"samplers"},
-    "mlflow": {"tracking"},
-    "matplotlib": {"figures", "report"},
-    "jinja2": {"report"},
+    "ray": {"backends", "execution.lanes", "execution.halving", "execution.lane", "execution.run"}
+    | {"execution.worker", "execution.asha", "execution.preflight_workers"},
+    "optuna": {"execution.samplers"},
+    "mlflow": {"monitor.tracking"},
+    "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting"}
+    | {"report.report", "report.page"},
+    "jinja2": {"report.report", "report.page"},
     "typer": {"cli"},
-    "rich": {"cli", "terminal", "watch"},
-    "pyarrow": {"cli", "journal", "states"},
+    "rich": {"cli", "monitor.terminal", "monitor.watch", "monitor.live"},
+    "pyarrow": {"api", "cli", "store.states", "store.weights"} | LIBRARY,
+    "torch": {"store.folder", "store.provenance", "execution.lanes", "execution.machine"}
+    | {"cost.devices", "execution.worker", "execution.run", "execution.preflight_workers"}
+    | LIBRARY,
 }
+#: The only libraries of packages that touch no file, no clock and no service.
+PURE = {
+    "stats": {"numpy", "scipy"},
+    "sweep": {"numpy", "scipy", "pydantic"},
+    "trials": {"pydantic"},
+    "analysis": {"numpy", "scipy"},
+}
+
+#: Modules that a process imports in no time: no torch, not even by way of others. Where two names stand, the
+#: second is today's.
+LIGHT = [
+    ("orchestrator.trials.outcomes", "orchestrator.results"),
+    ("orchestrator.trials.events", "orchestrator.results"),
+    ("orchestrator.store.journal", "orchestrator.journal"),
+    ("orchestrator.store.weights", "orchestrator.states"),
+    ("orchestrator.store.logs", "orchestrator.trial_logs"),
+    ("orchestrator.execution.dispatch", "orchestrator.dispatch"),
+    ("orchestrator.execution.coordinator", "orchestrator.clerk"),
+    ("orchestrator.execution.lane", "orchestrator.lanes"),
+]
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+#: Every module of both roots by its dotted name.
+MODULES = {dotted(path): path for root in ROOTS for path in sorted((ROOT / root).rglob("*.py"))}
+
+
+def package_of(module: str) -> str:
+    """The entry of the table that a module belongs to."""
+    parts = module.split(".")[1:]
+    if len(parts) > 1 or (parts and MODULES[module].name == "__init__.py"):
+        return parts[0]
+    return FLAT[module] if module in FLAT else FLAT[parts[0]]
+
+
+def shown(module: str) -> str:
+    """A module by its package and name: the same before and after it moves into its package."""
+    return f"{package_of(module)}.{module.rpartition('.')[2]}"
 
 
 def imports(path: Path, lazy: bool = True) -> set[str]:
@@ -98,71 +168,93 @@ def imports(path: Path, lazy: bool = True) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            for alias in node.names:
+                # Of a package it is a module that is imported, of a module one of its names.
+                module = f"{node.module}.{alias.name}"
+                found.add(module if module in MODULES else str(node.module))
     return found
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).glob("*.py"))
+def libraries(path: Path) -> set[str]:
+    tops = {name.partition(".")[0] for name in imports(path)}
+    return tops - set(sys.stdlib_module_names) - set(ROOTS)
 
 
-def tops(names: set[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names}
+def our_modules() -> list[str]:
+    return [module for module in MODULES if module not in ROOTS]
 
 
-def siblings(path: Path, lazy: bool = True) -> set[str]:
-    """Other modules of the orchestrator that a file imports."""
-    known = {module.stem for module in modules("orchestrator")}
-    parts = [name.split(".") for name in imports(path, lazy) if name.startswith("orchestrator.")]
-    return {part[1] for part in parts} & known
+def steps_against_the_table() -> Iterator[tuple[str, str]]:
+    for module in our_modules():
+        package = package_of(module)
+        for other in imports(MODULES[module]) & set(our_modules()):
+            if package_of(other) not in MAY_IMPORT[package] | {package}:
+                yield shown(module), shown(other)
 
 
-@pytest.mark.parametrize("path", modules("trainables"), ids=lambda path: path.stem)
-def test_the_training_library_knows_no_sweeps_no_ray_and_no_tracker(path):
-    assert not tops(imports(path)) & {"orchestrator", "benchmarks", "typer", "rich", "matplotlib"}
-    assert not tops(imports(path)) & {"ray", "mlflow"}
+def test_every_module_is_looked_at():
+    for root in ROOTS:
+        found = {m.name for m in pkgutil.walk_packages([str(ROOT / root)], f"{root}.")}
+        # What `walk_packages` does not see, for want of an `__init__.py`, an installation does not have.
+        assert found == {module for module in our_modules() if module.startswith(f"{root}.")}
+        assert len(found) >= 15
 
 
-@pytest.mark.parametrize("path", modules("orchestrator"), ids=lambda path: path.stem)
-def test_each_library_is_known_to_its_own_files_only(path):
+@pytest.mark.parametrize("module", our_modules())
+def test_every_module_has_its_place_in_the_table(module):
+    root, *parts = module.split(".")
+    assert module in FLAT or parts[0] in FLAT or len(parts) > 1 or MODULES[module].name == "__init__.py"
+    package = package_of(module)
+    assert package in MAY_IMPORT
+    assert (package in LIBRARY) == (root == "trainables") or package == "errors"
+
+
+def test_the_table_goes_down_only():
+    for at, package in enumerate(_ORDER):
+        assert MAY_IMPORT[package] <= set(_ORDER[:at]), package
+
+
+def test_modules_import_what_the_table_allows_and_every_exception_is_still_needed():
+    assert set(steps_against_the_table()) == EXCEPTIONS
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_package_itself_imports_nothing(root):
+    for module, path in MODULES.items():
+        if path.name == "__init__.py" and module.startswith(root) and module != "orchestrator.cli":
+            # The names of the library are imported when they are used.
+            lazy = module == "orchestrator"
+            assert imports(path, lazy=not lazy) <= ({"typing"} if lazy else set()), module
+
+
+@pytest.mark.parametrize("module", our_modules())
+def test_each_library_is_known_to_its_owners_only(module):
+    known = libraries(MODULES[module])
     for library, owners in OWNERS.items():
-        assert path.stem in owners or library not in tops(imports(path)), library
+        assert {package_of(module), shown(module)} & owners or library not in known, library
+    assert known <= PURE.get(package_of(module), known)
+    assert "benchmarks" not in known
 
 
-@pytest.mark.parametrize("path", modules("orchestrator"), ids=lambda path: path.stem)
-def test_imports_go_down_and_never_up(path):
-    if path.stem == "__init__":
-        assert not imports(path)
-        return
-    assert path.stem in RANKS, "a new module needs its place in the order"
-    # Types may be named upwards where nothing is imported for it at run time: `results` names a `Plan`.
-    for other in siblings(path, lazy=path.stem not in PURE):
-        assert RANKS[other] <= RANKS[path.stem], f"{path.stem} imports {other}"
+def test_modules_import_no_circle():
+    targets = {m: imports(MODULES[m], lazy=False) & set(our_modules()) for m in our_modules()}
+    left = set(targets)
+    while left:
+        free = {module for module in left if not targets[module] & left}
+        assert free, f"a circle among {sorted(left)}"
+        left -= free
 
 
-@pytest.mark.parametrize("name", sorted(PURE))
-def test_the_pure_core_knows_no_edge_not_even_lazily(name):
-    path = ROOT / "orchestrator" / f"{name}.py"
-    if path.exists():
-        assert siblings(path) <= PURE
-
-
-def test_nobody_imports_the_command_line():
-    for path in [*modules("orchestrator"), *modules("trainables")]:
-        assert path.stem == "cli" or "cli" not in siblings(path)
-
-
-def test_no_module_of_a_package_is_part_of_a_circle():
-    for package in ("trainables", "orchestrator"):
-        known = {path.stem: path for path in modules(package)}
-
-        def targets(stem, known=known, package=package):
-            parts = [name.split(".") for name in imports(known[stem], lazy=False)]
-            return {part[1] for part in parts if part[0] == package and len(part) > 1} & set(known)
-
-        left = dict.fromkeys(known)
-        while left:
-            free = [stem for stem in left if not targets(stem) & set(left)]
-            assert free, f"a circle among {sorted(left)}"
-            for stem in free:
-                del left[stem]
+def test_what_writes_the_journal_starts_without_torch():
+    light = [[name for name in names if name in MODULES] for names in LIGHT]
+    assert all(light)
+    lines = ["import importlib, sys"]
+    lines += [
+        f"importlib.import_module({name!r}); assert 'torch' not in sys.modules, {name!r}"
+        for names in light
+        for name in names
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -8,29 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import Tail, Writer, decode, encode, read_journal, write_atomically
-from orchestrator.results import attempt_event, end_event, epoch_event, fold
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Unknown
+from orchestrator.journal import Tail, Writer, decode, encode, read_journal
+from orchestrator.results import fold
+from trainables.base import Epoch
+from trainables.files import replacing, write_atomically
+
+
+def row(epoch: int, error_pct: float = 12.5) -> Epoch:
+    """A row of which only the epoch and the error matter."""
+    return Epoch(
+        epoch=epoch,
+        step=10 * epoch,
+        lr=1e-3,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_error_pct=error_pct,
+        val_raw_error_pct=error_pct,
+        train_seconds=1.0,
+        val_seconds=0.1,
+        test_error_pct=None,
+    )
+
 
 EVENTS = [
-    attempt_event("a1", 1, "lane", 100.0),
-    epoch_event("a1", 1, {"epoch": 1, "val_top1_error_pct": 12.5}),
-    end_event("a1", 1, "finished", "", 3.0, 103.0, final=True, epochs=1),
-    attempt_event("b2", 1, "lane", 104.0),
+    AttemptBegan(trial="a1", attempt=1, lane="lane", time=100.0),
+    EpochDone(trial="a1", attempt=1, row=row(1)),
+    AttemptEnded(
+        trial="a1", attempt=1, end="finished", detail="", seconds=3.0, time=103.0, final=True, epochs=1
+    ),
+    AttemptBegan(trial="b2", attempt=1, lane="lane", time=104.0),
 ]
-
-
-EPOCH = {
-    "epoch": 1,
-    "step": 10,
-    "lr": 1e-3,
-    "train_loss": 1.0,
-    "val_loss": 1.0,
-    "val_top1_error_pct": 12.5,
-    "val_raw_top1_error_pct": 12.5,
-    "train_seconds": 1.0,
-    "val_seconds": 0.1,
-    "test_top1_error_pct": None,
-}
 
 
 def write(folder: Path, events: list) -> Path:
@@ -78,9 +86,11 @@ def test_a_flipped_byte_never_changes_what_is_read_only_how_much(tmp_path):
 
 
 def test_a_trial_that_a_damaged_record_was_part_of_is_run_again_not_misread(tmp_path):
-    epochs = [epoch_event("a1", 1, EPOCH | {"epoch": number}) for number in (1, 2)]
-    end = end_event("a1", 1, "finished", "", 3.0, 103.0, final=True, epochs=2)
-    events = [attempt_event("a1", 1, "lane", 100.0), *epochs, end]
+    epochs = [EpochDone(trial="a1", attempt=1, row=row(number)) for number in (1, 2)]
+    end = AttemptEnded(
+        trial="a1", attempt=1, end="finished", detail="", seconds=3.0, time=103.0, final=True, epochs=2
+    )
+    events = [AttemptBegan(trial="a1", attempt=1, lane="lane", time=100.0), *epochs, end]
     path = write(tmp_path, events)
     assert fold(read_journal(tmp_path).events)["a1"].outcome == "finished"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -155,20 +165,20 @@ def test_a_new_run_after_a_torn_tail_loses_nothing_of_its_own(tmp_path):
 
 def test_numbers_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError):
-        encode({"kind": "epoch", "loss": float("nan")})
+        encode(Unknown({"kind": "x", "loss": float("nan")}))
 
 
 def test_a_line_of_something_else_is_no_event():
     assert decode(b"hello\n") is None
     assert decode(b"") is None
-    assert decode(encode({"kind": "x"}).encode()[:-1]) is None
-    assert decode(encode({"kind": "x"}).encode()) == {"kind": "x"}
+    assert decode(encode(EVENTS[0]).encode()[:-1]) is None
+    assert decode(encode(EVENTS[0]).encode()) == EVENTS[0]
 
 
 def _append_for_ever(folder: Path, acknowledge: Connection) -> None:
     writer = Writer(folder)
     for number in itertools.count(1):
-        writer.append([{"kind": "epoch", "trial": "t", "attempt": 1, "number": number}])
+        writer.append([EpochDone(trial="t", attempt=1, row=row(number))])
         acknowledge.send(number)
 
 
@@ -181,7 +191,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
         acknowledged = receive.recv()
     process.kill()
     process.join()
-    numbers = [event["number"] for event in read_journal(tmp_path).events]
+    numbers = [event.row.epoch for event in read_journal(tmp_path).events]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) >= acknowledged == 100
 
@@ -191,6 +201,22 @@ def test_a_file_written_atomically_is_whole_and_leaves_no_parts(tmp_path):
     write_atomically(tmp_path / "a" / "file.txt", b"two")
     assert (tmp_path / "a" / "file.txt").read_text() == "two"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_write_that_fails_leaves_the_old_file_and_no_parts(tmp_path, durable):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fill() -> None:
+        with replacing(path, durable) as file:
+            file.write(b"half of what is ne")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_tail_gives_every_event_once_however_the_bytes_come(tmp_path):

@@ -14,10 +14,13 @@ import pytest
 import yaml
 from conftest import parquet_file, png
 
+from orchestrator.events import AttemptEnded, EpochDone, Event
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
-from orchestrator.results import Event, Record, fold
-from orchestrator.sweep import Resources, build_sweep
+from orchestrator.question import Resources
+from orchestrator.results import Record, fold
+from orchestrator.sweep import build_sweep
 from trainables.base import TIMING_FIELDS
+from trainables.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -134,7 +137,7 @@ def disturbed(lanes: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
     def kill_once(events: list[Event]) -> None:
         # In the middle of the second trial.
-        if not killed and len([event for event in events if event["kind"] == "epoch"]) == 3:
+        if not killed and sum(isinstance(event, EpochDone) for event in events) == 3:
             for process in train_workers():
                 process.kill()
                 killed.append(process.pid)
@@ -151,7 +154,7 @@ def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one
     assert target.arm == "c"
     warm, (cold, events) = {trial.id: crowd[0][trial.id] for trial in [*others, target]}, disturbed
     # The first of its lane, before anything happened to that.
-    assert next(event["trial"] for event in events if event["kind"] == "end") == target.id
+    assert next(event.trial for event in events if isinstance(event, AttemptEnded)) == target.id
     assert cold[target.id].attempts == 1
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(target.config.model_dump(mode="json")))
@@ -186,13 +189,13 @@ def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(crowd, faulty
             assert record.attempts == 2
             log = folder / "trials" / trial.id / "attempt-2.log"
             assert "Traceback" in log.read_text()
-    assert [e["final"] for e in events if e["kind"] == "end" and e["end"] == "failed"] == [False, True] * 2
+    assert [e.final for e in events if isinstance(e, AttemptEnded) and e.end == "failed"] == [False, True] * 2
 
 
 def test_a_killed_worker_costs_its_trial_an_attempt_and_changes_no_result(crowd, disturbed):
     undisturbed, (records, events) = crowd[0], disturbed
     assert len(records) == 4
-    assert [event["end"] for event in events if event["kind"] == "end"].count("lost") == 1
+    assert [event.end for event in events if isinstance(event, AttemptEnded)].count("lost") == 1
     assert sum(record.attempts for record in records.values()) == 4 + 1
     for trial, record in records.items():
         assert rows_without_times(record) == rows_without_times(undisturbed[trial])
@@ -213,6 +216,7 @@ def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_wri
     plan = plan_of(1, resources={"workers": 3})
     with pytest.raises(lanes.ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
         lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    assert issubclass(lanes.ClusterError, UserError)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -221,7 +225,7 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
     run = lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
     run.start()
     events: list[Event] = []
-    while not any(event["kind"] == "epoch" for event in events):
+    while not any(isinstance(event, EpochDone) for event in events):
         events += run.events()
         time.sleep(0.1)
     began = time.monotonic()

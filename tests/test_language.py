@@ -13,7 +13,8 @@ from scipy import stats
 from orchestrator.design import LatinDesign
 from orchestrator.folder import FolderError, merge_points, open_folder, save_question
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.sweep import Override, SweepError, build_sweep, load_sweep
+from orchestrator.source import Override, SweepError
+from orchestrator.sweep import build_sweep, load_sweep
 from orchestrator.where import ConstraintError
 from trainables.config import TrainConfig, setting
 from trainables.footprint import footprint

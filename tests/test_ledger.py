@@ -1,29 +1,46 @@
 """Where the time went, worked out by hand; that it adds up under faults is `test_chaos`'s part."""
 
+import dataclasses
+
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    Event,
+    InFlight,
+    PhaseBegan,
+    PreflightDone,
+    Pulse,
+    RetryWanted,
+    SessionBegan,
+    SessionClosed,
+)
 from orchestrator.ledger import Ledger, ledger
-from orchestrator.results import attempt_event, end_event, pulse_event, retry_event
 
 LANES, DEVICES = 2, 4
 
 
-def session(began: float, *events: dict, closed: float | None = None) -> list[dict]:
+def session(began: float, *events: Event, closed: float | None = None) -> list[Event]:
     """A run with two lanes of two cores, whose Ray is up five seconds after it began."""
-    phase = {"kind": "phase", "time": began + 5, "lanes": LANES, "devices": DEVICES, "device": "core"}
-    made = [{"kind": "session", "time": began + 5, "began": began}, phase, *events]
-    return made if closed is None else [*made, {"kind": "close", "time": closed}]
+    phase = PhaseBegan(time=began + 5, lanes=LANES, devices=DEVICES, device="core")
+    made = [SessionBegan(time=began + 5, began=began), phase, *events]
+    return made if closed is None else [*made, SessionClosed(time=closed)]
 
 
 def end(
     trial: str, kind: str, started: float, ended: float, steps: tuple[int, int], heard: float, final=True
 ):
-    return end_event(trial, 1, kind, "", ended - started, ended, final, "", *steps, heard)
+    from_step, step = steps
+    return AttemptEnded(
+        trial=trial, attempt=1, end=kind, detail="", seconds=ended - started, time=ended, final=final,
+        from_step=from_step, step=step, heard=heard,
+    )  # fmt: skip
 
 
 def test_a_run_in_which_nothing_went_wrong():
     events = session(
         100.0,
-        attempt_event("a", 1, "x", 120.0),
-        attempt_event("b", 1, "y", 130.0),
+        AttemptBegan(trial="a", attempt=1, lane="x", time=120.0),
+        AttemptBegan(trial="b", attempt=1, lane="y", time=130.0),
         end("a", "finished", 120.0, 180.0, (0, 50), 180.0),
         end("b", "finished", 130.0, 170.0, (0, 50), 170.0),
         closed=190.0,
@@ -37,10 +54,10 @@ def test_a_run_in_which_nothing_went_wrong():
 def test_a_lost_attempt_costs_what_was_not_heard_of_and_what_is_done_again():
     events = session(
         100.0,
-        attempt_event("a", 1, "x", 110.0),
+        AttemptBegan(trial="a", attempt=1, lane="x", time=110.0),
         # Step 40 was heard of at 150, its death at 160; the checkpoint had 30 steps.
         end("a", "lost", 110.0, 160.0, (0, 40), 150.0, final=False),
-        attempt_event("a", 2, "x", 170.0),
+        AttemptBegan(trial="a", attempt=2, lane="x", time=170.0),
         end("a", "finished", 170.0, 190.0, (30, 50), 190.0),
         closed=190.0,
     )
@@ -57,17 +74,20 @@ def test_a_lost_attempt_costs_what_was_not_heard_of_and_what_is_done_again():
 
 def test_a_failed_trial_is_lost_and_so_is_what_a_person_has_run_anew():
     failed = [
-        attempt_event("a", 1, "x", 110.0),
+        AttemptBegan(trial="a", attempt=1, lane="x", time=110.0),
         end("a", "failed", 110.0, 150.0, (0, 40), 150.0),
     ]
     assert ledger(session(100.0, *failed, closed=150.0)).lost == 2 * 40.0
     finished = [
-        attempt_event("a", 1, "x", 110.0),
+        AttemptBegan(trial="a", attempt=1, lane="x", time=110.0),
         end("a", "finished", 110.0, 150.0, (0, 40), 150.0),
     ]
     first = session(100.0, *finished, closed=150.0)
     assert ledger(first).useful == 2 * 40.0
-    again = [retry_event("a", 200.0), *session(300.0, *(e | {"time": e["time"] + 200} for e in finished))]
+    again = [
+        RetryWanted(trial="a", time=200.0),
+        *session(300.0, *(dataclasses.replace(e, time=e.time + 200) for e in finished)),
+    ]
     spent = ledger([*first, *again])
     assert (spent.lost, spent.useful) == (2 * 40.0, 2 * 40.0)
 
@@ -75,8 +95,8 @@ def test_a_failed_trial_is_lost_and_so_is_what_a_person_has_run_anew():
 def test_a_run_that_was_killed_counts_until_its_last_sign_of_life():
     events = session(
         100.0,
-        attempt_event("a", 1, "x", 110.0),
-        pulse_event(130.0, {"a": (0, 20, 128.0)}),
+        AttemptBegan(trial="a", attempt=1, lane="x", time=110.0),
+        Pulse(time=130.0, in_flight={"a": InFlight(0, 20, 128.0)}),
     )
     spent = ledger(events)
     assert spent.total == DEVICES * 30.0
@@ -84,8 +104,8 @@ def test_a_run_that_was_killed_counts_until_its_last_sign_of_life():
 
 
 def test_checks_before_the_first_trial_have_a_heading_of_their_own():
-    events = session(100.0, attempt_event("a", 1, "x", 130.0), closed=140.0)
-    events.insert(1, {"kind": "preflight", "time": 105.0, "seconds": 8.0})
+    events = session(100.0, AttemptBegan(trial="a", attempt=1, lane="x", time=130.0), closed=140.0)
+    events.insert(1, PreflightDone(time=105.0, seconds=8.0))
     spent = ledger(events)
     assert spent.preflight == DEVICES * 8.0
     assert spent.total == DEVICES * 40.0

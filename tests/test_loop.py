@@ -127,17 +127,17 @@ def test_rows_say_what_happened(config_of):
     assert [row["step"] for row in rows] == [4, 8, 12]
     # The last of 12 steps begins after 2.75 of 3 epochs.
     assert rows[-1]["lr"] == pytest.approx(2e-3 * config.schedule.factor(2.75))
-    assert [row["test_top1_error_pct"] is None for row in rows] == [True, True, False]
+    assert [row["test_error_pct"] is None for row in rows] == [True, True, False]
     for row in rows:
         # 299 images for selection: errors come in steps of 1 / 299.
-        assert row["val_top1_error_pct"] * 2.99 == pytest.approx(round(row["val_top1_error_pct"] * 2.99))
-        assert row["val_raw_top1_error_pct"] == row["val_top1_error_pct"]
+        assert row["val_error_pct"] * 2.99 == pytest.approx(round(row["val_error_pct"] * 2.99))
+        assert row["val_raw_error_pct"] == row["val_error_pct"]
 
 
 def test_the_scores_are_those_of_the_model_on_the_split(config_of):
     config = config_of({})
     *_, (row, state) = train(config, Context())
-    for split, error in (("val", row.val_top1_error_pct), ("test", row.test_top1_error_pct)):
+    for split, error in (("val", row.val_error_pct), ("test", row.test_error_pct)):
         images = config.data.open()[split]
         pipeline = config.augment.pipeline(config.model.image_size, 0, Context())
         [(pixels, labels)] = pipeline.eval_batches(images, 1000)
@@ -162,10 +162,10 @@ def test_robustness_is_measured_once_at_the_end_on_the_images_it_names(config_of
     plain = {"model.stem": "conv", "optim.lr": 8e-3, "ema": {"every_steps": 2}, "precise_bn_images": 256}
     config = config_of(plain | {"evaluate": evaluate})
     (first, _), (row, state) = train(config, Context())
-    assert first.shift_top1_error_pct is None
+    assert first.extra is None
     # It asks, and changes nothing.
     *_, (without, other) = train(config_of(plain), Context())
-    assert measured(row) == measured(without) | {"shift_top1_error_pct": row.shift_top1_error_pct}
+    assert measured(row) == measured(without) | {"extra": row.extra}
     assert state.weights_digest() == other.weights_digest()
 
     # By hand: the averaged weights with batch norm statistics taken anew, on 60 images of the final
@@ -188,7 +188,7 @@ def test_robustness_is_measured_once_at_the_end_on_the_images_it_names(config_of
     labels = splits["test"].labels[rows]
     expected = {"clean": error(pictures, labels)}
     for kind in ("contrast", "shot_noise"):
-        expected[kind] = np.mean(
+        expected[f"corruption/{kind}"] = np.mean(
             [
                 error([corrupt(p, kind, severity, seed=0, index=i) for i, p in enumerate(pictures)], labels)
                 for severity in (2, 5)
@@ -196,9 +196,11 @@ def test_robustness_is_measured_once_at_the_end_on_the_images_it_names(config_of
         )
     static = [(digit, f"{tmp_path}/{digit}/{number}.png") for digit in (3, 8) for number in range(5)]
     noise = [np.asarray(Image.open(path)) for _, path in static]
-    expected["static"] = error(noise, [digit for digit, _ in static], allowed=(3, 8))
-    assert row.shift_top1_error_pct == pytest.approx(expected)
-    assert list(row.shift_top1_error_pct) == ["clean", "contrast", "shot_noise", "static"]
+    expected["shifted/static"] = error(noise, [digit for digit, _ in static], allowed=(3, 8))
+    assert row.extra == pytest.approx(expected)
+    assert list(row.extra) == [
+        "clean", "corruption/contrast", "corruption/shot_noise", "shifted/static",
+    ]  # fmt: skip
 
 
 def test_large_images_are_corrupted_after_cropping(config_of):
@@ -228,7 +230,7 @@ def test_a_shifted_set_that_is_not_there_ends_the_run_before_it_begins(config_of
 def test_a_model_learns(config_of):
     settings = {"model.stem": "conv", "schedule.epochs": 3, "model.width": 32, "model.depth": 3}
     rows, _ = run(config_of(settings | {"optim.lr": 8e-3}))
-    assert rows[-1]["val_top1_error_pct"] < 45
+    assert rows[-1]["val_error_pct"] < 45
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
 
 
@@ -270,7 +272,7 @@ def test_the_average_is_the_weights_themselves_until_the_warm_up_is_over(config_
 def test_a_short_run_is_not_judged_by_averages_of_weights_it_left_long_ago(config_of):
     # 10 steps in all: fewer than the 32 between two updates in the paper.
     rows, _ = run(config_of({"ema": {}, "model.stem": "conv", "optim.lr": 5e-3}))
-    assert abs(rows[-1]["val_top1_error_pct"] - rows[-1]["val_raw_top1_error_pct"]) < 15
+    assert abs(rows[-1]["val_error_pct"] - rows[-1]["val_raw_error_pct"]) < 15
 
 
 def test_precise_bn_evaluates_with_statistics_of_training_images(config_of):
@@ -279,7 +281,7 @@ def test_precise_bn_evaluates_with_statistics_of_training_images(config_of):
     [(row, state)] = list(train(config_of(settings), Context()))
     config = config_of(settings | {"precise_bn_images": 1199})
     assert run(config)[0][0]["val_loss"] != row.val_loss
-    runner = loop._Run(config, Context(), 10, config.data.open()["train"])
+    runner = loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
     runner.state.model.load_state_dict(state.model.state_dict())
     with torch.no_grad():
         precise = runner._with_precise_bn(runner.state.model)
@@ -322,7 +324,7 @@ def test_a_run_at_chance_at_its_end_has_diverged_after_its_last_row(config_of):
     config = config_of({"optim.lr": NO_STEP, "divergence.window": 100})
     states = train(config, Context())
     rows = [next(states)[0], next(states)[0]]
-    assert rows[-1].test_top1_error_pct is not None
+    assert rows[-1].test_error_pct is not None
     with pytest.raises(Diverged, match=r"ended at \d+\.\d % error, where chance is 90\.0 %"):
         next(states)
 

@@ -13,11 +13,13 @@ import pytest
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
 from orchestrator import notify
+from orchestrator.events import BreakerTripped
 from orchestrator.folder import save_question
 from orchestrator.notify import Notifier
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.sweep import Override, load_sweep
+from orchestrator.source import Override
+from orchestrator.sweep import load_sweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +56,7 @@ def run(plan: Plan, target: str | None) -> str | None:
     """A run from its first event to its end, as the command line tells it."""
     notifier, progress = Notifier(target, "large", Path("runs/large")), Progress(plan, {})
     events = made_up_run(plan, lanes=2, share=1.0, failing=0)
-    breaker = {"kind": "breaker", "time": 0.0, "arm": "vit_p", "detail": "5 trials in a row: OSError"}
+    breaker = BreakerTripped(time=0.0, arm="vit_p", detail="5 trials in a row: OSError")
     for event in [*events, breaker, breaker]:
         progress.observe([event])
         notifier.observe(progress, [event])
@@ -72,7 +74,7 @@ def test_a_webhook_is_told_of_the_first_result_the_breaker_and_the_end_once_each
         f"large has ended; {len(plan.trials)} of {len(plan.trials)} trials have ended"
     )
     assert end["folder"] == "runs/large"
-    best = {(entry["cell"], entry["arm"]): entry["val_top1_error_pct"] for entry in end["best"]}
+    best = {(entry["cell"], entry["arm"]): entry["val_error_pct"] for entry in end["best"]}
     progress = Progress(plan, {})
     progress.observe(made_up_run(plan, lanes=2, share=1.0, failing=0))
     assert best == {(tally.cell, tally.arm): tally.best_pct for tally in progress.tallies}

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.source import SweepError
+from orchestrator.sweep import build_sweep
 from trainables.__main__ import main
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig, faults_of

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.gang import Gang, Node, num_lanes
+from orchestrator.gang import Gang, Node, Phase, by_gang, lane_plan, num_lanes
 from orchestrator.plan import (
     Confirmation,
-    by_gang,
     data_configs,
     make_plan,
     unique_trials,
     with_confirmation,
 )
-from orchestrator.sweep import Override, build_sweep, load_sweep
+from orchestrator.source import Override
+from orchestrator.sweep import build_sweep, load_sweep
 from trainables.base import derive_seed
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.data import Digits, Parquet
@@ -336,3 +336,17 @@ def test_large_gangs_go_first():
     assert [gang.workers for gang in groups] == [2, 4, 1]
     assert [len(trials) for trials in groups.values()] == [4, 4, 4]
     assert str(next(iter(groups))) == "2 worker(s) with 1 CPU, 4 GPU each"
+
+
+def test_a_lane_plan_has_a_phase_per_gang_with_as_many_lanes_as_there_is_room_for():
+    cells = {"s": {}, "l": {"resources.workers": 4}}
+    trials = plan_of(tree=small(cells={"size": cells})).trials
+    large, small_ones = [[t for t in trials if t.gang.workers == workers] for workers in (4, 1)]
+    one, two = Gang(1, 1, 0.0), Gang(4, 1, 0.0)
+    # Of ten cores four workers each take eight, and one each as many as there are trials.
+    assert lane_plan(trials, [Node(10, 0)]) == [Phase(two, large, 2), Phase(one, small_ones, 4)]
+    # The file's number counts, whatever there is, but never more than there are trials.
+    assert [phase.lanes for phase in lane_plan(trials, [Node(1, 0)], 3)] == [3, 3]
+    assert [phase.lanes for phase in lane_plan(trials, [Node(1, 0)], 9)] == [4, 4]
+    assert [phase.lanes for phase in lane_plan(trials, [Node(3, 0)])] == [0, 3]
+    assert [phase.gang.gpus for phase in lane_plan(trials, [Node(8, 8)])] == [1.0, 1.0]

@@ -29,6 +29,7 @@ import orchestrator.machine
 import orchestrator.preflight
 import trainables.preflight
 from orchestrator.cost import Machine
+from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.gang import Gang, Node
 from orchestrator.ledger import ledger
 from orchestrator.plan import Plan, data_configs, make_plan
@@ -43,6 +44,7 @@ from orchestrator.preflight import (
     preflight,
     subjects,
 )
+from orchestrator.session import Preparation, Session
 from orchestrator.sweep import build_sweep
 from trainables.config import TrainConfig
 from trainables.footprint import footprint
@@ -401,11 +403,11 @@ def test_a_run_begins_with_it_unless_told_not_to(tmp_path, monkeypatch):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     timings = []
 
-    def execute(*arguments: Any) -> None:
-        timings.append(arguments[9])
+    def run_rounds(session: Session, plan: Plan, preparation: Preparation) -> None:
+        timings.append((preparation.began, preparation.seconds))
         raise SystemExit(1)
 
-    monkeypatch.setattr(orchestrator.cli, "_execute", execute)
+    monkeypatch.setattr(Session, "run_rounds", run_rounds)
     began = time.time()
     assert command("run", "sweep.yaml", "--no-mlflow") == 1
     assert command("run", "sweep.yaml", "--no-mlflow", "--no-preflight") == 1
@@ -539,11 +541,11 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
 
 
 def test_its_time_has_a_heading_in_the_ledger():
-    events: list[dict[str, Any]] = [
-        {"kind": "session", "time": 30.0, "began": 0.0},
-        {"kind": "preflight", "time": 30.0, "seconds": 20.0},
-        {"kind": "phase", "time": 31.0, "lanes": 2, "devices": 2, "device": "core"},
-        {"kind": "close", "time": 100.0},
+    events: list[Event] = [
+        SessionBegan(time=30.0, began=0.0),
+        PreflightDone(time=30.0, seconds=20.0),
+        PhaseBegan(time=31.0, lanes=2, devices=2, device="core"),
+        SessionClosed(time=100.0),
     ]
     spent = ledger(events)
     # Two cores for 20 of 100 seconds.

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import SweepError, build_sweep, load_sweep
+from orchestrator.source import SweepError
+from orchestrator.sweep import build_sweep, load_sweep
 from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data import DataError, Digits, Parquet
 from trainables.preflight import check_model, check_sizes, check_start
+from trainables.tasks.classification import Classification
 from trainables.vit import Stem
 
 ROOT = Path(__file__).parents[1] / "search_spaces"
@@ -285,7 +287,7 @@ def test_plan_does_without_data_and_run_does_not(tmp_path, monkeypatch):
 
 @functools.cache
 def takes_images(model: ModelConfig, num_classes: int) -> None:
-    check_model(model, num_classes)
+    check_model(model, Classification(), num_classes)
 
 
 @pytest.mark.parametrize("name", FILES)

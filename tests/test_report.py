@@ -16,9 +16,10 @@ import pytest
 from orchestrator import figures, findings, report, tables
 from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
 from orchestrator.report import write_report
-from orchestrator.results import RULES, Record, results_of
+from orchestrator.results import Record, results_of
 from orchestrator.rows import FORMAT, results_rows, summary_table
 from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summarise
 from orchestrator.sweep import build_sweep
@@ -498,7 +499,7 @@ def test_an_arm_whose_best_lies_at_the_edge_is_named_under_the_answer(tmp_path):
     records = fabricated(plan, lambda t: 10 + 3 * math.log2(t.values["optim.lr"] / 1e-4))
     page = words(write_report(plan, records, tmp_path, {}).read_text())
     told = page.index("The best of vit_p in adamw lies at the low end of optim.lr")
-    assert page.index("Whether") < told < page.index("Errors are top-1")
+    assert page.index("Whether") < told < page.index("Errors are the top-1 error in %")
     # An octave below 2.5e-4, as densely as 16 points fill five: 16 / 5, rounded up.
     assert "4 more points from 1.25e-4 to 2.5e-4" in page
 
@@ -726,11 +727,12 @@ def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
     records = fabricated(plan)
     # Point 0 is best in both arms: 30.5 and 10.5 on the final split.
     for trial in plan.trials:
-        errors = {"clean": 20.0, "fog": 30.0, "snow": 50.0, "sketch": 60.0 + trial.point}
+        errors = (20.0, 30.0, 50.0, 60.0 + trial.point)
         if trial.arm == "vit_c":
-            errors = {"clean": 10.0, "fog": 15.0, "snow": 40.0, "sketch": 45.0 + trial.point}
+            errors = (10.0, 15.0, 40.0, 45.0 + trial.point)
+        names = ("clean", "corruption/fog", "corruption/snow", "shifted/sketch")
         rows = records[trial.id].rows
-        rows[3] = dataclasses.replace(rows[3], shift_top1_error_pct=errors)
+        rows[3] = dataclasses.replace(rows[3], extra=dict(zip(names, errors, strict=True)))
     page = write_report(plan, records, tmp_path, {}).read_text()
     document = json.loads((tmp_path / "summary.json").read_text())
     first, second = document["corruption"]
@@ -746,7 +748,7 @@ def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
     assert ">On shifted sets</h2>" in page
     assert "2 kinds of corruption, of each over severities 1, 5, of 50 images" in page
     rows = results_rows(plan, records)
-    assert [row["shift_error_pct.sketch"] for row in rows] == [60.0, 45.0, 61.0, 46.0]
+    assert [row["extra.shifted/sketch"] for row in rows] == [60.0, 45.0, 61.0, 46.0]
     told = set(re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "docs" / "report.md").read_text()))
     keys = {key for name in ("corruption", "shifted_sets") for row in document[name] for key in row}
     ends = ("_low", "_high")

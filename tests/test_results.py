@@ -1,37 +1,40 @@
 import dataclasses
 import typing
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, Unknown, row_of
+from orchestrator.outcomes import RULES, SETTLED, AttemptEnd, Outcome
 from orchestrator.results import (
-    RULES,
-    SETTLED,
-    AttemptEnd,
-    Outcome,
     Record,
     Result,
-    attempt_event,
-    end_event,
-    epoch_event,
+    by_cell_and_arm,
+    by_point,
     fold,
 )
 from trainables.base import Epoch
 
 
-def row(epoch: int, error: float = 50.0, test: float | None = None) -> dict:
-    return dataclasses.asdict(Epoch(epoch, 10 * epoch, 0.1, 1.0, 1.0, error, error, 1.0, 0.1, test))
+def row(epoch: int, error: float = 50.0, test: float | None = None) -> Epoch:
+    return Epoch(epoch, 10 * epoch, 0.1, 1.0, 1.0, error, error, 1.0, 0.1, test)
 
 
-def start(attempt: int = 1, trial: str = "t", time: float = 100.0) -> dict:
-    return attempt_event(trial, attempt, "lane", time)
+def start(attempt: int = 1, trial: str = "t", time: float = 100.0) -> Event:
+    return AttemptBegan(trial=trial, attempt=attempt, lane="lane", time=time)
 
 
-def end(how: str, attempt: int = 1, final: bool = True, time: float = 200.0) -> dict:
-    return end_event("t", attempt, how, f"because {how}", 60.0, time, final)
+def end(how: str, attempt: int = 1, final: bool = True, time: float = 200.0) -> Event:
+    return AttemptEnded(
+        trial="t", attempt=attempt, end=how, detail=f"because {how}", seconds=60.0, time=time, final=final
+    )
 
 
 def result(how: str | None, *errors: float, error_rule: str = "last_epoch") -> Result:
-    events = [start(), *(epoch_event("t", 1, row(i + 1, error)) for i, error in enumerate(errors))]
+    events = [
+        start(),
+        *(EpochDone(trial="t", attempt=1, row=row(i + 1, error)) for i, error in enumerate(errors)),
+    ]
     record = fold([*events, *([end(how)] if how else [])])["t"]
     return Result(None, record, error_rule)
 
@@ -66,17 +69,22 @@ def test_the_rules_are_those_that_were_decided():
 
 
 def test_an_undisturbed_trial_is_folded_into_one_record():
-    events = [start(), epoch_event("t", 1, row(1)), epoch_event("t", 1, row(2, 40.0)), end("finished")]
+    events = [
+        start(),
+        EpochDone(trial="t", attempt=1, row=row(1)),
+        EpochDone(trial="t", attempt=1, row=row(2, 40.0)),
+        end("finished"),
+    ]
     record = fold(events)["t"]
     assert (record.outcome, record.attempts, record.running, record.settled) == ("finished", 1, False, True)
     assert (record.started, record.ended, record.busy_seconds) == (100.0, 200.0, 60.0)
     assert record.detail == "because finished"
     assert list(record.rows) == [1, 2]
-    assert record.last == Epoch(**row(2, 40.0))
+    assert record.last == row(2, 40.0)
 
 
 def test_a_trial_under_way_is_running_and_has_no_outcome():
-    record = fold([start(), epoch_event("t", 1, row(1))])["t"]
+    record = fold([start(), EpochDone(trial="t", attempt=1, row=row(1))])["t"]
     assert (record.running, record.outcome, record.settled) == (True, None, False)
     assert Result(None, record).state == "running"
 
@@ -84,16 +92,16 @@ def test_a_trial_under_way_is_running_and_has_no_outcome():
 def test_an_epoch_that_was_repeated_counts_once_by_the_later_attempt():
     events = [
         start(1),
-        epoch_event("t", 1, row(1, 60.0)),
-        epoch_event("t", 1, row(2, 50.0)),
+        EpochDone(trial="t", attempt=1, row=row(1, 60.0)),
+        EpochDone(trial="t", attempt=1, row=row(2, 50.0)),
         end("lost", 1, final=False),
         start(2, time=300.0),
-        epoch_event("t", 2, row(2, 49.0)),
-        epoch_event("t", 2, row(3, 40.0)),
+        EpochDone(trial="t", attempt=2, row=row(2, 49.0)),
+        EpochDone(trial="t", attempt=2, row=row(3, 40.0)),
         end("finished", 2, time=400.0),
     ]
     record = fold(events)["t"]
-    assert [r.val_top1_error_pct for r in record.rows.values()] == [60.0, 49.0, 40.0]
+    assert [r.val_error_pct for r in record.rows.values()] == [60.0, 49.0, 40.0]
     assert (record.attempts, record.busy_seconds) == (2, 120.0)
     assert (record.started, record.ended) == (100.0, 400.0)
 
@@ -112,7 +120,13 @@ def test_a_cancelled_trial_is_not_settled_and_a_new_attempt_clears_it():
 
 
 def test_folding_goes_on_from_what_was_folded_and_passes_over_what_it_does_not_know():
-    events = [start(), epoch_event("t", 1, row(1)), {"kind": "moon"}, start(trial="u"), end("finished")]
+    events = [
+        start(),
+        EpochDone(trial="t", attempt=1, row=row(1)),
+        Unknown({"kind": "moon"}),
+        start(trial="u"),
+        end("finished"),
+    ]
     at_once = fold(events)
     in_parts = fold(events[2:], fold(events[:2]))
     assert at_once == in_parts
@@ -120,8 +134,10 @@ def test_folding_goes_on_from_what_was_folded_and_passes_over_what_it_does_not_k
 
 
 def test_fields_of_a_row_that_are_not_known_yet_are_passed_over():
-    record = fold([epoch_event("t", 1, row(1) | {"from_the_future": 1})])["t"]
-    assert record.last == Epoch(**row(1))
+    record = fold(
+        [EpochDone(trial="t", attempt=1, row=row_of(dataclasses.asdict(row(1)) | {"from_the_future": 1}))]
+    )["t"]
+    assert record.last == row(1)
 
 
 def test_a_finished_trial_counts_with_its_own_error_by_the_rule_of_the_sweep():
@@ -150,5 +166,23 @@ def test_a_trial_never_started_is_missing():
 
 
 def test_the_final_number_is_that_of_the_last_epoch():
-    events = [start(), epoch_event("t", 1, row(1)), epoch_event("t", 1, row(2, 40.0, 41.0)), end("finished")]
+    events = [
+        start(),
+        EpochDone(trial="t", attempt=1, row=row(1)),
+        EpochDone(trial="t", attempt=1, row=row(2, 40.0, 41.0)),
+        end("finished"),
+    ]
     assert Result(None, fold(events)["t"]).test_error_pct == 41.0
+
+
+def test_results_are_grouped_by_cell_and_arm_and_by_point_in_their_order():
+    places = [("c", "b", 1), ("c", "a", 0), ("d", "b", 1), ("c", "b", 0), ("c", "b", 1)]
+    results = [
+        Result(SimpleNamespace(cell_name=cell, arm=arm, point=point), Record()) for cell, arm, point in places
+    ]
+    first, second, third, fourth, fifth = results
+    groups = by_cell_and_arm(results)
+    assert list(groups) == [("c", "b"), ("c", "a"), ("d", "b")]
+    assert groups == {("c", "b"): [first, fourth, fifth], ("c", "a"): [second], ("d", "b"): [third]}
+    points = by_point(groups["c", "b"])
+    assert list(points.items()) == [(1, [first, fifth]), (0, [fourth])]

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks.results import beside, document
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.findings import gather
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.results import Record, attempt_event, end_event, epoch_event
+from orchestrator.results import Record
 from orchestrator.sweep import build_sweep
 from orchestrator.tables import tables_of
 from trainables.base import Epoch
@@ -94,13 +95,22 @@ def write(path, plan, trials):
     for trial in trials:
         cells = {
             "epoch": 1, "step": 19, "lr": 1e-3, "train_loss": 1.0, "val_loss": 1.0,
-            "val_top1_error_pct": planted(trial), "val_raw_top1_error_pct": planted(trial),
-            "train_seconds": 1.0, "val_seconds": 0.1, "test_top1_error_pct": planted(trial) + 0.5,
+            "val_error_pct": planted(trial), "val_raw_error_pct": planted(trial),
+            "train_seconds": 1.0, "val_seconds": 0.1, "test_error_pct": planted(trial) + 0.5,
         }  # fmt: skip
         events += [
-            attempt_event(trial.id, 1, "lane", 0.0),
-            epoch_event(trial.id, 1, cells),
-            end_event(trial.id, 1, "finished", "", 30.0, 30.0, True, trial.id),
+            AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0),
+            EpochDone(trial=trial.id, attempt=1, row=row_of(cells)),
+            AttemptEnded(
+                trial=trial.id,
+                attempt=1,
+                end="finished",
+                detail="",
+                seconds=30.0,
+                time=30.0,
+                final=True,
+                weights=trial.id,
+            ),
         ]
     (path / "journal" / "000001.jsonl").write_text("".join(encode(event) for event in events))
 
@@ -138,9 +148,7 @@ def test_the_report_sets_the_papers_errors_beside_its_own():
     records = ended(plan, planted)
     table = tables_of(gather(plan, records))["paper"]
     # The best of each is point 0: 10 + 0.5 on the final split, 30.5 for ViT_P.
-    assert [
-        (r["cell"], r["arm"], r["paper_top1_error_pct"], r["best_top1_error_pct"]) for r in table.data
-    ] == [
+    assert [(r["cell"], r["arm"], r["paper_error_pct"], r["best_error_pct"]) for r in table.data] == [
         ("sgd", "vit_c", 8.0, 10.5),
         ("adamw", "vit_p", 33.2, 30.5),
     ]

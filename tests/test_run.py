@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from orchestrator.events import AttemptBegan, AttemptEnded, SessionBegan
 from orchestrator.folder import open_folder
 from orchestrator.journal import read_journal
 from orchestrator.plan import Plan
@@ -70,7 +71,9 @@ def records_in(folder: Path) -> dict[str, Any]:
 
 def ends_in(folder: Path) -> list[str]:
     return [
-        event["trial"] for event in read_journal(folder).events if event["kind"] == "end" and event["final"]
+        event.trial
+        for event in read_journal(folder).events
+        if isinstance(event, AttemptEnded) and event.final
     ]
 
 
@@ -226,10 +229,10 @@ def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path, cluster
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     events = read_journal(folder).events
-    assert [event["lanes"] for event in events if event["kind"] == "session"] == [[2]]
-    assert [event["kind"] for event in events[:3]] == ["session", "preflight", "phase"]
-    attempts = [event for event in events if event["kind"] == "attempt"]
-    assert len({event["lane"] for event in attempts}) == 2
+    assert [event.lanes for event in events if isinstance(event, SessionBegan)] == [(2,)]
+    assert [event.kind for event in events[:3]] == ["session", "preflight", "phase"]
+    attempts = [event for event in events if isinstance(event, AttemptBegan)]
+    assert len({event.lane for event in attempts}) == 2
     # Two nodes of one CPU each: the lanes cannot have sat on one.
-    assert len({event["node"] for event in attempts}) == 2
+    assert len({event.node for event in attempts}) == 2
     assert (folder / "report" / "report.html").is_file()

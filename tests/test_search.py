@@ -10,18 +10,20 @@ import pytest
 
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
+from orchestrator.events import EpochDone
 from orchestrator.findings import gather
 from orchestrator.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.halving import Judge
 from orchestrator.journal import FolderError
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
 from orchestrator.question import Halving
-from orchestrator.results import Record, Result, epoch_event
+from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
 from orchestrator.search import Tried, next_round, num_rounds, searched
+from orchestrator.source import SweepError
 from orchestrator.space import Choice, IntRange, LogUniform
 from orchestrator.stats import MEASURES, summarise
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from orchestrator.tables import tables_of
 from orchestrator.words import answer
 from trainables.base import Epoch
@@ -248,7 +250,7 @@ def test_what_was_decided_is_decided_again_after_a_kill():
     told, events = {}, []
     for trial, epoch in order[: len(order) * 3 // 4]:
         error = float(errors[trial.id, epoch])
-        events.append(epoch_event(trial.id, 1, {"epoch": epoch, "val_top1_error_pct": error}))
+        events.append(EpochDone(trial=trial.id, attempt=1, row=row(epoch, error)))
         told[trial.id, epoch] = judged.stops(trial.id, epoch, error)
     after, _ = judge()
     after.replay(events)
@@ -290,10 +292,9 @@ def test_a_worker_is_told_to_stop_and_its_trial_ends_as_stopped(tmp_path):
         taken = await clerk.take("lane", last)
         assert taken is not None
         number, _ = taken
-        plain = {"step": 1, "val_top1_error_pct": 50.0}
-        verdicts = [await clerk.row("lane", number, {**plain, "epoch": epoch}) for epoch in (1, 2)]
+        verdicts = [await clerk.row("lane", number, row(epoch, 50.0)) for epoch in (1, 2)]
         await clerk.end("lane", number, "stopped", "behind")
-        verdicts.append(await clerk.row("lane", number, {**plain, "epoch": 3}))
+        verdicts.append(await clerk.row("lane", number, row(3, 50.0)))
         assert await clerk.left() == 0
         return list(verdicts)
 

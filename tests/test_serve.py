@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
+from orchestrator.events import SessionClosed
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
 from orchestrator.serve import Pages, make, server
@@ -113,7 +114,7 @@ def test_a_report_is_made_when_it_is_looked_at_and_anew_when_the_journal_has_gro
         get(address + "/half/")
     assert made == ["half"]
     with (runs / "half/journal/000001.jsonl").open("a") as file:
-        file.write(encode({"kind": "close", "time": 0}))
+        file.write(encode(SessionClosed(time=0)))
     get(address + "/half/version.json")
     until(lambda: pages.page("half").version == 2)
     page = get(address + "/half/")

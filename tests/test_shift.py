@@ -17,14 +17,14 @@ from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 from trainables.corruptions import KINDS
 
-OURS = {"clean": 20.0, "fog": 30.0, "snow": 50.0, "imagenet_v2": 35.0}
-THEIRS = {"clean": 40.0, "fog": 60.0, "snow": 80.0, "imagenet_v2": 55.0}
+OURS = {"clean": 20.0, "corruption/fog": 30.0, "corruption/snow": 50.0, "shifted/imagenet_v2": 35.0}
+THEIRS = {"clean": 40.0, "corruption/fog": 60.0, "corruption/snow": 80.0, "shifted/imagenet_v2": 55.0}
 
 
 def test_corruption_error_by_hand():
     found = corruption_error(OURS)
     assert (found.clean_pct, found.mean_pct, found.excess_pct) == (20, 40, 20)
-    assert corruption_error({"imagenet_v2": 35.0}) is None
+    assert corruption_error({"shifted/imagenet_v2": 35.0}) is None
     # 30 of 60 and 50 of 80: 50 % and 62.5 %.
     assert mean_corruption_error(OURS, THEIRS) == pytest.approx(56.25)
     # 10 more where they have 20 more, 30 more where they have 40 more.
@@ -36,7 +36,8 @@ def test_it_is_the_papers_formula_over_severities():
     rng = np.random.default_rng(0)
     ours, theirs = rng.uniform(20, 60, (15, 5)), rng.uniform(50, 90, (15, 5))
     rows = [
-        {"clean": clean} | dict(zip(KINDS, errors.mean(1).tolist(), strict=True))
+        {"clean": clean}
+        | {f"corruption/{kind}": error for kind, error in zip(KINDS, errors.mean(1).tolist(), strict=True)}
         for clean, errors in ((10.0, ours), (40.0, theirs))
     ]
     expected = 100 * np.mean(ours.sum(1) / theirs.sum(1))
@@ -53,8 +54,8 @@ def test_a_network_beside_itself_is_at_a_hundred():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fog": 0.0}, r"no error under \['fog'\]"),
-        ({"frost": 70.0}, "the same corruptions"),
+        ({"corruption/fog": 0.0}, r"no error under \['fog'\]"),
+        ({"corruption/frost": 70.0}, "the same corruptions"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes, words):
@@ -63,7 +64,7 @@ def test_what_cannot_be_compared_is_refused(changes, words):
     with pytest.raises(ValueError, match="the same corruptions"):
         mean_corruption_error({"clean": 1.0}, {"clean": 1.0})
     with pytest.raises(ValueError, match=r"no worse under \['snow'\]"):
-        relative_corruption_error(OURS, THEIRS | {"snow": 40.0})
+        relative_corruption_error(OURS, THEIRS | {"corruption/snow": 40.0})
 
 
 # --- of a sweep ---------------------------------------------------------------------------------------
@@ -96,8 +97,11 @@ FRESH = {
 }
 
 
+NAMES = ("clean", "corruption/fog", "corruption/snow", "shifted/sketch")
+
+
 def finished(val, errors):
-    shifted = dict(zip(("clean", "fog", "snow", "sketch"), errors, strict=True))
+    shifted = dict(zip(NAMES, errors, strict=True))
     last = Epoch(2, 38, 1e-3, 1.0, 1.0, val, val, 1.0, 0.1, errors[0] + 1, None, shifted)
     return Record("finished", "", 1, {2: last})
 
@@ -127,7 +131,7 @@ def test_the_best_run_of_the_sweep_speaks_for_its_arm_without_an_interval():
     assert (p.point, p.num_runs, c.point, c.sets) == (0, 1, 0, ["sketch"])
     # (36 + 40) / 2 and (44 + 48) / 2.
     assert (c.corrupted_pct.value, c.added_pp.value, p.corrupted_pct.value) == (38.0, 8.0, 46.0)
-    assert (c.errors_pct[FINAL].value, c.errors_pct["sketch"].value) == (31.0, 45.0)
+    assert (c.errors_pct[FINAL].value, c.errors_pct["shifted/sketch"].value) == (31.0, 45.0)
     # 36 of 44 and 40 of 48; 6 more where there are 4 more, 10 where there are 8.
     assert c.mce_pct == pytest.approx(100 * (36 / 44 + 40 / 48) / 2)
     assert c.relative_mce_pct == pytest.approx(100 * (6 / 4 + 10 / 8) / 2)
@@ -147,7 +151,7 @@ def test_fresh_seeds_give_the_mean_with_students_interval_and_welchs_difference(
     assert (c.corrupted_pct.low, c.corrupted_pct.high) == pytest.approx((23 - half, 23 + half))
     # 11, 11 and 14 are added to 10, 12 and 11; 20, 22 and 18 to 20, 22 and 24.
     assert (p.added_pp.value, c.added_pp.value) == (20.0, 12.0)
-    assert (c.errors_pct["sketch"].value, c.errors_pct["fog"].value) == (53.0, 21.0)
+    assert (c.errors_pct["shifted/sketch"].value, c.errors_pct["corruption/fog"].value) == (53.0, 21.0)
     # Equal variances and counts: four degrees of freedom, 2.7764.
     difference = c.differences_pp["corrupted"]
     assert difference.value == np.mean(corrupted["c"]) - np.mean(corrupted["p"]) == -19.0

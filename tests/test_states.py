@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from orchestrator import cost, lanes
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
+from orchestrator.events import SessionBegan
 from orchestrator.folder import record_retries
 from orchestrator.gang import Node
 from orchestrator.plan import data_configs, make_plan
@@ -20,7 +21,7 @@ from orchestrator.question import Resources
 from orchestrator.states import Kept, States
 from orchestrator.sweep import build_sweep
 from tests.test_checkpoint import FakeClerk
-from tests.test_journal import EPOCH
+from tests.test_journal import row
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig
 from trainables.context import Context
@@ -44,7 +45,7 @@ def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) ->
     deleted = []
 
     async def go() -> None:
-        await clerk.note({"kind": "session", "time": 0.0})
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job(trial, "arm", "{}", group=group) for trial, group, _ in ends])
         last = await clerk.enter("lane", "node")
         for trial, _, error in ends:
@@ -52,7 +53,7 @@ def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) ->
             last, job = await clerk.take("lane", last)
             assert job["trial"] == trial
             Store(states.checkpoint(trial)).write({"epoch": 1, "step": 0})
-            await clerk.row("lane", last, EPOCH | {"epoch": 1, "val_top1_error_pct": error})
+            await clerk.row("lane", last, row(1, error))
             if (kept := await clerk.keeps("lane", last, error)) is not None:
                 states.keep(kept, lambda file, trial=trial: file.write(trial.encode()))
             before = {kept.trial for kept in states.kept()}
@@ -127,7 +128,7 @@ def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, mo
     settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
     job = {"trial": "abc", "config": config.model_dump_json(), "attempt": 1, "epochs": 0}
     lanes._run_job(job, 1, settings | {"checkpoints": None}, Context())
-    assert asked == [("lane", 1, clerk.rows[-1]["val_top1_error_pct"])]
+    assert asked == [("lane", 1, clerk.rows[-1]["val_error_pct"])]
     [(end, _, log, weights, told)] = clerk.ends
     assert (end, log, told) == ("finished", "", kept)
     with (tmp_path / "trials" / "abc" / "final.pt").open("rb") as file:
@@ -137,7 +138,15 @@ def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, mo
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     assert digest.hexdigest()[:16] == weights
-    assert json.loads((tmp_path / "trials" / "abc" / "final.json").read_text())["val_top1_error_pct"] == 12.5
+    assert json.loads((tmp_path / "trials" / "abc" / "final.json").read_text())["val_error_pct"] == 12.5
+
+
+def test_weights_that_an_earlier_version_kept_are_found(tmp_path):
+    folder = tmp_path / "trials" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "final.pt").write_bytes(b"weights")
+    (folder / "final.json").write_text('{"trial": "abc", "group": "all p", "val_top1_error_pct": 12.5}')
+    assert States(tmp_path).kept() == [Kept("abc", "all p", 12.5)]
 
 
 def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monkeypatch):
@@ -213,10 +222,8 @@ def test_what_is_stored_follows_from_the_number_of_parameters():
     assert 0 < in_flight - 3 * large < 4 * 100
 
 
-def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
-    monkeypatch, tmp_path, capsys
-):
-    from orchestrator import cli
+def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(monkeypatch, tmp_path):
+    from orchestrator.session import Preparation, Session
 
     nodes = [Node(cpus=3, gpus=0)]
     total = sum(getattr(cost.storage(plan_of(keep="last"), nodes), k) for k in ("checkpoint_gib", "kept_gib"))
@@ -225,9 +232,7 @@ def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
     monkeypatch.setattr(lanes, "connect", lambda address: None)
     monkeypatch.setattr(lanes, "nodes", lambda: nodes)
     monkeypatch.setattr(lanes, "Run", lambda *_: pytest.fail("started"))
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    session = Session(SimpleNamespace(folder=tmp_path / "out"))
     with pytest.raises(lanes.ClusterError, match=rf"max_checkpoint_gib is 0.0001, and up to {total:.3g} GiB"):
-        cli._execute(
-            cli._console(), plan, SimpleNamespace(folder=tmp_path / "out"), plan.trials, None, None, False, ""
-        )
+        session.run_rounds(plan, Preparation())
     assert list(tmp_path.iterdir()) == []

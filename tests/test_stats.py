@@ -9,8 +9,10 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
-from orchestrator.results import RULES, Record, results_of
+from orchestrator.question import Primary
+from orchestrator.results import Record, results_of
 from orchestrator.stats import (
     MEASURES,
     MIN_SAMPLE,
@@ -31,7 +33,7 @@ from orchestrator.stats import (
     signed_rank_sum,
     summarise,
 )
-from orchestrator.sweep import Primary, build_sweep
+from orchestrator.sweep import build_sweep
 from trainables.base import Epoch
 
 
@@ -56,7 +58,7 @@ def make(points=8, arms=("a", "b"), **keys):
 def ended(error, outcome="finished", test=None):
     """A record of two epochs that ends at an error."""
     row = Epoch(1, 10, 1e-3, 1.0, 1.0, error + 5, error + 5, 1.0, 0.1, None)
-    last = dataclasses.replace(row, epoch=2, val_top1_error_pct=error, test_top1_error_pct=test)
+    last = dataclasses.replace(row, epoch=2, val_error_pct=error, test_error_pct=test)
     return Record(outcome=outcome, attempts=1, rows={1: row, 2: last}, busy_seconds=2.0)
 
 

@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report_scale import large_plan
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    EpochDone,
+    InFlight,
+    Pulse,
+    RetryWanted,
+    SessionBegan,
+    row_of,
+)
 from orchestrator.plan import Confirmation, Plan, Trial, with_confirmation
-from orchestrator.results import Record, Result, attempt_event, end_event, epoch_event, fold, retry_event
+from orchestrator.results import Record, Result, fold
 from orchestrator.story import UnknownTrial, attempts_of, find_trial, name_of, story
 from orchestrator.trial_logs import kept, last_lines, logs_of
 
@@ -57,11 +67,11 @@ def row(epoch: int, step: int) -> dict:
         "lr": 0.0,
         "train_loss": 1.0,
         "val_loss": 1.0,
-        "val_top1_error_pct": 42.0,
-        "val_raw_top1_error_pct": 42.0,
+        "val_error_pct": 42.0,
+        "val_raw_error_pct": 42.0,
         "train_seconds": 1.0,
         "val_seconds": 0.0,
-        "test_top1_error_pct": None,
+        "test_error_pct": None,
     }
 
 
@@ -69,16 +79,36 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
     wanted = trial(plan, "vit_c", "adamw/e4", 3)
     other = trial(plan, "vit_p", "adamw/e4", 3)
     events = [
-        {"kind": "session", "time": 0.0},
-        attempt_event(wanted.id, 1, "a1", 100.0, "9f3c5ab2e1"),
-        attempt_event(other.id, 1, "b2", 100.0),
-        epoch_event(wanted.id, 1, row(1, 19)),
-        {"kind": "pulse", "time": 130.0, "in_flight": {wanted.id: [0, 25, 129.0]}},
-        {"kind": "session", "time": 200.0},
-        attempt_event(wanted.id, 2, "c3", 210.0),
-        end_event(wanted.id, 2, "lost", "a worker process died", 5.0, 215.0, False, from_step=19, step=30),
-        attempt_event(wanted.id, 3, "c3", 220.0),
-        end_event(wanted.id, 3, "failed", "OSError: no space", 7.5, 227.5, True, from_step=30, step=33),
+        SessionBegan(time=0.0, began=0.0),
+        AttemptBegan(trial=wanted.id, attempt=1, lane="a1", time=100.0, node="9f3c5ab2e1"),
+        AttemptBegan(trial=other.id, attempt=1, lane="b2", time=100.0),
+        EpochDone(trial=wanted.id, attempt=1, row=row_of(row(1, 19))),
+        Pulse(time=130.0, in_flight={wanted.id: InFlight(0, 25, 129.0)}),
+        SessionBegan(time=200.0, began=200.0),
+        AttemptBegan(trial=wanted.id, attempt=2, lane="c3", time=210.0),
+        AttemptEnded(
+            trial=wanted.id,
+            attempt=2,
+            end="lost",
+            detail="a worker process died",
+            seconds=5.0,
+            time=215.0,
+            final=False,
+            from_step=19,
+            step=30,
+        ),
+        AttemptBegan(trial=wanted.id, attempt=3, lane="c3", time=220.0),
+        AttemptEnded(
+            trial=wanted.id,
+            attempt=3,
+            end="failed",
+            detail="OSError: no space",
+            seconds=7.5,
+            time=227.5,
+            final=True,
+            from_step=30,
+            step=33,
+        ),
     ]
     attempts = attempts_of(wanted.id, events)
     assert [(a.number, a.end, a.from_step, a.step, a.epochs) for a in attempts] == [
@@ -96,7 +126,7 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
     assert "vitc-sweep retry runs/x --trial vit_c/adamw/e4/3" in text
     assert "    OSError: no space" in lines
     # What a person had thrown away is told as such.
-    again = attempts_of(wanted.id, [*events, retry_event(wanted.id, 300.0)])
+    again = attempts_of(wanted.id, [*events, RetryWanted(trial=wanted.id, time=300.0)])
     assert all(attempt.discarded for attempt in again)
 
 
@@ -113,7 +143,7 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
 def test_every_outcome_has_its_advice(plan, outcome, told):
     wanted = plan.trials[0]
     record = Record(outcome=outcome)
-    attempts = attempts_of(wanted.id, [attempt_event(wanted.id, 1, "a", 0.0)])
+    attempts = attempts_of(wanted.id, [AttemptBegan(trial=wanted.id, attempt=1, lane="a", time=0.0)])
     text = "\n".join(story(Result(wanted, record), attempts if outcome else [], "runs/x", 76))
     assert told.replace("64", str(wanted.config.batch_size)) in text
 

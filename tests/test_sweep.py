@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.design import SobolDesign
-from orchestrator.sweep import Override, Sweep, SweepError, Window, build_sweep, load_sweep
+from orchestrator.question import Sweep
+from orchestrator.source import Override, SweepError
+from orchestrator.space import Window
+from orchestrator.sweep import build_sweep, load_sweep
 from trainables.baselines import ResNetConfig
 from trainables.data import Parquet
 

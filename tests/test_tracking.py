@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import shutil
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from orchestrator import tracking
+from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
+from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.results import RULES, Event, attempt_event, end_event, epoch_event
 from orchestrator.sweep import build_sweep
 from orchestrator.tracking import (
     STATE_FILE,
@@ -89,20 +91,38 @@ def _default_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+#: Errors have the name of what they are the error of, where that is not their column's.
+METRICS = {
+    "val_error_pct": "val_top1_error_pct",
+    "val_raw_error_pct": "val_raw_top1_error_pct",
+    "test_error_pct": "test_top1_error_pct",
+}
+
+
 def row(epoch: int, **changes: Any) -> dict[str, Any]:
     """One row of results, every number told apart from the others."""
     numbers = {name: index + epoch / 100 for index, name in enumerate(EPOCH_LABELS)}
-    return numbers | {"epoch": epoch, "step": 20 * epoch, "test_top1_error_pct": None} | changes
+    return numbers | {"epoch": epoch, "step": 20 * epoch, "test_error_pct": None} | changes
 
 
 def story(
     trial_id: str, epochs: range, end: str | None, attempt: int = 1, began: float = BEGAN
 ) -> list[Event]:
     """What the journal says of one attempt at a trial."""
-    events = [attempt_event(trial_id, attempt, "lane-0", began)]
-    events += [epoch_event(trial_id, attempt, row(epoch)) for epoch in epochs]
+    events = [AttemptBegan(trial=trial_id, attempt=attempt, lane="lane-0", time=began)]
+    events += [EpochDone(trial=trial_id, attempt=attempt, row=row_of(row(epoch))) for epoch in epochs]
     if end is not None:
-        events.append(end_event(trial_id, attempt, end, f"why {end}", 9.0, began + 99, final=end != "lost"))  # type: ignore[arg-type]
+        events.append(
+            AttemptEnded(
+                trial=trial_id,
+                attempt=attempt,
+                end=end,
+                detail=f"why {end}",
+                seconds=9.0,
+                time=began + 99,
+                final=end != "lost",
+            )
+        )  # type: ignore[arg-type]
     return events
 
 
@@ -174,9 +194,10 @@ def test_a_sweep_is_a_run_with_one_nested_run_per_trial(
         assert run.data.params["model.stem"] == ("conv" if trial.arm == "vit_c" else "patchify")
         assert run.data.params["schedule.epochs"] == "3"
         for name in EPOCH_LABELS:
+            metric = METRICS.get(name, name)
             # What a row does not have is no point of a curve.
-            points = [] if name == "test_top1_error_pct" else [(n, row(n)[name]) for n in (1, 2, 3)]
-            assert seen.curve(trial.id, name) == points
+            points = [] if name == "test_error_pct" else [(n, row(n)[name]) for n in (1, 2, 3)]
+            assert seen.curve(trial.id, metric) == points
 
 
 def test_a_sweep_that_goes_on_says_nothing_twice(plan: Plan, folder: Path) -> None:
@@ -237,13 +258,16 @@ def test_metrics_go_on_where_they_were_when_a_sweep_is_told_piece_by_piece(plan:
 
 def test_errors_under_corruption_and_shift_are_metrics_of_the_last_epoch(plan: Plan, folder: Path) -> None:
     trial_id = plan.trials[0].id
-    errors = {"clean": 20.0, "fog": 30.0, "snow": 50.0, "imagenet_v2": 35.0}
+    errors = {"clean": 20.0, "corruption/fog": 30.0, "corruption/snow": 50.0, "shifted/imagenet_v2": 35.0}
     events = story(trial_id, range(1, 4), "finished")
-    events[-2]["row"]["shift_top1_error_pct"] = errors
+    last = events[-2]
+    assert isinstance(last, EpochDone)
+    events[-2] = dataclasses.replace(last, row=dataclasses.replace(last.row, extra=errors | {"iou/car": 7.0}))
     assert tell(plan, folder, events) is None
     seen = Seen(folder)
-    for name, error in errors.items():
+    for name, error in {"clean": 20.0, "fog": 30.0, "snow": 50.0, "imagenet_v2": 35.0}.items():
         assert seen.curve(trial_id, f"shift_top1_error_pct/{name}") == [(3, error)]
+    assert seen.curve(trial_id, "iou/car") == [(3, 7.0)]
     # The mean over two kinds, and what it is above clean.
     assert seen.curve(trial_id, "corrupted_top1_error_pct") == [(3, 40.0)]
     assert seen.curve(trial_id, "corruption_added_pp") == [(3, 20.0)]
@@ -273,10 +297,22 @@ def test_a_store_that_has_more_than_we_were_told_is_asked_and_not_told_again(
 def test_numbers_that_are_none_are_left_out(plan: Plan, folder: Path) -> None:
     trial_id = plan.trials[0].id
     events = [
-        attempt_event(trial_id, 1, "lane-0", BEGAN),
-        epoch_event(trial_id, 1, row(1)),
-        epoch_event(trial_id, 1, row(2, train_loss=math.nan, val_loss=math.inf, test_top1_error_pct=7.5)),
-        end_event(trial_id, 1, "diverged", "loss is nan", 3.0, BEGAN + 9, final=True),
+        AttemptBegan(trial=trial_id, attempt=1, lane="lane-0", time=BEGAN),
+        EpochDone(trial=trial_id, attempt=1, row=row_of(row(1))),
+        EpochDone(
+            trial=trial_id,
+            attempt=1,
+            row=row_of(row(2, train_loss=math.nan, val_loss=math.inf, test_error_pct=7.5)),
+        ),
+        AttemptEnded(
+            trial=trial_id,
+            attempt=1,
+            end="diverged",
+            detail="loss is nan",
+            seconds=3.0,
+            time=BEGAN + 9,
+            final=True,
+        ),
     ]
     assert tell(plan, folder, events) is None
     seen = Seen(folder)
@@ -297,8 +333,10 @@ def test_every_outcome_is_shown(long_plan: Plan, folder: Path) -> None:
         event
         for end, trial_id in ids.items()
         for event in [
-            attempt_event(trial_id, 1, "lane-0", BEGAN),
-            end_event(trial_id, 1, end, "", 1.0, BEGAN + 1, final=True),
+            AttemptBegan(trial=trial_id, attempt=1, lane="lane-0", time=BEGAN),
+            AttemptEnded(
+                trial=trial_id, attempt=1, end=end, detail="", seconds=1.0, time=BEGAN + 1, final=True
+            ),
         ]
     ]
     assert tell(long_plan, folder, events) is None
@@ -469,7 +507,7 @@ def test_the_password_of_a_store_is_in_no_argument_and_no_message(
     monkeypatch.setattr(tracking, "_Store", refuse)
     plan = a_plan()
     tracker = Tracker(plan, tmp_path, uri)
-    tracker.observe([attempt_event(plan.trials[0].id, 1, "lane", BEGAN)])
+    tracker.observe([AttemptBegan(trial=plan.trials[0].id, attempt=1, lane="lane", time=BEGAN)])
     tracker.start()
     warning = tracker.close(timeout_seconds=30)
     assert warning is not None

@@ -13,16 +13,18 @@ import pytest
 
 from orchestrator import cost, lanes
 from orchestrator.clerk import Clerk
+from orchestrator.events import SessionBegan
 from orchestrator.folder import open_folder, record_retries, save_question
 from orchestrator.gang import Gang, Node
 from orchestrator.journal import read_journal
 from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, unique_trials, with_confirmation
 from orchestrator.preflight import _build_fault, subjects
 from orchestrator.results import Record, brought_back, fold, results_of
+from orchestrator.source import SweepError
 from orchestrator.states import States
 from orchestrator.stats import summarise
 from orchestrator.story import advice, attempts_of, find_trial, name_of, story
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.sweep import build_sweep
 from orchestrator.words import stage_caveats
 from tests.test_run import BASE, by_hand, ends_in, records_in, results, rows_of, start_cli
 from trainables.base import Diverged
@@ -210,7 +212,7 @@ class Lane:
                 call = lambda *rest, method=method: loop.run(method(*rest))  # noqa: E731
                 setattr(remote, name, SimpleNamespace(remote=call))
             settings = {"clerk": remote, "lane": "x", "folder": str(self.folder), "hang_seconds": 600}
-            loop.run(clerk.note({"kind": "session", "time": time.time()}))
+            loop.run(clerk.note(SessionBegan(time=time.time(), began=time.time())))
             loop.run(clerk.add(*lanes.jobs_of(todo, records, retries=0)))
             number = loop.run(clerk.enter("x", "node"))
             while loop.run(clerk.left()):
@@ -304,9 +306,11 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     # Diverged counts, as it does of any trial, and what was not begun is said to be so.
     assert result.error_pct == (100.0 if outcome == "diverged" else None)
     assert any("never begun" in line for line in stage_caveats(told)) == (outcome == "diverged")
-    from orchestrator.cli import INCOMPLETE, _conclude, _console
+    from orchestrator.cli import INCOMPLETE
+    from orchestrator.cli.conclusion import conclude
+    from orchestrator.cli.options import make_console
 
-    assert _conclude(_console(), tmp_path) == INCOMPLETE
+    assert conclude(make_console(), tmp_path) == INCOMPLETE
     assert "2 trials were never begun" in capsys.readouterr().out
 
     # With more points: they come to the same end, though their first stage ended in an earlier run.

@@ -10,12 +10,24 @@ from rich.console import Console
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    EpochDone,
+    InFlight,
+    Notice,
+    Pulse,
+    RetryWanted,
+    Sealed,
+    SessionBegan,
+    row_of,
+)
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
 from orchestrator.ledger import ledger
 from orchestrator.plan import Plan
 from orchestrator.progress import FAILURES, Progress, TimeLeft
-from orchestrator.results import attempt_event, end_event, fold, results_of, retry_event
+from orchestrator.results import fold, results_of
 from orchestrator.story import find_trial
 from orchestrator.watch import Display, Follower, follow, left_text, sparkline, view
 
@@ -70,15 +82,23 @@ def test_a_retry_takes_a_result_and_a_cause_back(plan):
         event
         for number, trial in enumerate((one, two))
         for event in (
-            attempt_event(trial, 1, "lane", 1.0),
-            end_event(trial, 1, "failed", f"OSError: part {number} of 12 is gone", 1.0, 2.0, True),
+            AttemptBegan(trial=trial, attempt=1, lane="lane", time=1.0),
+            AttemptEnded(
+                trial=trial,
+                attempt=1,
+                end="failed",
+                detail=f"OSError: part {number} of 12 is gone",
+                seconds=1.0,
+                time=2.0,
+                final=True,
+            ),
         )
     ]
     progress = Progress(plan, {})
     progress.observe(ended)
     # Numbers do not make another cause of it.
     assert [len(cause.trials) for cause in progress.causes.values()] == [2]
-    progress.observe([retry_event(one, 3.0), retry_event(two, 3.0)])
+    progress.observe([RetryWanted(trial=one, time=3.0), RetryWanted(trial=two, time=3.0)])
     assert not progress.causes
     assert progress.ended == 0
     assert progress.share == 0
@@ -176,19 +196,19 @@ def pulses(work_per_second: list[float], seconds: float, trial: str, steps: int)
         "lr": 0.0,
         "train_loss": 1.0,
         "val_loss": 1.0,
-        "val_top1_error_pct": 50.0,
-        "val_raw_top1_error_pct": 50.0,
+        "val_error_pct": 50.0,
+        "val_raw_error_pct": 50.0,
         "train_seconds": 1.0,
         "val_seconds": 0.0,
-        "test_top1_error_pct": None,
+        "test_error_pct": None,
     }
     found += [
-        attempt_event(trial, 1, "lane", 0.0),
-        {"kind": "epoch", "trial": trial, "attempt": 1, "row": row},
+        AttemptBegan(trial=trial, attempt=1, lane="lane", time=0.0),
+        EpochDone(trial=trial, attempt=1, row=row_of(row)),
     ]
     for speed in work_per_second:
         now, step = now + seconds, step + speed * seconds * steps
-        found.append({"kind": "pulse", "time": now, "in_flight": {trial: [0, step, now]}})
+        found.append(Pulse(time=now, in_flight={trial: InFlight(0, int(step), now)}))
     return found
 
 
@@ -206,9 +226,9 @@ def test_at_an_even_speed_the_time_left_is_known_exactly(lone):
     left = progress.time_left
     assert left is not None
     assert (left.seconds, left.low, left.high) == pytest.approx((75.0, 75.0, 75.0))
-    assert left_text(progress, progress.now) == "about 1 min 15 s left (1 min 15 s to 1 min 15 s)"
+    assert left_text(progress, progress.now) == "about 75.0 s left (75.0 s to 75.0 s)"
     # Between events it counts down.
-    assert left_text(progress, progress.now + 15).startswith("about 1 min 00 s left")
+    assert left_text(progress, progress.now + 15).startswith("about 60.0 s left")
 
 
 def test_the_interval_of_the_time_left_covers_the_truth(lone):
@@ -239,9 +259,9 @@ def test_where_there_is_no_terminal_each_ended_trial_is_a_line(plan):
     with Display(Console(file=out, width=120), Progress(plan, {})) as display:
         for event in events:
             display.update([event])
-        display.update([{"kind": "notice", "detail": "the disk is [full]"}])
+        display.update([Notice(detail="the disk is [full]")])
     lines = out.getvalue().splitlines()
-    ended = sum(event["kind"] == "end" for event in events)
+    ended = sum(isinstance(event, AttemptEnded) for event in events)
     assert len(lines) == ended + 1
     assert lines[0].startswith(f"[1/{len(plan.trials)}] ")
     assert lines[-1] == "the disk is [full]"
@@ -253,7 +273,7 @@ def test_in_a_terminal_the_view_is_live_and_leaves_nothing_but_notices_behind(pl
     console = Console(file=out, width=80, height=24, force_terminal=True, color_system=None)
     with Display(console, Progress(plan, {}), Path("runs/large"), clock=lambda: now) as display:
         display.update(made_up_run(plan, lanes=2, failing=0.3))
-        display.update([{"kind": "notice", "detail": "the disk is [full]"}])
+        display.update([Notice(detail="the disk is [full]")])
         shown = out.getvalue()
     assert "vit_p" in shown
     assert "running" in shown
@@ -283,8 +303,8 @@ def test_a_follower_sees_what_is_added_and_a_new_run_begin(plan, tmp_path):
     # Another run begins: what the first had in flight is not running any more.
     now = follower.progress.now + 5
     (folder / "journal" / "000002.jsonl").write_text(
-        encode({"kind": "seal", "sizes": {"000001.jsonl": journal.stat().st_size}})
-        + encode({"kind": "session", "time": now, "began": now, "lanes": [2]})
+        encode(Sealed(sizes={"000001.jsonl": journal.stat().st_size}))
+        + encode(SessionBegan(time=now, began=now, lanes=(2,)))
     )
     assert follower.read() == []
     assert not any(tally.running for tally in follower.progress.tallies)
@@ -309,7 +329,12 @@ def test_failures_of_all_kinds_are_named_as_such(plan):
     for state in FAILURES:
         progress = Progress(plan, {})
         progress.observe(
-            [attempt_event(trial.id, 1, "l", 1.0), end_event(trial.id, 1, state, "cause", 1.0, 2.0, True)]
+            [
+                AttemptBegan(trial=trial.id, attempt=1, lane="l", time=1.0),
+                AttemptEnded(
+                    trial=trial.id, attempt=1, end=state, detail="cause", seconds=1.0, time=2.0, final=True
+                ),
+            ]
         )
         assert f"1 {state}" in text_of(progress)
         assert "1 failed" in text_of(progress)

@@ -150,23 +150,14 @@ class LightPipeline:
         return pixels_BCHW
 
 
-# Trials of one lane that share data and image size share the decoded images, too.
-_COLLECTED: dict[tuple[int, int, str], tuple[Images, Collected]] = {}
-
-
+# Trials of one lane that share data and image size share the decoded images, too; six splits are enough.
+@functools.lru_cache(maxsize=6)
 def _collected_light(images: Images, image_size: int, device: torch.device) -> Collected:
-    key = (id(images), image_size, str(device))
-    if key not in _COLLECTED:
-        if (size := len(images) * 3 * image_size**2) > COLLECT_BYTES:
-            raise MemoryError(
-                f"augment light keeps all images in memory, {size / 2**30:.1f} GiB here; use augment paper"
-            )
-        # Six splits of old data are enough to keep; the images are held so that their id stays theirs.
-        while len(_COLLECTED) >= 6:
-            _COLLECTED.pop(next(iter(_COLLECTED)))
-        prepare = functools.partial(_light_bytes, image_size=image_size)
-        _COLLECTED[key] = (images, collect(images, prepare, device))
-    return _COLLECTED[key][1]
+    if (size := len(images) * 3 * image_size**2) > COLLECT_BYTES:
+        raise MemoryError(
+            f"augment light keeps all images in memory, {size / 2**30:.1f} GiB here; use augment paper"
+        )
+    return collect(images, functools.partial(_light_bytes, image_size=image_size), device)
 
 
 def _light_bytes(image: Image.Image, image_size: int) -> Tensor:

@@ -5,7 +5,7 @@ Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs.
 """
 
 import functools
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.base import Frozen
+from trainables.tasks.classification import Classification
 from trainables.vit import Cost
 
 
-def count_cost(model: nn.Module, image_size: int) -> Cost:
-    """The cost of a network on the meta device, by running one image through it and watching.
+def count_cost(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
+    """The cost of a network on the meta device, by running one input of shape (C, H, W) through it.
 
     Convolutions, linear layers and the stem's pooling write activations, as the authors' code counts.
     """
@@ -39,7 +40,7 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
     handles = [layer.register_forward_hook(watch) for layer in layers]
     was_training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+        model.eval()(torch.empty(1, *input_shape, device="meta"))
     model.train(was_training)
     for handle in handles:
         handle.remove()
@@ -50,8 +51,16 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
 class _Baseline(Frozen):
     """A CNN that timm builds; its cost is counted on the meta device, where nothing is allocated."""
 
+    #: Names of the tasks that it answers.
+    tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
+
     image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block.")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        return (3, self.image_size, self.image_size)
 
     def build(self, num_classes: int) -> nn.Module:
         """The network, its initial weights drawn from torch's global generator."""
@@ -66,7 +75,7 @@ class _Baseline(Frozen):
 def _counted(config: _Baseline, num_classes: int) -> Cost:
     with torch.device("meta"):
         model = config.build(num_classes)
-    return count_cost(model, config.image_size)
+    return count_cost(model, config.input_shape)
 
 
 #: depths, widths, group width, training resolution.

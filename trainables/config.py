@@ -5,7 +5,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
 
 from trainables.augment import Light, Mixup, Paper
@@ -207,6 +216,18 @@ class TrainConfig(Frozen):
             # A recipe's augmentation gives way whole to one of another name.
             set_paths(tree, dict(leaves(source)))
         return tree
+
+    @field_validator("data")
+    @classmethod
+    def _model_answers(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        # A model that is faulty itself is not among what has been validated.
+        model: ModelConfig | None = info.data.get("model")
+        if model is not None and data.task.name not in model.tasks:
+            raise ValueError(
+                f"is for {data.task.name}, and a model of family {model.family} is for "
+                f"{' or '.join(sorted(model.tasks))}"
+            )
+        return data
 
 
 TrainConfig.model_rebuild()

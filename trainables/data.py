@@ -3,6 +3,7 @@
 Shape suffixes: B batch, C channels, H W image side.
 """
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,8 @@ from torch import Tensor
 from trainables.base import DataError as DataError
 from trainables.base import Frozen, derive_seed
 from trainables.places import Place, open_filesystem
+from trainables.tasks.base import Task
+from trainables.tasks.classification import Classification
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -57,6 +60,7 @@ class DataInfo:
       splits: where each split comes from, in words; the report prints it.
       fingerprint: changes when the images or labels do, not when the files move.
       skipped: images left out because they do not decode (policy `skip`).
+      chance_error_pct: the error of guessing, as the task has it.
     """
 
     name: str
@@ -66,9 +70,15 @@ class DataInfo:
     splits: dict[Split, str]
     fingerprint: str
     skipped: int = 0
+    chance_error_pct: float = 100.0
 
 
-@dataclass(frozen=True)
+def with_chance(info: DataInfo, task: Task) -> DataInfo:
+    """Fills in the error of guessing, which the task tells from all the rest."""
+    return dataclasses.replace(info, chance_error_pct=task.chance_error_pct(info))
+
+
+@dataclass(frozen=True, eq=False)
 class Images:
     """One split: labels at hand, images on demand.
 
@@ -164,6 +174,7 @@ def drawn_from(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.i
 class Digits(Frozen):
     """scikit-learn's digits: 1,797 real 8x8 scans of ten handwritten digits, inside its wheel."""
 
+    task: ClassVar[Task] = Classification()
     name: Literal["digits"] = "digits"
     val_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images used for selection.")
     test_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images kept for the end.")
@@ -175,7 +186,7 @@ class Digits(Frozen):
         """Sizes, classes and fingerprint."""
         splits = _digits_splits(self)
         shares = {"train": "the rest", "val": "held out by seed", "test": "held out by seed"}
-        return DataInfo(
+        info = DataInfo(
             name="digits",
             num_classes=10,
             class_names=tuple("0123456789"),
@@ -185,6 +196,7 @@ class Digits(Frozen):
                 *(splits[split].labels.tobytes() for split in SPLITS), _digits()[0].tobytes()
             ),
         )
+        return with_chance(info, self.task)
 
     def open(self) -> dict[Split, Images]:
         """The images of every split."""
@@ -252,6 +264,7 @@ class Parquet(Frozen):
     test*. A split that is missing is held out: selection from train, the final one too if need be.
     """
 
+    task: ClassVar[Task] = Classification()
     name: Literal["parquet"] = "parquet"
     path: Place = Field(min_length=1, description="A file, or a folder of files; a local path or a URI.")
     image_column: str = Field("image", description="Column of structs with `bytes`.")
@@ -307,7 +320,7 @@ class Parquet(Frozen):
             sizes["train"] -= sizes["val"]
         if self.train_limit is not None:
             sizes["train"] = min(sizes["train"], self.train_limit)
-        return DataInfo(
+        info = DataInfo(
             name=_data_name(self.path),
             num_classes=self.expects.classes,
             class_names=tuple(str(label) for label in range(self.expects.classes)),
@@ -315,6 +328,7 @@ class Parquet(Frozen):
             splits=dict.fromkeys(SPLITS, "as expected, not looked at"),
             fingerprint="expected " + _digest(repr(sorted(sizes.items())).encode()),
         )
+        return with_chance(info, self.task)
 
     def info(self) -> DataInfo:
         """Sizes, classes and fingerprint; reads labels and footers, no image unless bad ones are skipped.
@@ -558,21 +572,19 @@ def _parquet(config: Parquet) -> _ParquetData:
         table, kept, _ = parts[split]
         return Images(table.labels[kept], lambda i: table.read(int(kept[i])))
 
-    return _ParquetData(
-        DataInfo(
-            name=_data_name(config.path),
-            num_classes=len(class_names),
-            class_names=class_names,
-            sizes={split: len(parts[split][1]) for split in SPLITS},
-            splits={split: parts[split][2] for split in SPLITS},
-            fingerprint=_digest(
-                *(tables[split].fingerprint.encode() for split in SPLITS if split in tables),
-                *(parts[split][1].tobytes() for split in SPLITS),
-            ),
-            skipped=skipped,
+    info = DataInfo(
+        name=_data_name(config.path),
+        num_classes=len(class_names),
+        class_names=class_names,
+        sizes={split: len(parts[split][1]) for split in SPLITS},
+        splits={split: parts[split][2] for split in SPLITS},
+        fingerprint=_digest(
+            *(tables[split].fingerprint.encode() for split in SPLITS if split in tables),
+            *(parts[split][1].tobytes() for split in SPLITS),
         ),
-        {split: images(split) for split in SPLITS},
+        skipped=skipped,
     )
+    return _ParquetData(with_chance(info, config.task), {split: images(split) for split in SPLITS})
 
 
 def _decodes(table: _Table, row: int) -> bool:

@@ -25,7 +25,7 @@ import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -34,6 +34,7 @@ from trainables.augment import Mixup
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data import num_steps
 from trainables.optim import Cosine
+from trainables.step import Autocast, Learner, training_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def footprint(
 ) -> Footprint:
     """The footprint of a run, counted on fake tensors in a second or so.
 
-    Rates, strengths of regularisation, seeds and lengths do not matter to it; equal shapes are counted once.
+    Runs of equal `shape_config` are counted once.
 
     Args:
       config: the run.
@@ -116,7 +117,15 @@ def footprint(
       workers: processes that share a batch.
       on_gpu: whether `precision: auto` means half precision, and optimizers take all tensors at once.
     """
-    shape = config.model_copy(
+    return _counted(shape_config(config), num_classes, num_train, num_images, workers, on_gpu)
+
+
+def shape_config(config: TrainConfig) -> TrainConfig:
+    """A run without what does not matter to its cost: rates, lengths, seeds, what it starts from.
+
+    Of strengths of regularisation only whether there are any matters, so all of them are made equal.
+    """
+    return config.model_copy(
         update={
             "optim": config.optim.model_copy(
                 update={"lr": 1e-3, "weight_decay": 0.1 if config.optim.weight_decay else 0.0}
@@ -129,17 +138,18 @@ def footprint(
             "schedule": Cosine(epochs=1),
             "divergence": Divergence(),
             "seeds": Seeds(),
+            "start": None,
         }
     )
-    return _counted(shape, num_classes, num_train, num_images, workers, on_gpu)
 
 
 @functools.lru_cache(maxsize=4096)
 def _counted(
     config: TrainConfig, num_classes: int, num_train: int, num_images: int, workers: int, on_gpu: bool
 ) -> Footprint:
-    side, light = config.model.image_size, config.augment.name == "light"
+    light = config.augment.name == "light"
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and on_gpu)
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=half)
     # The largest share that a worker gets: an epoch is cut into equal steps.
     batch = math.ceil(math.ceil(num_train / num_steps(num_train, config.batch_size)) / workers)
     with torch.device("meta"):
@@ -147,51 +157,25 @@ def _counted(
     watch = _Watch()
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), watch:
         warnings.simplefilter("ignore")
-        kept = torch.empty(num_images if light else 0, 3, side, side, dtype=torch.uint8)
+        kept = torch.empty(num_images if light else 0, *config.model.input_shape, dtype=torch.uint8)
         images, before = watch.live, watch.live
         model = _placed(shapes)
         params, before = watch.live - before, watch.live
         ema = ModelEmaV3(model, 0.9) if config.ema else None
         average = watch.live - before
-        optimizer = config.optim.build(model, config.batch_size)
-        for group in optimizer.param_groups:
-            # The default on a GPU, which fake tensors would not get.
-            group["foreach"] = on_gpu
-            for parameter in group["params"] if group.get("use_fallback") else ():
-                # timm's AdamW beside Muon reads its count of steps: fake, it must be a constant.
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        optimizer = _optimizer(config, model, on_gpu)
         buckets = torch.empty(params if workers > 1 else 0, dtype=torch.uint8)
         gradients = sum(p.numel() * p.element_size() for p in model.parameters())
         # The second step is like all later ones: the optimizer has its state, and the old gradients are
         # there until the forward pass is over.
         for _ in range(2):
-            held, began = watch.live, watch.work
-            pixels, images_BCHW, targets = _batch(config, batch, num_classes)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                logits_BK = model(images_BCHW)
-                loss = cross_entropy(logits_BK.float(), targets, reduction="sum")
-                activations = watch.live - held
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if config.clip_grad_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
-            optimizer.step()
-            step = watch.work - began
-            del pixels, images_BCHW, targets, logits_BK, loss
+            activations, step = _step(watch, config, model, optimizer, autocast, batch, num_classes)
         state = watch.live - images - buckets.numel() - gradients
         if ema is not None:
             ema.update(model, 1)
-        began = watch.work
-        # Evaluation takes whole batches on every worker.
-        rows = min(config.batch_size, num_train)
-        model.eval()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            model(_batch(config, rows, num_classes)[1]).float().argmax(1)
-        evaluated = (watch.work - began) * (1 / rows)
+        evaluated = _evaluation(
+            watch, config, model, autocast, min(config.batch_size, num_train), num_classes
+        )
         has_buffers = any(True for _ in model.buffers())
         copies = params if config.precise_bn_images and has_buffers else 0
         del kept, optimizer
@@ -210,6 +194,65 @@ def _counted(
         step=step,
         evaluated=evaluated,
     )
+
+
+def _optimizer(config: TrainConfig, model: nn.Module, on_gpu: bool) -> Optimizer:
+    """Builds the optimizer as it works on the device; fake tensors would get the choices of a CPU."""
+    optimizer = config.optim.build(model, config.batch_size)
+    for group in optimizer.param_groups:
+        group["foreach"] = on_gpu
+        for parameter in group["params"] if group.get("use_fallback") else ():
+            # timm's AdamW beside Muon reads its count of steps: fake, it must be a constant.
+            optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimizer
+
+
+def _step(
+    watch: "_Watch",
+    config: TrainConfig,
+    model: nn.Module,
+    optimizer: Optimizer,
+    autocast: Autocast,
+    rows: int,
+    num_classes: int,
+) -> tuple[int, Work]:
+    """Takes a step of training; returns what the end of its forward pass holds, in bytes, and its work."""
+    held, began, activations = watch.live, watch.work, 0
+
+    def loss_sum(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal activations
+        loss = config.data.task.loss_sum(outputs, targets, config.label_smoothing)
+        activations = watch.live - held
+        return loss
+
+    learner = Learner(
+        model,
+        optimizer,
+        torch.amp.GradScaler("cpu", enabled=False),
+        loss_sum,
+        autocast,
+        config.clip_grad_norm,
+    )
+    # The name keeps alive what the pipeline holds while its batch is used.
+    beside, inputs, targets = _batch(config, rows, num_classes)
+    training_step(learner, inputs, targets, config.optim.lr, 1 / rows)
+    del beside
+    return activations, watch.work - began
+
+
+def _evaluation(
+    watch: "_Watch", config: TrainConfig, model: nn.Module, autocast: Autocast, rows: int, num_classes: int
+) -> Work:
+    """Evaluates a whole batch, as every worker does; returns the work per image."""
+    began = watch.work
+    model.eval()
+    with torch.no_grad(), autocast():
+        model(_batch(config, rows, num_classes)[1]).float().argmax(1)
+    return (watch.work - began) * (1 / rows)
 
 
 def probe(seconds: float = 0.4) -> tuple[float, float, float]:
@@ -254,13 +297,15 @@ def _placed(model: nn.Module) -> nn.Module:
 
 def _batch(config: TrainConfig, rows: int, num_classes: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """What a pipeline holds while its batch is used, the images, and the targets."""
-    shape = (rows, 3, config.model.image_size, config.model.image_size)
+    shape = (rows, *config.model.input_shape)
     images_BCHW = torch.empty(shape)
+    output_shape = config.data.task.output_shape(rows, config.model.input_shape, num_classes)
     if config.mixup is None:
-        targets, unmixed = torch.empty(rows, dtype=torch.int64), []
+        targets = torch.empty(output_shape[:1] + output_shape[2:], dtype=torch.int64)
+        unmixed = []
     else:
         # The loop still has the batch that the mixed one was made of.
-        targets, unmixed = torch.empty(rows, num_classes), [torch.empty(shape)]
+        targets, unmixed = torch.empty(output_shape), [torch.empty(shape)]
     pixels = [torch.empty(shape, dtype=torch.uint8)] if config.augment.name == "light" else []
     return [*pixels, *unmixed], images_BCHW, targets
 

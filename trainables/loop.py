@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H W image side, K classes.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 import math
@@ -18,18 +19,19 @@ import torch
 from numpy.typing import NDArray
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from trainables.augment import Batch, Change, LightPipeline, PaperPipeline
-from trainables.base import Diverged, Epoch, Invalid, Preempted, derive_seed
+from trainables.base import CLEAN, CORRUPTION, SHIFTED, Diverged, Epoch, Invalid, Preempted, derive_seed
 from trainables.checkpoint import Keeper
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
-from trainables.data import Images, Shifted, drawn_from, num_steps
+from trainables.data import DataInfo, Images, Shifted, drawn_from, num_steps
 from trainables.optim import in_epochs
+from trainables.step import Learner, training_step
+from trainables.tasks.base import Score
 from trainables.transfer import final_weights, take_over
 
 #: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
@@ -165,15 +167,15 @@ def train(
     if checkpoint is None and (config.start is None) != (start is None):
         wanted = "from the beginning" if config.start is None else "from the weights of another run"
         raise Invalid(f"the run starts {wanted}, and was given {'weights' if start else 'none'}")
-    run = _Run(config, context, info.num_classes, splits["train"], keeper, weights)
+    run = TrainingRun(config, context, info, splits["train"], keeper, weights)
     run.state.run = _identity(config, info.fingerprint)
     if checkpoint is not None:
         run.state.load(checkpoint)
     elif keeper is not None and (content := keeper.read(context)) is not None:
         run.state.restore(content)
     run.tell_step()
-    chance_pct = 100 * (1 - 1 / info.num_classes)
-    dead_above_pct = chance_pct - config.divergence.margin_pct
+    dead_above_pct = info.chance_error_pct - config.divergence.margin_pct
+    guessing_loss = config.data.task.guessing_loss(info)
     window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
 
     while True:
@@ -197,11 +199,10 @@ def train(
         run.state.step, run.state.loss_sums, run.state.train_seconds = 0, (), 0.0
         is_last = run.state.epoch == config.schedule.epochs
         test_error_pct = run.evaluate(splits["test"])[1].error_pct if is_last else None
-        shift_errors_pct = run.shift_errors(splits["test"], shifted) if is_last and config.evaluate else None
-        # A loss of ln(classes) is that of guessing, with or without smoothing and mixing.
-        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * math.log(
-            info.num_classes
-        )
+        extra = dict(averaged.extra)
+        if is_last and config.evaluate:
+            extra |= run.shift_errors(splits["test"], shifted)
+        learnt_nothing = averaged.error_pct > dead_above_pct and train_loss > 0.995 * guessing_loss
         run.state.dead_epochs = run.state.dead_epochs + 1 if learnt_nothing else 0
         run.state.error_pct = averaged.error_pct
         yield (
@@ -211,18 +212,20 @@ def train(
                 lr=lr,
                 train_loss=train_loss,
                 val_loss=averaged.loss,
-                val_top1_error_pct=averaged.error_pct,
-                val_raw_top1_error_pct=raw.error_pct,
+                val_error_pct=averaged.error_pct,
+                val_raw_error_pct=raw.error_pct,
                 train_seconds=train_seconds,
                 val_seconds=time.perf_counter() - trained,
-                test_top1_error_pct=test_error_pct,
+                test_error_pct=test_error_pct,
                 peak_memory_gib=_peak_gib(context.device),
-                shift_top1_error_pct=shift_errors_pct,
+                extra=extra or None,
             ),
             run.state,
         )
     if run.state.error_pct > dead_above_pct:
-        raise Diverged(f"ended at {run.state.error_pct:.1f} % error, where chance is {chance_pct:.1f} %")
+        raise Diverged(
+            f"ended at {run.state.error_pct:.1f} % error, where chance is {info.chance_error_pct:.1f} %"
+        )
 
 
 def _peak_gib(device: torch.device) -> float | None:
@@ -233,41 +236,60 @@ def _peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Of one evaluation: mean cross-entropy, and share of wrong top-1 answers in per cent."""
+class TrainingRun:
+    """One run under way: builds everything once, then trains and evaluates an epoch at a time.
 
-    loss: float
-    error_pct: float
+    `train` drives it to the end; a dry run takes single steps of it.
 
-
-class _Run:
-    """What one call of `train` builds once and uses every epoch."""
+    Attributes:
+      config, context, info, keeper: as given.
+      task: what is learnt from the data.
+      steps_per_epoch, total_steps: optimizer steps.
+      pipeline: makes batches of images.
+      state: what is trained, and how far it has come; a checkpoint holds all of it.
+      learner: what every optimizer step uses; its network is the model of the state, or the
+        `DistributedDataParallel` around it.
+      autocast_dtype: the type of mixed precision; None where all is fp32.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
         context: Context,
-        num_classes: int,
+        info: DataInfo,
         images: Images,
         keeper: Keeper | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.config, self.context, self.num_classes, self.keeper = config, context, num_classes, keeper
+        """Builds the network, the optimizer and the average, on the device of the context.
+
+        Args:
+          config: the run.
+          context: this process's place in it.
+          info: of the data.
+          images: the training split.
+          keeper: takes checkpoints at any step and says when to stop; none if left out.
+          weights: final weights of the run that `config.start` names.
+
+        Raises:
+          Invalid: the batch is too small for the data and the workers, or the weights are of another model.
+        """
+        self.config, self.context, self.info, self.keeper = config, context, info, keeper
+        self.task = config.data.task
         self.steps_per_epoch = steps_per_epoch(len(images), config.batch_size, context.world_size)
         self.pipeline: LightPipeline | PaperPipeline = config.augment.pipeline(
             config.model.image_size, config.seeds.augment, context
         )
-        model = _build_model(config, num_classes)
+        model = _build_model(config, info.num_classes)
         if weights is not None and config.start is not None:
             take_over(model, weights, config.start.parts)
         model = model.to(context.device)
         if config.sync_batch_norm and context.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        self.trained: nn.Module = model
+        network: nn.Module = model
         if context.world_size > 1:
             ids = [context.device.index] if context.device.type == "cuda" else None
-            self.trained = DistributedDataParallel(model, device_ids=ids)
+            network = DistributedDataParallel(model, device_ids=ids)
         self.autocast_dtype = _autocast_dtype(config, context.device)
         self.total_steps = config.schedule.epochs * self.steps_per_epoch
         ema = None
@@ -283,20 +305,28 @@ class _Run:
             scaler=torch.amp.GradScaler(context.device.type, enabled=self.autocast_dtype == torch.float16),
             ema=ema,
         )
+        self.learner = Learner(
+            network,
+            self.state.optimizer,
+            self.state.scaler,
+            functools.partial(self.task.loss_sum, smoothing=config.label_smoothing),
+            self.autocast,
+            config.clip_grad_norm,
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision where the configuration and the device want it."""
+        """Enters mixed precision where the configuration and the device want it."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.context.device.type, self.autocast_dtype)
 
     def train_epoch(self, images: Images) -> tuple[float, float]:
-        """Mean training loss over all ranks, and the learning rate of the last step.
+        """Trains to the end of the epoch; returns the mean loss over all ranks, and the last learning rate.
 
         Goes on from `state.step`, and leaves it and `state.train_seconds` at the end of the epoch.
         """
         config, state, context = self.config, self.state, self.context
-        self.trained.train()
+        self.learner.network.train()
         loss_sum = torch.tensor(self._own_loss_sum(), device=context.device, dtype=torch.float64)
         looked = time.perf_counter()
         started = looked - state.train_seconds
@@ -307,7 +337,7 @@ class _Run:
         for batch in batches:
             global_step = state.epoch * self.steps_per_epoch + state.step
             batch_images = self._batch_images(len(images), state.step)
-            loss_sum += self.train_step(batch, self._lr(global_step), global_step, batch_images)
+            loss_sum += self.train_step(batch, self.lr_at(global_step), global_step, batch_images)
             state.step += 1
             if state.step < next_look and state.step < self.steps_per_epoch:
                 continue
@@ -318,7 +348,7 @@ class _Run:
             next_look = state.step + max(1, min(LOOK_STEPS, int(LOOK_SECONDS / pace)))
         self._agree_on_buffers()
         state.train_seconds = time.perf_counter() - started
-        return sum(state.loss_sums) / len(images), self._lr((state.epoch + 1) * self.steps_per_epoch - 1)
+        return sum(state.loss_sums) / len(images), self.lr_at((state.epoch + 1) * self.steps_per_epoch - 1)
 
     def _own_loss_sum(self) -> float:
         """This rank's part of the sums in the state; what other ranks than these had goes to the first."""
@@ -327,7 +357,8 @@ class _Run:
             return sums[context.rank]
         return sum(sums) if context.rank == 0 else 0.0
 
-    def _lr(self, global_step: int) -> float:
+    def lr_at(self, global_step: int) -> float:
+        """Returns the learning rate of an optimizer step, counted from the beginning of the run."""
         config = self.config
         return config.optim.peak_lr(config.batch_size) * config.schedule.factor(
             global_step / self.steps_per_epoch
@@ -383,37 +414,34 @@ class _Run:
         return num_images * (step + 1) // steps - num_images * step // steps
 
     def train_step(self, batch: Batch, lr: float, global_step: int, batch_images: int) -> Tensor:
-        """One optimizer step; the sum (not mean) of this rank's losses."""
+        """Takes one optimizer step, and updates the average where one is due.
+
+        Args:
+          batch: this rank's share.
+          lr: the learning rate of this step.
+          global_step: steps taken since the beginning of the run; decides the random numbers.
+          batch_images: images of all ranks in this step.
+
+        Returns:
+          The sum (not the mean) of this rank's losses.
+        """
         config, state, context = self.config, self.state, self.context
         images_BCHW, targets = batch
         seed = derive_seed(config.seeds.augment, "step", global_step, context.rank)
         # Stochastic depth draws from torch's global generator.
         torch.manual_seed(seed)
         if config.mixup:
-            images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.num_classes, seed)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        with self.autocast():
-            logits_BK = self.trained(images_BCHW)
-            loss_sum = cross_entropy(
-                logits_BK.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
-            )
+            images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.info.num_classes, seed)
         # DDP averages over ranks, whose shares of the batch may differ by one image.
-        loss = loss_sum * (context.world_size / batch_images)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if config.clip_grad_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        scale = context.world_size / batch_images
+        loss_sum = training_step(self.learner, images_BCHW, targets, lr, scale)
         if (
             state.ema is not None
             and config.ema is not None
             and (global_step + 1) % config.ema.interval(self.total_steps) == 0
         ):
             state.ema.update(state.model, global_step + 1)
-        return loss_sum.detach()
+        return loss_sum
 
     def evaluate(self, images: Images) -> tuple[Score, Score]:
         """Scores of the weights themselves and of their average; the same where nothing is averaged."""
@@ -435,42 +463,50 @@ class _Run:
             if corruptions.images is not None and corruptions.images < len(images):
                 rows, whole = drawn_from(images.labels, corruptions.images, corruptions.seed), images
                 images = Images(whole.labels[rows], lambda row: whole.read(int(rows[row])))
-            errors["clean"] = self._score_as_is(model, images).error_pct
+            errors[CLEAN] = self.evaluate_as_is(model, images).error_pct
             for kind in corruptions.kinds:
                 scores = [
-                    self._score_as_is(model, images, change=corruptions.change(kind, severity)).error_pct
+                    self.evaluate_as_is(model, images, change=corruptions.change(kind, severity)).error_pct
                     for severity in corruptions.severities
                 ]
-                errors[kind] = sum(scores) / len(scores)
+                errors[CORRUPTION + kind] = sum(scores) / len(scores)
         for name, other in shifted.items():
-            errors[name] = self._score_as_is(model, other.images, classes=other.classes).error_pct
+            errors[SHIFTED + name] = self.evaluate_as_is(model, other.images, classes=other.classes).error_pct
         return errors
 
     def _score(self, model: nn.Module, images: Images) -> Score:
-        return self._score_as_is(self._with_precise_bn(model), images)
+        return self.evaluate_as_is(self._with_precise_bn(model), images)
 
     @torch.no_grad()
-    def _score_as_is(
+    def evaluate_as_is(
         self,
         model: nn.Module,
         images: Images,
         change: Change | None = None,
         classes: NDArray[np.int64] | None = None,
     ) -> Score:
-        """Of a network with the batch norm it has; `classes` are the only ones it may answer."""
+        """Scores a network with the batch norm statistics that it has.
+
+        Args:
+          model: is put into evaluation mode.
+          images: what it is asked; the score is over all ranks.
+          change: happens to every image after cropping.
+          classes: the only ones that it may answer; all if left out.
+        """
         model.eval()
-        totals = torch.zeros(2, device=self.context.device, dtype=torch.float64)
-        barred_K = torch.zeros(self.num_classes, device=self.context.device)
+        totals = self.task.new_totals(self.info, self.context.device)
+        barred = None
         if classes is not None:
-            barred_K.fill_(-math.inf)[torch.from_numpy(classes).to(self.context.device)] = 0
+            others = np.setdiff1d(np.arange(self.info.num_classes), classes)
+            barred = torch.from_numpy(others).to(self.context.device)
         # As large a batch as training has: it fits, and without gradients twice over.
-        for images_BCHW, labels_B in self.pipeline.eval_batches(images, self.config.batch_size, change):
+        for images_BCHW, targets in self.pipeline.eval_batches(images, self.config.batch_size, change):
             with self.autocast():
-                logits_BK = model(images_BCHW).float() + barred_K
-            totals[0] += cross_entropy(logits_BK, labels_B, reduction="sum").double()
-            totals[1] += (logits_BK.argmax(1) != labels_B).sum()
-        loss, errors = (self.context.sum(totals) / len(images)).tolist()
-        return Score(loss, 100 * errors)
+                outputs = model(images_BCHW).float()
+            if barred is not None:
+                outputs = outputs.index_fill(1, barred, -math.inf)
+            self.task.add(totals, outputs, targets)
+        return self.task.score(self.context.sum(totals))
 
     @torch.no_grad()
     def _with_precise_bn(self, model: nn.Module) -> nn.Module:

@@ -3,10 +3,7 @@
 Nothing heavy is imported here: processes that only pass messages on delete files, too.
 """
 
-import contextlib
-import os
 import re
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, cast
@@ -15,6 +12,7 @@ from urllib.parse import parse_qsl
 from pydantic import AfterValidator
 
 from trainables.base import DataError
+from trainables.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -115,21 +113,5 @@ def write_durably(
         with filesystem.open_output_stream(path) as stream:
             write(cast(IO[bytes], stream))
         return
-    folder, _, name = path.rpartition("/")
-    os.makedirs(folder, exist_ok=True)
-    partial = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-    # The name is durable only with its folder.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(Path(path), durable=True) as file:
+        write(file)

@@ -31,7 +31,8 @@ from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
 from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
-from trainables.loop import _Run, steps_per_epoch
+from trainables.loop import TrainingRun, steps_per_epoch
+from trainables.tasks.base import Task
 from trainables.transfer import take_over
 
 #: A second step is timed where the first, which also warms up, took no longer than this.
@@ -141,7 +142,7 @@ def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
     except Invalid as error:
         raise Unfit("batch_size", str(error)) from error
     if config.augment.name == "light":
-        largest = max(info.sizes.values()) * 3 * config.model.image_size**2
+        largest = max(info.sizes.values()) * math.prod(config.model.input_shape)
         if largest > COLLECT_BYTES:
             raise Unfit(
                 "augment",
@@ -150,18 +151,18 @@ def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
             )
 
 
-def check_model(model: ModelConfig, num_classes: int) -> None:
+def check_model(model: ModelConfig, task: Task, num_classes: int) -> None:
     """Builds a network on `meta`, and sends two images through it.
 
     Raises:
-      Unfit: it cannot be built, they do not go through, or what comes out is not one number per class.
+      Unfit: it cannot be built, they do not go through, or what comes out has not the shape of the task.
     """
-    side = model.image_size
     with _blaming("model", "cannot be built"), torch.device("meta"):
         network: nn.Module = model.build(num_classes)
-    with _blaming("model", f"takes no images of {side} pixels"), torch.device("meta"), torch.no_grad():
-        shape = tuple(network(torch.empty(2, 3, side, side)).shape)
-    if shape != (2, num_classes):
+    rule = f"takes no images of {model.image_size} pixels"
+    with _blaming("model", rule), torch.device("meta"), torch.no_grad():
+        shape = network(torch.empty(2, *model.input_shape)).shape
+    if shape != task.output_shape(2, model.input_shape, num_classes):
         raise Unfit("model", f"gives {list(shape)} for 2 images, and there are {num_classes} classes")
 
 
@@ -207,11 +208,9 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
             share = math.ceil(math.ceil(len(splits["train"]) / steps) / workers)
             images = _first(splits, share, config.seeds.order)
         with _blaming("model", "cannot be built"):
-            run = _Run(
-                config.model_copy(update={"batch_size": share}), context, info.num_classes, images["train"]
-            )
+            run = TrainingRun(config.model_copy(update={"batch_size": share}), context, info, images["train"])
         run.state.run = "preflight"
-        _evaluate(run, images, info.num_classes)
+        _evaluate(run, images)
         _evaluate_elsewhere(run, images["test"], info)
         step_seconds = _train(run, images["train"], share)
         if folder:
@@ -235,19 +234,20 @@ def _first(splits: dict[Split, Images], count: int, order_seed: int) -> dict[Spl
     return {split: some(images, list(orders[split][:count])) for split, images in splits.items()}
 
 
-def _evaluate(run: _Run, images: dict[Split, Images], num_classes: int) -> None:
+def _evaluate(run: TrainingRun, images: dict[Split, Images]) -> None:
     """One batch of the splits that are not trained on; before any update, so that no rate can matter."""
     run.state.model.eval()
     for split in ("val", "test"):
         with _blaming("data", f"the first batch of {split} cannot be read"):
             batch = next(iter(run.pipeline.eval_batches(images[split], len(images[split]))))
         with _blaming("model", "cannot be evaluated"), torch.no_grad(), run.autocast():
-            shape = tuple(run.state.model(batch[0]).shape)
-        if shape != (len(batch[0]), num_classes):
+            shape = run.state.model(batch[0]).shape
+        wanted = run.task.output_shape(len(batch[0]), run.config.model.input_shape, run.info.num_classes)
+        if shape != wanted:
             raise Unfit("model", f"gives {list(shape)} for {len(batch[0])} images")
 
 
-def _evaluate_elsewhere(run: _Run, images: Images, info: DataInfo) -> None:
+def _evaluate_elsewhere(run: TrainingRun, images: Images, info: DataInfo) -> None:
     """What comes at the very end of a run: an image under each corruption, a batch of each shifted set."""
     if (evaluation := run.config.evaluate) is None:
         return
@@ -256,25 +256,25 @@ def _evaluate_elsewhere(run: _Run, images: Images, info: DataInfo) -> None:
             one = Images(images.labels[:1], images.read)
             for kind in corruptions.kinds:
                 change = corruptions.change(kind, corruptions.severities[-1])
-                run._score_as_is(run.state.model, one, change=change)
+                run.evaluate_as_is(run.state.model, one, change=change)
         for wanted in evaluation.shifted:
             try:
                 other = wanted.open(info.class_names)
                 first = Images(other.images.labels[: len(images)], other.images.read)
-                run._score_as_is(run.state.model, first, classes=other.classes)
+                run.evaluate_as_is(run.state.model, first, classes=other.classes)
             except DataError as error:
                 raise Unfit("evaluate", f"{wanted.name}: {error}") from error
 
 
-def _train(run: _Run, images: Images, share: int) -> float:
+def _train(run: TrainingRun, images: Images, share: int) -> float:
     """Seconds of a step."""
-    run.trained.train()
+    run.learner.network.train()
     with _blaming("data", "the first batch of train cannot be read"):
         batch = next(iter(run.pipeline.train_batches(images, run.config.seeds.order, share, 0)))
     half = run.autocast_dtype is not None
     blamed = "precision" if half else "model"
     with _blaming("model", "cannot be trained"):
-        seconds, loss = _timed(lambda: float(run.train_step(batch, run._lr(0), 0, share)))
+        seconds, loss = _timed(lambda: float(run.train_step(batch, run.lr_at(0), 0, share)))
         if not math.isfinite(loss):
             raise Unfit(blamed, f"the loss is {loss} at step 0, before any update")
         gradients = [p.grad for p in run.state.model.parameters() if p.grad is not None]
@@ -282,7 +282,7 @@ def _train(run: _Run, images: Images, share: int) -> float:
         if not run.state.scaler.is_enabled() and not all(bool(g.isfinite().all()) for g in gradients):
             raise Unfit(blamed, "the gradient is not finite at step 0, before any update")
         if seconds < PATIENCE_SECONDS:
-            seconds, _ = _timed(lambda: float(run.train_step(batch, run._lr(1), 1, share)))
+            seconds, _ = _timed(lambda: float(run.train_step(batch, run.lr_at(1), 1, share)))
     return seconds
 
 
@@ -293,7 +293,7 @@ def _timed(step: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - began, loss
 
 
-def _checkpoint(run: _Run, folder: Path) -> None:
+def _checkpoint(run: TrainingRun, folder: Path) -> None:
     """Writes the state as training does, takes it up again, and compares what would be written then."""
     if not folder.is_dir():
         raise Unfit("--out", f"this machine does not see {folder}, where the results are to go")

@@ -10,7 +10,7 @@ D width, K classes.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainables.base import Frozen
+from trainables.tasks.classification import Classification
 
 Positive = Field(gt=0)
 
@@ -278,6 +279,9 @@ Init = Literal["pycls_2021", "pycls_2022", "torchvision"]
 class ViTConfig(Frozen):
     """A pre-norm vision transformer with a class token and learned positions."""
 
+    #: Names of the tasks that it answers.
+    tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
+
     family: Literal["vit"] = "vit"
     size: Literal["nano", "1gf", "4gf", "16gf", "18gf", "36gf", "72gf"] | None = Field(
         None, description="Named sizes fill width, depth, heads and mlp_ratio where these are not given."
@@ -341,6 +345,11 @@ class ViTConfig(Frozen):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        return (3, self.image_size, self.image_size)
 
     @property
     def layers(self) -> Stem:

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from trainables.errors import UserError
+
 #: A configuration is a few kilobytes; what is larger is another kind of file, or hostile.
 MAX_BYTES = 256 * 1024
 #: Values after every alias has been written out: a few lines of aliases of aliases can mean billions.
 MAX_VALUES = 50_000
 
 
-class YamlError(ValueError):
+class YamlError(UserError):
     """The file cannot be read as YAML.
 
     Attributes:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
+from orchestrator.events import EpochDone, SessionBegan
 from orchestrator.journal import read_journal
 from orchestrator.ledger import ledger
 from tests.chaos.simulation import finals, overlaps, phases
@@ -202,7 +203,7 @@ def wait_for_progress(command: Command, out: Path, rows: int, deadline: float) -
 
 
 def num_rows(out: Path) -> int:
-    return sum(event["kind"] == "epoch" for event in read_journal(out).events) if out.exists() else 0
+    return sum(isinstance(event, EpochDone) for event in read_journal(out).events) if out.exists() else 0
 
 
 def table(out: Path) -> list[dict[str, Any]]:
@@ -236,7 +237,7 @@ def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
     spent = ledger(events)
     # Wall times by the clock of this process; what comes before and after the sessions is Python's start
     # and the report's time, and a killed run is on record until its last sign of life.
-    sessions = [event for event in events if event["kind"] == "session"]
+    sessions = [event for event in events if isinstance(event, SessionBegan)]
     assert len(sessions) == len(json.loads((out.parent / "walls.json").read_text()))
     capacity = 0.0
     for began, ended, devices in phases(events):

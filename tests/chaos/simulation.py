@@ -13,8 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.dispatch import Dispatch, Job
+from orchestrator.events import (
+    AttemptBegan,
+    AttemptEnded,
+    Event,
+    PhaseBegan,
+    SessionBegan,
+    SessionClosed,
+)
 from orchestrator.journal import decode, encode
-from orchestrator.results import Event, Record, fold
+from orchestrator.results import Record, fold
+from trainables.base import Epoch
 
 #: What dies: the workers of a lane, its Tune actor with them or alone, a machine, the command, the power; and
 #: workers that are taken for dead, replaced, and go on.
@@ -140,9 +149,9 @@ class World:
         self.lanes: dict[str, LaneActor] = {}
         began = self.now
         self.now += self.random.uniform(1, 10)
-        self.dispatch.events.append({"kind": "session", "time": self.now, "began": began})
+        self.dispatch.events.append(SessionBegan(time=self.now, began=began))
         lanes = min(self.num_lanes, len(left))
-        phase = {"kind": "phase", "time": self.now, "lanes": lanes, "devices": lanes, "device": "core"}
+        phase = PhaseBegan(time=self.now, lanes=lanes, devices=lanes, device="core")
         self.dispatch.events.append(phase)
         firsts = set(self.after.values())
         jobs = [
@@ -168,7 +177,7 @@ class World:
         self.later(self.random.expovariate(1 / self.fault_seconds), self.fault)
 
     def end_run(self) -> None:
-        self.dispatch.events.append({"kind": "close", "time": self.now})
+        self.dispatch.events.append(SessionClosed(time=self.now))
         self.commit()
 
     @property
@@ -352,20 +361,20 @@ def stages(seed: int, trials: Sequence[str]) -> tuple[dict[str, str], set[str]]:
     return after, {trial for trial in firsts if chance.random() < 0.2}
 
 
-def row_of(trial: str, epoch: int, value: int) -> dict[str, Any]:
+def row_of(trial: str, epoch: int, value: int) -> Epoch:
     """An epoch's row with the trial's state in it."""
-    return {
-        "epoch": epoch,
-        "step": epoch * STEPS_PER_EPOCH,
-        "lr": 0.1,
-        "train_loss": float(value),
-        "val_loss": 1.0,
-        "val_top1_error_pct": value / 1_000_003 * 100,
-        "val_raw_top1_error_pct": 0.0,
-        "train_seconds": 1.0,
-        "val_seconds": 0.0,
-        "test_top1_error_pct": None,
-    }
+    return Epoch(
+        epoch=epoch,
+        step=epoch * STEPS_PER_EPOCH,
+        lr=0.1,
+        train_loss=float(value),
+        val_loss=1.0,
+        val_error_pct=value / 1_000_003 * 100,
+        val_raw_error_pct=0.0,
+        train_seconds=1.0,
+        val_seconds=0.0,
+        test_error_pct=None,
+    )
 
 
 def simulate(seed: int, kinds: Sequence[str] = FAULTS) -> World:
@@ -430,7 +439,7 @@ def check(world: World) -> None:
 
 def finals(events: list[Event]) -> Counter[str]:
     """How often each trial has ended for good."""
-    return Counter(event["trial"] for event in events if event["kind"] == "end" and event["final"])
+    return Counter(event.trial for event in events if isinstance(event, AttemptEnded) and event.final)
 
 
 def early(events: list[Event], after: dict[str, str]) -> list[str]:
@@ -438,10 +447,11 @@ def early(events: list[Event], after: dict[str, str]) -> list[str]:
     finished: set[str] = set()
     found = []
     for event in events:
-        if event["kind"] == "end" and event["final"] and event["end"] == "finished":
-            finished.add(event["trial"])
-        elif event["kind"] == "attempt" and (first := after.get(event["trial"])) and first not in finished:
-            found.append(event["trial"])
+        match event:
+            case AttemptEnded(end="finished", final=True):
+                finished.add(event.trial)
+            case AttemptBegan(trial=trial) if (first := after.get(trial)) and first not in finished:
+                found.append(trial)
     return found
 
 
@@ -450,15 +460,15 @@ def overlaps(events: list[Event]) -> list[str]:
     in_flight: set[str] = set()
     found = []
     for event in events:
-        match event["kind"]:
-            case "session":
+        match event:
+            case SessionBegan():
                 in_flight.clear()
-            case "attempt":
-                if event["trial"] in in_flight:
-                    found.append(event["trial"])
-                in_flight.add(event["trial"])
-            case "end":
-                in_flight.discard(event["trial"])
+            case AttemptBegan(trial=trial):
+                if trial in in_flight:
+                    found.append(trial)
+                in_flight.add(trial)
+            case AttemptEnded(trial=trial):
+                in_flight.discard(trial)
     return found
 
 
@@ -467,12 +477,13 @@ def phases(events: list[Event]) -> Iterator[tuple[float, float, float]]:
     current: tuple[float, float] | None = None
     last = began = 0.0
     for event in events:
-        if event["kind"] == "session":
-            if current:
-                yield current[0], last, current[1]
-            current, began = None, event["began"]
-        elif event["kind"] == "phase":
-            current = (began, event["devices"])
-        last = event.get("time", last)
+        match event:
+            case SessionBegan():
+                if current:
+                    yield current[0], last, current[1]
+                current, began = None, event.began
+            case PhaseBegan():
+                current = (began, event.devices)
+        last = getattr(event, "time", last)
     if current:
         yield current[0], last, current[1]

@@ -1,0 +1,231 @@
+"""The library: load a sweep, plan it, run it, read its results and its verdicts (docs/library.md).
+
+`from orchestrator import run_sweep` imports this module. Nothing here prints or takes a signal.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from orchestrator import lease
+from orchestrator.folder import open_folder
+from orchestrator.observer import Observer, Round, SessionEnd
+from orchestrator.observers import MlflowObserver, NotifyObserver
+from orchestrator.plan import Plan
+from orchestrator.progress import Progress
+from orchestrator.results import results_of
+from orchestrator.rows import results_rows
+from orchestrator.session import Session, prepare
+from orchestrator.source import Override
+from orchestrator.stats import Measure, contrasts, summarise
+from orchestrator.sweep_file import SweepFile
+from orchestrator.words import headline, verdict_sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "MlflowObserver",
+    "NotifyObserver",
+    "Observer",
+    "Plan",
+    "Progress",
+    "Round",
+    "SessionEnd",
+    "SweepFile",
+    "Verdict",
+    "load_sweep",
+    "plan_sweep",
+    "read_results",
+    "read_verdicts",
+    "run_sweep",
+    "stop_sweep",
+    "write_report",
+]
+
+
+def load_sweep(
+    path: Path | str, settings: Mapping[str, Any] | None = None, points: int | None = None
+) -> SweepFile:
+    """Reads a sweep file and checks all that can be checked without the data.
+
+    Args:
+      path: the YAML file.
+      settings: values in place of the file's, by dotted key, as `--set` takes them.
+      points: points per arm and cell in place of the file's.
+
+    Raises:
+      SweepError: with every fault there is.
+    """
+    overrides = tuple(Override(key, value) for key, value in (settings or {}).items())
+    file = SweepFile(Path(path), overrides, points)
+    # Read now, so that a fault shows here.
+    _ = file.sweep
+    return file
+
+
+def plan_sweep(sweep: SweepFile | Path | str) -> Plan:
+    """Looks at the data and draws the trials. Starts nothing, writes nothing.
+
+    Raises:
+      SweepError: with every fault there is.
+    """
+    return _loaded(sweep).plan()
+
+
+def run_sweep(
+    sweep: SweepFile | Path | str,
+    out: Path | str | None = None,
+    observers: Sequence[Observer] = (),
+    *,
+    address: str | None = None,
+    check: bool = True,
+) -> SessionEnd:
+    """Runs what is left of a sweep to its end. It prints nothing; observers are told.
+
+    Ctrl-C, or the interrupt of a notebook, ends it in seconds: trials in flight are cancelled and go on from
+    their checkpoints when the sweep is run again. Ray is started and left by this function, so it must not
+    be in use in this process.
+
+    Args:
+      sweep: the sweep, or its file.
+      out: the folder of the results; runs/<name> if left out.
+      observers: whom to tell, in this order.
+      address: a running Ray cluster; None starts one on this machine.
+      check: whether to try every shape before the first trial.
+
+    Returns:
+      How it ended. The report is not written; `write_report` does.
+
+    Raises:
+      SweepError: the sweep cannot start; with every fault there is. Nothing was written.
+      FolderError: another run holds the folder, or it holds another sweep.
+      ClusterError: the cluster cannot run the trials.
+    """
+    file = _loaded(sweep)
+    folder = Path(out) if out else Path("runs") / file.sweep.name
+    plan, preparation = prepare(file, folder, observers, address, check)
+    with lease.held(folder) as held:
+        return Session(held, observers, address).run_rounds(plan, preparation)
+
+
+def stop_sweep(folder: Path | str, drain: bool = False) -> None:
+    """Asks the run in a folder to stop, from another thread, process or machine; returns at once.
+
+    Args:
+      folder: the sweep's folder.
+      drain: whether trials in flight go on to their end; else they are cancelled.
+
+    Raises:
+      FolderError: no run is at work there.
+    """
+    lease.request_stop(Path(folder), "drain" if drain else "now")
+
+
+def write_report(folder: Path | str) -> Path:
+    """Writes the report of a sweep; what is missing is shown as missing. Returns its page.
+
+    Raises:
+      FolderError: the folder is no sweep.
+    """
+    from orchestrator.evidence import write_sealed_report
+
+    return write_sealed_report(Path(folder))
+
+
+def read_results(folder: Path | str) -> "pd.DataFrame":
+    """Returns one row per trial: ids, every resolved setting, outcome, errors, epochs, seconds, cost.
+
+    Raises:
+      FolderError: the folder is no sweep.
+    """
+    return results_table(Path(folder)).to_pandas()
+
+
+def results_table(folder: Path) -> pa.Table:
+    """Returns the results as `read_results` does, as an Arrow table.
+
+    Raises:
+      FolderError: the folder is no sweep.
+    """
+    opened = open_folder(folder)
+    return pa.Table.from_pylist(_one_type_per_column(results_rows(opened.plan, opened.records)))
+
+
+def _one_type_per_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns that mix types (a stem by name in one arm, written out in the other) as text."""
+    mixed = set()
+    for name in rows[0] if rows else ():
+        kinds = {type(row[name]) for row in rows} - {type(None)}
+        if kinds - {int, float} and (len(kinds) > 1 or kinds & {list, tuple, dict}):
+            mixed.add(name)
+    return [
+        {
+            name: json.dumps(value) if name in mixed and not isinstance(value, str | None) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one of two arms is better in a cell.
+
+    Attributes:
+      cell: the setting under which they are compared.
+      measure: what is compared; docs/statistics.md defines it.
+      arm, base_arm: the arm, and the first arm of the sweep, which it is compared to.
+      better: the better one of the two; None if that is not settled.
+      difference: the measure of `arm` minus that of `base_arm`; None without a pair of results.
+      low, high: the ends of its 95 % interval; None if there is none.
+      p: of the paired test, adjusted by Holm's method where several contrasts share the question.
+      sentence: all of it in words.
+    """
+
+    cell: str
+    measure: Measure
+    arm: str
+    base_arm: str
+    better: str | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    sentence: str
+
+
+def read_verdicts(folder: Path | str) -> list[Verdict]:
+    """Returns the verdict on the contrast declared in the sweep file, or on the default one in every cell.
+
+    Raises:
+      FolderError: the folder is no sweep.
+    """
+    opened = open_folder(Path(folder))
+    compared = contrasts(summarise(results_of(opened.plan, opened.records)), opened.plan.sweep.primary)
+    verdicts = []
+    for contrast in headline(compared):
+        difference = contrast.difference
+        verdicts.append(
+            Verdict(
+                contrast.cell,
+                contrast.measure,
+                contrast.arm,
+                contrast.base_arm,
+                contrast.better,
+                None if difference is None else difference.value,
+                None if difference is None else difference.low,
+                None if difference is None else difference.high,
+                contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted,
+                verdict_sentence(contrast, compared),
+            )
+        )
+    return verdicts
+
+
+def _loaded(sweep: SweepFile | Path | str) -> SweepFile:
+    return sweep if isinstance(sweep, SweepFile) else load_sweep(sweep)

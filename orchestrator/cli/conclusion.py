@@ -1,0 +1,57 @@
+"""How a sweep is reported: the page is written, its answer printed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.app import INCOMPLETE, OK
+from orchestrator.cli.options import say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.observers import MlflowObserver
+
+
+def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" = None) -> int:
+    """Writes the report, prints its answer, and hands it to MLflow.
+
+    Returns:
+      The exit code, which says whether every trial has a result.
+    """
+    from orchestrator.folder import open_folder
+    from orchestrator.results import results_of
+    from orchestrator.rows import summary_table
+    from orchestrator.terminal import answer_table, failure_lines
+
+    report = _write_report(folder)
+    opened = open_folder(folder)
+    results = results_of(opened.plan, opened.records)
+    console.print(answer_table(summary_table(opened.plan, opened.records)))
+    for sentence in json.loads((report.parent / "summary.json").read_text())["answer"]:
+        console.print(f"\n{sentence}", markup=False, highlight=False)
+    # A trial that a search has ended early has done what was wanted of it.
+    bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
+    if bad:
+        console.print(failure_lines([result for result in bad if result.record.outcome]))
+        say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
+    held_up = len({result.trial.id for result in results if result.held_up})
+    if held_up:
+        say(
+            console,
+            f"\n{held_up} trials were never begun, as what they start from left no weights; "
+            f"`vitc-sweep why {folder} TRIAL` tells of each",
+            "red",
+        )
+    say(console, f"\nreport: {report}")
+    if console.quiet:
+        print(report)
+    if mirror and (warning := mirror.finish(report)):
+        say(console, warning, "yellow")
+    return INCOMPLETE if bad or held_up else OK
+
+
+def _write_report(folder: Path) -> Path:
+    from orchestrator.evidence import write_sealed_report
+
+    return write_sealed_report(folder)

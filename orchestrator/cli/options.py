@@ -1,0 +1,103 @@
+"""Arguments and options that verbs share, and how they print."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.sweep_file import SweepFile as AskedFile
+
+SweepFile = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
+
+
+def folders(incomplete: str) -> list[str]:
+    """Sweep folders that a shell may complete to; imports nothing."""
+    place = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    return [
+        str(path.parent)
+        for pattern in ("*/sweep.yaml", "*/*/sweep.yaml")
+        for path in sorted(place.glob(pattern))
+        if str(path.parent).startswith(incomplete)
+    ]
+
+
+def trial_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """Trials that were started, for a shell: from the journal as text, as reading the plan takes seconds."""
+    found: dict[str, None] = {}
+    for path in sorted((Path(context.params.get("folder") or ".") / "journal").glob("*.jsonl")):
+        for match in re.finditer(rb'"kind":"attempt","trial":"([0-9a-f]+)"', path.read_bytes()):
+            found[match[1].decode()] = None
+    return [trial_id for trial_id in found if trial_id.startswith(incomplete)]
+
+
+SweepFolder = Annotated[
+    Path,
+    typer.Argument(help="The sweep's folder, as `run` names it.", show_default=False, autocompletion=folders),
+]
+OneTrial = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRIAL",
+        help="A trial: the beginning of its id, or arm/cell/point, such as vit_c/adamw/3.",
+        show_default=False,
+        autocompletion=trial_ids,
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the file: data=PATH, model.size=1gf, design.seed=1."
+    ),
+]
+Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
+]
+Track = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the report's path alone; faults go to standard error.")
+]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL|COMMAND",
+        envvar="VITC_SWEEP_NOTIFY",
+        show_envvar=False,
+        help="Tell of the first result, of a run that stops itself, and of the end: POST JSON to a URL, or "
+        "run a command with the JSON on its standard input. $NAMES are taken from the environment "
+        "[env: VITC_SWEEP_NOTIFY; the file's key: notify].",
+    ),
+]
+Check = Annotated[
+    bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def make_console(quiet: bool = False) -> "Console":
+    from rich.console import Console
+
+    if quiet:
+        return Console(quiet=True)
+    # Wide enough for tables where nobody knows the width.
+    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+
+
+def say(console: "Console", text: str, style: str | None = None) -> None:
+    """Prints a line as it is: paths keep their brackets, and are not broken to be copied in halves."""
+    if console.quiet and style in ("red", "yellow"):
+        print(text, file=sys.stderr)
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def asked_file(file: Path, sets: list[str] | None, points: int | None) -> "AskedFile":
+    from orchestrator.source import Override
+    from orchestrator.sweep_file import SweepFile as AskedFile
+
+    return AskedFile(file, tuple(Override.parse(text) for text in sets or ()), points)

@@ -1,0 +1,359 @@
+"""What a sweep asks and what it will cost: plan, preflight, schema, models, data."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.app import ASK, app, data_app
+from orchestrator.cli.options import (
+    Address,
+    AsJson,
+    Points,
+    Sets,
+    SweepFile,
+    Track,
+    asked_file,
+    make_console,
+    say,
+)
+from orchestrator.cli.watchers import Signals, Terminal, lr_notes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.plan import Plan, Trial
+
+
+#: Of a sweep with more trials `plan` lists the first of each cell and arm only.
+_MAX_LISTED, _FIRST_LISTED = 64, 3
+
+
+@app.command(
+    rich_help_panel=ASK, epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json"
+)
+def plan(
+    file: SweepFile,
+    sets: Sets = None,
+    points: Points = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where it is to run: 8xH100, 64xcpu [default: this machine].")
+    ] = None,
+    past: Annotated[Path, typer.Option(help="Folder of earlier sweeps, whose epochs tell speeds.")] = Path(
+        "runs"
+    ),
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this CPU for a second where no earlier sweep tells.")
+    ] = False,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="Instead of resources.price in the file.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"List every trial, also of more than {_MAX_LISTED}; --json does.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
+    from orchestrator.cost import estimate, plan_warnings
+    from orchestrator.machine import described, past_samples, probe_rates, this_machine
+    from orchestrator.terminal import cost_table, cost_text, rows_table
+
+    expected: list[str] = []
+    made = asked_file(file, sets, points).plan(expected=expected)
+    try:
+        machine = described(on) if on else this_machine()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--on") from error
+    samples, notices = past_samples(past)
+    rates = probe_rates() if measure else None
+    cost = estimate(made, machine, samples, rates, price_per_gpu_hour)
+    warnings = plan_warnings(made, cost)
+    if as_json:
+        trials = [_trial_row(made, trial) for trial in made.trials]
+        removed = [dataclasses.asdict(removal) for removal in made.removals]
+        told = {
+            "name": made.sweep.name,
+            "cost": {**cost.plain(), "warnings": warnings},
+            "removed": removed,
+            "trials": trials,
+        }
+        print(json.dumps(told, indent=2))
+        return
+    console = make_console()
+    say(console, f"{made.sweep.name}  {made.sweep.question}\n", "bold")
+    _print_arms(console, made)
+    for path in expected:
+        say(
+            console,
+            f"{path}: not there; planned with what the file expects of it, so ids are not final",
+            "yellow",
+        )
+    for line in [*lr_notes(made), *_search_notes(made)]:
+        say(console, line, "dim")
+    console.print()
+    _print_trials(console, made, everything)
+    console.print()
+    console.print(cost_table(cost))
+    console.print(cost_text(cost, warnings))
+    for line in notices:
+        say(console, f"note: {line}", "dim")
+    if differences := _detectable(made):
+        say(console, "\nSmallest difference that so many points tell from chance with 80 % power:", "bold")
+        console.print(rows_table(differences))
+        say(
+            console,
+            "if errors above the best average 4 points in one arm and points correlate by 0.5 between arms; "
+            "none: more points are needed",
+            "dim",
+        )
+
+
+def _by_cell_and_arm(made: "Plan") -> "dict[tuple[str, str], list[Trial]]":
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in made.trials:
+        groups.setdefault((trial.cell_name, trial.arm_and_stage), []).append(trial)
+    return groups
+
+
+def _print_arms(console: "Console", made: "Plan") -> None:
+    """Prints what each cell and arm trains, and what its constraints remove."""
+    from orchestrator.terminal import large, removal_rows, rows_table
+
+    rows = []
+    for (cell, arm), members in _by_cell_and_arm(made).items():
+        costs = [made.cost(trial) for trial in members]
+        info = made.infos[members[0].config.data]
+        rows.append(
+            {
+                "cell": cell,
+                "arm": arm,
+                "data": f"{info.name} {info.sizes['train']}/{info.sizes['val']}/{info.sizes['test']}",
+                "trials": len(members),
+                "epochs": _span([cost.epochs for cost in costs]),
+                "params M": _span([round(cost.model.params_m, 3) for cost in costs]),
+                "flops G": _span([round(cost.model.flops_g, 4) for cost in costs]),
+                "activations M": _span([round(cost.model.activations_m, 3) for cost in costs]),
+                "multiply-adds to train": large(sum(cost.train_flops for cost in costs)),
+                "runs on": str(members[0].gang),
+            }
+        )
+    console.print(rows_table(rows))
+    if made.removals:
+        say(console, "\nShare of the points drawn that each constraint removes:", "bold")
+        console.print(rows_table(removal_rows(made)))
+        say(console, "a point that one arm breaks is left out in every arm of the cell", "dim")
+
+
+def _print_trials(console: "Console", made: "Plan", everything: bool) -> None:
+    """Prints the trials; of a large sweep the first of each cell and arm, unless all are wanted."""
+    from orchestrator.terminal import rows_table
+
+    listed = list(made.trials)
+    if len(listed) > _MAX_LISTED and not everything:
+        listed = [trial for group in _by_cell_and_arm(made).values() for trial in group[:_FIRST_LISTED]]
+    console.print(rows_table(_short_rows(made, listed)))
+    if more := len(made.trials) - len(listed):
+        say(
+            console,
+            f"the first {_FIRST_LISTED} of each cell and arm; {more} more trials with --all, or --json",
+            "dim",
+        )
+
+
+def _search_notes(plan: "Plan") -> list[str]:
+    """What of a plan is not known before a search has begun."""
+    from orchestrator.search import num_rounds
+
+    if (search := plan.sweep.search) is None:
+        return []
+    notes = []
+    if (rounds := num_rounds(plan.sweep)) > 1:
+        notes.append(
+            f"search: {rounds} rounds of up to {search.round} points per arm and cell; {search.sampler} will "
+            "choose other settings for those after the first than stand here"
+        )
+    if search.halving is not None:
+        notes.append(
+            f"search: trials that fall behind are ended from epoch {search.halving.grace_epochs} on, so that "
+            "it costs less than is planned here"
+        )
+    return notes
+
+
+def _detectable(made: "Plan") -> list[dict[str, Any]]:
+    """Per cell and pair of arms what the deciding measures can detect; empty where nothing is compared."""
+    from orchestrator.power import detectable
+    from orchestrator.stats import MEASURES
+
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for found in detectable(made):
+        info = MEASURES[found.measure]
+        if info.decides:
+            row = rows.setdefault(
+                (found.cell, found.base_arm, found.arm),
+                {
+                    "cell": found.cell,
+                    "arms": f"{found.arm} against {found.base_arm}",
+                    "points": found.num_points,
+                },
+            )
+            row[info.symbol] = "none" if found.simulated is None else f"{found.simulated:.2g}"
+    return list(rows.values())
+
+
+def _span(values: "list[Any]") -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
+
+def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
+    cost = made.cost(trial)
+    return {
+        "id": trial.id,
+        "arm": trial.arm,
+        "cell": trial.cell_name,
+        "point": trial.point,
+        "replicate": trial.replicate,
+        "role": trial.role,
+        "after": trial.after,
+        "values": trial.values,
+        "params_m": cost.model.params_m,
+        "flops_g": cost.model.flops_g,
+        "activations_m": cost.model.activations_m,
+        "epochs": cost.epochs,
+        "steps": cost.steps,
+        "train_flops": cost.train_flops,
+        "workers": trial.gang.workers,
+        "config": trial.config.model_dump(mode="json"),
+    }
+
+
+def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
+    left_out = {"values", "config", "train_flops", "workers", "activations_m"}
+    if not any(trial.replicate for trial in made.trials):
+        left_out.add("replicate")
+    if all(trial.role == "sweep" for trial in made.trials):
+        left_out.add("role")
+    if not any(trial.after for trial in made.trials):
+        left_out.add("after")
+    return [
+        {key: value for key, value in _trial_row(made, trial).items() if key not in left_out}
+        | {path: trial.values.get(path) for path in made.sweep.vary}
+        for trial in trials
+    ]
+
+
+@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep schema --out sweep.schema.json")
+def schema(
+    out: Annotated[Path | None, typer.Option(help="File to write [default: print].")] = None,
+) -> None:
+    """Prints the JSON Schema of sweep files, by which an editor completes and checks them.
+
+    The first lines of a file name it: `# yaml-language-server: $schema=sweep.schema.json`.
+    """
+    from orchestrator.schema import sweep_schema
+    from trainables.files import write_atomically
+
+    text = json.dumps(sweep_schema(), indent=1) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomically(out, text)
+        print(f"{out}: JSON Schema of a sweep file")
+
+
+@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep models --json")
+def models(
+    as_json: AsJson = False,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
+) -> None:
+    """Lists the named models with parameters, multiply-adds and activations of one image."""
+    from orchestrator.terminal import rows_table
+    from trainables.config import NAMED_MODELS
+
+    rows = []
+    for name, config in NAMED_MODELS.items():
+        cost = config.cost(classes)
+        rows.append(
+            {
+                "name": name,
+                "params_m": round(cost.params_m, 4),
+                "flops_g": round(cost.flops_g, 4),
+                "activations_m": round(cost.activations_m, 3),
+                "image_size": config.image_size,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    make_console().print(rows_table(rows))
+
+
+@app.command(
+    rich_help_panel=ASK,
+    epilog="Example: vitc-sweep preflight search_spaces/lr_wd.yaml --set data=/data/fashion-mnist",
+)
+def preflight(
+    file: SweepFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    sets: Sets = None,
+    points: Points = None,
+    address: Address = None,
+    track: Track = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tries what `run` would start, without starting it: every shape built, the largest run for two steps.
+
+    A shape is a model with its data, batch, workers, precision and optimizer; rates and seeds do not matter.
+    Also tried: the storage of the results, its free space, clocks, MLflow. Leaves nothing behind. Ends with
+    exit code 0 when the sweep can start, 2 with all faults when it cannot.
+    """
+    from rich.console import Console
+
+    from orchestrator.observers import MlflowObserver
+    from orchestrator.session import try_out
+    from orchestrator.terminal import rows_table
+
+    asked = asked_file(file, sets, points)
+    plan = asked.plan()
+    # JSON goes out alone.
+    console = Console(stderr=True) if as_json else make_console()
+    observers = [Terminal(console), *([MlflowObserver()] if track else [])]
+    with Signals():
+        outcome = try_out(plan, plan.trials, out or Path("runs") / asked.sweep.name, observers, address)
+    if outcome.faults:
+        raise asked.error(outcome.faults)
+    if as_json:
+        content = {"shapes": outcome.shapes, "seconds": outcome.seconds, "plan_seconds": outcome.plan_seconds}
+        print(json.dumps(content | {"checked": outcome.rows()}, indent=2))
+    else:
+        console.print(rows_table(outcome.rows()))
+
+
+@data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")
+def data_import(
+    source: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
+    target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+) -> None:
+    """Packs a tree of images into one Parquet file in the Hugging Face image layout."""
+    from trainables.data import import_folder
+
+    count, names = import_folder(source, target)
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    print(f"{target}: {count} images of {len(names)} classes ({shown})")
+
+
+@data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
+def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
+    """Says what a data set holds and how a sweep would split it."""
+    from pydantic import TypeAdapter
+
+    from trainables.config import Data, DataConfig, expand
+
+    adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
+    info = adapter.validate_python(expand("data", path)).info()
+    print(f"{info.name}: {info.num_classes} classes, fingerprint {info.fingerprint}")
+    for split, where in info.splits.items():
+        print(f"  {split:6}{info.sizes[split]:>9} images  {where}")

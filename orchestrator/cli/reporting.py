@@ -1,0 +1,140 @@
+"""What came out: report, compare, verify, bundle, export."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.app import ANSWER, INCOMPLETE, OK, app
+from orchestrator.cli.conclusion import conclude
+from orchestrator.cli.options import AsJson, SweepFolder, make_console, say
+
+
+@app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep report runs/lr_wd")
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="A sweep's folder, as `run` names it, or several.", show_default=False),
+    ],
+) -> None:
+    """Writes the report of a sweep anew; what is missing is shown as missing.
+
+    Of several sweeps each gets its own. Ends with exit code 0 if in all of them every trial has a result.
+    """
+    from orchestrator.evidence import comparable
+    from orchestrator.folder import open_folder
+    from orchestrator.journal import FolderError
+
+    opened, faults = [], []
+    # Twice the same folder is one report.
+    for folder in dict.fromkeys(folders):
+        try:
+            opened.append(open_folder(folder))
+        except FolderError as error:
+            faults.append(str(error))
+    if faults:
+        raise FolderError("\n".join(faults))
+    console, codes = make_console(), []
+    for folder in dict.fromkeys(folders):
+        if len(opened) > 1:
+            say(console, f"\n{folder}", "bold")
+        codes.append(conclude(console, folder))
+    if len(opened) > 1 and comparable(opened):
+        names = " ".join(map(str, dict.fromkeys(folders)))
+        say(console, f"\ntheir arms in one report:  vitc-sweep compare {names}")
+    raise typer.Exit(max(codes))
+
+
+@app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep compare runs/lr_wd runs/lr_wd_regnet")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two sweeps or more.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison [default: runs/<name>+<name>].")
+    ] = None,
+) -> None:
+    """Compares arms that live in different sweeps, as if one sweep had asked for them all.
+
+    Refuses what is not comparable, and says why: other data or splits, epochs, cells, points, or settings
+    that are no arm's own. All are compared to the first arm of the first folder.
+    """
+    from orchestrator import evidence
+    from orchestrator.folder import open_folder
+
+    target = out or Path("runs") / "+".join(folder.resolve().name for folder in folders)
+    _, notices = evidence.compare([open_folder(folder) for folder in folders], target)
+    console = make_console()
+    for notice in notices:
+        say(console, f"note: {notice}")
+    raise typer.Exit(conclude(console, target))
+
+
+@app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep verify runs/lr_wd")
+def verify(
+    path: Annotated[
+        Path, typer.Argument(help="A sweep's folder, or a bundle (.tar.gz).", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Recomputes every number of the report from the journal, and checks that no file was changed.
+
+    Names file, row and column of each difference; writes nothing. Ends with exit code 0 if all holds and 1 if
+    not. Who may change everything may also seal it again: the fingerprint tells one seal from another.
+    """
+    from dataclasses import asdict
+
+    from orchestrator import evidence
+
+    found = evidence.verify(path)
+    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(OK if found.ok else INCOMPLETE)
+
+
+@app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep bundle runs/lr_wd --out lr_wd.tar.gz")
+def bundle(
+    folder: SweepFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Archive to write, or folder to put it in [default: <name>.tar.gz].")
+    ] = None,
+) -> None:
+    """Packs question, record, journal and report into one archive that `verify` takes anywhere.
+
+    Checkpoints and tracebacks stay behind. Paths of data and the name of the machine's processor are in it.
+    """
+    from orchestrator import evidence
+
+    target = evidence.bundle(folder, out or Path())
+    found = evidence.verify(target)
+    print("\n".join([*found.lines(), f"bundle: {target}"]))
+    raise typer.Exit(OK if found.ok else INCOMPLETE)
+
+
+@app.command(
+    rich_help_panel=ANSWER, epilog="Example: vitc-sweep export runs/lr_wd --format csv --out results.csv"
+)
+def export(
+    folder: SweepFolder,
+    format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write [default: FOLDER/results.<format>].")
+    ] = None,
+) -> None:
+    """Writes one row per trial: ids, every resolved setting, outcome, errors, epochs, seconds, cost."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from orchestrator.api import results_table
+    from trainables.files import write_atomically
+
+    if format not in ("parquet", "csv"):
+        raise typer.BadParameter(f"must be parquet or csv, is {format!r}", param_hint="--format")
+    table = results_table(folder)
+    sink = pa.BufferOutputStream()
+    if format == "csv":
+        pyarrow.csv.write_csv(table, sink)
+    else:
+        pyarrow.parquet.write_table(table, sink)
+    target = out or folder / f"results.{format}"
+    write_atomically(target, sink.getvalue().to_pybytes())
+    print(f"{target}: {table.num_rows} trials, {table.num_columns} columns")

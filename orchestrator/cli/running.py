@@ -1,0 +1,207 @@
+"""Running trials: run, confirm, retry, stop."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.app import RUN, app
+from orchestrator.cli.options import (
+    Address,
+    Check,
+    Notify,
+    Points,
+    Quiet,
+    Sets,
+    SweepFile,
+    SweepFolder,
+    Track,
+    asked_file,
+    make_console,
+    trial_ids,
+)
+from orchestrator.cli.watchers import Watchers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.plan import Plan
+    from orchestrator.results import Result
+    from orchestrator.sweep_file import SweepFile as AskedFile
+
+
+@app.command(
+    rich_help_panel=RUN,
+    epilog="Example: vitc-sweep run search_spaces/lr_wd.yaml --set data=/data/fashion-mnist --points 16",
+)
+def run(
+    file: SweepFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    sets: Sets = None,
+    points: Points = None,
+    address: Address = None,
+    track: Track = True,
+    check: Check = True,
+    notify: Notify = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs a sweep to its end, and reports.
+
+    The file states the target: run again after an interruption, or with more points, and only what is
+    missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
+    missing, 2 when the input is at fault.
+    """
+    from orchestrator.lease import held
+    from orchestrator.session import Session, prepare
+
+    asked = asked_file(file, sets, points)
+    folder = out or Path("runs") / asked.sweep.name
+    command = f"vitc-sweep run {file}" + (f" --out {out}" if out else "")
+    with Watchers(make_console(quiet), track, notify) as watchers:
+        plan, preparation = prepare(asked, folder, watchers.all, address, check)
+        with held(folder) as lease:
+            end = Session(lease, watchers.all, address).run_rounds(plan, preparation)
+            raise typer.Exit(watchers.conclude(folder, end, command))
+
+
+@app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
+def confirm(
+    folder: SweepFolder,
+    top: Annotated[int, typer.Option(min=1, help="Best settings of each arm and cell.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for each of them.")] = 5,
+    address: Address = None,
+    track: Track = True,
+    check: Check = True,
+    notify: Notify = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs the best settings of each arm again with fresh seeds.
+
+    A sweep's best error was picked for being low, so it flatters. The choice is made once, on the selection
+    split, and kept in confirm.json; the report's peak then comes from these runs alone, the choice among
+    them from the selection split, and the number from the final one.
+    """
+    from orchestrator.folder import load_confirmation, open_folder, save_confirmation
+    from orchestrator.lease import held
+    from orchestrator.session import Preparation, Session, check_data, checked, choose_confirmation, left_of
+
+    open_folder(folder)
+    with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
+        known = open_folder(folder)
+        plan, choice = choose_confirmation(known, top, seeds)
+        check_data(plan, folder)
+        todo, preparation = left_of(plan, known), Preparation()
+        if check:
+            preparation = checked(_question(folder), plan, todo, folder, watchers.all, address)
+        if load_confirmation(folder) is None:
+            save_confirmation(folder, choice)
+        end = Session(lease, watchers.all, address).run_trials(plan, todo, known, preparation)
+        command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
+        raise typer.Exit(watchers.conclude(folder, end, command))
+
+
+@app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep retry runs/lr_wd --failed")
+def retry(
+    folder: SweepFolder,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Trials that failed, ran out of memory, or could not be built.")
+    ] = False,
+    outcome: Annotated[
+        list[str] | None, typer.Option(help="Trials that ended so: failed, diverged, ...; may be repeated.")
+    ] = None,
+    trial: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A trial by the beginning of its id, or as arm/cell/point; may be repeated.",
+            autocompletion=trial_ids,
+        ),
+    ] = None,
+    address: Address = None,
+    track: Track = True,
+    check: Check = True,
+    notify: Notify = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs trials that have ended anew, from their beginning, and with them whatever else is missing.
+
+    What they had on record stays in the journal, and counts no more. With a first stage come the trials that
+    start from it and ended without an epoch of their own.
+    """
+    from orchestrator.folder import open_folder, record_retries
+    from orchestrator.journal import FolderError
+    from orchestrator.lease import held
+    from orchestrator.plan import unique_trials
+    from orchestrator.progress import FAILURES
+    from orchestrator.results import brought_back, results_of
+    from orchestrator.session import Preparation, Session, check_data, checked
+
+    open_folder(folder)
+    with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
+        known = open_folder(folder)
+        check_data(known.plan, folder)
+        results = results_of(known.plan, known.records)
+        wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
+        if not wanted:
+            raise FolderError(f"{folder}: no trial to retry; choose with --failed, --outcome or --trial")
+        wanted += brought_back(results, wanted)
+        ended = {key for key, record in known.records.items() if record.settled}
+        todo, preparation = unique_trials(known.plan.remaining(ended.difference(wanted))), Preparation()
+        if check:
+            preparation = checked(_question(folder), known.plan, todo, folder, watchers.all, address)
+        record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
+        known = open_folder(folder)
+        end = Session(lease, watchers.all, address).run_trials(known.plan, todo, known, preparation)
+        raise typer.Exit(watchers.conclude(folder, end, f"vitc-sweep retry {folder}"))
+
+
+def _question(folder: Path) -> "AskedFile":
+    """The question of a sweep that has begun, as the file it is kept in."""
+    return asked_file(folder / "sweep.yaml", None, None)
+
+
+def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names: list[str]) -> list[str]:
+    """Ids of trials by outcome or by name.
+
+    Raises:
+      BadParameter: an outcome that there is not.
+      UnknownTrial: a name that fits no trial, or several.
+    """
+    from orchestrator.outcomes import RULES
+    from orchestrator.story import find_trial
+
+    if unknown := outcomes - set(RULES):
+        raise typer.BadParameter(
+            f"must be one of {', '.join(RULES)}, is {', '.join(sorted(unknown))}", param_hint="--outcome"
+        )
+    chosen = {r.trial.id: None for r in results if r.record.outcome in outcomes}
+    return list(chosen | dict.fromkeys(find_trial(plan, name).id for name in names))
+
+
+@app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep stop runs/lr_wd --drain")
+def stop(
+    folder: SweepFolder,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Let trials in flight go on to their end; start no more.")
+    ] = False,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="End the run's process at once; it must be on this machine.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Return when the run has stopped.")] = True,
+) -> None:
+    """Stops a run from another terminal, or another machine that sees the folder.
+
+    As it stands it does what Ctrl-C does: trials in flight are cancelled and go on from their checkpoints
+    when the sweep is run again.
+    """
+    from orchestrator.lease import holder, kill_holder, request_stop
+
+    if drain and kill:
+        raise typer.BadParameter("choose one of --drain and --kill")
+    if kill:
+        kill_holder(folder)
+    else:
+        request_stop(folder, "drain" if drain else "now")
+    while wait and holder(folder) is not None:
+        time.sleep(0.5)
+    print(f"{folder}: {'stopped' if wait else 'will stop'}")

@@ -1,0 +1,151 @@
+"""The observers of a session that the command line runs: terminal, MLflow, messages, and signals."""
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.app import INTERRUPTED
+from orchestrator.cli.conclusion import conclude
+from orchestrator.cli.options import say
+from orchestrator.observer import Level, Observer, Round, SessionEnd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from orchestrator.events import Event
+    from orchestrator.plan import Plan
+    from orchestrator.progress import Progress
+    from orchestrator.watch import Display
+
+
+def lr_notes(plan: "Plan") -> list[str]:
+    """What is done to learning rates quoted for another batch size."""
+    from orchestrator.words import describe_lr_scaling
+
+    notes: dict[str, None] = {}
+    for trial in plan.trials:
+        optim, batch = trial.config.optim, trial.config.batch_size
+        if optim.lr_batch_size is not None and optim.lr_batch_size != batch:
+            notes[f"{optim.name}: {describe_lr_scaling(trial.config)}"] = None
+    return list(notes)
+
+
+class Terminal(Observer):
+    """Shows a session on the console: live, or one line per trial that has ended."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._folder = Path()
+        self._display: Display | None = None
+
+    def notice(self, text: str, level: Level = "info") -> None:
+        """Prints a line; warnings also where the console is quiet."""
+        say(self._console, text, {"warning": "yellow", "detail": "dim"}.get(level))
+
+    def begin(self, round: Round) -> None:
+        """Says what is to run."""
+        self._folder, total = round.folder, len(round.plan.trials)
+        if not round.trials:
+            say(self._console, f"{round.folder}: nothing to do, all {total} trials have ended\n")
+            return
+        if round.of > 1:
+            say(self._console, f"round {round.number} of {round.of}", "bold")
+        already = total - len(round.trials)
+        say(
+            self._console,
+            f"{round.plan.sweep.name}: {len(round.trials)} trials to run"
+            + (f", {already} have ended before" if already else "")
+            + f"; results go to {round.folder}",
+        )
+        for line in lr_notes(round.plan):
+            say(self._console, line, "dim")
+
+    def observe(self, events: "Sequence[Event]", progress: "Progress") -> None:
+        """Shows what has happened."""
+        from orchestrator.watch import Display
+
+        if self._display is None:
+            self._display = Display(self._console, progress, self._folder)
+            self._display.__enter__()
+        self._display.show(events)
+
+    def end(self, end: SessionEnd) -> None:
+        """Says how a round ended."""
+        from orchestrator.words import duration
+
+        self._hide()
+        if end.error:
+            say(self._console, f"Ray stopped the run: {end.error}", "red")
+        if end.breaker:
+            say(self._console, f"stopped early: {end.breaker}", "red")
+            say(self._console, f"Mend the cause, then:  vitc-sweep retry {self._folder} --failed")
+        if end.how == "ended":
+            say(self._console, f"{end.num_run} trials in {duration(end.seconds)}\n")
+
+    def close(self, end: SessionEnd) -> None:
+        """Leaves the terminal as it was, also where a session broke off."""
+        self._hide()
+
+    def _hide(self) -> None:
+        if self._display:
+            self._display.__exit__()
+        self._display = None
+
+
+class Signals(Observer):
+    """Makes a polite kill mean the same as Ctrl-C, and lets both pass while a session stops."""
+
+    def __enter__(self) -> "Signals":
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def stopping(self) -> None:
+        """Ignores both: it is seconds from here, and a second one would only lose the record of the first."""
+        self._both(signal.SIG_IGN)
+
+    def end(self, end: SessionEnd) -> None:
+        """Takes both again."""
+        self._both(signal.default_int_handler)
+
+    def close(self, end: SessionEnd) -> None:
+        """Takes both again where there was no orderly end."""
+        self._both(signal.default_int_handler)
+
+    def _both(self, handler: Any) -> None:
+        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGTERM, handler)
+
+
+class Watchers:
+    """The observers of a session that the command line runs, and the signals for as long as they watch."""
+
+    def __init__(self, console: "Console", track: bool, notify: str | None = None) -> None:
+        from orchestrator.observers import MlflowObserver, NotifyObserver
+
+        self._console, self._signals = console, Signals()
+        self._mirror = MlflowObserver() if track else None
+        others = [self._mirror] if self._mirror else []
+        self.all: list[Observer] = [self._signals, Terminal(console), NotifyObserver(notify), *others]
+
+    def __enter__(self) -> "Watchers":
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._signals.__exit__()
+
+    def conclude(self, folder: Path, end: SessionEnd, command: str) -> int:
+        """Says how to go on, or writes the report if the session was not stopped. Returns the exit code."""
+        if end.how == "stopped":
+            say(
+                self._console,
+                f"\nstopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended. "
+                f"Go on with:  {command}",
+            )
+            return INTERRUPTED
+        return conclude(self._console, folder, self._mirror)

@@ -1,0 +1,193 @@
+"""Looking at a sweep, whether or not it runs: status, logs, why, ui, sync."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.app import INCOMPLETE, OK, WATCH, app
+from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say
+from orchestrator.observer import Round
+
+
+@app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep status runs/lr_wd --watch")
+def status(
+    folder: SweepFolder,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it live until the run ends; from any machine.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Says how far a sweep is, from its folder alone; it may be running.
+
+    With --watch it ends with exit code 0 if every trial has a result by then, and 1 if not.
+    """
+    from orchestrator.folder import open_folder
+    from orchestrator.lease import holder
+    from orchestrator.progress import Progress
+    from orchestrator.terminal import ledger_table
+    from orchestrator.watch import NOBODY, follow, view
+
+    if watch and as_json:
+        raise typer.BadParameter("choose one of --watch and --json")
+    console = make_console()
+    if watch:
+        progress = follow(console, folder)
+        console.print(view(progress, folder, width=console.width, spent=progress.ledger(), state=NOBODY))
+        is_whole = progress.ended == len(progress.plan.trials) and not progress.causes
+        raise typer.Exit(OK if is_whole else INCOMPLETE)
+    opened = open_folder(folder)
+    progress = Progress(opened.plan, {})
+    progress.observe(opened.events)
+    spent, at_work = progress.ledger(), holder(folder) is not None
+    if as_json:
+        cells = [
+            {
+                "cell": t.cell,
+                "arm": t.arm,
+                "planned": t.planned,
+                "states": t.states,
+                "best_error_pct": t.best_pct,
+            }
+            for t in progress.tallies
+        ]
+        print(
+            json.dumps(
+                {
+                    "name": opened.plan.sweep.name,
+                    "trials": len(opened.plan.trials),
+                    "ended": progress.ended,
+                    "at_work": at_work,
+                    "ledger": {"device": spent.device, **spent.rows()},
+                    "cells": cells,
+                }
+            )
+        )
+        return
+    for notice in opened.notices:
+        say(console, f"note: {notice}", "yellow")
+    clock = time.time() if at_work else None
+    state = "a run is at work" if at_work and progress.time_left is None else "" if at_work else NOBODY
+    console.print(view(progress, folder, width=console.width, clock=clock, state=state))
+    if spent.total:
+        console.print()
+        console.print(ledger_table(spent))
+
+
+@app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep logs runs/lr_wd vit_c/adamw/3 --follow")
+def logs(
+    folder: SweepFolder,
+    trial: OneTrial,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Of this worker only, and what speaks for all.")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt only.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the trial has ended.")] = False,
+) -> None:
+    """Prints what a trial has left behind: tracebacks, notices, warnings, the stacks of hung processes."""
+    from orchestrator.story import find_trial
+    from orchestrator.watch import Follower, print_logs
+
+    follower = Follower(folder)
+    found = find_trial(follower.progress.plan, trial)
+    if not print_logs(follower, found, attempt, rank, follow):
+        print(
+            f"nothing was said; `vitc-sweep why {folder} {trial}` tells what the journal knows",
+            file=sys.stderr,
+        )
+
+
+@app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep why runs/lr_wd vit_c/adamw/3")
+def why(
+    folder: SweepFolder,
+    trial: OneTrial,
+    lines: Annotated[int, typer.Option(min=0, help="Lines from the end of its log.")] = 6,
+) -> None:
+    """Says what happened to a trial, attempt by attempt, and what to do about it."""
+    from orchestrator.folder import open_folder
+    from orchestrator.results import Record, Result
+    from orchestrator.story import attempts_of, find_trial, story
+    from orchestrator.trial_logs import last_lines, logs_of
+
+    opened = open_folder(folder)
+    found = find_trial(opened.plan, trial)
+    result = Result(found, opened.records.get(found.id, Record()), opened.plan.sweep.error)
+    excerpt = last_lines(logs_of(folder, found.id), lines)
+    attempts = attempts_of(found.id, opened.events)
+    print("\n".join(story(result, attempts, str(folder), opened.plan.cost(found).steps, excerpt)))
+
+
+@app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep ui runs --port 5000")
+def ui(
+    folder: Annotated[Path, typer.Argument(help="The folder of the sweeps.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port of the live reports; MLflow gets the next one.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; the default is this machine only.")
+    ] = "127.0.0.1",
+    every: Annotated[float, typer.Option(min=0, help="Least seconds between two reports of a sweep.")] = 30,
+    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Serve MLflow's pages, too.")] = True,
+) -> None:
+    """Serves live reports of all sweeps in a folder, and MLflow over their runs.
+
+    Reports are made anew while somebody looks and the sweep gets on; the sweeps' own files are left alone.
+    """
+    from orchestrator import serve
+
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder; has a sweep run there?", param_hint="FOLDER")
+    mlflow, child = _mlflow_pages(folder, host, port + 1) if track else ("", None)
+    # A polite kill takes the child and the scratch folder along, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with serve.scratch_folder() as scratch:
+            pages = serve.Pages(folder, Path(scratch), every)
+            with serve.server(pages, host, port, mlflow) as server:
+                print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C ends it)")
+                print(f"MLflow:  {mlflow or ('has no runs here' if track else 'is left out')}", flush=True)
+                server.serve_forever()
+    except OSError as error:
+        raise typer.BadParameter(f"{host}:{port}: {error}", param_hint="--port") from error
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if child is not None:
+            child.terminate()
+
+
+def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.Popen[bytes] | None]":
+    """Starts MLflow's pages; returns their address, and the process unless a server shows its own."""
+    from orchestrator import tracking
+    from trainables.places import redacted
+
+    uri = tracking.tracking_uri(folder / "any")
+    if uri.startswith("http"):
+        return redacted(uri), None
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return "", None
+    command, more = tracking.ui_command(uri, host, port), tracking.ui_environment(uri)
+    return tracking.ui_address(host, port), subprocess.Popen(command, env=os.environ | more)
+
+
+@app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep sync runs/lr_wd")
+def sync(folder: SweepFolder) -> None:
+    """Brings MLflow up to date with the journal, whatever it has, misses or has lost.
+
+    Nothing is told twice: runs are found by their trial, points by their epoch.
+    """
+    from orchestrator.folder import open_folder
+    from orchestrator.observers import mirror
+
+    opened = open_folder(folder)
+    tracker = mirror(Round(opened.plan, (), folder, opened.events))
+    if (report := folder / "report" / "report.html").is_file():
+        tracker.add_artifact(report)
+    if warning := tracker.close(timeout_seconds=600):
+        print(warning, file=sys.stderr)
+        raise typer.Exit(INCOMPLETE)
+    print(f"{folder}: MLflow has all {len(opened.records)} trials that were started")

@@ -1,0 +1,96 @@
+"""Observers that tell others of a session: MLflow, and whoever waits for a message."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.events import Event
+from orchestrator.notify import Notifier
+from orchestrator.observer import Observer, Round, SessionEnd
+from orchestrator.progress import Progress
+from orchestrator.tracking import Tracker, tracking_uri, unanswered
+
+#: Seconds that MLflow gets to catch up when all is done, and when somebody waits for a run to stop.
+_FINISH_SECONDS, _STOP_SECONDS = 30.0, 3.0
+
+
+class MlflowObserver(Observer):
+    """Mirrors a session to MLflow. After the session it stays open for the report until `finish`."""
+
+    def __init__(self) -> None:
+        self._round: Round | None = None
+        self._tracker: Tracker | None = None
+
+    def fault(self, folder: Path) -> str:
+        """Returns why the tracking server takes no runs; empty if it does."""
+        return unanswered(tracking_uri(folder))
+
+    def begin(self, round: Round) -> None:
+        """Ends the round before. Without trials, a store that was down when they ran catches up here."""
+        if self._tracker:
+            self._tracker.close(_FINISH_SECONDS)
+        self._round, self._tracker = round, None
+        if not round.trials:
+            self._open(round)
+
+    def observe(self, events: Sequence[Event], progress: Progress) -> None:
+        """Passes the events on, those of earlier sessions first."""
+        if self._tracker is None and self._round is not None:
+            # Not before the trials run: the thread would take a core while the cluster starts.
+            self._open(self._round)
+        if self._tracker:
+            self._tracker.observe(events)
+
+    def _open(self, round: Round) -> None:
+        self._tracker = mirror(round)
+
+    def close(self, end: SessionEnd) -> str | None:
+        """Ends the mirror of a session that did not come to its end."""
+        if self._tracker and end.how in ("stopped", "broke off"):
+            self._tracker.close(_STOP_SECONDS)
+        return None
+
+    def finish(self, report: Path) -> str | None:
+        """Attaches the report and ends the mirror.
+
+        Returns:
+          A warning if MLflow does not have everything.
+        """
+        if self._tracker is None:
+            return None
+        self._tracker.add_artifact(report)
+        return self._tracker.close(_FINISH_SECONDS)
+
+
+def mirror(round: Round) -> Tracker:
+    """Returns a running mirror of a sweep that knows what has happened so far."""
+    tracker = Tracker(round.plan, round.folder, tracking_uri(round.folder))
+    tracker.observe(round.events)
+    tracker.start()
+    return tracker
+
+
+class NotifyObserver(Observer):
+    """Sends messages to a URL or a command: at the first result, if the run stops itself, and at the end."""
+
+    def __init__(self, target: str | None = None) -> None:
+        """
+        Args:
+          target: a URL or a command; None takes the sweep file's key `notify`.
+        """
+        self._target = target
+        self._notifier: Notifier | None = None
+
+    def begin(self, round: Round) -> None:
+        """Opens the channel, unless there is nothing to run."""
+        if round.trials and self._notifier is None:
+            sweep = round.plan.sweep
+            self._notifier = Notifier(self._target or sweep.notify, sweep.name, round.folder)
+
+    def observe(self, events: Sequence[Event], progress: Progress) -> None:
+        """Sends what is worth a message."""
+        if self._notifier:
+            self._notifier.observe(progress, events)
+
+    def close(self, end: SessionEnd) -> str | None:
+        """Sends how the session ended; returns a warning about messages that did not get through."""
+        return self._notifier.end(end.text) if self._notifier else None

@@ -1,0 +1,421 @@
+"""A session runs the trials of a plan in a held folder and tells its observers. It prints nothing.
+
+Everything that belongs to a run and not to a terminal is here: the preflight, the rounds of a search, the
+budget, stop requests, the orderly end. Ctrl-C arrives as a `KeyboardInterrupt`; signals are the caller's
+affair. `lease.request_stop` stops a session from elsewhere. Ray is imported when the trials start.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.confirm import choose
+from orchestrator.cost import storage_fault, within_budget
+from orchestrator.events import AttemptEnded, EpochDone, Event
+from orchestrator.folder import (
+    Folder,
+    load_confirmation,
+    merge_points,
+    open_folder,
+    plan_of,
+    save_question,
+    save_suggestions,
+)
+from orchestrator.journal import FolderError
+from orchestrator.lease import Lease, check_free
+from orchestrator.machine import record_plan, this_machine
+from orchestrator.observer import Level, Observer, Round, SessionEnd
+from orchestrator.plan import Confirmation, Plan, Trial, unique_trials, with_confirmation
+from orchestrator.preflight import Checked, Child, Outcome, preflight
+from orchestrator.progress import Progress
+from orchestrator.results import results_of
+from orchestrator.search import next_round, num_rounds, rounds_given
+from orchestrator.sweep_file import SweepFile
+
+if TYPE_CHECKING:
+    from orchestrator import lanes
+
+#: Seconds between two looks at what has happened.
+_LOOK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What came before the first trial.
+
+    Attributes:
+      began: when the command began, in seconds since 1970.
+      seconds: what the preflight took.
+      checked: the shapes that the preflight ran; the plan on record rests on their speed.
+    """
+
+    began: float = field(default_factory=time.time)
+    seconds: float = 0.0
+    checked: tuple[Checked, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Before the folder is held
+
+
+def prepare(
+    file: SweepFile,
+    folder: Path,
+    observers: Sequence[Observer] = (),
+    address: str | None = None,
+    check: bool = True,
+) -> tuple[Plan, Preparation]:
+    """Plans a sweep for its folder, and tries what is left to run. Writes nothing.
+
+    Raises:
+      SweepError: the sweep cannot start; with every fault there is.
+      FolderError: another run holds the folder, or it holds another sweep.
+    """
+    # Known at once, not after the preflight.
+    check_free(folder)
+    sweep = file.sweep
+    if _is_sweep(folder):
+        before, sweep = sweep, merge_points(folder, sweep)
+        if sweep != before:
+            _notice(observers, f"{folder} was extended before; it keeps its larger number of points")
+    whole = file.plan(sweep)
+    plan = plan_of(folder, sweep, whole.infos)
+    preparation = Preparation()
+    if check:
+        left = left_of(plan, open_folder(folder) if _is_sweep(folder) else None)
+        if not left and rounds_given(plan) < num_rounds(sweep):
+            # Rounds of a search that nobody has chosen yet are of the same shapes.
+            left = list(whole.trials)
+        # Before the folder is there: a sweep that cannot start leaves nothing behind.
+        preparation = checked(file, plan, left, folder, observers, address)
+    return plan, preparation
+
+
+def checked(
+    file: SweepFile,
+    plan: Plan,
+    trials: Sequence[Trial],
+    folder: Path,
+    observers: Sequence[Observer] = (),
+    address: str | None = None,
+) -> Preparation:
+    """Tries trials before they run; there may be none.
+
+    Raises:
+      SweepError: they cannot start; with every fault there is, placed in the file. Nothing was written.
+    """
+    preparation = Preparation()
+    if not trials:
+        return preparation
+    outcome = try_out(plan, trials, folder, observers, address)
+    if outcome.faults:
+        raise file.error(outcome.faults)
+    return Preparation(preparation.began, outcome.seconds, outcome.checked)
+
+
+def try_out(
+    plan: Plan,
+    trials: Sequence[Trial],
+    folder: Path,
+    observers: Sequence[Observer] = (),
+    address: str | None = None,
+) -> Outcome:
+    """Runs the preflight where the trials are to run. Faults are the caller's to report."""
+    if address is None:
+        machine = this_machine()
+        with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
+            outcome = preflight(plan, trials, machine.nodes, child, folder)
+    else:
+        from orchestrator import lanes
+
+        lanes.connect(address)
+        outcome = preflight(plan, trials, lanes.nodes(), lanes.check_start, folder, lanes.clocks())
+        if outcome.faults:
+            lanes.shutdown()
+    for observer in observers:
+        if fault := observer.fault(folder):
+            _notice(observers, f"warning: {fault}; the sweep would go on without", "warning")
+    _notice(observers, outcome.line(), "detail")
+    return outcome
+
+
+def left_of(plan: Plan, known: Folder | None) -> list[Trial]:
+    """Returns the trials that have not ended, each once. Without a folder these are all."""
+    records = known.records if known else {}
+    return unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
+
+
+def check_data(plan: Plan, folder: Path) -> None:
+    """Checks that the data are still those the sweep ran on.
+
+    Raises:
+      FolderError: they have changed.
+    """
+    for config, info in plan.infos.items():
+        if config.info().fingerprint != info.fingerprint:
+            raise FolderError(f"{folder}: the data {info.name} have changed since the sweep ran")
+
+
+def choose_confirmation(known: Folder, top: int, seeds: int) -> tuple[Plan, Confirmation]:
+    """Chooses the best settings of a sweep that has ended, and plans to run them with fresh seeds.
+
+    Raises:
+      FolderError: the sweep has not ended, or has been confirmed with another choice.
+    """
+    folder, before = known.path, load_confirmation(known.path)
+    draws = [result for result in results_of(known.plan, known.records) if result.trial.is_tried]
+    if num_open := sum(not result.record.settled for result in draws):
+        raise FolderError(f"{folder}: {num_open} trials of the sweep have not ended; run it to its end first")
+    if (rounds := num_rounds(known.plan.sweep)) > (so_far := rounds_given(known.plan)):
+        raise FolderError(
+            f"{folder}: the search has had {so_far} of {rounds} rounds; run it to its end first"
+        )
+    choice = choose(draws, top, seeds)
+    if before is None:
+        return with_confirmation(known.plan, choice), choice
+    if before == choice:
+        return known.plan, choice
+    raise FolderError(
+        f"{folder}: has been confirmed with another choice ({before.seeds} seeds); choosing again "
+        "after having seen the results would undo its purpose. Delete confirm.json to start over"
+    )
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "sweep.yaml").is_file()
+
+
+def _notice(observers: Sequence[Observer], text: str, level: Level = "info") -> None:
+    for observer in observers:
+        observer.notice(text, level)
+
+
+# ---------------------------------------------------------------------------------------------------
+# In the held folder
+
+
+class Session:
+    """One run of a sweep in a folder that the caller holds.
+
+    `run_rounds` or `run_trials` is called once. The observers are closed on every way out of it.
+    """
+
+    def __init__(self, lease: Lease, observers: Sequence[Observer] = (), address: str | None = None) -> None:
+        """
+        Args:
+          lease: the held folder.
+          observers: whom to tell, in this order.
+          address: a running Ray cluster; None starts one on this machine.
+        """
+        self._lease, self._observers, self._address = lease, observers, address
+        self._end = SessionEnd("broke off")
+
+    def run_rounds(self, plan: Plan, preparation: Preparation) -> SessionEnd:
+        """Runs what is left of a plan to its end, round by round if it is a search.
+
+        Raises:
+          ClusterError: the cluster cannot run the trials.
+          FolderError: the folder holds results of another question.
+        """
+        folder, rounds = self._lease.folder, num_rounds(plan.sweep)
+        with self._closing():
+            known = open_folder(folder) if _is_sweep(folder) else None
+            for text in known.notices if known else ():
+                _notice(self._observers, f"note: {text}", "warning")
+            has_run = False
+            while True:
+                given = rounds_given(plan)
+                trials = left_of(plan, known)
+                if trials:
+                    self._run(self._round(plan, trials, known, given, rounds), preparation)
+                    has_run = True
+                    if self._end.how == "stopped":
+                        return self._end
+                else:
+                    save_question(folder, plan)
+                if given == rounds:
+                    break
+                known = open_folder(folder)
+                if (longer := _next_round(known)) is None:
+                    break
+                plan, preparation = longer, Preparation()
+            if not has_run:
+                for observer in self._observers:
+                    observer.begin(self._round(plan, (), known))
+                self._end = SessionEnd("nothing to do", "", len(plan.trials), len(plan.trials))
+            return self._end
+
+    def run_trials(
+        self, plan: Plan, trials: Sequence[Trial], known: Folder, preparation: Preparation
+    ) -> SessionEnd:
+        """Runs some trials of a plan. Without any, nobody is told but of the end.
+
+        Raises:
+          ClusterError: the cluster cannot run the trials.
+        """
+        with self._closing():
+            if trials:
+                self._run(self._round(plan, trials, known), preparation)
+            else:
+                self._end = SessionEnd("nothing to do", "", len(plan.trials), len(plan.trials))
+            return self._end
+
+    def _round(
+        self, plan: Plan, trials: Sequence[Trial], known: Folder | None, number: int = 1, of: int = 1
+    ) -> Round:
+        events, records = (known.events, known.records) if known else ([], {})
+        return Round(plan, trials, self._lease.folder, events, records, number, of)
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with contextlib.ExitStack() as stack:
+                # A stack, so that each is closed whatever another one raises; the last goes first.
+                for observer in reversed(self._observers):
+                    stack.callback(self._close, observer)
+
+    def _close(self, observer: Observer) -> None:
+        if warning := observer.close(self._end):
+            _notice(self._observers, warning, "warning")
+
+    def _run(self, round: Round, preparation: Preparation) -> None:
+        """Runs one round from connecting to the cluster to leaving it; `_end` says how it went."""
+        from orchestrator import lanes
+
+        self._end = SessionEnd("broke off")
+        for observer in self._observers:
+            observer.begin(round)
+        try:
+            lanes.connect(self._address)
+            run = self._started(round, preparation)
+            progress = Progress(round.plan, round.records, _lanes_at_most(run), round.events)
+            reason = self._follow(run, progress)
+        finally:
+            lanes.shutdown()
+        self._end = SessionEnd(
+            "stopped" if reason else "ended",
+            reason,
+            num_trials=len(round.plan.trials),
+            num_ended=sum(record.settled for record in round.records.values()),
+            num_run=len(round.trials),
+            seconds=time.time() - preparation.began,
+            breaker=progress.breaker,
+            error=str(run.error) if run.error and not reason else "",
+        )
+        for observer in self._observers:
+            observer.end(self._end)
+
+    def _started(self, round: Round, preparation: Preparation) -> "lanes.Run":
+        """Writes down the question, and the plan before the first trial; starts the trials."""
+        from orchestrator import lanes
+
+        plan, nodes = round.plan, lanes.nodes()
+        if fault := storage_fault(plan, nodes):
+            raise lanes.ClusterError(fault)
+        judge = None
+        if plan.sweep.search is not None and plan.sweep.search.halving is not None:
+            from orchestrator.halving import Judge
+
+            judge = Judge(plan.sweep.search.halving, plan.trials)
+            judge.replay(round.events)
+        run = lanes.Run(
+            round.folder,
+            round.trials,
+            round.records,
+            plan.sweep.resources,
+            preparation.began,
+            preparation.seconds,
+            judge,
+        )
+        # Once: of what has run there is no plan from before any more.
+        if preparation.checked and not any(record.attempts for record in round.records.values()):
+            record_plan(round.folder, plan, nodes, preparation.checked)
+        save_question(round.folder, plan)
+        run.start()
+        return run
+
+    def _follow(self, run: "lanes.Run", progress: Progress) -> str:
+        """Tells observers what happens until all is done or somebody stops it.
+
+        Returns:
+          Why it was stopped; empty if it was not.
+        """
+        try:
+            reason = self._wait(run, progress)
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        except BaseException:
+            # Whatever an observer raises: what is in flight goes on record as cancelled, not as lost.
+            with contextlib.suppress(Exception):
+                run.stop()
+                run.close()
+            raise
+        if reason:
+            for observer in self._observers:
+                observer.stopping()
+            run.stop()
+            self._tell(run, progress)
+        run.close()
+        return reason
+
+    def _wait(self, run: "lanes.Run", progress: Progress) -> str:
+        """Returns why the run is to stop; empty when all is done."""
+        from orchestrator import lanes
+
+        # What earlier runs have spent counts before anything comes.
+        draining, nodes, spending = False, lanes.nodes(), True
+        while True:
+            # Asked before the events are: what came in between is in them.
+            done = run.done
+            spending = self._tell(run, progress) or spending
+            if done:
+                return ""
+            if self._lease.lost:
+                return "another run has taken the folder over"
+            if (wanted := self._lease.stop_wanted()) == "now":
+                return "as `vitc-sweep stop` asked"
+            if not draining:
+                if wanted == "drain":
+                    draining, text = True, "stopping: trials in flight go on to their end"
+                elif spending:
+                    # It looks at every trial: not four times a second for nothing.
+                    spending = False
+                    draining = not within_budget(progress.plan, progress.records, nodes)
+                    text = "the budget is spent: trials in flight go on"
+                if draining:
+                    _notice(self._observers, f"{text}, no more are started")
+                    run.drain()
+            time.sleep(_LOOK_SECONDS)
+
+    def _tell(self, run: "lanes.Run", progress: Progress) -> bool:
+        """Passes on what has happened. Returns whether any of it counts in a budget."""
+        events = run.events()
+        progress.observe(events)
+        for observer in self._observers:
+            observer.observe(events, progress)
+        return any(map(_spends, events))
+
+
+def _spends(event: Event) -> bool:
+    return isinstance(event, EpochDone | AttemptEnded)
+
+
+def _lanes_at_most(run: "lanes.Run") -> int:
+    return max(phase.lanes for phase in run.phases)
+
+
+def _next_round(known: Folder) -> Plan | None:
+    """Returns the plan with what a search tries next, on record in the folder; None if there is nothing."""
+    from orchestrator.samplers import propose
+
+    plan = known.plan
+    chosen = next_round(plan, results_of(plan, known.records), propose)
+    if not chosen:
+        return None
+    save_suggestions(known.path, [*plan.suggestions, *chosen])
+    return plan_of(known.path, plan.sweep, plan.infos)
