@@ -21,10 +21,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What starts a Ray cluster does so alone; the rest runs on two cores.
+# About 7 minutes on 2 cores: what starts Ray runs one after the other on one of them, the rest on the other.
+# For the slowest: make test PYTEST_ADDOPTS=--durations=20
 test: install lint
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # Faults by the hundred, simulated and real: about 40 minutes on 2 cores. Its short form is among the tests.
 chaos: install

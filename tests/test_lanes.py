@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from conftest import parquet_file, png
 
 from orchestrator.events import AttemptEnded, EpochDone, Event
 from orchestrator.plan import Plan, Trial
@@ -34,11 +35,11 @@ def plan_of(points: int, base: dict[str, Any] | None = None, **changes: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Iterator[Any]:
+def lanes(cluster: str) -> Iterator[Any]:
     """The module under test, connected to a Ray of two CPUs that several tests share."""
     from orchestrator import lanes
 
-    lanes.connect(None)
+    lanes.connect(cluster)
     yield lanes
     lanes.shutdown()
 
@@ -70,12 +71,79 @@ def rows_without_times(record: Record) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMING_FIELDS} for row in rows]
 
 
-def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one(lanes, tmp_path):
-    plan = plan_of(5)
-    target = plan.trials[-1]
+def train_workers() -> list[psutil.Process]:
+    """Those of the cluster that this process has started."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("RayTrainWorker" in part for part in process.cmdline())
+    ]
+
+
+#: Starting a lane takes longer than dozens of trials: those that may share one are run by one.
+Ran = tuple[dict[str, Record], list[Event]]
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Two trials each of an arm whose last image does not decode, and of one whose images all do."""
+    images, labels = [png([[i] * 8] * 8) for i in range(64)], [i % 2 for i in range(64)]
+    folder = tmp_path_factory.mktemp("data")
+    good = parquet_file(folder / "good.parquet", images, labels, ["a", "b"])
+    bad = parquet_file(folder / "bad.parquet", [*images[:-1], images[-1][:30]], labels, ["a", "b"])
+    return plan_of(
+        2,
+        {"batch_size": 16, "divergence.margin_pct": 0},
+        arms={"good": {"data": str(good)}, "bad": {"data": str(bad)}},
+    )
+
+
+@pytest.fixture(scope="module")
+def pair() -> Trial:
+    """The first point of arm p, trained by two workers."""
+    [trial] = plan_of(1, arms={"pair": {"model.stem": "patchify", "resources.workers": 2}}).trials
+    return trial
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `crowd`."""
+    return tmp_path_factory.mktemp("crowd")
+
+
+@pytest.fixture(scope="module")
+def crowd(lanes: Any, folder: Path, faulty: Plan, pair: Trial) -> Ran:
+    """Ten trials of one lane, the faulty ones in their middle, and then the one of two workers."""
+    trials = plan_of(5).trials
+    return run_trials(lanes, folder, [*trials[:4], *faulty.trials, *trials[4:], pair], count=1)
+
+
+@pytest.fixture(scope="module")
+def disturbed(lanes: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The last of these ten and then three others, whose lane loses its worker in the second of them."""
+    killed = []
+
+    def kill_once(events: list[Event]) -> None:
+        # In the middle of the second trial.
+        if not killed and sum(isinstance(event, EpochDone) for event in events) == 3:
+            for process in train_workers():
+                process.kill()
+                killed.append(process.pid)
+
+    trials = plan_of(5).trials
+    folder = tmp_path_factory.mktemp("disturbed")
+    ran = run_trials(lanes, folder, [trials[-1], *trials[:3]], count=1, meddle=kill_once)
+    assert killed
+    return ran
+
+
+def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one(crowd, disturbed, tmp_path):
+    *others, target = plan_of(5).trials
     assert target.arm == "c"
-    warm, _ = run_trials(lanes, tmp_path / "warm", list(plan.trials), count=1)
-    cold, _ = run_trials(lanes, tmp_path / "cold", [target], count=1)
+    warm, (cold, events) = {trial.id: crowd[0][trial.id] for trial in [*others, target]}, disturbed
+    # The first of its lane, before anything happened to that.
+    assert next(event.trial for event in events if isinstance(event, AttemptEnded)) == target.id
+    assert cold[target.id].attempts == 1
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(target.config.model_dump(mode="json")))
     alone = subprocess.run(
@@ -95,19 +163,9 @@ def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one
     assert len({record.weights for record in warm.values()}) == 10
 
 
-def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(lanes, tmp_path, write_parquet, png_bytes):
-    images = [png_bytes([[i] * 8] * 8) for i in range(64)]
-    good = write_parquet("good.parquet", images, [i % 2 for i in range(64)], ["a", "b"])
-    bad = write_parquet(
-        "bad.parquet", [*images[:-1], images[-1][:30]], [i % 2 for i in range(64)], ["a", "b"]
-    )
-    plan = plan_of(
-        2,
-        {"batch_size": 16, "divergence.margin_pct": 0},
-        arms={"good": {"data": str(good)}, "bad": {"data": str(bad)}},
-    )
-    records, events = run_trials(lanes, tmp_path / "sweep", list(plan.trials), count=1)
-    for trial in plan.trials:
+def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(crowd, faulty, folder):
+    records, events = crowd
+    for trial in faulty.trials:
         record = records[trial.id]
         if trial.arm == "good":
             assert record.outcome in ("finished", "diverged")
@@ -117,50 +175,29 @@ def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(lanes, tmp_pa
             assert "bad.parquet: row 63 does not decode" in record.detail
             # Once, and once again as `retries` says.
             assert record.attempts == 2
-            log = tmp_path / "sweep" / "trials" / trial.id / "attempt-2.log"
+            log = folder / "trials" / trial.id / "attempt-2.log"
             assert "Traceback" in log.read_text()
     assert [e.final for e in events if isinstance(e, AttemptEnded) and e.end == "failed"] == [False, True] * 2
 
 
-def train_workers() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any("RayTrainWorker" in part for part in process.info["cmdline"] or [])
-    ]
-
-
-def test_a_killed_worker_costs_its_trial_an_attempt_and_changes_no_result(lanes, tmp_path):
-    plan = plan_of(2)
-    undisturbed, _ = run_trials(lanes, tmp_path / "a", list(plan.trials), count=1)
-    killed = []
-
-    def kill_once(events: list[Event]) -> None:
-        # In the middle of the second trial.
-        if not killed and sum(isinstance(event, EpochDone) for event in events) == 3:
-            for process in train_workers():
-                process.kill()
-                killed.append(process.pid)
-
-    disturbed, events = run_trials(lanes, tmp_path / "b", list(plan.trials), count=1, meddle=kill_once)
-    assert killed
+def test_a_killed_worker_costs_its_trial_an_attempt_and_changes_no_result(crowd, disturbed):
+    undisturbed, (records, events) = crowd[0], disturbed
+    assert len(records) == 4
     assert [event.end for event in events if isinstance(event, AttemptEnded)].count("lost") == 1
-    assert sum(record.attempts for record in disturbed.values()) == len(plan.trials) + 1
-    for trial in plan.trials:
-        assert rows_without_times(disturbed[trial.id]) == rows_without_times(undisturbed[trial.id])
-        assert disturbed[trial.id].weights == undisturbed[trial.id].weights
+    assert sum(record.attempts for record in records.values()) == 4 + 1
+    for trial, record in records.items():
+        assert rows_without_times(record) == rows_without_times(undisturbed[trial])
+        assert record.weights == undisturbed[trial].weights
 
 
-def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(lanes, tmp_path):
-    plan = plan_of(1, arms={"solo": {}, "pair": {"resources.workers": 2}})
-    records, _ = run_trials(lanes, tmp_path / "sweep", list(plan.trials))
-    solo, pair = (records[trial.id] for trial in plan.trials)
-    assert (solo.outcome, pair.outcome) == ("finished", "finished")
+def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(crowd, pair):
+    solo, together = crowd[0][plan_of(1).trials[0].id], crowd[0][pair.id]
+    assert (solo.outcome, together.outcome) == ("finished", "finished")
     # Without batch norm two workers compute what one does, up to rounding: same batches, same gradients.
-    for one, two in zip(rows_without_times(solo), rows_without_times(pair), strict=True):
+    for one, two in zip(rows_without_times(solo), rows_without_times(together), strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
         assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
-    assert solo.weights != pair.weights
+    assert solo.weights != together.weights
 
 
 def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_written(lanes, tmp_path):
@@ -193,7 +230,12 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
 
 def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
     import ray
-    from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from orchestrator import orphans
@@ -235,8 +277,10 @@ def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
     assert state(groups[0]) == "REMOVED"
     assert state(groups[1]) == "CREATED"
     looks.clear()
-    ray.get(ray.remote(lambda: None).options(num_cpus=2).remote(), timeout=60)
+    whole = placement_group([{"CPU": 1}] * 2)
+    ray.get(whole.ready(), timeout=60)
     assert state(groups[1]) == "REMOVED"
+    remove_placement_group(whole)
 
 
 def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):

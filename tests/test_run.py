@@ -1,5 +1,7 @@
 """`vitc-sweep run` from outside, on a real Ray: killed, interrupted, continued, on a cluster of two nodes."""
 
+import dataclasses
+import io
 import json
 import signal
 import statistics
@@ -13,7 +15,18 @@ import psutil
 import pytest
 import yaml
 
+from orchestrator.events import AttemptBegan, AttemptEnded, SessionBegan
+from orchestrator.folder import open_folder
+from orchestrator.journal import read_journal
+from orchestrator.plan import Plan
+from orchestrator.results import Record, fold
+from orchestrator.rows import results_rows
 from tests.support.sweeps import sweep_tree, tiny_base
+from trainables.base import TIMING_FIELDS, Epoch
+from trainables.context import Context
+from trainables.loop import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -42,9 +55,6 @@ def start_cli(*arguments: str | Path) -> "subprocess.Popen[str]":
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """The results table without what measures the machine."""
-    from orchestrator.folder import open_folder
-    from orchestrator.rows import results_rows
-
     opened = open_folder(folder)
     timed = ("busy_seconds", "attempts")
     rows = results_rows(opened.plan, opened.records)
@@ -52,16 +62,10 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def records_in(folder: Path) -> dict[str, Any]:
-    from orchestrator.journal import read_journal
-    from orchestrator.results import fold
-
     return fold(read_journal(folder).events)
 
 
 def ends_in(folder: Path) -> list[str]:
-    from orchestrator.events import AttemptEnded
-    from orchestrator.journal import read_journal
-
     return [
         event.trial
         for event in read_journal(folder).events
@@ -82,7 +86,7 @@ def ends_by_halving(folder: Path, arms: dict[str, str], rungs: tuple[int, ...]) 
             event = json.loads(line[9:])
             if event["kind"] != "epoch" or event["row"]["epoch"] not in rungs:
                 continue
-            trial, epoch, error = event["trial"], event["row"]["epoch"], event["row"]["val_top1_error_pct"]
+            trial, epoch, error = event["trial"], event["row"]["epoch"], event["row"]["val_error_pct"]
             before = there.setdefault((arms[trial], epoch), [])
             if before and error > statistics.median(before):
                 ended[trial] = epoch
@@ -90,8 +94,35 @@ def ends_by_halving(folder: Path, arms: dict[str, str], rungs: tuple[int, ...]) 
     return ended
 
 
-def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(tmp_path):
-    file, folder, calm = sweep_file(tmp_path, 4), tmp_path / "runs" / "tiny", tmp_path / "runs" / "calm"
+def by_hand(plan: Plan) -> dict[str, tuple[list[dict[str, Any]], str]]:
+    """Rows and digest of the final weights of every trial, trained by the loop alone."""
+    saved: dict[str, bytes] = {}
+    found = {}
+    for trial in plan.trials:
+        start = io.BytesIO(saved[trial.after]) if trial.after else None
+        epochs = [(plain(row), state) for row, state in train(trial.config, Context(), start=start)]
+        state = epochs[-1][1]
+        file = io.BytesIO()
+        state.save(file)
+        saved[trial.id] = file.getvalue()
+        found[trial.id] = [row for row, _ in epochs], state.weights_digest()
+    return found
+
+
+def plain(row: Epoch) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(row).items() if key not in TIMING_FIELDS}
+
+
+def rows_of(records: dict[str, Record]) -> dict[str, tuple[list[dict[str, Any]], str]]:
+    return {
+        key: ([plain(record.rows[epoch]) for epoch in sorted(record.rows)], record.weights)
+        for key, record in records.items()
+    }
+
+
+def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(tmp_path, cluster):
+    file, folder = sweep_file(tmp_path, 4), tmp_path / "runs" / "tiny"
+    # A cluster of its own: this is the one that is to go with the process.
     process = start_cli("run", file, "--out", folder, "--no-mlflow")
     deadline = time.monotonic() + 180
     while len(ends_in(folder)) < 3:
@@ -109,7 +140,8 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert 3 <= len(before) < 8
 
     # Preflight has been there, and would be again.
-    again = start_cli("run", file, "--out", folder, "--no-mlflow", "--no-preflight")
+    here = ("--no-mlflow", "--no-preflight", "--address", cluster)
+    again = start_cli("run", file, "--out", folder, *here, "--set", "resources.lanes=1")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert f"{8 - len(before)} trials to run, {len(before)} have ended before" in output
@@ -117,33 +149,39 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert sorted(after) == sorted(set(after))
     assert after[: len(before)] == before
 
-    undisturbed = start_cli("run", file, "--out", calm, "--no-mlflow", "--no-preflight")
-    assert undisturbed.communicate(timeout=300) is not None
-    assert results(folder) == results(calm)
-    assert {row["state"] for row in results(folder)} == {"finished"}
+    undisturbed = by_hand(open_folder(folder).plan)
+    assert rows_of(records_in(folder)) == undisturbed
+    ended = results(folder)
+    assert {row["state"] for row in ended} == {"finished"}
 
     finished = start_cli("run", file, "--out", folder, "--no-mlflow")
     assert "nothing to do, all 8 trials have ended" in finished.communicate(timeout=120)[0]
     assert finished.returncode == 0
     assert ends_in(folder) == after
 
-    anew = start_cli("retry", folder, "--trial", after[0][:8], "--no-mlflow")
+    anew = start_cli("retry", folder, "--trial", after[0][:8], *here)
     output = anew.communicate(timeout=300)[0]
     assert anew.returncode == 0, output
     assert "1 trials to run, 7 have ended before" in output
     assert ends_in(folder) == [*after, after[0]]
-    assert results(folder) == results(calm)
+    assert rows_of(records_in(folder)) == undisturbed
+    assert results(folder) == ended
 
 
-def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
-    file, folder = sweep_file(tmp_path, 2, epochs=100), tmp_path / "runs" / "tiny"
-    process = start_cli("run", file, "--out", folder, "--no-mlflow")
-    while not any(record.rows for record in records_in(folder).values()):
+def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path, cluster):
+    # So long that a trial is in flight whenever the run is stopped.
+    file, folder = sweep_file(tmp_path, 2, epochs=20), tmp_path / "runs" / "tiny"
+    one_lane = ("--no-mlflow", "--no-preflight", "--set", "resources.lanes=1")
+    process = start_cli("run", file, "--out", folder, *one_lane)
+    while not (folder / "lease.json").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     second = start_cli("run", file, "--out", folder, "--no-mlflow")
     assert f"is in use by process {process.pid} on " in second.communicate(timeout=60)[0]
     assert second.returncode == 2
+    while not any(record.rows for record in records_in(folder).values()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
@@ -152,7 +190,8 @@ def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
     assert f"Go on with:  vitc-sweep run {file} --out {folder}" in output
     assert "Traceback" not in output
 
-    again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow", "--no-preflight")
+    more = (*one_lane, "--points", "3", "--address", cluster)
+    again = start_cli("run", file, "--out", folder, *more)
     before = len(ends_in(folder))
     while len(ends_in(folder)) == before:
         assert again.poll() is None, again.communicate()[0]
@@ -164,18 +203,20 @@ def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path):
     assert again.returncode in (0, 1), output
     assert not any(record.running for record in records_in(folder).values())
 
-    again = start_cli("run", file, "--out", folder, "--points", "3", "--no-mlflow", "--no-preflight")
+    again = start_cli("run", file, "--out", folder, *more)
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert len(set(ends_in(folder))) == 6
 
 
-def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path):
+def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path, cluster):
     tree = yaml.safe_load(sweep_file(tmp_path, 4, epochs=4).read_text())
     tree["search"] = {"sampler": "tpe", "round": 2, "halving": {"grace_epochs": 1, "reduction_factor": 2}}
+    tree["resources"] = {"lanes": 1}
     file, folder = tmp_path / "peak.yaml", tmp_path / "runs" / "peak"
     file.write_text(yaml.safe_dump(tree))
-    first = start_cli("run", file, "--out", folder, "--no-preflight", "--no-mlflow")
+    here = ("--no-preflight", "--no-mlflow", "--address", cluster)
+    first = start_cli("run", file, "--out", folder, *here)
     said, _ = first.communicate(timeout=300)
     assert first.returncode == 0, said
     assert "round 1 of 2" in said
@@ -192,33 +233,19 @@ def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path):
     assert {row["trial"]: row["epochs"] for row in rows if row["state"] == "stopped"} == ended_at
     assert all(row["epochs"] == 4 for row in rows if row["state"] == "finished")
     assert {row["state"] for row in rows} == {"finished", "stopped"}
-    longer = start_cli("run", file, "--out", folder, "--no-preflight", "--no-mlflow", "--points", "5")
+    longer = start_cli("run", file, "--out", folder, *here, "--points", "5")
     said, _ = longer.communicate(timeout=300)
     assert longer.returncode == 0, said
     assert results(folder)[:8] == rows
     assert [row["point"] for row in results(folder)[8:]] == [4, 4]
 
 
-def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path):
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
-    )
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        # So long that the lane that is up first does not do it all.
-        file, folder = sweep_file(tmp_path, 2, epochs=150), tmp_path / "runs" / "tiny"
-        process = start_cli("run", file, "--out", folder, "--no-mlflow", "--address", cluster.address)
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, output
-    finally:
-        cluster.shutdown()
-    from orchestrator.events import AttemptBegan, SessionBegan
-    from orchestrator.journal import read_journal
-
+def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path, cluster):
+    # So long that the lane that is up first does not do it all.
+    file, folder = sweep_file(tmp_path, 2, epochs=50), tmp_path / "runs" / "tiny"
+    process = start_cli("run", file, "--out", folder, "--no-mlflow", "--address", cluster)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
     events = read_journal(folder).events
     assert [event.lanes for event in events if isinstance(event, SessionBegan)] == [(2,)]
     assert [event.kind for event in events[:3]] == ["session", "preflight", "phase"]

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -49,12 +50,30 @@ def plan() -> Plan:
     return a_plan()
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables, which MLflow takes seconds to make."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def bare_folder(tmp_path: Path) -> Path:
+    """The folder of a sweep, and nothing beside it."""
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
     (folder / "sweep.yaml").write_text("name: small\n")
     return folder
+
+
+@pytest.fixture
+def folder(bare_folder: Path, empty_store: Path) -> Path:
+    """The folder of a sweep beside a store that knows nothing of it."""
+    shutil.copyfile(empty_store, bare_folder.parent / "mlflow.db")
+    return bare_folder
 
 
 @pytest.fixture(autouse=True)
@@ -132,25 +151,25 @@ class Seen:
 
 
 def test_a_sweep_is_a_run_with_one_nested_run_per_trial(
-    plan: Plan, folder: Path, capfd: pytest.CaptureFixture[str]
+    plan: Plan, bare_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    report = folder / "report.html"
+    report = bare_folder / "report.html"
     report.write_text("<p>result</p>")
     events = [event for trial in plan.trials for event in story(trial.id, range(1, 4), "finished")]
 
-    assert tell(plan, folder, events, report) is None
+    assert tell(plan, bare_folder, events, report) is None
     # The terminal belongs to the sweep: nothing of tables created, runs to view, migrations.
     assert capfd.readouterr() == ("", "")
 
-    seen = Seen(folder)
+    seen = Seen(bare_folder)
     parent = seen.parent
     assert (parent.info.run_name, parent.info.status) == ("small", "FINISHED")
     assert parent.data.tags["question"] == QUESTION
-    assert parent.data.tags["sweep_folder"] == str(folder)
+    assert parent.data.tags["sweep_folder"] == str(bare_folder)
     artifacts = seen.client.list_artifacts(parent.info.run_id)
     assert [artifact.path for artifact in artifacts] == ["report.html", "sweep.yaml"]
     # Beside the store, not in the directory where the command was given.
-    assert len(list((folder.parent / "mlartifacts").rglob("report.html"))) == 1
+    assert len(list((bare_folder.parent / "mlartifacts").rglob("report.html"))) == 1
 
     assert seen.trials.keys() == {trial.id for trial in plan.trials}
     for trial in plan.trials:
@@ -323,12 +342,15 @@ def test_every_outcome_is_shown(long_plan: Plan, folder: Path) -> None:
     }
 
 
-def test_an_empty_store_and_a_lost_name_get_a_new_run_with_everything(plan: Plan, folder: Path) -> None:
+def test_an_empty_store_and_a_lost_name_get_a_new_run_with_everything(
+    plan: Plan, folder: Path, empty_store: Path
+) -> None:
     trial_id = plan.trials[0].id
     events = story(trial_id, range(1, 4), "finished")
     curve = [(n, row(n)["val_loss"]) for n in (1, 2, 3)]
     assert tell(plan, folder, events) is None
     # Not the same file wiped: within one process MLflow holds on to a file that it has open.
+    shutil.copyfile(empty_store, folder.parent / "empty.db")
     empty = f"sqlite:///{folder.parent}/empty.db"
     assert tell(plan, folder, events, uri=empty) is None
     assert len(Seen(folder, empty).parents) == 1
@@ -355,8 +377,9 @@ def test_a_run_that_was_deleted_is_made_again(plan: Plan, folder: Path) -> None:
 
 
 def test_a_server_that_is_down_costs_nothing_but_a_line(
-    plan: Plan, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    plan: Plan, bare_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracking, "_INTERVAL_SECONDS", 0.1)
     events = [event for trial in plan.trials for event in story(trial.id, range(1, 300), "finished")]
     tried, store = threading.Event(), tracking._Store
 
@@ -369,7 +392,7 @@ def test_a_server_that_is_down_costs_nothing_but_a_line(
     monkeypatch.setattr(tracking, "_Store", trying)
     monkeypatch.setattr(tracking, "_INTERVAL_SECONDS", 0.2)
     # Nothing listens on the discard port.
-    tracker = Tracker(plan, folder, "http://someone:secret@127.0.0.1:9")
+    tracker = Tracker(plan, bare_folder, "http://someone:secret@127.0.0.1:9")
     tracker.start()
     began = time.perf_counter()
     tracker.observe(events)
@@ -386,20 +409,20 @@ def test_a_server_that_is_down_costs_nothing_but_a_line(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_server_that_takes_no_runs_is_told_of_without_its_password(folder: Path) -> None:
+def test_a_server_that_takes_no_runs_is_told_of_without_its_password(bare_folder: Path) -> None:
     warning = unanswered("http://someone:secret@127.0.0.1:9")
     assert warning.startswith("MLflow at http://***@127.0.0.1:9 takes no runs: ")
     assert "secret" not in warning
     # A file is there as soon as it is wanted.
-    assert unanswered(f"sqlite:///{folder}/mlflow.db") == ""
-    assert not (folder / "mlflow.db").exists()
+    assert unanswered(f"sqlite:///{bare_folder}/mlflow.db") == ""
+    assert not (bare_folder / "mlflow.db").exists()
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(plan: Plan, folder: Path) -> None:
+def test_a_server_that_does_not_answer_is_not_waited_for(plan: Plan, bare_folder: Path) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        tracker = Tracker(plan, folder, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        tracker = Tracker(plan, bare_folder, f"http://127.0.0.1:{silent.getsockname()[1]}")
         tracker.start()
         tracker.observe(story(plan.trials[0].id, range(1, 4), "finished"))
         began = time.perf_counter()
@@ -438,10 +461,10 @@ def test_one_trial_that_the_store_refuses_does_not_hold_up_the_others(
     assert Seen(folder).trials.keys() == set(good)
 
 
-def test_a_tracker_with_nothing_to_tell_leaves_no_trace(plan: Plan, folder: Path) -> None:
-    assert tell(plan, folder, []) is None
-    assert [path.name for path in folder.parent.iterdir()] == ["small"]
-    assert Tracker(plan, folder, tracking_uri(folder)).close(1) is None
+def test_a_tracker_with_nothing_to_tell_leaves_no_trace(plan: Plan, bare_folder: Path) -> None:
+    assert tell(plan, bare_folder, []) is None
+    assert [path.name for path in bare_folder.parent.iterdir()] == ["small"]
+    assert Tracker(plan, bare_folder, tracking_uri(bare_folder)).close(1) is None
 
 
 def test_importing_the_module_does_not_import_mlflow() -> None:

@@ -1,8 +1,6 @@
 """Sweeps whose trials start from others: planned once, run in order, the same to the bit as by hand."""
 
 import asyncio
-import dataclasses
-import io
 import json
 import os
 import signal
@@ -28,8 +26,8 @@ from orchestrator.stats import summarise
 from orchestrator.story import advice, attempts_of, find_trial, name_of, story
 from orchestrator.words import stage_caveats
 from tests.support.sweeps import TINY, plan_from, tiny_base
-from tests.test_run import ends_in, records_in, results, start_cli
-from trainables.base import TIMING_FIELDS, Diverged
+from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli
+from trainables.base import Diverged
 from trainables.config import Seeds, identity
 from trainables.context import Context
 from trainables.data import Digits
@@ -224,32 +222,6 @@ class Lane:
         return fold(read_journal(self.folder).events)
 
 
-def by_hand(plan: Plan) -> dict[str, tuple[list[dict[str, Any]], str]]:
-    """Rows and digest of the final weights of every trial, trained by the loop alone."""
-    saved: dict[str, bytes] = {}
-    found = {}
-    for trial in plan.trials:
-        start = io.BytesIO(saved[trial.after]) if trial.after else None
-        epochs = [(plain(row), state) for row, state in train(trial.config, Context(), start=start)]
-        state = epochs[-1][1]
-        file = io.BytesIO()
-        state.save(file)
-        saved[trial.id] = file.getvalue()
-        found[trial.id] = [row for row, _ in epochs], state.weights_digest()
-    return found
-
-
-def plain(row: Any) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(row).items() if key not in TIMING_FIELDS}
-
-
-def rows_of(records: dict[str, Record]) -> dict[str, tuple[list[dict[str, Any]], str]]:
-    return {
-        key: ([plain(record.rows[epoch]) for epoch in sorted(record.rows)], record.weights)
-        for key, record in records.items()
-    }
-
-
 @pytest.mark.parametrize("keep", ["none", "best"])
 def test_a_sweep_in_two_stages_is_both_runs_one_after_the_other_to_the_bit(keep, tmp_path, monkeypatch):
     plan = plan_of()
@@ -355,18 +327,19 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_between_the_stages_goes_on_and_ends_as_one_that_was_not(tmp_path):
+def test_a_run_that_is_killed_between_the_stages_goes_on_and_ends_as_one_that_was_not(tmp_path, cluster):
     file, folder = tmp_path / "staged.json", tmp_path / "runs" / "staged"
     # JSON is YAML.
     file.write_text(json.dumps(tree_of()))
-    process = start_cli("run", file, "--out", folder, "--no-mlflow")
+    here = ("--no-mlflow", "--address", cluster)
+    process = start_cli("run", file, "--out", folder, *here, "--set", "resources.lanes=1")
     while not ends_in(folder):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = ends_in(folder)
-    again = start_cli("run", file, "--out", folder, "--no-mlflow", "--no-preflight")
+    again = start_cli("run", file, "--out", folder, *here, "--no-preflight")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     plan = open_folder(folder).plan
