@@ -161,7 +161,7 @@ class Tail:
         # The rest of a line that is being written comes with the next call.
         whole = content[: content.rfind(b"\n") + 1]
         file.offset += len(whole)
-        events = []
+        events: list[Event] = []
         for line in whole.splitlines(keepends=True):
             event = decode(line)
             if event is None:
