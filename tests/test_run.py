@@ -28,8 +28,6 @@ from trainables.loop import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
 
 def sweep_file(folder: Path, points: int, epochs: int = 3) -> Path:
     tree = sweep_tree(
