@@ -25,8 +25,8 @@ from conftest import png
 from torch import nn
 
 import orchestrator.cli
-import orchestrator.machine
 import orchestrator.preflight
+import orchestrator.session
 import trainables.preflight
 from orchestrator.cost import Machine
 from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
@@ -95,9 +95,9 @@ def here(monkeypatch, tmp_path):
 
 
 def settle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator.preflight, "Child", _InThisProcess)
+    monkeypatch.setattr(orchestrator.session, "Child", _InThisProcess)
     machine = Machine("a processor", (Node(4, 0),), 16.0)
-    monkeypatch.setattr(orchestrator.machine, "this_machine", lambda: machine)
+    monkeypatch.setattr(orchestrator.session, "this_machine", lambda: machine)
     monkeypatch.setattr(trainables.preflight, "free_bytes", lambda device: 8 * GIB)
     # What is free must not depend on what this process has taken before.
     monkeypatch.setattr(trainables.preflight, "_limited", lambda device: contextlib.nullcontext())

@@ -130,7 +130,8 @@ def test_observers_follow_a_session_to_its_end_and_are_told_when_there_is_nothin
     end = Session(lease(folder), [told]).run_rounds(plan, Preparation())
     assert (end.how, end.num_trials, end.num_ended, end.num_run) == ("ended", 4, 4, 4)
     assert told.calls == ["begin", "observe", "end", "close"]
-    assert told.counts == [1, 2, 3, 4]
+    # One more look when all is done.
+    assert told.counts == [1, 2, 3, 4, 4]
     assert told.ends == [end, end]
     assert told.notices == ["could not say goodbye"]
     assert cluster == ["close", "shutdown"]
