@@ -16,11 +16,12 @@ from typing import Literal
 
 from orchestrator.findings import Found, gather
 from orchestrator.folder import Folder, open_folder
+from orchestrator.numerals import duration
 from orchestrator.outcomes import RULES
 from orchestrator.paper import Claim
 from orchestrator.rows import total_cost
 from orchestrator.stats import MEASURES, Estimate
-from orchestrator.words import answer, duration
+from orchestrator.words import answer
 
 Outcome = Literal["holds", "the other way round", "not settled"]
 

@@ -7,14 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.api import (
-        MlflowObserver,
-        NotifyObserver,
-        Observer,
-        Plan,
-        Progress,
-        Round,
-        SessionEnd,
-        SweepFile,
         Verdict,
         load_sweep,
         plan_sweep,
@@ -24,6 +16,11 @@ if TYPE_CHECKING:
         stop_sweep,
         write_report,
     )
+    from orchestrator.observer import Observer, Round, SessionEnd
+    from orchestrator.observers import MlflowObserver, NotifyObserver
+    from orchestrator.plan import Plan
+    from orchestrator.progress import Progress
+    from orchestrator.sweep_file import SweepFile
 
 __all__ = [
     "MlflowObserver",

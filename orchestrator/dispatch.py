@@ -10,21 +10,12 @@ the time, so that a simulation can let weeks pass.
 """
 
 import dataclasses
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from orchestrator.events import (
-    AttemptBegan,
-    AttemptEnded,
-    BreakerTripped,
-    EpochDone,
-    Event,
-    InFlight,
-    Pulse,
-)
-from orchestrator.outcomes import RULES, AttemptEnd, held_up_by
+from orchestrator.events import AttemptBegan, AttemptEnded, BreakerTripped, EpochDone, Event, InFlight, Pulse
+from orchestrator.outcomes import RULES, AttemptEnd, fingerprint, held_up_by
 from trainables.base import Epoch
 
 #: Losses of one trial in a row, with nothing new on record in between, after which it has failed: what
@@ -486,8 +477,3 @@ class Dispatch:
             if (attempt := desk.attempt) is not None
         }
         self.events.append(Pulse(time=now, in_flight=in_flight))
-
-
-def fingerprint(end: str, detail: str) -> str:
-    """What two failures of one cause have in common: their message without numbers and addresses."""
-    return f"{end}: {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', detail)}"

@@ -7,7 +7,7 @@ checker names them when a kind is added.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, assert_never
+from typing import Any, ClassVar, NamedTuple, assert_never, get_args
 
 from orchestrator.outcomes import AttemptEnd
 from trainables.base import Epoch
@@ -186,23 +186,10 @@ _Plain = (
 )
 Event = _Plain | SessionBegan | EpochDone | Pulse | Unknown
 
-_PLAIN_KINDS: dict[str, type[_Plain]] = {
-    kind.kind: kind
-    for kind in (
-        Sealed,
-        PreflightDone,
-        PhaseBegan,
-        SessionClosed,
-        AttemptBegan,
-        AttemptEnded,
-        RetryWanted,
-        BreakerTripped,
-        Notice,
-    )
-}
+_PLAIN_KINDS: dict[str, type[_Plain]] = {kind.kind: kind for kind in get_args(_Plain)}
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: tuple(f.name for f in dataclasses.fields(kind))
-    for kind in (*_PLAIN_KINDS.values(), SessionBegan, Pulse, Epoch)
+    for kind in (*get_args(_Plain), SessionBegan, Pulse, Epoch)
 }
 
 

@@ -30,6 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from orchestrator.gaps import Gap
+from orchestrator.numerals import short
 from orchestrator.peak import TuningCurve
 from orchestrator.plan import error_label
 from orchestrator.results import Result
@@ -45,7 +46,6 @@ from orchestrator.stats import (
     landmarks,
     share_interval,
 )
-from orchestrator.words import short
 from trainables.base import WORST_PCT
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")

@@ -37,12 +37,15 @@ from orchestrator.journal import FolderError, Writer, read_journal
 from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
 from orchestrator.question import Sweep
 from orchestrator.results import Record, fold
-from orchestrator.source import SweepError
+from orchestrator.source import SweepError, with_absolute_places
 from orchestrator.states import States
 from orchestrator.sweep import build_sweep
+from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig, leaves
-from trainables.data import SPLITS, DataInfo, with_chance
+from trainables.data import with_chance
+from trainables.faults import branches
 from trainables.files import write_atomically
+from trainables.lookup import Lookup, with_absolute_paths
 from trainables.yaml import YamlError, load_yaml
 
 _T = TypeVar("_T")
@@ -61,8 +64,11 @@ class Folder:
     planned: Planned | None = None
 
 
-def open_folder(path: Path) -> Folder:
+def open_folder(path: Path, to_run: bool = False) -> Folder:
     """Reads a sweep folder; the data themselves are not needed.
+
+    `to_run` says that trials of it are to run: relative paths of data, which earlier versions wrote, are then
+    looked for. Reports show them as they are written, wherever the folder lies.
 
     Raises:
       FolderError: it is not one, or its files are damaged beyond use.
@@ -70,11 +76,17 @@ def open_folder(path: Path) -> Folder:
     if not (path / "sweep.yaml").is_file():
         raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
     try:
-        sweep = build_sweep(load_yaml(path / "sweep.yaml"), str(path / "sweep.yaml"))
+        tree = load_yaml(path / "sweep.yaml")
         record = json.loads((path / "record.json").read_text())
+        configs = [entry["config"] for entry in record["data"]]
+        if to_run:
+            lookup = Lookup.above(path)
+            tree = with_absolute_places(tree, lookup)
+            configs = with_absolute_paths(configs, branches(tuple[Data, ...]), lookup)
+        sweep = build_sweep(tree, str(path / "sweep.yaml"))
         infos = {
-            (config := _DATA.validate_python(entry["config"])): _load_info(config, entry["info"])
-            for entry in record["data"]
+            (typed := _DATA.validate_python(config)): _load_info(typed, entry["info"])
+            for config, entry in zip(configs, record["data"], strict=True)
         }
         plan = plan_of(path, sweep, infos)
     except (SweepError, YamlError) as error:

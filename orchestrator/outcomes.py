@@ -1,5 +1,6 @@
 """How trials end, and what follows from it: who runs them again, whether they rank, what they count as."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,3 +59,8 @@ def held_up_by(first: str, end: AttemptEnd, detail: str) -> str:
     """The cause of the end of a trial that was never begun, as what it starts from came to this one."""
     verb = {"out_of_memory": "ran out of memory", "invalid": "cannot be built"}.get(end, end)
     return f"{first}, which it starts from, {verb}" + (f": {detail}" if detail else "")
+
+
+def fingerprint(end: str, detail: str) -> str:
+    """What two failures of one cause have in common: their message without numbers and addresses."""
+    return f"{end}: {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', detail)}"

@@ -16,7 +16,7 @@ evenly than that, which leaves the coverage above nominal (`python -m benchmarks
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -294,35 +294,6 @@ def median_band(
     )
 
 
-def mean_band(
-    errors_pct: Sequence[float] | Floats,
-    budgets: Sequence[int] | None = None,
-    confidence: float = CONFIDENCE,
-) -> tuple[Floats, Floats]:
-    """Bounds on the mean of the best of k, the integral of (1 - F)^k over 0..100, for all k at once.
-
-    Wide, and the wider the further the errors are from the ends of the support: see the head of the file.
-
-    Returns:
-      Low and high, one per budget (1..n if None), in percent.
-
-    Raises:
-      ValueError: as `best_of` and `order_statistic_band`.
-    """
-    ordered = _checked(errors_pct)
-    ks = _checked_budgets(budgets, ordered.size)
-    low, high = order_statistic_band(ordered.size, confidence)
-    # Between y_(i) and y_(i+1), F is at least low_i and at most high_(i+1).
-    gaps = np.diff(np.concatenate([[SUPPORT_PCT[0]], ordered, [SUPPORT_PCT[1]]]))
-    above_least = 1 - np.concatenate([high, [1.0]])
-    above_most = 1 - np.concatenate([[0.0], low])
-    start = SUPPORT_PCT[0]
-    return (
-        np.array([start + gaps @ above_least**k for k in ks]),
-        np.array([start + gaps @ above_most**k for k in ks]),
-    )
-
-
 def tuning_curve(errors_pct: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> TuningCurve:
     """The honest peak of an arm in a cell: best of k with its band, and where the trials fall silent.
 
@@ -369,22 +340,6 @@ class Optimism:
     modelled_pct: float
     unbiased_pct: float
     at_most_pct: float
-
-
-def noise_sd(replicates: Iterable[Sequence[float]]) -> float | None:
-    """Standard deviation between replicates of a point, in pp, pooled over points; None without any.
-
-    A point of which a replicate diverged is left out: the winner's noise is that of settings that train.
-
-    Args:
-      replicates: for each point, the errors of its replicates.
-    """
-    groups = [np.asarray(group, dtype=np.float64) for group in replicates]
-    groups = [group for group in groups if group.size > 1 and group.max() < SUPPORT_PCT[1]]
-    if not groups:
-        return None
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
-    return math.sqrt(squares / sum(group.size - 1 for group in groups))
 
 
 def optimism(errors_pct: Sequence[float] | Floats, noise_sd_pct: float | None) -> Optimism | None:

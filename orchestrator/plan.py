@@ -13,8 +13,9 @@ from orchestrator.gang import Gang
 from orchestrator.question import Layers, Resources, Sweep, cell_name, draws_data, iterate
 from orchestrator.space import Cell
 from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
+from trainables.base import DataInfo
 from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
-from trainables.data import DataInfo, num_steps
+from trainables.data import num_steps
 from trainables.footprint import footprint
 from trainables.vit import Cost
 

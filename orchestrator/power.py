@@ -80,46 +80,6 @@ class Detectable:
     simulated: float | None
 
 
-def points_for_two_shares(base: float, other: float) -> int:
-    """Points per arm for two unpaired shares to be told apart.
-
-    Raises:
-      ValueError: a share outside 0..1, or two equal ones.
-
-    Source: Fleiss, Levin, Paik 2003, "Statistical Methods for Rates and Proportions", section 4.2, without
-      the continuity correction.
-    """
-    if not (0 <= base <= 1 and 0 <= other <= 1) or base == other:
-        raise ValueError(f"need two different shares, got {base=}, {other=}")
-    middle = (base + other) / 2
-    root = _quantile(1 - ALPHA / 2) * math.sqrt(2 * middle * (1 - middle)) + _quantile(POWER) * math.sqrt(
-        base * (1 - base) + other * (1 - other)
-    )
-    return math.ceil((root / (other - base)) ** 2)
-
-
-def points_for_paired_shares(only_base: float, only_other: float) -> int:
-    """Pairs for McNemar's test to tell two shares apart.
-
-    Args:
-      only_base: share of pairs that are in for the reference arm and out for the other.
-      only_other: the other way round.
-
-    Raises:
-      ValueError: not shares, or equal ones.
-
-    Source: Connor 1987, "Sample Size for Testing Differences in Proportions for the Paired-Sample Design",
-      Biometrics 43, 207-211.
-    """
-    if min(only_base, only_other) < 0 or only_base + only_other > 1 or only_base == only_other:
-        raise ValueError(f"need two different shares of the pairs, got {only_base=}, {only_other=}")
-    differing, difference = only_base + only_other, only_other - only_base
-    root = _quantile(1 - ALPHA / 2) * math.sqrt(differing) + _quantile(POWER) * math.sqrt(
-        differing - difference**2
-    )
-    return math.ceil((root / difference) ** 2)
-
-
 def _quantile(share: float) -> float:
     return float(special.ndtri(share))
 

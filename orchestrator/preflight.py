@@ -467,6 +467,8 @@ class Child:
         """
         self._on_gpu, self._timeout_seconds = on_gpu, timeout_seconds
         self._process: subprocess.Popen[str] | None = None
+        #: Workers run in folders of their own, so a path that leads somewhere from ours only is found here.
+        self._folder = tempfile.TemporaryDirectory(prefix="vitc-sweep-")
 
     def __enter__(self) -> Self:
         # It imports torch while shapes are built here.
@@ -475,6 +477,7 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self._end()
+        self._folder.cleanup()
 
     def __call__(self, gang: Gang, request: Request) -> Reply:
         """Where a worker of a gang would run; a process that dies of it is a reply, too."""
@@ -504,7 +507,7 @@ class Child:
         if self._process is None:
             self._on_gpu = on_gpu
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainables.preflight"],
+                [sys.executable, "-m", "trainables.preflight", self._folder.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

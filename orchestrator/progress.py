@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from orchestrator.dispatch import fingerprint
 from orchestrator.events import (
     AttemptBegan,
     AttemptEnded,
@@ -25,6 +24,7 @@ from orchestrator.events import (
     time_of,
 )
 from orchestrator.ledger import Accounts, Ledger
+from orchestrator.outcomes import fingerprint
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Record, Result, fold
 

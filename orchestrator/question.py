@@ -60,7 +60,7 @@ class Resources(Frozen):
     )
     checkpoints: SharedPlace | None = Field(
         None,
-        description="Absolute path or URI (s3://, gs://) that all machines reach, for the states of trials; "
+        description="Folder or URI (s3://, gs://) that all machines reach, for the states of trials; "
         "left out: the sweep's own folder.",
     )
     keep: Literal["none", "best", "last"] = Field(

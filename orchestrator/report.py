@@ -28,6 +28,7 @@ from orchestrator.basin import Basin, Landscape, useful_surrogate
 from orchestrator.cost import Planned
 from orchestrator.findings import Evidence, Found, evidence_of, gather
 from orchestrator.ledger import Ledger
+from orchestrator.numerals import duration, percent, short
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, Trial, TrialCost, error_term
 from orchestrator.power import Planted
@@ -37,17 +38,7 @@ from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.space import Cell
 from orchestrator.stats import MEASURES, by_arm
 from orchestrator.tables import Line, tables_of, to_latex, to_markdown
-from orchestrator.words import (
-    DESCRIBES,
-    REFERENCES,
-    describe_lr_scaling,
-    domain_text,
-    duration,
-    headline,
-    percent,
-    short,
-    where_text,
-)
+from orchestrator.words import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, headline, where_text
 from trainables.files import write_atomically
 
 #: With more figures there are no PDFs beside the SVGs.

@@ -15,8 +15,9 @@ from orchestrator.plan import Plan, TrialCost, unique_trials
 from orchestrator.results import Record, by_cell_and_arm, results_of
 from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
 from orchestrator.words import answer, caveats, headline, stage_caveats
+from trainables.base import SPLITS
 from trainables.config import leaves
-from trainables.data import SPLITS, Parquet
+from trainables.data import Parquet
 
 #: Of summary.json; raised when a key changes its meaning or goes.
 FORMAT = 3

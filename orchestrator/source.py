@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.config import leaves
+from orchestrator.question import Resources, Sweep
+from orchestrator.space import DOMAIN_WORDS
+from orchestrator.where import with_words
+from trainables.config import TrainConfig, leaves
 from trainables.errors import UserError
-from trainables.faults import Fault, fault_lines, placed, shorten
+from trainables.faults import Branch, Fault, branches, fault_lines, placed, shorten
+from trainables.lookup import Lookup, explained, kinds_at, with_absolute_paths
 from trainables.yaml import YamlError, load_document, parse_yaml
 
 
@@ -56,16 +60,23 @@ class Source:
       name: of the file, for messages.
       tree: keys and values as they stand there.
       places: where each key stands, by dotted path: `file:line:column`, or the option that set it.
+      in_vain: where local paths that lead nowhere were looked for, in words, by what they became.
     """
 
     name: str
     tree: dict[str, Any]
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    in_vain: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def error(self, faults: Iterable[Fault]) -> SweepError:
         """Faults with their places, in the order of the file."""
         found = [
-            dataclasses.replace(fault, place=fault.place or placed(fault, self.places)) for fault in faults
+            dataclasses.replace(
+                fault,
+                rule=explained(fault.rule, self.in_vain),
+                place=fault.place or placed(fault, self.places),
+            )
+            for fault in faults
         ]
         return SweepError(self.name, sorted(found, key=_order))
 
@@ -92,7 +103,8 @@ def read_source(path: Path) -> Source:
     Mappings are merged key by key; settings under base, arms and cells by their dotted paths; a window
     under vary, a list and any other value replace what was there whole. `null` takes a key away, except
     among settings, where it is a value. A `design` of another kind keeps nothing of the old one. `name` is
-    not taken over.
+    not taken over. Local paths are made absolute: relative to the file they stand in, else to the current
+    folder if they lead somewhere there only.
 
     Raises:
       SweepError: a file cannot be read, is no mapping, or extends itself.
@@ -111,7 +123,8 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
         rule = "must be a mapping of keys to values" if tree is not None else "is empty"
         found = shorten(tree) if tree is not None else ""
         raise SweepError(source, [Fault("file", rule, found, place=str(path) if above else "")])
-    tree = dict(tree)
+    lookup = Lookup.beside(path)
+    tree = with_absolute_places(tree, lookup)
     own = Source(source, tree, document.places)
     parents = tree.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
@@ -120,6 +133,7 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
     here = (*above, path.resolve())
     under: dict[str, Any] = {}
     places: dict[str, str] = {}
+    in_vain: dict[str, str] = {}
     for parent in parents:
         other = path.parent / parent
         try:
@@ -136,7 +150,76 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
         base = _read(other, source, here, read)
         under = _merged(under, {key: value for key, value in base.tree.items() if key != "name"}, ())
         places |= base.places
-    return Source(source, _merged(under, tree, ()) if parents else tree, places | dict(document.places))
+        in_vain |= base.in_vain
+    whole = _merged(under, tree, ()) if parents else tree
+    return Source(source, whole, places | dict(document.places), in_vain | lookup.in_vain)
+
+
+class _Settings(TrainConfig):
+    """What settings lead into: a run, and what it runs on."""
+
+    resources: Resources
+
+
+#: The types of a sweep's keys, and of settings.
+_KEYS, _SETTINGS = branches(Sweep), branches(_Settings)
+
+
+def with_absolute_places(tree: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
+    """The tree of a sweep file, unchecked, with every local path in it made absolute."""
+    result = dict(tree)
+    for key, value in tree.items():
+        if key in _SETTINGS_DEPTH:
+            result[key] = _in_settings(value, _SETTINGS_DEPTH[key] - 1, lookup)
+        elif key == "vary" and isinstance(value, Mapping):
+            result[key] = {
+                path: _in_window(window, kinds_at(_SETTINGS, path), lookup, path)
+                for path, window in value.items()
+            }
+        elif key == "where" and isinstance(value, list):
+            result[key] = [
+                with_words(text, _is_place, lookup.absolute) if isinstance(text, str) else text
+                for text in value
+            ]
+        else:
+            result[key] = with_absolute_paths(value, kinds_at(_KEYS, key), lookup)
+    return result
+
+
+def _is_place(path: str) -> bool:
+    return any(kind.is_place for kind in kinds_at(_SETTINGS, path))
+
+
+def _in_settings(tree: Any, depth: int, lookup: Lookup) -> Any:
+    """Of settings, or of mappings of names to settings as deep as `depth`."""
+    if depth and isinstance(tree, Mapping):
+        return {name: _in_settings(inner, depth - 1, lookup) for name, inner in tree.items()}
+    return with_absolute_paths(tree, _SETTINGS, lookup)
+
+
+def _in_window(window: Any, kinds: Sequence[Branch], lookup: Lookup, path: str) -> Any:
+    """Of a domain, or of several by arm or level, and of the settings that it waits for."""
+    if not isinstance(window, Mapping):
+        return window
+    result = dict(window)
+    for key, value in window.items():
+        if key == "when" and isinstance(value, Mapping):
+            result[key] = {
+                needed: _each(wanted, kinds_at(_SETTINGS, needed), lookup, needed)
+                for needed, wanted in value.items()
+            }
+        elif key in DOMAIN_WORDS:
+            result[key] = _each(value, kinds, lookup, path)
+        else:
+            result[key] = _in_window(value, kinds, lookup, path)
+    return result
+
+
+def _each(value: Any, kinds: Sequence[Branch], lookup: Lookup, path: str) -> Any:
+    """Of a value of a setting, or of a list of such values."""
+    values = value if isinstance(value, list | tuple) else [value]
+    found = [with_absolute_paths(one, kinds, lookup, path) for one in values]
+    return found if isinstance(value, list | tuple) else found[0]
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -169,7 +252,8 @@ def with_overrides(
 
     Args:
       source: the file.
-      overrides: in order; a key that begins with none of `sweep_keys` is a path into `base`.
+      overrides: in order; a key that begins with none of `sweep_keys` is a path into `base`. Local paths in
+        them are relative to the current folder.
       points: of the design, if given.
       sweep_keys: the keys that a sweep file has at its top.
     """
@@ -186,10 +270,13 @@ def with_overrides(
         path = override.key if first in known else f"base.{override.key}"
         places = {key: place for key, place in places.items() if not key.startswith(f"{path}.")}
         places[path] = override.place
+    if overrides:
+        # Those of files are absolute by now.
+        tree = with_absolute_places(tree, Lookup.here())
     if points is not None and isinstance(tree.get("design"), dict):
         tree["design"] = tree["design"] | {"points": points}
         places["design.points"] = f"--points {points}"
-    return Source(source.name, tree, places)
+    return Source(source.name, tree, places, source.in_vain)
 
 
 def _replace(tree: dict[str, Any], path: str, value: Any) -> None:

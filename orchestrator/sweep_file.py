@@ -12,8 +12,8 @@ from orchestrator.question import Sweep
 from orchestrator.source import Override, SweepError
 from orchestrator.sweep import load_sweep, located
 from orchestrator.where import ConstraintError
+from trainables.base import DataError
 from trainables.config import faults_of
-from trainables.data import DataError
 from trainables.faults import Fault
 
 

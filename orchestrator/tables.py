@@ -14,6 +14,7 @@ from orchestrator.basin import Extent
 from orchestrator.cost import Basis, Planned, Span, planned_actual
 from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
 from orchestrator.noise import Component, Stream, noise_floor_pp
+from orchestrator.numerals import duration, percent, short
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial, error_term
 from orchestrator.power import POWER, Detectable
@@ -25,13 +26,10 @@ from orchestrator.words import (
     DESCRIBES,
     SPLIT_NAMES,
     TESTS,
-    duration,
     error_interval,
     interval_text,
     measure_text,
     p_text,
-    percent,
-    short,
     told_apart,
 )
 from trainables.base import CLEAN, CORRUPTION, SHIFTED

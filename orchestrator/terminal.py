@@ -8,9 +8,9 @@ from rich.text import Text
 
 from orchestrator.cost import Estimate, Span
 from orchestrator.ledger import Ledger
+from orchestrator.numerals import duration, percent
 from orchestrator.plan import Plan
 from orchestrator.results import Result
-from orchestrator.words import duration, percent
 
 
 def large(number: float) -> str:

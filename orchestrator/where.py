@@ -122,6 +122,36 @@ class Constraint:
             raise ConstraintError(f"compares what cannot be compared where {values}") from error
 
 
+def with_words(text: str, concerns: Callable[[str], bool], change: Callable[[str], str]) -> str:
+    """A constraint with other words where some settings are compared with words.
+
+    Args:
+      text: as in the file; what is no constraint stays as it is.
+      concerns: whether it is such a setting, by path.
+      change: from a word to what takes its place.
+    """
+    try:
+        tree = Constraint.parse(text)._tree
+    except ConstraintError:
+        return text
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and any(
+            (path := _dotted(part)) and concerns(path) for part in (node.left, *node.comparators)
+        ):
+            inside = (inner for part in (node.left, *node.comparators) for inner in ast.walk(part))
+            found += [
+                part for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            ]
+    # Columns count bytes. From the end, so that places before stay where they are.
+    lines = text.strip().encode().splitlines(keepends=True)
+    for part in sorted(found, key=lambda part: (part.lineno, part.col_offset), reverse=True):
+        if part.lineno == part.end_lineno:
+            line, word = lines[part.lineno - 1], repr(change(str(part.value))).encode()
+            lines[part.lineno - 1] = line[: part.col_offset] + word + line[part.end_col_offset :]
+    return b"".join(lines).decode() if found else text
+
+
 def _shown(lookup: Lookup, name: str) -> str:
     try:
         return repr(lookup(name))[:60]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.fairness import EdgeCheck, EdgeFlag
+from orchestrator.numerals import percent, short
 from orchestrator.question import Primary
 from orchestrator.results import Result
 from orchestrator.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
@@ -23,21 +24,6 @@ from trainables.config import TrainConfig
 
 #: The sign after a space at which no line may break.
 _PERCENT = "\u00a0%"
-
-
-def percent(value: float | None) -> str:
-    """An error in %, two digits after the point below 10 and one above."""
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
-
-
-def short(value: float) -> str:
-    """A number in few characters: 0.02, 1.5e-4, 2048."""
-    if value != 0 and not 1e-2 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def share_text(value: float | None, sign: bool = False) -> str:
@@ -74,12 +60,6 @@ def p_text(value: float | None) -> str:
 def _p_equals(value: float) -> str:
     text = p_text(value)
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe_lr_scaling(config: TrainConfig) -> str:

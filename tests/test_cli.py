@@ -19,7 +19,8 @@ import pytest
 import typer.main
 import yaml
 
-from orchestrator.cli import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
+from orchestrator.cli import app
+from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
 from orchestrator.cli.options import folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
 from orchestrator.events import (
@@ -34,12 +35,12 @@ from orchestrator.events import (
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import FolderError, Writer
 from orchestrator.merge import MergeError
-from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Outcome
 from orchestrator.source import SweepError
 from orchestrator.story import UnknownTrial
 from orchestrator.sweep import load_sweep
 from orchestrator.where import ConstraintError
+from tests.support.sweeps import plan_with_data
 from trainables.base import DataError
 from trainables.errors import UserError
 from trainables.faults import Fault
@@ -234,7 +235,7 @@ def test_a_set_that_is_no_assignment_is_refused(cli):
 def partial(tmp_path: Path) -> Path:
     """The folder of a sweep with one trial finished, one failed, one running, the rest missing."""
     sweep = load_sweep(LR_WD, points=2)
-    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    plan = plan_with_data(sweep)
     folder = tmp_path / "runs" / "lr_wd"
     save_question(folder, plan)
     finished, failed, running, *_ = (trial.id for trial in plan.trials)
@@ -428,7 +429,7 @@ def test_a_shell_completes_folders_and_trials_that_were_started(partial, monkeyp
 
 def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_path, monkeypatch):
     sweep = load_sweep(LR_WD, points=1)
-    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    plan = plan_with_data(sweep)
     folder = tmp_path / "runs" / "lr_wd"
     save_question(folder, plan)
     writer = Writer(folder)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from orchestrator.design import Design
 from orchestrator.space import DOMAINS
 from trainables.augment import Light, Mixup, Paper
-from trainables.base import derive_seed
+from trainables.base import SPLITS, derive_seed
 from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.config import (
     NAMED_MODELS,
@@ -33,7 +33,7 @@ from trainables.config import (
 )
 from trainables.context import Context
 from trainables.corruptions import Corruptions
-from trainables.data import SPLITS, Digits, Parquet, ShiftedSet
+from trainables.data import Digits, Parquet, ShiftedSet
 from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
 from trainables.vit import STEMS, Stem, ViTConfig
 

@@ -1,33 +1,13 @@
 """Confirmation and noise runs: chosen once, with seeds that had no part in the choice."""
 
-from typing import Any
-
 import pytest
 
 from orchestrator.confirm import choose
 from orchestrator.folder import load_confirmation, open_folder, save_confirmation, save_question
 from orchestrator.journal import FolderError
-from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, with_confirmation
+from orchestrator.plan import Confirmation, Plan, with_confirmation
 from orchestrator.results import Record, Result
-from orchestrator.sweep import build_sweep
-from trainables.base import Epoch
-
-
-def plan_of(**changes: Any) -> Plan:
-    tree = {
-        "name": "tiny",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-            "schedule.epochs": 1,
-        },
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
-        "design": {"kind": "sobol", "points": 4},
-    } | changes
-    sweep = build_sweep(tree, "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+from tests.support.sweeps import epoch_row, plan_of
 
 
 def ended(plan: Plan, error_pct: dict[tuple[str, int, int], float | None]) -> list[Result]:
@@ -35,7 +15,7 @@ def ended(plan: Plan, error_pct: dict[tuple[str, int, int], float | None]) -> li
     results = []
     for trial in plan.trials:
         error = error_pct[trial.arm, trial.point, trial.replicate]
-        row = Epoch(1, 1, 0.1, 1.0, 1.0, error or 90.0, error or 90.0, 1.0, 1.0, error)
+        row = epoch_row(1, error or 90.0, test_pct=error)
         record = Record(outcome="diverged" if error is None else "finished", rows={1: row})
         results.append(Result(trial, record))
     return results

@@ -37,10 +37,10 @@ from orchestrator.cost import (
 from orchestrator.folder import load_planned
 from orchestrator.gang import Node
 from orchestrator.machine import described
-from orchestrator.plan import Plan, data_configs, make_plan
+from orchestrator.plan import Plan
 from orchestrator.preflight import Checked, samples_of_steps, subjects
 from orchestrator.results import Record
-from orchestrator.sweep import build_sweep
+from tests.support.sweeps import epoch_row, plan_from, sweep_tree, tiny_base
 from trainables.base import Epoch
 from trainables.config import TrainConfig
 from trainables.footprint import Work, footprint, shape_config
@@ -49,34 +49,18 @@ CPU = Machine("a processor", (Node(2, 0),), memory_gib=16)
 
 
 def plan_of(**changes) -> Plan:
-    tree = {
-        "name": "t",
-        "base": {
-            "model": {
-                "family": "vit",
-                "image_size": 16,
-                "patch_size": 8,
-                "width": 16,
-                "depth": 2,
-                "heads": 2,
-            },
-            "model.mlp_ratio": 2,
-            "data": "digits",
-            "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
-            "schedule": {"epochs": 4},
-            "batch_size": 128,
-        },
-        "arms": {"p": {}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
-        "design": {"kind": "random", "points": 3},
-    }
-    base = tree["base"] | changes.pop("base", {})
-    sweep = build_sweep(tree | changes | {"base": base}, "t.yaml")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    optim = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
+    tree = sweep_tree(
+        base=tiny_base(optim=optim, schedule={"epochs": 4}) | changes.pop("base", {}),
+        arms={"p": {}, "c": {"model.stem": "conv"}},
+        design={"kind": "random", "points": 3},
+    )
+    return plan_from(tree | changes)
 
 
 def row(epoch: int, seconds: float, test: float | None = None, peak: float | None = None) -> Epoch:
-    return Epoch(epoch, epoch, 1e-3, 1.0, 1.0, 9.0, 9.0, 0.75 * seconds, 0.25 * seconds, test, peak)
+    times = {"train_seconds": 0.75 * seconds, "val_seconds": 0.25 * seconds, "peak_memory_gib": peak}
+    return epoch_row(epoch, 9.0, step=epoch, test_pct=test, **times)
 
 
 # --- what a step holds --------------------------------------------------------------------------------
@@ -102,8 +86,7 @@ def test_a_drawn_strength_of_stochastic_depth_makes_one_shape_and_none_another()
         "vary": vary,
         "design": {"kind": "grid"},
     }
-    sweep = build_sweep(tree, "test")
-    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    plan = plan_from(tree)
     assert len(plan.trials) == 3
     assert len({shape_of(trial) for trial in plan.trials}) == 2
 

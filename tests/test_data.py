@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import trainables.data
+from trainables.base import DataError
 from trainables.data import (
-    DataError,
     Digits,
     Parquet,
     ShiftedSet,

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from orchestrator.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job, fingerprint
+from orchestrator.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job
 from orchestrator.events import AttemptBegan, AttemptEnded, BreakerTripped
+from orchestrator.outcomes import fingerprint
 from tests.test_journal import row
 
 

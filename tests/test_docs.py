@@ -9,9 +9,9 @@ import pytest
 import typer.main
 
 from orchestrator.cli import app
-from orchestrator.plan import data_configs, make_plan
 from orchestrator.question import Sweep
 from orchestrator.sweep import build_sweep, load_sweep
+from tests.support.sweeps import plan_with_data
 from trainables.yaml import load_yaml, parse_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +44,30 @@ def test_every_search_space_loads_and_says_how_to_run_it(path):
     assert first.startswith(f"# vitc-sweep run {path.relative_to(ROOT)}")
 
 
+def unknown_verbs(text: str) -> list[str]:
+    """What follows the name of the program in code, be it a block or a span, and is no verb of it."""
+    verbs = typer.main.get_command(app).commands
+    found = []
+    for code in re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL):
+        for verb, more in re.findall(r"(?<![\w/.~-])vitc-sweep +([a-z][\w-]*)(?: +([a-z][\w-]*))?", code):
+            if verb not in verbs:
+                found.append(verb)
+            elif hasattr(verbs[verb], "commands") and more not in verbs[verb].commands:
+                found.append(f"{verb} {more}")
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_shows_no_verb_that_is_not_there(path):
+    assert unknown_verbs(path.read_text()) == []
+
+
+def test_a_verb_that_is_gone_is_found_in_code_and_prose_is_let_be():
+    text = "So vitc-sweep draws, as `vitc-sweep run x`.\n\n```sh\nvitc-sweep plan x\nvitc-sweep gone x\n```\n"
+    assert unknown_verbs(text) == ["gone"]
+    assert unknown_verbs("`vitc-sweep data inform x`, `vitc-sweep data info x`") == ["data inform"]
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_shown_has_its_verb_and_options(path):
     command = typer.main.get_command(app)
@@ -74,7 +98,7 @@ def test_every_example_of_a_sweep_file_can_be_planned_and_fits_the_schema(name, 
     for file, text in EXAMPLES.items():
         (tmp_path / file).write_text(text)
     sweep = load_sweep(tmp_path / name)
-    plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
+    plan = plan_with_data(sweep)
     assert len({trial.arm for trial in plan.trials}) == 2
     assert len(plan.trials) >= len(sweep.all_cells()) * 2
     jsonschema.Draft202012Validator(SCHEMA).validate(load_yaml(tmp_path / name))

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,24 +24,27 @@ from orchestrator.evidence import (
     fingerprint,
     open_bundle,
     seal,
+    source_digest,
     verify,
     write_sealed_report,
 )
-from orchestrator.folder import Folder, open_folder, save_confirmation, save_planned, save_question
+from orchestrator.folder import (
+    Folder,
+    open_folder,
+    provenance,
+    save_confirmation,
+    save_planned,
+    save_question,
+    source_root,
+)
 from orchestrator.journal import FolderError, Writer, encode, tree_of
-from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, with_confirmation
-from orchestrator.sweep import build_sweep
+from orchestrator.plan import Confirmation, Plan, with_confirmation
+from tests.support.sweeps import base_tree, plan_from
 
 TREE: dict[str, Any] = {
     "name": "small",
     "question": "Which stem is more forgiving?",
-    "base": {
-        "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-        "data": "digits",
-        "schedule": {"epochs": 3},
-        "optim": {"name": "adamw", "weight_decay": 0.1},
-        "batch_size": 64,
-    },
+    "base": base_tree(),
     "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
     "vary": {"optim.lr": {"log_uniform": [2.5e-4, 8e-3]}},
     "design": {"kind": "sobol", "points": 8, "seed": 0},
@@ -48,8 +52,7 @@ TREE: dict[str, Any] = {
 
 
 def plan_of(**changes: Any) -> Plan:
-    sweep = build_sweep(json.loads(json.dumps(TREE | changes)), "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return plan_from(TREE | changes)
 
 
 def run_all(folder: Path, plan: Plan) -> Path:
@@ -202,6 +205,34 @@ def last_error_plus_one(event: dict[str, Any]) -> bool:
         event["row"]["val_error_pct"] += 1
         return True
     return False
+
+
+def test_a_change_of_our_code_shows_in_its_digest_at_any_depth(tmp_path: Path) -> None:
+    files = ("orchestrator/a.py", "orchestrator/sub/b.py", "orchestrator/sub/c.j2", "trainables/x/y/d.py")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    seen = [source_digest(tmp_path)]
+    for name in files:
+        (tmp_path / name).write_text("changed")
+        seen.append(source_digest(tmp_path))
+    (tmp_path / "orchestrator/sub/b.py").rename(tmp_path / "orchestrator/b.py")
+    seen.append(source_digest(tmp_path))
+    assert len(set(seen)) == len(files) + 2
+    # What Python writes beside its sources is no part of them, nor is what belongs to no package.
+    for name in ("orchestrator/sub/__pycache__/b.pyc", "trainables/notes.txt", "tests/e.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert source_digest(tmp_path) == seen[-1]
+
+
+def test_the_code_on_record_is_the_tree_that_runs(sealed: Path) -> None:
+    root = Path(__file__).parents[1]
+    assert source_root() == root
+    written_with = json.loads((sealed / "report" / "manifest.json").read_text())["written_with"]
+    assert written_with["source"] == source_digest(root)
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert provenance()["code"]["commit"] == head.stdout.strip()
 
 
 def test_an_untouched_sweep_verifies_and_nothing_is_written(copied):

@@ -9,8 +9,8 @@ import pytest
 from orchestrator.events import AttemptBegan, AttemptEnded
 from orchestrator.folder import merge_points, open_folder, save_question
 from orchestrator.journal import FolderError, Writer
-from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import build_sweep
+from orchestrator.plan import Plan, make_plan
+from tests.support.sweeps import plan_from
 
 TREE = {
     "name": "small",
@@ -36,8 +36,7 @@ TREE = {
 
 
 def plan_of(**changes: object) -> Plan:
-    sweep = build_sweep(json.loads(json.dumps(TREE | changes)), "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return plan_from(TREE | changes)
 
 
 def test_a_folder_gives_back_the_same_trials_as_were_planned(tmp_path):

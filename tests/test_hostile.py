@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import trainables.data
-from trainables.data import FORMATS, MAX_SCANS, DataError, Parquet, decode, import_folder
+from trainables.base import DataError
+from trainables.data import FORMATS, MAX_SCANS, Parquet, decode, import_folder
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

@@ -15,35 +15,23 @@ import yaml
 from conftest import parquet_file, png
 
 from orchestrator.events import AttemptEnded, EpochDone, Event
-from orchestrator.plan import Plan, Trial, data_configs, make_plan
+from orchestrator.plan import Plan, Trial
 from orchestrator.question import Resources
 from orchestrator.results import Record, fold
-from orchestrator.sweep import build_sweep
+from tests.support.sweeps import TINY, plan_from, sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS
 from trainables.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-BASE = {
-    "model": {"family": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "model.mlp_ratio": 2,
-    "data": "digits",
-    "optim": {"name": "adamw", "weight_decay": 0.05},
-    "schedule": {"epochs": 2, "warmup": "10%"},
-    "batch_size": 128,
-}
-
 
 def plan_of(points: int, base: dict[str, Any] | None = None, **changes: Any) -> Plan:
-    tree = {
-        "name": "tiny",
-        "base": BASE | (base or {}),
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
-        "design": {"kind": "sobol", "points": points},
-    } | changes
-    sweep = build_sweep(json.loads(json.dumps(tree)), "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    tree = sweep_tree(
+        base=tiny_base() | (base or {}),
+        vary={"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        design={"kind": "sobol", "points": points},
+    )
+    return plan_from(tree | changes)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +286,7 @@ def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
 def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):
     quick = plan_of(1, arms={"quick": {}})
     # A step of it takes longer than a step may.
-    large = BASE["model"] | {"width": 512, "depth": 24}
+    large = TINY | {"width": 512, "depth": 24}
     slow = plan_of(1, {"model": large, "batch_size": 1024}, arms={"slow": {}})
     trials = [*slow.trials, *quick.trials]
     resources = Resources(retries=0, lanes=1, hang_minutes=0.05)

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from scipy import stats
 
 from orchestrator.design import LatinDesign
-from orchestrator.folder import FolderError, merge_points, open_folder, save_question
-from orchestrator.plan import data_configs, make_plan
+from orchestrator.folder import merge_points, open_folder, save_question
+from orchestrator.journal import FolderError
 from orchestrator.source import Override, SweepError
 from orchestrator.sweep import build_sweep, load_sweep
 from orchestrator.where import ConstraintError
+from tests.support.sweeps import plan_with_data, sweep_tree
 from trainables.config import TrainConfig, setting
 from trainables.footprint import footprint
 
@@ -24,25 +25,12 @@ LR = {"log_uniform": [1e-4, 1e-2]}
 
 
 def tree(**changes) -> dict:
-    base = {
-        "name": "small",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-            "schedule": {"epochs": 3},
-            "batch_size": 64,
-        },
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": LR},
-        "design": {"kind": "random", "points": 40},
-    }
-    return base | changes
+    return sweep_tree(**{"design": {"kind": "random", "points": 40}} | changes)
 
 
 def plan_of(points: int | None = None, **changes):
     sweep = build_sweep(tree(**changes), "small.yaml", points=points)
-    return make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
+    return plan_with_data(sweep)
 
 
 def fault_of(**changes) -> str:
@@ -59,7 +47,7 @@ def values(plan, arm: str, path: str) -> dict[int, object]:
 def test_the_ids_of_the_sweep_that_ships_are_what_they_were():
     # From the commit before conditional parameters came in: 64 points, 256 trials.
     sweep = load_sweep(LR_WD, points=64)
-    plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
+    plan = plan_with_data(sweep)
     digest = hashlib.sha256("".join(trial.id for trial in plan.trials).encode()).hexdigest()
     assert digest.startswith("998f27918669638a")
 
@@ -442,7 +430,7 @@ def test_the_folder_of_a_sweep_needs_none_of_the_files_it_was_written_in(tmp_pat
     where = ["optim.lr * optim.weight_decay < 1e-4", "params_m < 100"]
     write(tmp_path, a=tree(), b={"extends": "a.yaml", "vary": vary, "where": where, "design": {"points": 6}})
     sweep = load_sweep(tmp_path / "b.yaml")
-    plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
+    plan = plan_with_data(sweep)
     save_question(tmp_path / "run", plan)
     for file in tmp_path.glob("*.yaml"):
         file.unlink()

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 import orchestrator
-from orchestrator import api, read_results, read_verdicts
-from orchestrator.cli import main
+from orchestrator import api
+from orchestrator.api import read_results, read_verdicts
+from orchestrator.cli.app import main
 from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.folder import save_question
 from orchestrator.journal import Writer

@@ -16,11 +16,11 @@ from torch import nn
 from tests import workers
 from trainables import loop
 from trainables.__main__ import main
-from trainables.base import TIMING_FIELDS, Diverged, Epoch, Invalid
+from trainables.base import TIMING_FIELDS, DataError, Diverged, Epoch, Invalid
 from trainables.config import Seeds, TrainConfig
 from trainables.context import Context
 from trainables.corruptions import corrupt
-from trainables.data import DataError, drawn_from
+from trainables.data import drawn_from
 from trainables.loop import train
 
 FULL = {

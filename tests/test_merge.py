@@ -7,25 +7,19 @@ from typing import Any
 import pytest
 
 from orchestrator.merge import Merged, MergeError, Part, merge
-from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, with_confirmation
+from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
 from orchestrator.report import write_report
-from orchestrator.results import Record, results_of
+from orchestrator.results import results_of
 from orchestrator.stats import contrasts, summarise
-from orchestrator.sweep import build_sweep
-from trainables.base import Epoch
+from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
+from trainables.base import DataInfo
 from trainables.config import set_paths
-from trainables.data import DataInfo
 
 VIT_P, VIT_C = {"model.stem": "patchify"}, {"model.stem": "conv"}
 TREE: dict[str, Any] = {
     "name": "test",
     "question": "Which stem is more forgiving?",
-    "base": {
-        "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-        "data": "digits",
-        "schedule": {"epochs": 2},
-        "batch_size": 64,
-    },
+    "base": base_tree(schedule={"epochs": 2}, optim=None),
     "arms": {"vit_p": VIT_P, "vit_c": VIT_C},
     "cells": {"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}},
     "vary": {
@@ -42,8 +36,7 @@ def plan_of(**changes: Any) -> Plan:
     tree = json.loads(json.dumps(TREE))
     whole = {key: value for key, value in changes.items() if "__" not in key}
     set_paths(tree, {key.replace("__", "."): value for key, value in changes.items() if "__" in key})
-    sweep = build_sweep(tree | whole, "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return plan_from(tree | whole)
 
 
 def part(plan: Plan, shift: float = 0.0) -> Part:
@@ -51,8 +44,8 @@ def part(plan: Plan, shift: float = 0.0) -> Part:
     records = {}
     for trial in plan.trials:
         error = 10 + int(trial.id[:2], 16) / 10 + shift
-        row = Epoch(2, 38, 1e-3, 1.0, 1.0, error, error, 1.0, 0.1, error + 0.5)
-        records[trial.id] = Record("finished", "", 1, {2: row}, busy_seconds=12.5)
+        row = epoch_row(2, error, step=38, test_pct=error + 0.5)
+        records[trial.id] = ended([row], busy_seconds=12.5)
     return Part(plan, records)
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from orchestrator import peak
+from tests.support.oracles import mean_band, noise_sd
 
 ERRORS = [31.0, 22.5, 22.5, 100.0, 27.25, 24.0, 40.0]
 
@@ -119,9 +120,7 @@ def test_the_bands_hold_the_whole_curve_and_the_naive_bootstrap_fails_the_same_t
     means = [population[0] + np.diff(population) @ above ** int(k) for k in budgets]
     held = np.zeros(3)
     for errors in bimodal(rng, (repeats, count)):
-        (low, high), (mean_low, mean_high) = (
-            band(errors, budgets) for band in (peak.median_band, peak.mean_band)
-        )
+        (low, high), (mean_low, mean_high) = (band(errors, budgets) for band in (peak.median_band, mean_band))
         naive_low, naive_high = naive_interval(errors, rng)
         held += (
             np.all((low <= medians) & (medians <= high)),
@@ -182,10 +181,10 @@ def test_trials_that_are_all_alike_have_a_flat_curve():
 
 def test_the_noise_between_replicates_is_pooled_over_points_that_train():
     # Two points of two: variances 2 and 8 with one degree of freedom each.
-    assert peak.noise_sd([[20, 22], [30, 34]]) == pytest.approx(math.sqrt(5))
-    assert peak.noise_sd([[20, 22], [30, 34], [25, 100], [27]]) == pytest.approx(math.sqrt(5))
-    assert peak.noise_sd([[20], [30]]) is None
-    assert peak.noise_sd([]) is None
+    assert noise_sd([[20, 22], [30, 34]]) == pytest.approx(math.sqrt(5))
+    assert noise_sd([[20, 22], [30, 34], [25, 100], [27]]) == pytest.approx(math.sqrt(5))
+    assert noise_sd([[20], [30]]) is None
+    assert noise_sd([]) is None
 
 
 def test_optimism_cannot_be_known_without_replicates_and_is_nothing_without_choice_or_noise():

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from orchestrator.source import SweepError
 from orchestrator.sweep import build_sweep
 from trainables.__main__ import main
+from trainables.base import DataError
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig, faults_of
-from trainables.data import DataError, Parquet, ShiftedSet
+from trainables.data import Parquet, ShiftedSet
 from trainables.places import redacted, secret_in
 
 KEEPS = [

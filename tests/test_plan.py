@@ -13,12 +13,12 @@ from orchestrator.gang import Gang, Node, Phase, by_gang, lane_plan, num_lanes
 from orchestrator.plan import (
     Confirmation,
     data_configs,
-    make_plan,
     unique_trials,
     with_confirmation,
 )
 from orchestrator.source import Override
 from orchestrator.sweep import build_sweep, load_sweep
+from tests.support.sweeps import base_tree, plan_with_data, sweep_tree
 from trainables.base import derive_seed
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.data import Digits, Parquet
@@ -32,23 +32,14 @@ def plan_of(*overrides: str, points: int | None = None, tree: dict | None = None
         sweep = build_sweep(tree, "t.yaml", settings, points)
     else:
         sweep = load_sweep(LR_WD, settings, points)
-    return make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
+    return plan_with_data(sweep)
 
 
 def small(**changes) -> dict:
-    base = {
-        "name": "small",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
-            "schedule": {"epochs": 3},
-            "batch_size": 64,
-        },
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "design": {"kind": "random", "points": 2},
-    }
-    return base | changes
+    base = base_tree(optim={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1})
+    tree = sweep_tree(base=base, design={"kind": "random", "points": 2})
+    del tree["vary"]
+    return tree | changes
 
 
 # --- trials -------------------------------------------------------------------------------------------

@@ -15,10 +15,9 @@ from orchestrator.power import (
     _simulated_power,
     detectable,
     paired_t_power,
-    points_for_paired_shares,
-    points_for_two_shares,
 )
 from orchestrator.stats import MEASURES, point_scores, signed_rank_p
+from tests.support.oracles import points_for_paired_shares, points_for_two_shares
 from tests.test_stats import make
 
 

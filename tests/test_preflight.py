@@ -32,7 +32,7 @@ from orchestrator.cost import Machine
 from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.gang import Gang, Node
 from orchestrator.ledger import ledger
-from orchestrator.plan import Plan, data_configs, make_plan
+from orchestrator.plan import Plan
 from orchestrator.preflight import (
     CLOCK_SECONDS,
     LEAST_SECONDS,
@@ -45,7 +45,7 @@ from orchestrator.preflight import (
     subjects,
 )
 from orchestrator.session import Preparation, Session
-from orchestrator.sweep import build_sweep
+from tests.support.sweeps import plan_from, sweep_tree, tiny_base
 from trainables.config import TrainConfig
 from trainables.footprint import footprint
 from trainables.preflight import Reply, Request, answer
@@ -355,22 +355,13 @@ def test_every_golden_message_has_its_plant():
 
 
 def plan_of(**changes: Any) -> Plan:
-    tree: dict[str, Any] = {
-        "name": "tried",
-        "base": {
-            "model": {"family": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 2}
-            | {"heads": 2, "mlp_ratio": 2},
-            "data": "digits",
-            "schedule": {"epochs": 2},
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-            "batch_size": 128,
-        },
-        "arms": {"narrow": {"model.width": 16}, "wide": {"model.width": 32}},
-        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
-        "design": {"kind": "sobol", "points": 4, "seed": 0},
-    }
-    sweep = build_sweep(tree | changes, "tried.yaml")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    tree = sweep_tree(
+        base=tiny_base(),
+        arms={"narrow": {"model.width": 16}, "wide": {"model.width": 32}},
+        vary={"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        design={"kind": "sobol", "points": 4, "seed": 0},
+    )
+    return plan_from(tree | changes)
 
 
 NODES = (Node(2, 0),)

@@ -13,8 +13,9 @@ import pytest
 from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.source import SweepError
 from orchestrator.sweep import build_sweep, load_sweep
+from trainables.base import DataError
 from trainables.config import NAMED_MODELS, ModelConfig
-from trainables.data import DataError, Digits, Parquet
+from trainables.data import Digits, Parquet
 from trainables.preflight import check_model, check_sizes, check_start
 from trainables.tasks.classification import Classification
 from trainables.vit import Stem

@@ -17,15 +17,14 @@ from orchestrator import figures, findings, report, tables
 from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
 from orchestrator.outcomes import RULES
-from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.report import write_report
 from orchestrator.results import Record, results_of
 from orchestrator.rows import FORMAT, results_rows, summary_table
 from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summarise
-from orchestrator.sweep import build_sweep
 from orchestrator.tables import Table, Text, to_latex, to_markdown
 from orchestrator.words import answer
-from trainables.base import Epoch
+from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
 from trainables.config import leaves
 
 
@@ -41,12 +40,12 @@ def fabricated(plan, error=lambda trial: 10.0 + trial.point + 20 * (trial.arm ==
     records = {}
     for trial in plan.trials:
         final, epochs = error(trial), trial.config.schedule.epochs
-        rows = {
-            n: Epoch(n, 19 * n, 1e-3, 1.0, 1.0, value, value, 1.0, 0.1, final + 0.5 if n == epochs else None)
+        rows = [
+            epoch_row(n, final + 30 * (1 - n / epochs), step=19 * n, test_pct=test)
             for n in range(1, epochs + 1)
-            for value in [final + 30 * (1 - n / epochs)]
-        }
-        records[trial.id] = Record("finished", "", 1, rows, busy_seconds=12.5)
+            for test in [final + 0.5 if n == epochs else None]
+        ]
+        records[trial.id] = ended(rows, busy_seconds=12.5)
     return records
 
 
@@ -54,12 +53,7 @@ def make(points=8, **keys):
     tree = {
         "name": "test",
         "question": "Which stem is more forgiving?",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "schedule": {"epochs": 3},
-            "batch_size": 64,
-        },
+        "base": base_tree(optim=None),
         "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
         "cells": {
             "optimizer": {
@@ -77,8 +71,7 @@ def make(points=8, **keys):
         "design": {"kind": "sobol", "points": points, "seed": 0},
         "primary": {"measure": "area_common", "cell": "adamw"},
     }
-    sweep = build_sweep(tree | keys, "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return plan_from(tree | keys)
 
 
 def read(folder):
@@ -718,12 +711,9 @@ def test_wall_clock_is_compared_where_what_was_planned_is_what_has_run(trials, m
 
 
 def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
-    plan = make(points=2, cells={}, primary=None, base={
-        "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-        "data": "digits", "schedule": {"epochs": 3}, "batch_size": 64,
-        "optim": {"name": "adamw", "weight_decay": 0.1},
-        "evaluate": {"corruptions": {"kinds": ["fog", "snow"], "severities": [1, 5], "images": 50}},
-    }, vary={"optim.lr": {"uniform": [0.01, 0.1]}})  # fmt: skip
+    plan = make(points=2, cells={}, primary=None, base=base_tree(
+        evaluate={"corruptions": {"kinds": ["fog", "snow"], "severities": [1, 5], "images": 50}}
+    ), vary={"optim.lr": {"uniform": [0.01, 0.1]}})  # fmt: skip
     records = fabricated(plan)
     # Point 0 is best in both arms: 30.5 and 10.5 on the final split.
     for trial in plan.trials:

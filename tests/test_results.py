@@ -13,11 +13,12 @@ from orchestrator.results import (
     by_point,
     fold,
 )
+from tests.support.sweeps import epoch_row
 from trainables.base import Epoch
 
 
 def row(epoch: int, error: float = 50.0, test: float | None = None) -> Epoch:
-    return Epoch(epoch, 10 * epoch, 0.1, 1.0, 1.0, error, error, 1.0, 0.1, test)
+    return epoch_row(epoch, error, test_pct=test)
 
 
 def start(attempt: int = 1, trial: str = "t", time: float = 100.0) -> Event:

@@ -8,11 +8,9 @@ from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.findings import gather
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
-from orchestrator.plan import data_configs, make_plan
 from orchestrator.results import Record
-from orchestrator.sweep import build_sweep
 from orchestrator.tables import tables_of
-from trainables.base import Epoch
+from tests.support.sweeps import base_tree, epoch_row, plan_of
 
 
 def claim(measure, better="vit_c", than="vit_p"):
@@ -20,27 +18,20 @@ def claim(measure, better="vit_c", than="vit_p"):
 
 
 def make(points, *claims, values=(), cells=None):
-    tree = {
-        "name": "tiny",
-        "question": "Is C better?",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "schedule": {"epochs": 1},
-            "batch_size": 64,
-        },
-        "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
-        "cells": cells or {"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-1]}, "optim.weight_decay": {"choice": [0.1]}},
-        "design": {"kind": "sobol", "points": points},
-        "paper": {"claims": list(claims), "values": list(values)},
-    }
-    sweep = build_sweep(tree, "tiny")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return plan_of(
+        name="tiny",
+        question="Is C better?",
+        base=base_tree(schedule={"epochs": 1}, optim=None),
+        arms={"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
+        cells=cells or {"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}},
+        vary={"optim.lr": {"log_uniform": [1e-4, 1e-1]}, "optim.weight_decay": {"choice": [0.1]}},
+        design={"kind": "sobol", "points": points},
+        paper={"claims": list(claims), "values": list(values)},
+    )
 
 
 def row(error):
-    return Epoch(1, 19, 1e-3, 1.0, 1.0, error, error, 1.0, 0.1, error + 0.5)
+    return epoch_row(1, error, step=19, test_pct=error + 0.5)
 
 
 def ended(plan, error):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -19,29 +21,21 @@ from orchestrator.journal import read_journal
 from orchestrator.plan import Plan
 from orchestrator.results import Record, fold
 from orchestrator.rows import results_rows
+from tests.support.sweeps import sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS, Epoch
 from trainables.context import Context
 from trainables.loop import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-BASE = {
-    "model": {"family": "vit", "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "model.mlp_ratio": 2,
-    "data": "digits",
-    "optim": {"name": "adamw", "weight_decay": 0.05},
-    "schedule": {"epochs": 2, "warmup": "10%"},
-    "batch_size": 128,
-}
-
 
 def sweep_file(folder: Path, points: int, epochs: int = 3) -> Path:
-    tree = {
-        "base": BASE | {"schedule": {"epochs": epochs, "warmup": "10%"}},
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
-        "design": {"kind": "sobol", "points": points},
-    }
+    tree = sweep_tree(
+        base=tiny_base(schedule={"epochs": epochs, "warmup": "10%"}),
+        vary={"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        design={"kind": "sobol", "points": points},
+    )
+    del tree["name"]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -75,6 +69,27 @@ def ends_in(folder: Path) -> list[str]:
         for event in read_journal(folder).events
         if isinstance(event, AttemptEnded) and event.final
     ]
+
+
+def ends_by_halving(folder: Path, arms: dict[str, str], rungs: tuple[int, ...]) -> dict[str, int]:
+    """The epoch that each trial that halving ends has to end with, from the rows in the order they came.
+
+    At a rung a trial goes on if its error is no worse than the median of those of its arm that were there
+    before; the first always does.
+    """
+    ended: dict[str, int] = {}
+    there: dict[tuple[str, int], list[float]] = {}
+    for path in sorted((folder / "journal").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            event = json.loads(line[9:])
+            if event["kind"] != "epoch" or event["row"]["epoch"] not in rungs:
+                continue
+            trial, epoch, error = event["trial"], event["row"]["epoch"], event["row"]["val_error_pct"]
+            before = there.setdefault((arms[trial], epoch), [])
+            if before and error > statistics.median(before):
+                ended[trial] = epoch
+            before.append(error)
+    return ended
 
 
 def by_hand(plan: Plan) -> dict[str, tuple[list[dict[str, Any]], str]]:
@@ -210,11 +225,12 @@ def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path, cluster)
     assert [(row["arm"], row["point"], row["role"]) for row in rows] == [
         (arm, point, "search") for point in range(4) for arm in ("c", "p")
     ]
-    assert {row["state"] for row in rows} <= {"finished", "stopped"}
-    # With two trials at the first rung, ASHA ends one that is second and worse.
-    stopped = [row for row in rows if row["state"] == "stopped"]
-    assert all(row["epochs"] < 4 for row in stopped)
-    assert all(row["epochs"] == 4 for row in rows if row not in stopped)
+    # An error at a rung that is worse than the median of those that came there before ends a trial.
+    ended_at = ends_by_halving(folder, {row["trial"]: row["arm"] for row in rows}, rungs=(1, 2))
+    assert ended_at
+    assert {row["trial"]: row["epochs"] for row in rows if row["state"] == "stopped"} == ended_at
+    assert all(row["epochs"] == 4 for row in rows if row["state"] == "finished")
+    assert {row["state"] for row in rows} == {"finished", "stopped"}
     longer = start_cli("run", file, "--out", folder, *here, "--points", "5")
     said, _ = longer.communicate(timeout=300)
     assert longer.returncode == 0, said

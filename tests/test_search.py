@@ -15,7 +15,7 @@ from orchestrator.findings import gather
 from orchestrator.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.halving import Judge
 from orchestrator.journal import FolderError
-from orchestrator.plan import Plan, Trial, data_configs, make_plan
+from orchestrator.plan import Plan, Trial
 from orchestrator.question import Halving
 from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
@@ -26,36 +26,29 @@ from orchestrator.stats import MEASURES, summarise
 from orchestrator.sweep import build_sweep
 from orchestrator.tables import tables_of
 from orchestrator.words import answer
+from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 from trainables.base import Epoch
 
 
 def tree(**changes: Any) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "optim": {"name": "adamw"},
-            "schedule.epochs": 9,
-        },
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {
+    tree = sweep_tree(
+        base=base_tree(optim={"name": "adamw"}, schedule={"epochs": 9}),
+        vary={
             "optim.lr": {"log_uniform": [1e-4, 1e-2]},
             "optim.weight_decay": {"log_uniform": [1e-2, 1.0]},
         },
-        "design": {"kind": "sobol", "points": 20},
-        "search": {"sampler": "tpe", "round": 8},
-    } | changes
+        design={"kind": "sobol", "points": 20},
+        search={"sampler": "tpe", "round": 8},
+    )
+    return tree | changes
 
 
 def plan_of(suggestions: Any = (), **changes: Any) -> Plan:
-    sweep = build_sweep(tree(**changes), "test")
-    infos = {config: config.info() for config in data_configs(sweep)}
-    return make_plan(sweep, infos, suggestions)
+    return plan_from(tree(**changes), suggestions)
 
 
 def row(epoch: int, error_pct: float) -> Epoch:
-    return Epoch(epoch, 10 * epoch, 0.1, 1.0, 1.0, error_pct, error_pct, 1.0, 1.0, error_pct)
+    return epoch_row(epoch, error_pct, test_pct=error_pct)
 
 
 def bowl(trial: Trial) -> float:

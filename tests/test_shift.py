@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.results import Record, results_of
 from orchestrator.shift import (
     FINAL,
@@ -13,8 +13,7 @@ from orchestrator.shift import (
     shift_summaries,
 )
 from orchestrator.stats import summarise
-from orchestrator.sweep import build_sweep
-from trainables.base import Epoch
+from tests.support import sweeps as support
 from trainables.corruptions import KINDS
 
 OURS = {"clean": 20.0, "corruption/fog": 30.0, "corruption/snow": 50.0, "shifted/imagenet_v2": 35.0}
@@ -71,21 +70,9 @@ def test_what_cannot_be_compared_is_refused(changes, words):
 
 
 def plan_of():
-    tree = {
-        "name": "t",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-            "schedule": {"epochs": 2},
-            "batch_size": 64,
-        },
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
-        "design": {"kind": "random", "points": 3},
-    }
-    sweep = build_sweep(tree, "t.yaml")
-    plan = make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    plan = support.plan_of(
+        base=support.base_tree(schedule={"epochs": 2}), design={"kind": "random", "points": 3}
+    )
     chosen = {("all", "p"): (0, 1), ("all", "c"): (0, 1)}
     return with_confirmation(plan, Confirmation(chosen, seeds=3))
 
@@ -102,8 +89,7 @@ NAMES = ("clean", "corruption/fog", "corruption/snow", "shifted/sketch")
 
 def finished(val, errors):
     shifted = dict(zip(NAMES, errors, strict=True))
-    last = Epoch(2, 38, 1e-3, 1.0, 1.0, val, val, 1.0, 0.1, errors[0] + 1, None, shifted)
-    return Record("finished", "", 1, {2: last})
+    return support.ended([support.epoch_row(2, val, test_pct=errors[0] + 1, extra=shifted)])
 
 
 def records_of(plan):

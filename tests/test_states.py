@@ -16,10 +16,9 @@ from orchestrator.dispatch import Job
 from orchestrator.events import SessionBegan
 from orchestrator.folder import record_retries
 from orchestrator.gang import Node
-from orchestrator.plan import data_configs, make_plan
 from orchestrator.question import Resources
 from orchestrator.states import Kept, States
-from orchestrator.sweep import build_sweep
+from tests.support import sweeps as support
 from tests.test_checkpoint import FakeClerk
 from tests.test_journal import row
 from trainables.checkpoint import Store
@@ -177,30 +176,12 @@ def test_a_place_that_is_another_one_in_each_process_or_has_a_secret_is_refused(
 
 
 def plan_of(**resources):
-    tree = {
-        "name": "tiny",
-        "base": {
-            "model": {
-                "family": "vit",
-                "image_size": 16,
-                "patch_size": 8,
-                "width": 16,
-                "depth": 2,
-                "heads": 2,
-            },
-            "model.mlp_ratio": 2,
-            "data": "digits",
-            "optim": {"name": "adamw", "weight_decay": 0.05},
-            "schedule": {"epochs": 2},
-            "batch_size": 128,
-        },
-        "arms": {"p": {"model.width": 16}, "q": {"model.width": 32}},
-        "vary": {"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
-        "design": {"kind": "sobol", "points": 8},
-        "resources": {"gpus_per_worker": 0} | resources,
-    }
-    sweep = build_sweep(tree, "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return support.plan_of(
+        base=support.tiny_base(),
+        arms={"p": {"model.width": 16}, "q": {"model.width": 32}},
+        design={"kind": "sobol", "points": 8},
+        resources={"gpus_per_worker": 0} | resources,
+    )
 
 
 def test_what_is_stored_follows_from_the_number_of_parameters():

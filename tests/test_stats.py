@@ -1,6 +1,5 @@
 """Statistics of populations of trials, against brute force, scipy and closed forms."""
 
-import dataclasses
 import itertools
 import math
 
@@ -10,9 +9,9 @@ from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
 from orchestrator.outcomes import RULES
-from orchestrator.plan import Confirmation, data_configs, make_plan, with_confirmation
+from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.question import Primary
-from orchestrator.results import Record, results_of
+from orchestrator.results import results_of
 from orchestrator.stats import (
     MEASURES,
     MIN_SAMPLE,
@@ -33,33 +32,24 @@ from orchestrator.stats import (
     signed_rank_sum,
     summarise,
 )
-from orchestrator.sweep import build_sweep
-from trainables.base import Epoch
+from tests.support import sweeps as support
+from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 
 
 def make(points=8, arms=("a", "b"), **keys):
     """A plan of cheap arms that differ in depth, one cell, lr varied."""
-    tree = {
-        "name": "test",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "schedule": {"epochs": 2},
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-        },
-        "arms": {arm: {"model.depth": 2 + index} for index, arm in enumerate(arms)},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
-        "design": {"kind": "random", "points": points, "seed": 0},
-    }
-    sweep = build_sweep(tree | keys, "test")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    tree = sweep_tree(
+        base=base_tree(schedule={"epochs": 2}),
+        arms={arm: {"model.depth": 2 + index} for index, arm in enumerate(arms)},
+        design={"kind": "random", "points": points, "seed": 0},
+    )
+    return plan_from(tree | keys)
 
 
 def ended(error, outcome="finished", test=None):
     """A record of two epochs that ends at an error."""
-    row = Epoch(1, 10, 1e-3, 1.0, 1.0, error + 5, error + 5, 1.0, 0.1, None)
-    last = dataclasses.replace(row, epoch=2, val_error_pct=error, test_error_pct=test)
-    return Record(outcome=outcome, attempts=1, rows={1: row, 2: last}, busy_seconds=2.0)
+    rows = [epoch_row(1, error + 5), epoch_row(2, error, test_pct=test)]
+    return support.ended(rows, outcome, busy_seconds=2.0)
 
 
 def records_of(plan, errors, **ends):

@@ -7,6 +7,7 @@ from orchestrator.question import Sweep
 from orchestrator.source import Override, SweepError
 from orchestrator.space import Window
 from orchestrator.sweep import build_sweep, load_sweep
+from tests.support.sweeps import sweep_tree
 from trainables.baselines import ResNetConfig
 from trainables.data import Parquet
 
@@ -14,20 +15,7 @@ LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 
 
 def tree(**changes) -> dict:
-    base = {
-        "name": "small",
-        "base": {
-            "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-            "data": "digits",
-            "optim": {"name": "adamw", "weight_decay": 0.1},
-            "schedule": {"epochs": 3},
-            "batch_size": 64,
-        },
-        "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
-        "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
-        "design": {"kind": "random", "points": 4},
-    }
-    return base | changes
+    return sweep_tree(**{"design": {"kind": "random", "points": 4}} | changes)
 
 
 def sweep_of(*overrides: str, **changes) -> Sweep:

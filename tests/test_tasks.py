@@ -20,13 +20,14 @@ from orchestrator.basin import landscapes
 from orchestrator.events import EpochDone, from_json, to_json
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.results import Record, results_of
-from orchestrator.sweep import SweepError, build_sweep
+from orchestrator.source import SweepError
+from orchestrator.sweep import build_sweep
 from orchestrator.tracking import metrics_of
 from trainables import preflight
-from trainables.base import TIMING_FIELDS, Diverged, Epoch, Frozen
+from trainables.base import TIMING_FIELDS, DataInfo, Diverged, Epoch, Frozen
 from trainables.config import TrainConfig, faults_of
 from trainables.context import Context
-from trainables.data import DataInfo, Digits, Images, with_chance
+from trainables.data import Digits, Images, with_chance
 from trainables.footprint import footprint
 from trainables.loop import train
 from trainables.tasks.base import Objective, Score, Task

@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -14,8 +15,7 @@ import pytest
 from orchestrator import tracking
 from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
 from orchestrator.outcomes import RULES
-from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import build_sweep
+from orchestrator.plan import Plan
 from orchestrator.tracking import (
     STATE_FILE,
     Tracker,
@@ -26,6 +26,7 @@ from orchestrator.tracking import (
     ui_environment,
     unanswered,
 )
+from tests.support.sweeps import base_tree, plan_of
 from trainables.base import EPOCH_LABELS
 
 BEGAN = 1_700_000_000.0
@@ -34,25 +35,14 @@ QUESTION = "Is a convolutional stem more forgiving of lr?"
 
 def a_plan(points: int = 2) -> Plan:
     """Two arms in one cell."""
-    sweep = build_sweep(
-        {
-            "name": "small",
-            "question": QUESTION,
-            "base": {
-                "model": {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8},
-                "data": "digits",
-                "schedule": {"epochs": 3},
-                "batch_size": 64,
-                "optim.weight_decay": 0.1,
-            },
-            "arms": {"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
-            "cells": {"optimizer": {"adamw": {"optim.name": "adamw"}}},
-            "vary": {"optim.lr": {"log_uniform": [2.5e-4, 8e-3]}},
-            "design": {"kind": "sobol", "points": points, "seed": 0},
-        },
-        "test",
+    return plan_of(
+        question=QUESTION,
+        base=base_tree(optim=None) | {"optim.weight_decay": 0.1},
+        arms={"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
+        cells={"optimizer": {"adamw": {"optim.name": "adamw"}}},
+        vary={"optim.lr": {"log_uniform": [2.5e-4, 8e-3]}},
+        design={"kind": "sobol", "points": points, "seed": 0},
     )
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
 
 
 @pytest.fixture(scope="module")
@@ -391,14 +381,23 @@ def test_a_server_that_is_down_costs_nothing_but_a_line(
 ) -> None:
     monkeypatch.setattr(tracking, "_INTERVAL_SECONDS", 0.1)
     events = [event for trial in plan.trials for event in story(trial.id, range(1, 300), "finished")]
+    tried, store = threading.Event(), tracking._Store
+
+    def trying(*args: Any) -> Any:
+        try:
+            return store(*args)
+        finally:
+            tried.set()
+
+    monkeypatch.setattr(tracking, "_Store", trying)
+    monkeypatch.setattr(tracking, "_INTERVAL_SECONDS", 0.2)
     # Nothing listens on the discard port.
     tracker = Tracker(plan, bare_folder, "http://someone:secret@127.0.0.1:9")
     tracker.start()
     began = time.perf_counter()
     tracker.observe(events)
     assert time.perf_counter() - began < 0.05
-    while tracker._fault is None:
-        time.sleep(0.01)
+    assert tried.wait(60)
     tracker.observe(events)
     began = time.perf_counter()
     warning = tracker.close(15)
@@ -439,10 +438,11 @@ def test_one_trial_that_the_store_refuses_does_not_hold_up_the_others(
     from mlflow import MlflowClient
 
     bad, *good = (trial.id for trial in plan.trials)
-    create_run = MlflowClient.create_run
+    create_run, refusals = MlflowClient.create_run, threading.Semaphore(0)
 
     def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs["tags"].get("trial_id") == bad:
+            refusals.release()
             raise RuntimeError("refused")
         return create_run(self, *args, **kwargs)
 
@@ -453,8 +453,8 @@ def test_one_trial_that_the_store_refuses_does_not_hold_up_the_others(
     tracker.observe(
         [event for trial_id in (bad, *good) for event in story(trial_id, range(1, 3), "finished")]
     )
-    while tracker._fault is None:
-        time.sleep(0.01)
+    # After the first refusal it comes last: at the second one the others have been sent.
+    assert all(refusals.acquire(timeout=60) for _ in range(2))
     warning = tracker.close(30)
     assert warning is not None
     assert "RuntimeError: refused" in warning

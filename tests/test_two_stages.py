@@ -17,26 +17,25 @@ from orchestrator.events import SessionBegan
 from orchestrator.folder import open_folder, record_retries, save_question
 from orchestrator.gang import Gang, Node
 from orchestrator.journal import read_journal
-from orchestrator.plan import Confirmation, Plan, data_configs, make_plan, unique_trials, with_confirmation
+from orchestrator.plan import Confirmation, Plan, unique_trials, with_confirmation
 from orchestrator.preflight import _build_fault, subjects
 from orchestrator.results import Record, brought_back, fold, results_of
 from orchestrator.source import SweepError
 from orchestrator.states import States
 from orchestrator.stats import summarise
 from orchestrator.story import advice, attempts_of, find_trial, name_of, story
-from orchestrator.sweep import build_sweep
 from orchestrator.words import stage_caveats
-from tests.test_run import BASE, by_hand, ends_in, records_in, results, rows_of, start_cli
+from tests.support.sweeps import TINY, plan_from, tiny_base
+from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli
 from trainables.base import Diverged
 from trainables.config import Seeds, identity
 from trainables.context import Context
 from trainables.data import Digits
 from trainables.loop import train
 
-MODEL = BASE["model"] | {"mlp_ratio": 2}
 #: Another cut of the same images: a first stage's data are its own.
 FIRST = {
-    "model": MODEL,
+    "model": TINY,
     "data": {"name": "digits", "split_seed": 7},
     "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
     "schedule": {"epochs": 1},
@@ -48,7 +47,7 @@ FIRST = {
 def tree_of(**changes: Any) -> dict[str, Any]:
     tree = {
         "name": "staged",
-        "base": BASE | {"start.run": FIRST},
+        "base": tiny_base() | {"start.run": FIRST},
         "arms": {
             "p": {"model.stem": "patchify", "start.run.model.stem": "patchify"},
             "c": {"model.stem": "conv", "start.run.model.stem": "conv"},
@@ -62,8 +61,7 @@ def tree_of(**changes: Any) -> dict[str, Any]:
 
 
 def plan_of(**changes: Any) -> Plan:
-    sweep = build_sweep(tree_of(**changes), "staged")
-    return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
+    return plan_from(tree_of(**changes))
 
 
 def firsts(plan: Plan) -> list[Any]:
@@ -109,7 +107,7 @@ def test_ids_and_seeds_follow_from_the_content_of_both_runs():
 
 
 def test_arms_that_start_alike_share_the_run_with_the_largest_of_their_gangs():
-    base = BASE | {"start.run": FIRST | {"model": MODEL | {"stem": "conv"}}}
+    base = tiny_base() | {"start.run": FIRST | {"model": TINY | {"stem": "conv"}}}
     arms = {"low": {}, "high": {"optim.weight_decay": 0.3, "resources.workers": 2}}
     plan = plan_of(base=base | {"model.stem": "conv"}, arms=arms)
     assert [trial.arm for trial in firsts(plan)] == ["low", "high"]
@@ -137,7 +135,7 @@ def test_what_is_drawn_of_the_first_stage_makes_one_for_every_point():
 
 
 def test_a_first_stage_may_start_from_another():
-    stem = {"parts": "stem", "run": FIRST | {"model": MODEL | {"stem": "conv", "depth": 3}}}
+    stem = {"parts": "stem", "run": FIRST | {"model": TINY | {"stem": "conv", "depth": 3}}}
     arms = tree_of()["arms"]
     arms["c"]["start.run.start"] = stem
     plan = plan_of(arms=arms)
@@ -306,7 +304,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     # Diverged counts, as it does of any trial, and what was not begun is said to be so.
     assert result.error_pct == (100.0 if outcome == "diverged" else None)
     assert any("never begun" in line for line in stage_caveats(told)) == (outcome == "diverged")
-    from orchestrator.cli import INCOMPLETE
+    from orchestrator.cli.app import INCOMPLETE
     from orchestrator.cli.conclusion import conclude
     from orchestrator.cli.options import make_console
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainables.base import Diverged, Invalid, Preempted
+from trainables.base import DataError, Diverged, Invalid, Preempted
 from trainables.checkpoint import LEAST_SECONDS, SHARE, Keeper, Store
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
-from trainables.data import DataError
-from trainables.faults import fault_lines, placed
+from trainables.faults import branches, fault_lines, placed
+from trainables.lookup import Lookup, explained, with_absolute_paths
 from trainables.loop import train
 from trainables.yaml import YamlError, load_document
 
@@ -54,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         document = load_document(options.config)
-        config = TrainConfig.model_validate(document.value)
+        lookup = Lookup.beside(options.config)
+        config = TrainConfig.model_validate(
+            with_absolute_paths(document.value, branches(TrainConfig), lookup)
+        )
         config.data.info()
     except YamlError as error:
         print(error, file=sys.stderr)
@@ -64,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(fault_lines(str(options.config), faults), file=sys.stderr)
         return 2
     except DataError as error:
-        print(f"{options.config}: data: {error}", file=sys.stderr)
+        print(f"{options.config}: data: {explained(str(error), lookup.in_vain)}", file=sys.stderr)
         return 2
     try:
         store = Store(options.checkpoint) if options.checkpoint else None

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -122,3 +122,31 @@ TIMING_FIELDS = ("train_seconds", "val_seconds", "peak_memory_gib")
 EPOCH_LABELS: dict[str, str] = {
     f.name: f.metadata["label"] for f in dataclasses.fields(Epoch) if "several" not in f.metadata
 }
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """What a data set holds, told without decoding an image.
+
+    Attributes:
+      name: for people.
+      num_classes: labels run from 0 to one less.
+      class_names: one per class.
+      sizes: images per split.
+      splits: where each split comes from, in words; the report prints it.
+      fingerprint: changes when the images or labels do, not when the files move.
+      skipped: images left out because they do not decode (policy `skip`).
+      chance_error_pct: the error of guessing, as the task has it.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    sizes: dict[Split, int]
+    splits: dict[Split, str]
+    fingerprint: str
+    skipped: int = 0
+    chance_error_pct: float = 100.0

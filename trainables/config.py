@@ -230,6 +230,7 @@ class TrainConfig(Frozen):
         return data
 
 
+Start.model_rebuild()
 TrainConfig.model_rebuild()
 
 

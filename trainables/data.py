@@ -28,14 +28,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from trainables.base import DataError as DataError
-from trainables.base import Frozen, derive_seed
+from trainables.base import SPLITS, DataError, DataInfo, Frozen, Split, derive_seed
 from trainables.places import Place, open_filesystem
 from trainables.tasks.base import Task
 from trainables.tasks.classification import Classification
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 #: An image of more pixels is refused undecoded: a few kilobytes can ask for gigabytes.
 MAX_PIXELS = 2**26
@@ -46,31 +42,6 @@ MAX_SCANS = 100
 
 #: Kinds of images that are read. Others that PIL knows are rare, and some start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-
-@dataclass(frozen=True, slots=True)
-class DataInfo:
-    """What a data set holds, told without decoding an image.
-
-    Attributes:
-      name: for people.
-      num_classes: labels run from 0 to one less.
-      class_names: one per class.
-      sizes: images per split.
-      splits: where each split comes from, in words; the report prints it.
-      fingerprint: changes when the images or labels do, not when the files move.
-      skipped: images left out because they do not decode (policy `skip`).
-      chance_error_pct: the error of guessing, as the task has it.
-    """
-
-    name: str
-    num_classes: int
-    class_names: tuple[str, ...]
-    sizes: dict[Split, int]
-    splits: dict[Split, str]
-    fingerprint: str
-    skipped: int = 0
-    chance_error_pct: float = 100.0
 
 
 def with_chance(info: DataInfo, task: Task) -> DataInfo:

@@ -6,12 +6,12 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from trainables.places import redacted
+from trainables.places import IsPlace, redacted
 
 Location = tuple[int | str, ...]
 
@@ -97,20 +97,28 @@ _NESTED = (typing.Union, types.UnionType)
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One type that an annotation allows, and the words by which pydantic tells it from the others."""
+    """One type that an annotation allows.
+
+    Attributes:
+      kind: the type.
+      tags: the words by which pydantic tells it from the others.
+      is_place: whether it is text that names a place.
+    """
 
     kind: Any
     tags: frozenset[str]
+    is_place: bool = False
 
 
-def branches(annotation: Any, tags: frozenset[str] = frozenset()) -> list[Branch]:
+def branches(annotation: Any, tags: frozenset[str] = frozenset(), is_place: bool = False) -> list[Branch]:
     """Every type that an annotation allows: unions, annotations and aliases taken apart."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         inner, *notes = typing.get_args(annotation)
-        return branches(inner, tags | {note.tag for note in notes if isinstance(note, Tag)})
+        tags |= {note.tag for note in notes if isinstance(note, Tag)}
+        return branches(inner, tags, is_place or any(isinstance(note, IsPlace) for note in notes))
     if origin in _NESTED:
-        return [found for member in typing.get_args(annotation) for found in branches(member, tags)]
+        return [b for member in typing.get_args(annotation) for b in branches(member, tags, is_place)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         tags |= {
             field.default
@@ -119,14 +127,23 @@ def branches(annotation: Any, tags: frozenset[str] = frozenset()) -> list[Branch
             if typing.get_origin(field.annotation) is typing.Literal
             and typing.get_args(field.annotation) == (field.default,)
         }
-    return [Branch(annotation, tags)]
+    return [Branch(annotation, tags, is_place)]
 
 
 def _models(found: Iterable[Branch]) -> list[type[BaseModel]]:
     return [b.kind for b in found if isinstance(b.kind, type) and issubclass(b.kind, BaseModel)]
 
 
-def _items(found: Iterable[Branch]) -> list[Branch]:
+def below(found: Sequence[Branch], key: int | str) -> list[Branch]:
+    """The types of what a key of a model, mapping or list holds."""
+    fields = [model.model_fields[key] for model in _models(found) if key in model.model_fields]
+    if not fields:
+        return items(found)
+    # pydantic keeps a field's marks and rules beside its type.
+    return [b for field in fields for b in branches(Annotated[field.annotation, None, *field.metadata])]
+
+
+def items(found: Iterable[Branch]) -> list[Branch]:
     """The types of what a list, tuple or mapping holds."""
     return [
         item
@@ -146,8 +163,7 @@ def _walk(root: type[BaseModel], location: Location) -> tuple[list[int | str], l
             here = tagged
             continue
         keys.append(part)
-        fields = [model.model_fields[part] for model in _models(here) if part in model.model_fields]
-        here = [b for field in fields for b in branches(field.annotation)] if fields else _items(here)
+        here = below(here, part)
     return keys, here
 
 

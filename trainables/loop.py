@@ -24,11 +24,21 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from trainables.augment import Batch, Change, LightPipeline, PaperPipeline
-from trainables.base import CLEAN, CORRUPTION, SHIFTED, Diverged, Epoch, Invalid, Preempted, derive_seed
+from trainables.base import (
+    CLEAN,
+    CORRUPTION,
+    SHIFTED,
+    DataInfo,
+    Diverged,
+    Epoch,
+    Invalid,
+    Preempted,
+    derive_seed,
+)
 from trainables.checkpoint import Keeper
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
-from trainables.data import DataInfo, Images, Shifted, drawn_from, num_steps
+from trainables.data import Images, Shifted, drawn_from, num_steps
 from trainables.optim import in_epochs
 from trainables.step import Learner, training_step
 from trainables.tasks.base import Score

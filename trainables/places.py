@@ -71,8 +71,12 @@ def _same_everywhere(place: str) -> str:
     return place
 
 
+class IsPlace:
+    """Marks the type of text that names a place: what reads files makes relative paths in it absolute."""
+
+
 #: A path or URI that a file names.
-Place = Annotated[str, AfterValidator(without_secret)]
+Place = Annotated[str, IsPlace(), AfterValidator(without_secret)]
 
 #: One that several machines open.
 SharedPlace = Annotated[Place, AfterValidator(_same_everywhere)]

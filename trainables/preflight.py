@@ -2,7 +2,7 @@
 
 What is a fault here is so before the first update: a learning rate that makes a run diverge is a result.
 
-`python -m trainables.preflight` answers requests, one JSON object per line, until its input ends: in a
+`python -m trainables.preflight FOLDER` answers requests, one JSON object per line, until its input ends: in a
 process of its own, so that one that is killed for its memory takes nobody with it. On a CPU it may take no
 more memory than is free, so that nobody has to be killed.
 """
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from trainables.augment import COLLECT_BYTES
-from trainables.base import Invalid
+from trainables.base import SPLITS, DataError, DataInfo, Invalid, Split
 from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
-from trainables.data import SPLITS, DataError, DataInfo, Images, Split, epoch_order
+from trainables.data import Images, epoch_order
 from trainables.loop import TrainingRun, steps_per_epoch
 from trainables.tasks.base import Task
 from trainables.transfer import take_over
@@ -458,7 +458,8 @@ def _least(*limits: int) -> int:
 
 
 def main() -> None:
-    """Answers requests from standard input on standard output."""
+    """Answers requests from standard input on standard output, in the folder that the command line names."""
+    os.chdir(sys.argv[1])
     # Whatever libraries print must not come between the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

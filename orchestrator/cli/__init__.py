@@ -1,6 +1,6 @@
-"""The command line. Heavy imports stand inside the commands, so that --help is immediate."""
+"""The command line: each module registers its verbs with the application."""
 
-# Each registers its verbs, in this order.
+# In this order they stand in --help.
 from orchestrator.cli import planning, running, watching, reporting  # noqa: F401, I001
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
 

@@ -55,6 +55,16 @@ Sets = Annotated[
         "--set", metavar="KEY=VALUE", help="Change the file: data=PATH, model.size=1gf, design.seed=1."
     ),
 ]
+
+
+def _expanded(path: Path | None) -> Path | None:
+    # A shell leaves the ~ of `--out=~/results` alone.
+    return path and Path(os.path.expanduser(path))
+
+
+Out = Annotated[
+    Path | None, typer.Option(callback=_expanded, help="Folder of the results [default: runs/<name>].")
+]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")

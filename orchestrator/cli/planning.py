@@ -11,6 +11,7 @@ from orchestrator.cli.app import ASK, app, data_app
 from orchestrator.cli.options import (
     Address,
     AsJson,
+    Out,
     Points,
     Sets,
     SweepFile,
@@ -297,7 +298,7 @@ def models(
 )
 def preflight(
     file: SweepFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    out: Out = None,
     sets: Sets = None,
     points: Points = None,
     address: Address = None,

@@ -11,6 +11,7 @@ from orchestrator.cli.options import (
     Address,
     Check,
     Notify,
+    Out,
     Points,
     Quiet,
     Sets,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 )
 def run(
     file: SweepFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results [default: runs/<name>].")] = None,
+    out: Out = None,
     sets: Sets = None,
     points: Points = None,
     address: Address = None,
@@ -88,7 +89,7 @@ def confirm(
 
     open_folder(folder)
     with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
-        known = open_folder(folder)
+        known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
         check_data(plan, folder)
         todo, preparation = left_of(plan, known), Preparation()
@@ -138,7 +139,7 @@ def retry(
 
     open_folder(folder)
     with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
-        known = open_folder(folder)
+        known = open_folder(folder, to_run=True)
         check_data(known.plan, folder)
         results = results_of(known.plan, known.records)
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
@@ -150,7 +151,7 @@ def retry(
         if check:
             preparation = checked(_question(folder), known.plan, todo, folder, watchers.all, address)
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
-        known = open_folder(folder)
+        known = open_folder(folder, to_run=True)
         end = Session(lease, watchers.all, address).run_trials(known.plan, todo, known, preparation)
         raise typer.Exit(watchers.conclude(folder, end, f"vitc-sweep retry {folder}"))
 

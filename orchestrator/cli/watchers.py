@@ -73,7 +73,7 @@ class Terminal(Observer):
 
     def end(self, end: SessionEnd) -> None:
         """Says how a round ended."""
-        from orchestrator.words import duration
+        from orchestrator.numerals import duration
 
         self._hide()
         if end.error:

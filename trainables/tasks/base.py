@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # data sets name their task, so that this would be a circle
-    from trainables.data import DataInfo
+    from trainables.base import DataInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from trainables.tasks.base import Objective, Score
 
 if TYPE_CHECKING:
-    from trainables.data import DataInfo
+    from trainables.base import DataInfo
 
 
 @dataclass(frozen=True)

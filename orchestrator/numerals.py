@@ -1,0 +1,28 @@
+"""Numbers as people read them: percentages, durations, few characters."""
+
+
+def percent(value: float | None) -> str:
+    """An error in %, two digits after the point below 10 and one above."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+
+
+def short(value: float) -> str:
+    """A number in few characters: 0.02, 1.5e-4, 2048."""
+    if value != 0 and not 1e-2 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.3 s, 45 s, 4 min 47 s, 1 h 20 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
