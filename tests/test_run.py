@@ -122,7 +122,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     file, folder = sweep_file(tmp_path, 4), tmp_path / "runs" / "tiny"
     # A cluster of its own: this is the one that is to go with the process.
     process = start_cli("run", file, "--out", folder, "--no-mlflow")
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while len(ends_in(folder)) < 3:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
