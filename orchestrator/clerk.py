@@ -19,8 +19,8 @@ from orchestrator.journal import Writer
 from orchestrator.outcomes import AttemptEnd
 from orchestrator.states import Best, Kept, States
 from trainables.base import Epoch
-from trainables.files import write_atomically
-from trainables.places import redacted
+from trainables.io.files import write_atomically
+from trainables.io.storage import redacted
 
 #: Seconds between two looks at the lanes, and between two signs of life in the journal.
 TEND_SECONDS = 5.0

@@ -46,7 +46,7 @@ from orchestrator.ledger import ledger
 from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
 from trainables.base import Frozen
-from trainables.files import write_atomically
+from trainables.io.files import write_atomically
 
 MANIFEST = "report/manifest.json"
 _QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")

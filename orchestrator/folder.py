@@ -43,10 +43,10 @@ from orchestrator.sweep import build_sweep
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig, leaves
 from trainables.data import with_chance
-from trainables.faults import branches
-from trainables.files import write_atomically
+from trainables.io.faults import branches
+from trainables.io.files import write_atomically
+from trainables.io.yaml import YamlError, load_yaml
 from trainables.lookup import Lookup, with_absolute_paths
-from trainables.yaml import YamlError, load_yaml
 
 _T = TypeVar("_T")
 

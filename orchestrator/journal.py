@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.events import AttemptEnded, Event, Sealed, from_json, to_json
 from trainables.errors import UserError
-from trainables.files import sync_folder
+from trainables.io.files import sync_folder
 
 
 class FolderError(UserError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.journal import FolderError
-from trainables.files import write_atomically
+from trainables.io.files import write_atomically
 
 #: Seconds between two signs of life of a holder, and without one after which its lease is void.
 BEAT_SECONDS = 5.0

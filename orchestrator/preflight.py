@@ -23,7 +23,7 @@ from orchestrator.gang import Gang, Node, lane_plan
 from orchestrator.plan import Plan, Trial, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
 from trainables.data import num_steps
-from trainables.faults import Fault
+from trainables.io.faults import Fault
 from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes, check_start
 
 #: Part of the plan's time that shapes may be run for; tiny sweeps get the least.

@@ -13,7 +13,7 @@ from orchestrator.space import Cell, Domain, Settings, Window
 from orchestrator.where import Constraint, ConstraintError
 from trainables.base import Frozen
 from trainables.config import TrainConfig, set_paths, setting
-from trainables.places import SharedPlace
+from trainables.io.storage import SharedPlace
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 

@@ -39,7 +39,7 @@ from orchestrator.space import Cell
 from orchestrator.stats import MEASURES, by_arm
 from orchestrator.tables import Line, tables_of, to_latex, to_markdown
 from orchestrator.words import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, headline, where_text
-from trainables.files import write_atomically
+from trainables.io.files import write_atomically
 
 #: With more figures there are no PDFs beside the SVGs.
 MAX_PDFS = 60

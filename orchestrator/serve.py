@@ -28,7 +28,7 @@ from orchestrator.folder import open_folder
 from orchestrator.lease import holder
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
-from trainables.files import write_atomically
+from trainables.io.files import write_atomically
 
 #: Least seconds between two reports of one sweep.
 EVERY_SECONDS = 30.0

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from trainables.base import Frozen
 from trainables.config import leaves
-from trainables.faults import nearest
+from trainables.io.faults import nearest
 
 Cell = tuple[tuple[str, str], ...]
 

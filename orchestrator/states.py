@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from trainables.places import open_filesystem, write_durably
+from trainables.io.storage import open_filesystem, write_durably
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from orchestrator.source import Override, Source, SweepError, read_source, with_
 from orchestrator.space import DOMAIN_WORDS, WANTED, Cell, Domain, Listed, Window
 from orchestrator.where import FOLLOWS, ConstraintError
 from trainables.config import TrainConfig, setting
-from trainables.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
+from trainables.io.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
 
 #: More trials than anyone runs, and few enough to be listed.
 MAX_TRIALS = 1_000_000

@@ -14,7 +14,7 @@ from orchestrator.sweep import load_sweep, located
 from orchestrator.where import ConstraintError
 from trainables.base import DataError
 from trainables.config import faults_of
-from trainables.faults import Fault
+from trainables.io.faults import Fault
 
 
 @dataclass(frozen=True)

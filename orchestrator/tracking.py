@@ -36,7 +36,7 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.shift import corruption_error, shift_errors_in
 from trainables.base import EPOCH_LABELS, Epoch
 from trainables.config import leaves
-from trainables.places import redacted
+from trainables.io.storage import redacted
 from trainables.tasks.base import Objective
 
 STATE_FILE = "mlflow.json"

@@ -43,8 +43,8 @@ from orchestrator.where import ConstraintError
 from tests.support.sweeps import plan_with_data
 from trainables.base import DataError
 from trainables.errors import UserError
-from trainables.faults import Fault
-from trainables.yaml import YamlError
+from trainables.io.faults import Fault
+from trainables.io.yaml import YamlError
 
 LR_WD = Path(__file__).parent.parent / "search_spaces" / "lr_wd.yaml"
 

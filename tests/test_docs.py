@@ -12,7 +12,7 @@ from orchestrator.cli import app
 from orchestrator.question import Sweep
 from orchestrator.sweep import build_sweep, load_sweep
 from tests.support.sweeps import plan_with_data
-from trainables.yaml import load_yaml, parse_yaml
+from trainables.io.yaml import load_yaml, parse_yaml
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "docs" / "sweep.schema.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.cli.app import main
 from orchestrator.schema import sweep_schema
-from trainables.yaml import YamlError, load_yaml
+from trainables.io.yaml import YamlError, load_yaml
 
 FAULTY = sorted((Path(__file__).parent / "golden" / "faults").glob("*.yaml"))
 #: What is set on the command line beside.

@@ -17,7 +17,7 @@ from orchestrator.plan import data_configs, make_plan
 from orchestrator.source import Override, SweepError
 from orchestrator.sweep import PATHS, load_sweep
 from orchestrator.where import ConstraintError
-from trainables.yaml import YamlError, parse_document
+from trainables.io.yaml import YamlError, parse_document
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 FUZZ = settings(

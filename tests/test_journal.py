@@ -12,7 +12,7 @@ from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Unknown
 from orchestrator.journal import Tail, Writer, decode, encode, read_journal
 from orchestrator.results import fold
 from trainables.base import Epoch
-from trainables.files import replacing, write_atomically
+from trainables.io.files import replacing, write_atomically
 
 
 def row(epoch: int, error_pct: float = 12.5) -> Epoch:

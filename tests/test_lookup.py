@@ -28,7 +28,7 @@ from tests.conftest import png
 from tests.test_docs import ROOT, blocks
 from trainables.config import TrainConfig
 from trainables.data import import_folder
-from trainables.faults import Fault
+from trainables.io.faults import Fault
 from trainables.preflight import Request
 
 #: As a new user writes it: the data lie beside the file.

@@ -14,7 +14,7 @@ from trainables.base import DataError
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig, faults_of
 from trainables.data import Parquet, ShiftedSet
-from trainables.places import redacted, secret_in
+from trainables.io.storage import redacted, secret_in
 
 KEEPS = [
     "s3://AKIA123:hunter2@bucket/train.parquet",

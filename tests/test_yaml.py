@@ -1,6 +1,6 @@
 import pytest
 
-from trainables.yaml import YamlError, load_yaml, parse_yaml
+from trainables.io.yaml import YamlError, load_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from trainables.base import DataError, Diverged, Invalid, Preempted
 from trainables.checkpoint import LEAST_SECONDS, SHARE, Keeper, Store
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
-from trainables.faults import branches, fault_lines, placed
+from trainables.io.faults import branches, fault_lines, placed
+from trainables.io.yaml import YamlError, load_document
 from trainables.lookup import Lookup, explained, with_absolute_paths
 from trainables.loop import train
-from trainables.yaml import YamlError, load_document
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from trainables.config import ModelConfig, OptimConfig, TrainConfig
 from trainables.context import Context
-from trainables.places import open_filesystem, write_durably
+from trainables.io.storage import open_filesystem, write_durably
 
 Content = dict[str, Any]
 

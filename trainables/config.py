@@ -22,8 +22,8 @@ from trainables.base import Frozen, derive_seed
 from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.corruptions import KINDS, Corruptions
 from trainables.data import Digits, Parquet, ShiftedSet
-from trainables.faults import Fault as Fault
-from trainables.faults import faults_in, nearest
+from trainables.io.faults import Fault as Fault
+from trainables.io.faults import faults_in, nearest
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
 from trainables.vit import ViTConfig
 

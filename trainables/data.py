@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainables.base import SPLITS, DataError, DataInfo, Frozen, Split, derive_seed
-from trainables.places import Place, open_filesystem
+from trainables.io.storage import Place, open_filesystem
 from trainables.tasks.base import Task
 from trainables.tasks.classification import Classification
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import expand
-from trainables.faults import Branch, below, items
+from trainables.io.faults import Branch, below, items
 
 
 @dataclass(frozen=True, slots=True)

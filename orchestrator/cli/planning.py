@@ -255,7 +255,7 @@ def schema(
     The first lines of a file name it: `# yaml-language-server: $schema=sweep.schema.json`.
     """
     from orchestrator.schema import sweep_schema
-    from trainables.files import write_atomically
+    from trainables.io.files import write_atomically
 
     text = json.dumps(sweep_schema(), indent=1) + "\n"
     if out is None:

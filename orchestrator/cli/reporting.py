@@ -125,7 +125,7 @@ def export(
     import pyarrow.parquet
 
     from orchestrator.api import results_table
-    from trainables.files import write_atomically
+    from trainables.io.files import write_atomically
 
     if format not in ("parquet", "csv"):
         raise typer.BadParameter(f"must be parquet or csv, is {format!r}", param_hint="--format")

@@ -163,7 +163,7 @@ def ui(
 def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.Popen[bytes] | None]":
     """Starts MLflow's pages; returns their address, and the process unless a server shows its own."""
     from orchestrator import tracking
-    from trainables.places import redacted
+    from trainables.io.storage import redacted
 
     uri = tracking.tracking_uri(folder / "any")
     if uri.startswith("http"):

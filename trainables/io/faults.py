@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from trainables.places import IsPlace, redacted
+from trainables.io.storage import IsPlace, redacted
 
 Location = tuple[int | str, ...]
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from pydantic import AfterValidator
 
 from trainables.base import DataError
-from trainables.files import replacing
+from trainables.io.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow.fs

@@ -1,0 +1,1 @@
+"""YAML with places, faults of an input, and storage."""
