@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.errors import UserError
-from trainables.vit import Cost
+from trainables.models.base import Cost
 
 #: What follows from a run's model: name in a constraint, and how it is found from the cost of one image.
 DERIVED: Mapping[str, Callable[[Cost], float]] = {

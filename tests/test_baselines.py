@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.config import NAMED_MODELS
+from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 
 # Xiao et al. 2021, table 2: flops G, params M, activations M, all rounded to one digit after the point.
 # All but ResNet at training resolutions of their own.

@@ -12,7 +12,6 @@ from orchestrator.design import Design
 from orchestrator.space import DOMAINS
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import SPLITS, derive_seed
-from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.config import (
     NAMED_MODELS,
     RECIPES,
@@ -34,8 +33,10 @@ from trainables.config import (
 from trainables.context import Context
 from trainables.corruptions import Corruptions
 from trainables.data import Digits, Parquet, ShiftedSet
+from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
+from trainables.models.stems import STEMS, Stem
+from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
-from trainables.vit import STEMS, Stem, ViTConfig
 
 
 def members(union) -> set[type]:

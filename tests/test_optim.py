@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from trainables.config import NAMED_MODELS, Ema
+from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share, in_epochs
-from trainables.vit import ViTConfig
 
 
 def pycls_factor(epoch: float, epochs: int, warmup: float, start: float, floor: float) -> float:

@@ -48,8 +48,8 @@ from orchestrator.session import Preparation, Session
 from tests.support.sweeps import plan_from, sweep_tree, tiny_base
 from trainables.config import TrainConfig
 from trainables.footprint import footprint
+from trainables.models.vit import ViTConfig
 from trainables.preflight import Reply, Request, answer
-from trainables.vit import ViTConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "preflight"
 GIB = 2**30

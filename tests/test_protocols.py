@@ -16,9 +16,9 @@ from orchestrator.sweep import build_sweep, load_sweep
 from trainables.base import DataError
 from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data import Digits, Parquet
+from trainables.models.stems import Stem
 from trainables.preflight import check_model, check_sizes, check_start
 from trainables.tasks.classification import Classification
-from trainables.vit import Stem
 
 ROOT = Path(__file__).parents[1] / "search_spaces"
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml"))

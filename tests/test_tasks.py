@@ -30,9 +30,9 @@ from trainables.context import Context
 from trainables.data import Digits, Images, with_chance
 from trainables.footprint import footprint
 from trainables.loop import train
+from trainables.models.vit import ViTConfig
 from trainables.tasks.base import Objective, Score, Task
 from trainables.tasks.classification import Classification
-from trainables.vit import ViTConfig
 
 
 class Segmentation:

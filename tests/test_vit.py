@@ -14,8 +14,9 @@ from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, pad, relu
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config import NAMED_MODELS
+from trainables.models.stems import STEMS, StemWord, build_stem, conv_stem
+from trainables.models.vit import SIZES, ViTConfig
 from trainables.optim import SGD
-from trainables.vit import SIZES, STEMS, StemWord, ViTConfig, build_stem, conv_stem
 
 # Xiao et al. 2021, table 1: parameters and multiply-adds by the formulas of the authors' code for 1000
 # classes (the printed flops are rounded, and off by up to 0.1 G for 18GF and 36GF); activations as printed.

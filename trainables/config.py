@@ -19,13 +19,13 @@ from pydantic_core import PydanticUndefined
 
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
-from trainables.baselines import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.corruptions import KINDS, Corruptions
 from trainables.data import Digits, Parquet, ShiftedSet
 from trainables.io.faults import Fault as Fault
 from trainables.io.faults import faults_in, nearest
+from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
+from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
-from trainables.vit import ViTConfig
 
 ModelConfig = ViTConfig | RegNetYConfig | RegNetZConfig | EfficientNetConfig | ResNetConfig
 DataConfig = Digits | Parquet

@@ -12,7 +12,8 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from trainables.base import Invalid
-from trainables.vit import VisionTransformer, before_projection
+from trainables.models.stems import before_projection
+from trainables.models.vit import VisionTransformer
 
 Parts = Literal["all", "stem"]
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.base import Frozen
+from trainables.models.base import Cost
 from trainables.tasks.classification import Classification
-from trainables.vit import Cost
 
 
 def count_cost(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
