@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from trainables.checkpoint import Keeper
     from trainables.config import TrainConfig
     from trainables.context import Context
-    from trainables.data import Images
+    from trainables.data.base import Images
     from trainables.loop import State
 
 ROOT = Path(__file__).parents[1]
@@ -221,7 +221,7 @@ class Stepper:
         import numpy as np
         import torch
 
-        from trainables.data import Images
+        from trainables.data.base import Images
         from trainables.loop import TrainingRun
 
         self.batch_size = config.batch_size
@@ -960,7 +960,7 @@ def _tiled(images: "Images", count: int) -> "Images":
     """The same images over and over, `count` in all."""
     import numpy as np
 
-    from trainables.data import Images
+    from trainables.data.base import Images
 
     return Images(np.resize(images.labels, count), lambda row: images.read(row % len(images)))
 

@@ -28,7 +28,7 @@ from orchestrator.results import Record
 from trainables.base import Epoch, Frozen
 from trainables.checkpoint import KEPT
 from trainables.config import Seeds, TrainConfig, identity
-from trainables.data import num_steps
+from trainables.data.order import num_steps
 from trainables.footprint import Footprint, Work, footprint, shape_config
 
 Basis = Literal["measured", "preflight", "scaled", "table", "probe"]

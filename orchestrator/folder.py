@@ -42,7 +42,7 @@ from orchestrator.states import States
 from orchestrator.sweep import build_sweep
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig, leaves
-from trainables.data import with_chance
+from trainables.data.base import with_chance
 from trainables.io.faults import branches
 from trainables.io.files import write_atomically
 from trainables.io.yaml import YamlError, load_yaml

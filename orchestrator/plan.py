@@ -15,7 +15,7 @@ from orchestrator.space import Cell
 from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
 from trainables.base import DataInfo
 from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
-from trainables.data import num_steps
+from trainables.data.order import num_steps
 from trainables.footprint import footprint
 from trainables.models.base import Cost
 

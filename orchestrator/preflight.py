@@ -22,7 +22,7 @@ from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
 from orchestrator.gang import Gang, Node, lane_plan
 from orchestrator.plan import Plan, Trial, unique_trials
 from trainables.checkpoint import KEPT, checkpoint_bytes
-from trainables.data import num_steps
+from trainables.data.order import num_steps
 from trainables.io.faults import Fault
 from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes, check_start
 

@@ -17,7 +17,7 @@ from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
 from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.base import SPLITS
 from trainables.config import leaves
-from trainables.data import Parquet
+from trainables.data.parquet import Parquet
 
 #: Of summary.json; raised when a key changes its meaning or goes.
 FORMAT = 3

@@ -12,7 +12,9 @@ from trainables import augment
 from trainables.augment import Light, Mixup, Paper, _posterize, _TrainImages
 from trainables.base import derive_seed
 from trainables.context import Context
-from trainables.data import Digits, Images, epoch_order
+from trainables.data.base import Images
+from trainables.data.digits import Digits
+from trainables.data.order import epoch_order
 
 SIDE = 16
 DEIT = Paper(auto_augment=False, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.25)

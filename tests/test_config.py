@@ -32,7 +32,9 @@ from trainables.config import (
 )
 from trainables.context import Context
 from trainables.corruptions import Corruptions
-from trainables.data import Digits, Parquet, ShiftedSet
+from trainables.data.digits import Digits
+from trainables.data.parquet import Parquet
+from trainables.data.shifted import ShiftedSet
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.models.stems import STEMS, Stem
 from trainables.models.vit import ViTConfig

@@ -14,21 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import trainables.data
+import trainables.data.cache
+import trainables.data.parquet
 from trainables.base import DataError
-from trainables.data import (
-    Digits,
-    Parquet,
-    ShiftedSet,
-    collect,
-    decode,
-    drawn_from,
-    epoch_order,
-    held_out,
-    import_folder,
-    num_steps,
-    step_samples,
-)
+from trainables.data.base import drawn_from, held_out
+from trainables.data.cache import collect
+from trainables.data.decode import decode
+from trainables.data.digits import Digits
+from trainables.data.order import epoch_order, num_steps, step_samples
+from trainables.data.packing import import_folder
+from trainables.data.parquet import Parquet
+from trainables.data.shifted import ShiftedSet
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -199,7 +195,7 @@ def test_large_data_are_read_through_a_memory_map_and_are_the_same(
 ):
     path = write_parquet("set.parquet", marked(60), [i % 3 for i in range(60)])
     in_memory = reds(Parquet(path=str(path)).open()["train"])
-    monkeypatch.setattr(trainables.data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(trainables.data.cache, "IN_MEMORY_BYTES", 0)
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path / "cache"))
     # Another setting that changes nothing, so that the cached table is not the one used.
     config = Parquet(path=str(path), train_limit=5000)
@@ -497,10 +493,10 @@ def test_collect_holds_every_prepared_image_with_its_label():
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path))
-    assert trainables.data.cache_folder() == tmp_path
+    assert trainables.data.cache.cache_folder() == tmp_path
     monkeypatch.delenv("VITC_SWEEP_CACHE")
-    assert trainables.data.cache_folder() == (
-        trainables.data.Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep"
+    assert trainables.data.cache.cache_folder() == (
+        trainables.data.parquet.Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep"
     )
 
 

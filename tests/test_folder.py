@@ -54,7 +54,7 @@ def test_a_folder_is_read_without_its_data(tmp_path, monkeypatch):
     def refuse(self: object) -> None:
         raise AssertionError("the data were looked at")
 
-    monkeypatch.setattr("trainables.data.Digits.info", refuse)
+    monkeypatch.setattr("trainables.data.digits.Digits.info", refuse)
     assert len(open_folder(tmp_path).plan.trials) == 16
 
 

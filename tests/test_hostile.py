@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import trainables.data
+import trainables.data.decode
 from trainables.base import DataError
-from trainables.data import FORMATS, MAX_SCANS, Parquet, decode, import_folder
+from trainables.data.decode import FORMATS, MAX_SCANS, decode
+from trainables.data.packing import import_folder
+from trainables.data.parquet import Parquet
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -76,7 +78,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 def test_whatever_is_done_to_an_image_it_is_an_image_or_one_line_about_it(monkeypatch):
     # So small that a picture let through in error is told from one that is not.
-    monkeypatch.setattr(trainables.data, "MAX_PIXELS", 2**20)
+    monkeypatch.setattr(trainables.data.decode, "MAX_PIXELS", 2**20)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = {"images": 0, "faults": 0}
 

@@ -27,7 +27,7 @@ from orchestrator.sweep import load_sweep
 from tests.conftest import png
 from tests.test_docs import ROOT, blocks
 from trainables.config import TrainConfig
-from trainables.data import import_folder
+from trainables.data.packing import import_folder
 from trainables.io.faults import Fault
 from trainables.preflight import Request
 

@@ -20,7 +20,7 @@ from trainables.base import TIMING_FIELDS, DataError, Diverged, Epoch, Invalid
 from trainables.config import Seeds, TrainConfig
 from trainables.context import Context
 from trainables.corruptions import corrupt
-from trainables.data import drawn_from
+from trainables.data.base import drawn_from
 from trainables.loop import train
 
 FULL = {

@@ -13,7 +13,8 @@ from trainables.__main__ import main
 from trainables.base import DataError
 from trainables.checkpoint import Store
 from trainables.config import TrainConfig, faults_of
-from trainables.data import Parquet, ShiftedSet
+from trainables.data.parquet import Parquet
+from trainables.data.shifted import ShiftedSet
 from trainables.io.storage import redacted, secret_in
 
 KEEPS = [

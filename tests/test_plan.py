@@ -21,7 +21,8 @@ from orchestrator.sweep import build_sweep, load_sweep
 from tests.support.sweeps import base_tree, plan_with_data, sweep_tree
 from trainables.base import derive_seed
 from trainables.config import Seeds, TrainConfig, identity
-from trainables.data import Digits, Parquet
+from trainables.data.digits import Digits
+from trainables.data.parquet import Parquet
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 

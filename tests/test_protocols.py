@@ -15,7 +15,8 @@ from orchestrator.source import SweepError
 from orchestrator.sweep import build_sweep, load_sweep
 from trainables.base import DataError
 from trainables.config import NAMED_MODELS, ModelConfig
-from trainables.data import Digits, Parquet
+from trainables.data.digits import Digits
+from trainables.data.parquet import Parquet
 from trainables.models.stems import Stem
 from trainables.preflight import check_model, check_sizes, check_start
 from trainables.tasks.classification import Classification

@@ -8,7 +8,7 @@ from orchestrator.source import Override, SweepError
 from orchestrator.space import Window
 from orchestrator.sweep import build_sweep, load_sweep
 from tests.support.sweeps import sweep_tree
-from trainables.data import Parquet
+from trainables.data.parquet import Parquet
 from trainables.models.cnn import ResNetConfig
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"

@@ -27,7 +27,8 @@ from trainables import preflight
 from trainables.base import TIMING_FIELDS, DataInfo, Diverged, Epoch, Frozen
 from trainables.config import TrainConfig, faults_of
 from trainables.context import Context
-from trainables.data import Digits, Images, with_chance
+from trainables.data.base import Images, with_chance
+from trainables.data.digits import Digits
 from trainables.footprint import footprint
 from trainables.loop import train
 from trainables.models.vit import ViTConfig

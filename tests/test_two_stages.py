@@ -30,7 +30,7 @@ from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start
 from trainables.base import Diverged
 from trainables.config import Seeds, identity
 from trainables.context import Context
-from trainables.data import Digits
+from trainables.data.digits import Digits
 from trainables.loop import train
 
 #: Another cut of the same images: a first stage's data are its own.

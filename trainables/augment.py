@@ -26,7 +26,9 @@ from torchvision.transforms.v2 import functional as F
 
 from trainables.base import Frozen, derive_seed
 from trainables.context import Context
-from trainables.data import Collected, Images, collect, epoch_order, num_steps, step_samples
+from trainables.data.base import Images
+from trainables.data.cache import Collected, collect
+from trainables.data.order import epoch_order, num_steps, step_samples
 
 Batch = tuple[Tensor, Tensor]
 #: Something done to an evaluation image after cropping: bytes of shape (H, W, C) and its row in the split.

@@ -20,7 +20,9 @@ from pydantic_core import PydanticUndefined
 from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
 from trainables.corruptions import KINDS, Corruptions
-from trainables.data import Digits, Parquet, ShiftedSet
+from trainables.data.digits import Digits
+from trainables.data.parquet import Parquet
+from trainables.data.shifted import ShiftedSet
 from trainables.io.faults import Fault as Fault
 from trainables.io.faults import faults_in, nearest
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from trainables.augment import Mixup
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
-from trainables.data import num_steps
+from trainables.data.order import num_steps
 from trainables.optim import Cosine
 from trainables.step import Autocast, Learner, training_step
 

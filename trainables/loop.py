@@ -38,7 +38,9 @@ from trainables.base import (
 from trainables.checkpoint import Keeper
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.context import Context
-from trainables.data import Images, Shifted, drawn_from, num_steps
+from trainables.data.base import Images, drawn_from
+from trainables.data.order import num_steps
+from trainables.data.shifted import Shifted
 from trainables.optim import in_epochs
 from trainables.step import Learner, training_step
 from trainables.tasks.base import Score

@@ -30,7 +30,8 @@ from trainables.base import SPLITS, DataError, DataInfo, Invalid, Split
 from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
-from trainables.data import Images, epoch_order
+from trainables.data.base import Images
+from trainables.data.order import epoch_order
 from trainables.loop import TrainingRun, steps_per_epoch
 from trainables.tasks.base import Task
 from trainables.transfer import take_over

@@ -339,7 +339,7 @@ def data_import(
     target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
 ) -> None:
     """Packs a tree of images into one Parquet file in the Hugging Face image layout."""
-    from trainables.data import import_folder
+    from trainables.data.packing import import_folder
 
     count, names = import_folder(source, target)
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

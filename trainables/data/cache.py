@@ -1,0 +1,46 @@
+"""Decoded images kept in memory or on disk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainables.data.base import Images
+
+#: Encoded images up to this size are held in memory; above, a memory-mapped copy is made once.
+IN_MEMORY_BYTES = 2**30
+
+
+def cache_folder() -> Path:
+    """Where decoded copies of large data sets go; VITC_SWEEP_CACHE overrides."""
+    return Path(os.environ.get("VITC_SWEEP_CACHE", "~/.cache/vitc-sweep")).expanduser()
+
+
+class Collected:
+    """Images of one size as bytes in memory, on the device where they are used."""
+
+    def __init__(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
+        self.pixels_NCHW = pixels_NCHW
+        self.labels_N = labels_N
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def collect(images: Images, prepare: Callable[[Image.Image], Tensor], device: torch.device) -> Collected:
+    """Decodes and prepares a whole split once.
+
+    Args:
+      images: the split.
+      prepare: a picture to uint8 of shape (3, side, side).
+      device: where the bytes are to lie.
+    """
+    first = prepare(images.read(0))
+    pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)
+    pixels[0] = first
+    for row in range(1, len(images)):
+        pixels[row] = prepare(images.read(row))
+    return Collected(pixels.to(device), torch.from_numpy(images.labels).to(device))

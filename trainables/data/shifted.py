@@ -1,0 +1,119 @@
+"""Further test sets, whose images are shifted from the training images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow.dataset
+import pyarrow.fs
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from trainables.base import DataError, Frozen
+from trainables.data.base import Images
+from trainables.data.decode import IMAGE_EXTENSIONS, decode
+from trainables.data.parquet import Parquet, read_table
+from trainables.io.storage import Place, open_filesystem
+
+
+class ShiftedSet(Frozen):
+    """Other images of the training classes, or of some of them, for the end of a run.
+
+    ImageNet-V2, -R, -A and -Sketch, say: Parquet files in the Hugging Face image layout, or a folder of
+    images per class, on any storage pyarrow can open. Its classes are found among the training classes
+    by name; where it has some of them only (200 in -R and -A), answers are taken among those only.
+    """
+
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="What its error is called in the results.")
+    uri: Place = Field(min_length=1, description="A Parquet file, a folder of them, or of class folders.")
+    image_column: str = Field("image", description="Column of structs with `bytes`.")
+    label_column: str = Field("label", description="Column of class numbers.")
+    training_names: Literal["own", "imagenet_wnids"] = Field(
+        "own",
+        description="own: its class names are those of the training data. imagenet_wnids: they are WordNet "
+        "ids (n01440764), and the training labels number these as ImageNet-1k does.",
+    )
+
+    def open(self, class_names: Sequence[str]) -> "Shifted":
+        """Its images under the labels of the training data.
+
+        Args:
+          class_names: of the training data, in the order of its labels.
+
+        Raises:
+          DataError: no images, no class names, or a class that the training data lack.
+        """
+        if self.training_names == "imagenet_wnids":
+            from timm.data import ImageNetInfo  # type: ignore[attr-defined]
+
+            wnids: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+            if len(class_names) != len(wnids):
+                raise DataError(
+                    f"{self.uri}: imagenet_wnids needs training data of the {len(wnids)} classes of "
+                    f"ImageNet-1k, these have {len(class_names)}"
+                )
+            class_names = wnids
+        labels, names, read = self._read()
+        present = np.unique(labels)
+        index = {name: number for number, name in enumerate(class_names)}
+        if unknown := [names[label] for label in present if names[label] not in index]:
+            raise DataError(
+                f"{self.uri}: {len(unknown)} of {len(present)} classes are not among the training classes: "
+                f"{', '.join(unknown[:5])}" + (", ..." if len(unknown) > 5 else "")
+            )
+        numbers = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+        return Shifted(Images(numbers[labels], read), np.unique(numbers[present]))
+
+    def _read(self) -> tuple[NDArray[np.int64], Sequence[str], Callable[[int], Image.Image]]:
+        """Labels, the names they stand for, and the image of a row."""
+        filesystem, inner = open_filesystem(self.uri)
+        try:
+            kind = filesystem.get_file_info(inner).type
+            if kind == pyarrow.fs.FileType.NotFound:
+                raise DataError(f"{self.uri}: there is no such file or folder")
+            files = [inner]
+            if kind == pyarrow.fs.FileType.Directory:
+                found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
+                files = sorted(entry.path for entry in found if entry.type == pyarrow.fs.FileType.File)
+        except OSError as error:
+            raise DataError(f"{self.uri}: {error}") from error
+        if tables := [path for path in files if path.endswith(".parquet")]:
+            config = Parquet(path=self.uri, image_column=self.image_column, label_column=self.label_column)
+            table = read_table(filesystem, tables, config)
+            return table.labels, table.class_names, table.read
+        # A folder per class: whatever lies directly in the folder is no image of one.
+        inside = [(path, path.removeprefix(inner).strip("/").split("/")) for path in files]
+        images = [
+            (path, parts[0])
+            for path, parts in inside
+            if len(parts) > 1 and parts[-1].lower().endswith(IMAGE_EXTENSIONS)
+        ]
+        if not images:
+            raise DataError(f"{self.uri}: holds no Parquet files and no images in folders of classes")
+        names = sorted({name for _, name in images})
+        labels = np.array([names.index(name) for _, name in images], dtype=np.int64)
+
+        def read(row: int) -> Image.Image:
+            path, _ = images[row]
+            try:
+                with filesystem.open_input_stream(path) as stream:
+                    return decode(stream.read())
+            except (DataError, OSError) as error:
+                raise DataError(f"{path} {error}") from error
+
+        return labels, names, read
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A shifted set, ready to be asked.
+
+    Attributes:
+      images: labelled with the numbers of the training classes.
+      classes: the training classes it has, ascending; only these may be answered.
+    """
+
+    images: Images
+    classes: NDArray[np.int64]
