@@ -20,13 +20,14 @@ import yaml
 
 from orchestrator.states import States
 from tests import workers
-from trainables import augment, checkpoint, loop
+from trainables import checkpoint, loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Invalid, Preempted
 from trainables.checkpoint import Corrupt, Keeper, Store, checkpoint_bytes, dump, parse
 from trainables.config import TrainConfig
 from trainables.context import Context
 from trainables.loop import train
+from trainables.transforms import light
 
 #: Batch norm in the stem, stochastic depth, mixing, averages: all that has a state or draws.
 ADAMW = {
@@ -131,8 +132,8 @@ def test_stops_change_nothing_of_what_is_seen_each_image_once_an_epoch(
     config_of, tmp_path, every_step, monkeypatch
 ):
     seen = []
-    honest = augment.step_samples
-    monkeypatch.setattr(augment, "step_samples", lambda *a: [seen.append(rows := honest(*a)), rows][1])
+    honest = light.step_samples
+    monkeypatch.setattr(light, "step_samples", lambda *a: [seen.append(rows := honest(*a)), rows][1])
     run_with_stops(config_of({}), Store(tmp_path), [3, 9, 2])
     order = np.concatenate(seen)
     assert len(order) == 2 * 1199

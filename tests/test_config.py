@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.design import Design
 from orchestrator.space import DOMAINS
-from trainables.augment import Light, Mixup, Paper
 from trainables.base import SPLITS, derive_seed
 from trainables.config import (
     NAMED_MODELS,
@@ -31,7 +30,6 @@ from trainables.config import (
     set_paths,
 )
 from trainables.context import Context
-from trainables.corruptions import Corruptions
 from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
@@ -39,6 +37,10 @@ from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConf
 from trainables.models.stems import STEMS, Stem
 from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
+from trainables.transforms.corruptions import Corruptions
+from trainables.transforms.imagenet import Paper
+from trainables.transforms.light import Light
+from trainables.transforms.mixup import Mixup
 
 
 def members(union) -> set[type]:

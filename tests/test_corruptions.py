@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageFilter
 from scipy import ndimage, stats
 
-from trainables import corruptions
-from trainables.corruptions import _CIFAR, _IMAGENET, KINDS, SEVERITIES, Corruptions, Kind, corrupt
+from trainables.transforms import corruptions
+from trainables.transforms.corruptions import _CIFAR, _IMAGENET, KINDS, SEVERITIES, Corruptions, Kind, corrupt
 
 
 def picture(side: int = 32) -> np.ndarray:

@@ -34,7 +34,7 @@ from orchestrator.ledger import ledger
 from orchestrator.results import fold
 from orchestrator.story import attempts_of
 from trainables.base import Epoch
-from trainables.corruptions import KINDS
+from trainables.transforms.corruptions import KINDS
 
 ROW = Epoch(
     epoch=2, step=38, lr=0.001, train_loss=1.5, val_loss=1.25, val_error_pct=12.5,

@@ -19,9 +19,9 @@ from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, DataError, Diverged, Epoch, Invalid
 from trainables.config import Seeds, TrainConfig
 from trainables.context import Context
-from trainables.corruptions import corrupt
 from trainables.data.base import drawn_from
 from trainables.loop import train
+from trainables.transforms.corruptions import corrupt
 
 FULL = {
     "model.stem": "conv",

@@ -14,7 +14,7 @@ from orchestrator.shift import (
 )
 from orchestrator.stats import summarise
 from tests.support import sweeps as support
-from trainables.corruptions import KINDS
+from trainables.transforms.corruptions import KINDS
 
 OURS = {"clean": 20.0, "corruption/fog": 30.0, "corruption/snow": 50.0, "shifted/imagenet_v2": 35.0}
 THEIRS = {"clean": 40.0, "corruption/fog": 60.0, "corruption/snow": 80.0, "shifted/imagenet_v2": 55.0}

@@ -54,23 +54,24 @@ def stop_and_go_on(rank: int, meeting: Path, folder: Path, jobs: list[tuple[dict
     """Trains each job as one of two workers, alone, then with a stop; prints rows, weights, samples seen."""
     import torch
 
-    from trainables import augment, loop
+    from trainables import loop
     from trainables.base import TIMING_FIELDS, Preempted
     from trainables.checkpoint import Keeper, Store
     from trainables.config import TrainConfig
     from trainables.context import Context
+    from trainables.transforms import light
 
     _meet(rank, meeting)
     loop.LOOK_STEPS = 1
     seen: list[Any] = []
-    honest = augment.step_samples
+    honest = light.step_samples
 
     def step_samples(*arguments: Any) -> Any:
         rows = honest(*arguments)
         seen.append(rows.tolist())
         return rows
 
-    augment.step_samples = step_samples
+    light.step_samples = step_samples
 
     def run(config: TrainConfig, name: str, context: Context, stop: int = 0) -> dict[str, Any]:
         left = [stop if rank == 1 else 0]

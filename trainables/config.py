@@ -17,9 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticUndefined
 
-from trainables.augment import Light, Mixup, Paper
 from trainables.base import Frozen, derive_seed
-from trainables.corruptions import KINDS, Corruptions
 from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
@@ -28,6 +26,10 @@ from trainables.io.faults import faults_in, nearest
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
+from trainables.transforms.corruptions import KINDS, Corruptions
+from trainables.transforms.imagenet import Paper
+from trainables.transforms.light import Light
+from trainables.transforms.mixup import Mixup
 
 ModelConfig = ViTConfig | RegNetYConfig | RegNetZConfig | EfficientNetConfig | ResNetConfig
 DataConfig = Digits | Parquet

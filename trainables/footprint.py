@@ -30,11 +30,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from trainables.augment import Mixup
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data.order import num_steps
 from trainables.optim import Cosine
 from trainables.step import Autocast, Learner, training_step
+from trainables.transforms.mixup import Mixup
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from trainables.augment import Batch, Change, LightPipeline, PaperPipeline
 from trainables.base import (
     CLEAN,
     CORRUPTION,
@@ -45,6 +44,9 @@ from trainables.optim import in_epochs
 from trainables.step import Learner, training_step
 from trainables.tasks.base import Score
 from trainables.transfer import final_weights, take_over
+from trainables.transforms.base import Batch, Change
+from trainables.transforms.imagenet import PaperPipeline
+from trainables.transforms.light import LightPipeline
 
 #: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
 LOOK_STEPS = 20

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from trainables.augment import COLLECT_BYTES
 from trainables.base import SPLITS, DataError, DataInfo, Invalid, Split
 from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
@@ -35,6 +34,7 @@ from trainables.data.order import epoch_order
 from trainables.loop import TrainingRun, steps_per_epoch
 from trainables.tasks.base import Task
 from trainables.transfer import take_over
+from trainables.transforms.light import COLLECT_BYTES
 
 #: A second step is timed where the first, which also warms up, took no longer than this.
 PATIENCE_SECONDS = 5.0

@@ -7,14 +7,12 @@ Shape suffixes: B batch, C channels, H W image side, N samples of a split.
 """
 
 import contextlib
-import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 from timm.data.auto_augment import rand_augment_transform
@@ -27,15 +25,8 @@ from torchvision.transforms.v2 import functional as F
 from trainables.base import Frozen, derive_seed
 from trainables.context import Context
 from trainables.data.base import Images
-from trainables.data.cache import Collected, collect
 from trainables.data.order import epoch_order, num_steps, step_samples
-
-Batch = tuple[Tensor, Tensor]
-#: Something done to an evaluation image after cropping: bytes of shape (H, W, C) and its row in the split.
-Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
-
-#: Where images stay in memory for training they may take this much; evaluation images, too.
-COLLECT_BYTES = 8 * 2**30
+from trainables.transforms.base import Batch, Change, eval_rows, normalise, resize_and_crop
 
 # Mean and standard deviation per channel of ImageNet, as customary; and its colour axes (AlexNet).
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,32 +35,6 @@ _PCA_VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
 _PCA_VECTORS = torch.tensor(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
-
-
-def _resize_and_crop(image: Image.Image, resize: int, crop: int) -> Image.Image:
-    """Shorter side to `resize`, then the centre square of side `crop`."""
-    resized: Image.Image = F.resize(image, [resize], InterpolationMode.BILINEAR, antialias=True)
-    cropped: Image.Image = F.center_crop(resized, [crop, crop])
-    return cropped
-
-
-def _normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    device = pixels_BCHW.device
-    scale = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
-    offset = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
-    return (pixels_BCHW.float() - offset) / scale
-
-
-class Light(Frozen):
-    """For small images: random shifts, optional mirroring, all images decoded once and kept in memory."""
-
-    name: Literal["light"] = "light"
-    shift: float = Field(0.1, ge=0, lt=0.5, description="Largest shift either way, share of the image side.")
-    flip: float = Field(0.0, ge=0, le=1, description="Probability of a left-right mirror image.")
-
-    def pipeline(self, image_size: int, seed: int, context: Context) -> "LightPipeline":
-        """The pipeline for one run; `seed` governs augmentation only."""
-        return LightPipeline(self, image_size, seed, context)
 
 
 class Paper(Frozen):
@@ -104,69 +69,6 @@ class Paper(Frozen):
         return PaperPipeline(self, image_size, seed, context)
 
 
-class LightPipeline:
-    """Batches from images held in memory, augmented all at once on the device that trains."""
-
-    def __init__(self, config: Light, image_size: int, seed: int, context: Context) -> None:
-        self.config, self.image_size, self.seed, self.context = config, image_size, seed, context
-
-    def train_batches(
-        self, images: Images, order_seed: int, batch_size: int, epoch: int, first_step: int = 0
-    ) -> Iterator[Batch]:
-        """This rank's batches of one epoch, from step `first_step` on."""
-        collected = _collected_light(images, self.image_size, self.context.device)
-        order = epoch_order(len(images), order_seed, epoch)
-        # One row of uniform numbers per sample, whoever asks for it: shift down, shift right, mirror.
-        uniforms_N3 = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).random((len(images), 3))
-        for step in range(first_step, num_steps(len(order), batch_size)):
-            rows = step_samples(order, batch_size, step, self.context.rank, self.context.world_size)
-            at = torch.from_numpy(rows).to(self.context.device)
-            pixels_BCHW = self._augment(collected.pixels_NCHW[at], uniforms_N3[rows])
-            yield _normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
-
-    def eval_batches(self, images: Images, batch_size: int, change: Change | None = None) -> Iterator[Batch]:
-        """This rank's share of a split, not augmented, but changed where a change is given."""
-        collected = _collected_light(images, self.image_size, self.context.device)
-        for rows in _eval_rows(len(images), batch_size, self.context):
-            at = torch.from_numpy(rows).to(self.context.device)
-            pixels_BCHW = collected.pixels_NCHW[at]
-            if change is not None:
-                pixels_BHWC = pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy()
-                changed = [change(pixels, int(row)) for pixels, row in zip(pixels_BHWC, rows, strict=True)]
-                pixels_BCHW = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(at.device)
-            yield _normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
-
-    def _augment(self, pixels_BCHW: Tensor, uniforms_B3: NDArray[np.float64]) -> Tensor:
-        side = pixels_BCHW.shape[-1]
-        reach = round(self.config.shift * side)
-        if reach:
-            padded = torch.nn.functional.pad(pixels_BCHW, (reach,) * 4)
-            offsets_B2 = torch.from_numpy((uniforms_B3[:, :2] * (2 * reach + 1)).astype(np.int64))
-            at_B2S = (offsets_B2[:, :, None] + torch.arange(side)).to(pixels_BCHW.device)
-            batch = torch.arange(len(padded), device=pixels_BCHW.device)[:, None, None]
-            # Indexing with the channels sliced moves them last.
-            pixels_BCHW = padded[batch, :, at_B2S[:, 0, :, None], at_B2S[:, 1, None, :]].permute(0, 3, 1, 2)
-        if self.config.flip:
-            mirror = torch.from_numpy(uniforms_B3[:, 2] < self.config.flip).to(pixels_BCHW.device)
-            pixels_BCHW = torch.where(mirror[:, None, None, None], pixels_BCHW.flip(3), pixels_BCHW)
-        return pixels_BCHW
-
-
-# Trials of one lane that share data and image size share the decoded images, too; six splits are enough.
-@functools.lru_cache(maxsize=6)
-def _collected_light(images: Images, image_size: int, device: torch.device) -> Collected:
-    if (size := len(images) * 3 * image_size**2) > COLLECT_BYTES:
-        raise MemoryError(
-            f"augment light keeps all images in memory, {size / 2**30:.1f} GiB here; use augment paper"
-        )
-    return collect(images, functools.partial(_light_bytes, image_size=image_size), device)
-
-
-def _light_bytes(image: Image.Image, image_size: int) -> Tensor:
-    pixels_CHW: Tensor = F.pil_to_tensor(_resize_and_crop(image, image_size, image_size))
-    return pixels_CHW
-
-
 class PaperPipeline:
     """Batches decoded and augmented one image at a time, in loader processes where there are any."""
 
@@ -191,7 +93,7 @@ class PaperPipeline:
 
     def eval_batches(self, images: Images, batch_size: int, change: Change | None = None) -> Iterator[Batch]:
         """This rank's share of a split, not augmented, but changed where a change is given."""
-        rows = [part.tolist() for part in _eval_rows(len(images), batch_size, self.context)]
+        rows = [part.tolist() for part in eval_rows(len(images), batch_size, self.context)]
         yield from self._load(_EvalImages(images, self.config, self.image_size, change), rows)
 
     def _load(self, dataset: "Dataset[tuple[Tensor, int]]", rows: list[list[int]]) -> Iterator[Batch]:
@@ -202,7 +104,7 @@ class PaperPipeline:
         for pixels_BCHW, labels_B in loader:
             pixels = pixels_BCHW.to(self.context.device, non_blocking=True)
             if pixels.dtype == torch.uint8:
-                pixels = _normalise(pixels, _IMAGENET_MEAN, _IMAGENET_STD)
+                pixels = normalise(pixels, _IMAGENET_MEAN, _IMAGENET_STD)
             yield pixels, labels_B.to(self.context.device, non_blocking=True)
 
 
@@ -261,12 +163,12 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
             if self.config.pca_std:
                 shift_C = _PCA_VECTORS @ (_PCA_VALUES * torch.randn(3) * self.config.pca_std)
                 # Kept as floats: bytes would round the jitter away.
-                pixels_CHW = _normalise(
+                pixels_CHW = normalise(
                     pixels_CHW[None] + 255 * shift_C[:, None, None], _IMAGENET_MEAN, _IMAGENET_STD
                 )[0]
             if self.config.erasing:
                 if pixels_CHW.dtype == torch.uint8:
-                    pixels_CHW = _normalise(pixels_CHW[None], _IMAGENET_MEAN, _IMAGENET_STD)[0]
+                    pixels_CHW = normalise(pixels_CHW[None], _IMAGENET_MEAN, _IMAGENET_STD)[0]
                 pixels_CHW = self.erase(pixels_CHW)
         return pixels_CHW, int(self.images.labels[row])
 
@@ -277,36 +179,7 @@ class _EvalImages(Dataset[tuple[Tensor, int]]):
         self.resize = round(image_size * config.eval_resize)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        picture = _resize_and_crop(self.images.read(row), self.resize, self.crop)
+        picture = resize_and_crop(self.images.read(row), self.resize, self.crop)
         if self.change is not None:
             picture = Image.fromarray(self.change(np.asarray(picture), row))
         return F.pil_to_tensor(picture), int(self.images.labels[row])
-
-
-def _eval_rows(num_samples: int, batch_size: int, context: Context) -> Iterator[NDArray[np.int64]]:
-    rows = np.arange(context.rank, num_samples, context.world_size)
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
-
-
-class Mixup(Frozen):
-    """Mixup or CutMix, one of them per batch by a coin, with one mixing weight per batch and rank."""
-
-    mixup_alpha: float = Field(0.8, ge=0, description="Beta parameter of mixup; 0 switches it off.")
-    cutmix_alpha: float = Field(1.0, ge=0, description="Beta parameter of CutMix; 0 switches it off.")
-
-    def apply(
-        self, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """Mixed images and their labels as class probabilities, shape (B, K); `seed` decides everything."""
-        choices = [
-            kind(alpha=alpha, num_classes=num_classes)
-            for kind, alpha in ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
-            if alpha > 0
-        ]
-        if not choices:
-            return images_BCHW, labels_B
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            mixed: tuple[Tensor, Tensor] = v2.RandomChoice(choices)(images_BCHW, labels_B)
-        return mixed

@@ -1,0 +1,31 @@
+"""Mixup and CutMix."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms import v2
+
+from trainables.base import Frozen
+
+
+class Mixup(Frozen):
+    """Mixup or CutMix, one of them per batch by a coin, with one mixing weight per batch and rank."""
+
+    mixup_alpha: float = Field(0.8, ge=0, description="Beta parameter of mixup; 0 switches it off.")
+    cutmix_alpha: float = Field(1.0, ge=0, description="Beta parameter of CutMix; 0 switches it off.")
+
+    def apply(
+        self, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mixed images and their labels as class probabilities, shape (B, K); `seed` decides everything."""
+        choices = [
+            kind(alpha=alpha, num_classes=num_classes)
+            for kind, alpha in ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
+            if alpha > 0
+        ]
+        if not choices:
+            return images_BCHW, labels_B
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            mixed: tuple[Tensor, Tensor] = v2.RandomChoice(choices)(images_BCHW, labels_B)
+        return mixed
