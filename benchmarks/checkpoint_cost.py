@@ -21,10 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from trainables.checkpoint import KEPT, LEAST_SECONDS, SHARE, Keeper, Store, checkpoint_bytes
 from trainables.config import TrainConfig
 from trainables.context import Context, this_process
-from trainables.loop import State, train
+from trainables.training.checkpoint import KEPT, LEAST_SECONDS, SHARE, Checkpointer, Store, checkpoint_bytes
+from trainables.training.loop import train
+from trainables.training.state import State
 
 
 def example() -> TrainConfig:
@@ -66,7 +67,7 @@ def run(config: TrainConfig, context: Context, seconds: float, way: str) -> tupl
     spent, count, steps_ms = 0.0, 0, []
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Keeper(Store(folder)) if way == "keeper" else None
+        keeper = Checkpointer(Store(folder)) if way == "keeper" else None
         before = 0
         for row, state in train(config, context, keeper=keeper):
             steps_ms.append(1000 * row.train_seconds / (row.step - before))

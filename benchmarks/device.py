@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainables.base import DataInfo
-    from trainables.checkpoint import Keeper
     from trainables.config import TrainConfig
     from trainables.context import Context
     from trainables.data.base import Images
-    from trainables.loop import State
+    from trainables.training.checkpoint import Checkpointer
+    from trainables.training.state import State
 
 ROOT = Path(__file__).parents[1]
 
@@ -222,7 +222,7 @@ class Stepper:
         import torch
 
         from trainables.data.base import Images
-        from trainables.loop import TrainingRun
+        from trainables.training.loop import TrainingRun
 
         self.batch_size = config.batch_size
         images = Images(np.zeros(10 * config.batch_size, np.int64), _no_image)
@@ -364,10 +364,10 @@ def without_tf32() -> Iterator[None]:
 
 
 def trained(
-    config: "TrainConfig", context: "Context", keeper: "Keeper | None" = None
+    config: "TrainConfig", context: "Context", keeper: "Checkpointer | None" = None
 ) -> tuple[list[Any], "State"]:
     """All rows of a run, and its last state."""
-    from trainables.loop import train
+    from trainables.training.loop import train
 
     rows: list[Any] = []
     last: State | None = None
@@ -380,7 +380,7 @@ def trained(
 
 def one_epoch(config: "TrainConfig", context: "Context") -> tuple["State", float]:
     """The state after one epoch of training, not evaluated, and the mean loss."""
-    from trainables.loop import TrainingRun
+    from trainables.training.loop import TrainingRun
 
     info, splits = config.data.info(), config.data.open()
     run = TrainingRun(config, context, info, splits["train"])
@@ -390,7 +390,7 @@ def one_epoch(config: "TrainConfig", context: "Context") -> tuple["State", float
 
 def _first_state(config: "TrainConfig", context: "Context") -> "State":
     """The state that training starts from."""
-    from trainables.loop import TrainingRun
+    from trainables.training.loop import TrainingRun
 
     return TrainingRun(config, context, config.data.info(), config.data.open()["train"]).state
 
@@ -624,8 +624,8 @@ def resume(bench: Bench) -> None:
     """A run that is killed goes on from its checkpoint and ends as one that was not."""
     import torch
 
-    from trainables.checkpoint import Keeper, Store
-    from trainables.loop import train
+    from trainables.training.checkpoint import Checkpointer, Store
+    from trainables.training.loop import train
 
     context = bench.context
     # The other process starts while this one trains.
@@ -638,7 +638,7 @@ def resume(bench: Bench) -> None:
         assert content is not None, notices
         step = content["epoch"] * 20 + content["step"]
         bench.say("goes on from step, of 80", step, least=1, most=79)
-        with Keeper(Store(folder)) as keeper:
+        with Checkpointer(Store(folder)) as keeper:
             rows, state = trained(_kept_run(), context, keeper)
         bench.say("epochs that were left", len(rows), most=3)
         bench.say("resumed and undisturbed are equal", state.weights_digest() == undisturbed, equals=True)
@@ -667,9 +667,9 @@ def resume(bench: Bench) -> None:
 
 def _killed(folder: str) -> None:
     """Trains until it ends itself by force, in the middle of an epoch and perhaps of a write."""
-    from trainables import loop
-    from trainables.checkpoint import Keeper, Store
     from trainables.context import this_process
+    from trainables.training import loop
+    from trainables.training.checkpoint import Checkpointer, Store
 
     # More looks than a fast device would take, so that there is one in mid-epoch.
     loop.LOOK_STEPS = 3
@@ -678,7 +678,7 @@ def _killed(folder: str) -> None:
         if step >= 47 and keeper.written:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    keeper = Keeper(Store(folder), share=1.0, least_seconds=0.0, on_look=on_look)
+    keeper = Checkpointer(Store(folder), share=1.0, least_seconds=0.0, on_look=on_look)
     with keeper, deterministic():
         trained(_kept_run(), this_process(threads=1), keeper)
 
@@ -873,7 +873,7 @@ def small(bench: Bench) -> None:
 def _small_shape(bench: Bench, name: str, config: "TrainConfig") -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    from trainables.loop import TrainingRun
+    from trainables.training.loop import TrainingRun
 
     context, count = bench.context, 8
     info, splits = config.data.info(), config.data.open()
@@ -970,7 +970,7 @@ def loader(bench: Bench) -> None:
     import torch
 
     from trainables.config import TrainConfig
-    from trainables.loop import TrainingRun
+    from trainables.training.loop import TrainingRun
 
     context = bench.context
     number, distinct = (96, 8) if bench.small else (2048, 256)
@@ -1285,7 +1285,7 @@ def machine() -> dict[str, Any]:
     import torch
     import torchvision
 
-    import trainables.loop  # noqa: F401
+    import trainables.training.loop  # noqa: F401
 
     found: dict[str, Any] = {
         "python": platform.python_version(),

@@ -17,7 +17,7 @@ from orchestrator.sweep import load_sweep
 from trainables.base import Diverged
 from trainables.config import TrainConfig
 from trainables.context import this_process
-from trainables.loop import train
+from trainables.training.loop import train
 
 DATA = Path(__file__).parent / "data"
 SWEEP = DATA / "digits_lr_wd.yaml"

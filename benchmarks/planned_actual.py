@@ -79,7 +79,7 @@ def peak_bytes(name: str) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     from trainables.context import this_process
-    from trainables.loop import train
+    from trainables.training.loop import train
 
     trial = plan_of(SHAPES[name]).trials[0]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -104,7 +104,7 @@ def peak_bytes(name: str) -> int:
 def epoch_seconds(rounds: int) -> dict[str, list[float]]:
     """CPU seconds of every epoch of every shape, taking turns; each shape's first epoch is left out."""
     from trainables.context import this_process
-    from trainables.loop import train
+    from trainables.training.loop import train
 
     running: dict[str, Iterator[Any]] = {
         name: train(plan_of(settings).trials[0].config, this_process()) for name, settings in SHAPES.items()
@@ -132,7 +132,7 @@ def main() -> None:
         return
     # A process forked from one that has imported everything and trained nothing: cold, and quick to start.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainables.loop", "torch.profiler", "orchestrator.cost"])
+    context.set_forkserver_preload(["trainables.training.loop", "torch.profiler", "orchestrator.cost"])
     with context.Pool(1, maxtasksperchild=1) as pool:
         measured = dict(zip(SHAPES, pool.imap(peak_bytes, SHAPES), strict=True))
     with context.Pool(1) as pool:

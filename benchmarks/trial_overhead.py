@@ -73,7 +73,7 @@ def time_lane(num_trials: int) -> tuple[float, float]:
 def _train_once(settings: dict[str, Any]) -> None:
     from trainables.config import TrainConfig
     from trainables.context import this_process
-    from trainables.loop import train
+    from trainables.training.loop import train
 
     for _ in train(TrainConfig.model_validate(settings["config"]), this_process()):
         pass

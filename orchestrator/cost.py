@@ -26,10 +26,10 @@ from orchestrator.gang import Gang, Node, lane_plan
 from orchestrator.plan import Plan, Removal, Trial, unique_trials
 from orchestrator.results import Record
 from trainables.base import Epoch, Frozen
-from trainables.checkpoint import KEPT
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.data.order import num_steps
 from trainables.footprint import Footprint, Work, footprint, shape_config
+from trainables.training.checkpoint import KEPT
 
 Basis = Literal["measured", "preflight", "scaled", "table", "probe"]
 

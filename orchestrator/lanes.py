@@ -87,7 +87,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray.train.torch import get_device
 
-    import trainables.loop  # noqa: F401  (so that the first trial does not wait for it)
+    import trainables.training.loop  # noqa: F401  (so that the first trial does not wait for it)
     from trainables.context import this_process
 
     # What is here now stays: collecting after a trial need not walk through all of torch.
@@ -139,9 +139,9 @@ def _run_job(
     import torch
 
     from trainables.base import Diverged, Invalid, Preempted
-    from trainables.checkpoint import Keeper, Store
     from trainables.config import TrainConfig
-    from trainables.loop import train
+    from trainables.training.checkpoint import Checkpointer, Store
+    from trainables.training.loop import train
 
     clerk, lane, folder = settings["clerk"], settings["lane"], Path(settings["folder"])
 
@@ -160,7 +160,7 @@ def _run_job(
     store = Store(states.checkpoint(job["trial"])) if context.rank == 0 else None
     # Rows the journal lost in a crash are made again, even where a checkpoint is past them.
     watch = _Watch(job, number, settings, context.rank)
-    keeper = Keeper(
+    keeper = Checkpointer(
         store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=watch.look
     )
     try:
@@ -220,7 +220,7 @@ def _run_job(
 
 def keep_weights(states: States, kept: Kept, save: Callable[[IO[bytes]], None]) -> str:
     """Writes final weights; returns a line if the storage refuses again and again, which costs no trial."""
-    from trainables.checkpoint import BACKOFF_SECONDS
+    from trainables.training.checkpoint import BACKOFF_SECONDS
 
     for delay in (*BACKOFF_SECONDS, None):
         try:

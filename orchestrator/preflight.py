@@ -21,10 +21,10 @@ from typing import Any, Self
 from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
 from orchestrator.gang import Gang, Node, lane_plan
 from orchestrator.plan import Plan, Trial, unique_trials
-from trainables.checkpoint import KEPT, checkpoint_bytes
 from trainables.data.order import num_steps
 from trainables.io.faults import Fault
 from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes, check_start
+from trainables.training.checkpoint import KEPT, checkpoint_bytes
 
 #: Part of the plan's time that shapes may be run for; tiny sweeps get the least.
 SHARE = 0.01

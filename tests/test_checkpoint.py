@@ -20,13 +20,13 @@ import yaml
 
 from orchestrator.states import States
 from tests import workers
-from trainables import checkpoint, loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Invalid, Preempted
-from trainables.checkpoint import Corrupt, Keeper, Store, checkpoint_bytes, dump, parse
 from trainables.config import TrainConfig
 from trainables.context import Context
-from trainables.loop import train
+from trainables.training import checkpoint, loop
+from trainables.training.checkpoint import Checkpointer, Corrupt, Store, checkpoint_bytes, dump, parse
+from trainables.training.loop import train
 from trainables.transforms import light
 
 #: Batch norm in the stem, stochastic depth, mixing, averages: all that has a state or draws.
@@ -99,7 +99,7 @@ def run_with_stops(config, store, stops):
         # What else happened in this process must not matter.
         torch.manual_seed(stop)
         try:
-            with Keeper(store, StopAt(stop)) as keeper:
+            with Checkpointer(store, StopAt(stop)) as keeper:
                 for row, state in train(config, Context(), keeper=keeper):
                     assert rows.setdefault(row.epoch, measured(row)) == measured(row)
                     weights = state.weights_digest()
@@ -144,9 +144,9 @@ def test_stops_change_nothing_of_what_is_seen_each_image_once_an_epoch(
 def test_a_state_of_another_run_is_refused(config_of, tmp_path, every_step):
     store = Store(tmp_path)
     with pytest.raises(Preempted, match="after step 3 of epoch 1"):
-        list(train(config_of({}), Context(), keeper=Keeper(store, StopAt(3))))
+        list(train(config_of({}), Context(), keeper=Checkpointer(store, StopAt(3))))
     with pytest.raises(Invalid, match="a run with other settings or other data"):
-        list(train(config_of({"optim.lr": 1e-3}), Context(), keeper=Keeper(store)))
+        list(train(config_of({"optim.lr": 1e-3}), Context(), keeper=Checkpointer(store)))
 
 
 # --- several workers ----------------------------------------------------------------------------------
@@ -324,10 +324,10 @@ class FlakyStore(Store):
 
 
 def test_a_write_that_fails_is_tried_again_and_given_up_with_a_notice(tmp_path):
-    flaky = Keeper(FlakyStore(tmp_path, 2), backoff_seconds=(0.0, 0.0))
+    flaky = Checkpointer(FlakyStore(tmp_path, 2), backoff_seconds=(0.0, 0.0))
     flaky.take(CONTENT, wait=True)
     assert (flaky.written, flaky.notices) == (1, [])
-    dead = Keeper(FlakyStore(tmp_path / "dead", 3), backoff_seconds=(0.0, 0.0))
+    dead = Checkpointer(FlakyStore(tmp_path / "dead", 3), backoff_seconds=(0.0, 0.0))
     dead.take(CONTENT, wait=True)
     assert dead.written == 0
     assert dead.notices == [f"{tmp_path / 'dead'}: epoch 3, step 7: no checkpoint: OSError: the disk is away"]
@@ -336,7 +336,7 @@ def test_a_write_that_fails_is_tried_again_and_given_up_with_a_notice(tmp_path):
 def test_a_run_whose_checkpoints_cannot_be_written_is_the_same_run(config_of, tmp_path, every_step):
     config = config_of(SGD)
     store = FlakyStore(tmp_path, 10**9)
-    with Keeper(store, share=1e9, least_seconds=0, backoff_seconds=()) as keeper:
+    with Checkpointer(store, share=1e9, least_seconds=0, backoff_seconds=()) as keeper:
         states = list(train(config, Context(), keeper=keeper))
     assert len(keeper.notices) > 2
     rows, weights = run_alone(config)
@@ -349,7 +349,7 @@ def test_checkpoints_stay_within_their_share_and_use_it(tmp_path, monkeypatch):
     clock = {"wall": 0.0, "thread": 0.0}
     fake = SimpleNamespace(perf_counter=lambda: clock["wall"], thread_time=lambda: clock["thread"])
     monkeypatch.setattr(checkpoint, "time", fake)
-    keeper = Keeper(Store(tmp_path), share=0.01, least_seconds=10)
+    keeper = Checkpointer(Store(tmp_path), share=0.01, least_seconds=10)
 
     def copy(content):
         clock["wall"] += 0.2
@@ -374,7 +374,7 @@ def test_checkpoints_stay_within_their_share_and_use_it(tmp_path, monkeypatch):
 
 
 def test_a_large_state_waits_until_its_guessed_cost_is_earned(tmp_path):
-    keeper = Keeper(Store(tmp_path), share=0.005, least_seconds=0)
+    keeper = Checkpointer(Store(tmp_path), share=0.005, least_seconds=0)
     asked = []
 
     def large():
@@ -391,7 +391,7 @@ def test_a_large_state_waits_until_its_guessed_cost_is_earned(tmp_path):
 def test_a_copy_does_not_move_with_the_state(tmp_path):
     live = {"epoch": 0, "step": 1, "w": torch.zeros(3), "list": [torch.ones(2, dtype=torch.int64)]}
     store = Store(tmp_path)
-    keeper = Keeper(store)
+    keeper = Checkpointer(store)
     for step in (1, 2):
         copied = keeper._copy(live | {"step": step})
         live["w"] += 1
@@ -412,7 +412,7 @@ def test_a_copy_does_not_move_with_the_state(tmp_path):
 def test_the_size_told_before_is_the_size_of_the_file(settings, config_of, tmp_path, every_step):
     config = config_of(settings)
     store = Store(tmp_path)
-    with pytest.raises(Preempted), Keeper(store, StopAt(2)) as keeper:
+    with pytest.raises(Preempted), Checkpointer(store, StopAt(2)) as keeper:
         list(train(config, Context(), keeper=keeper))
     [path] = store.paths()
     told, content = checkpoint_bytes(config), store.read()[0]

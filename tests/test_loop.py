@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from tests import workers
-from trainables import loop
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, DataError, Diverged, Epoch, Invalid
 from trainables.config import Seeds, TrainConfig
 from trainables.context import Context
 from trainables.data.base import drawn_from
-from trainables.loop import train
+from trainables.training import loop
+from trainables.training.loop import train
 from trainables.transforms.corruptions import corrupt
 
 FULL = {

@@ -11,11 +11,11 @@ from orchestrator.source import SweepError
 from orchestrator.sweep import build_sweep
 from trainables.__main__ import main
 from trainables.base import DataError
-from trainables.checkpoint import Store
 from trainables.config import TrainConfig, faults_of
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
 from trainables.io.storage import redacted, secret_in
+from trainables.training.checkpoint import Store
 
 KEEPS = [
     "s3://AKIA123:hunter2@bucket/train.parquet",

@@ -24,7 +24,7 @@ from orchestrator.rows import results_rows
 from tests.support.sweeps import sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS, Epoch
 from trainables.context import Context
-from trainables.loop import train
+from trainables.training.loop import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -21,10 +21,10 @@ from orchestrator.states import Kept, States
 from tests.support import sweeps as support
 from tests.test_checkpoint import FakeClerk
 from tests.test_journal import row
-from trainables.checkpoint import Store
 from trainables.config import TrainConfig
 from trainables.context import Context
-from trainables.transfer import final_weights
+from trainables.training.checkpoint import Store
+from trainables.training.transfer import final_weights
 
 #: Trials in the order in which they end: id, group, error.
 ENDS = [
@@ -149,7 +149,7 @@ def test_weights_that_an_earlier_version_kept_are_found(tmp_path):
 
 
 def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainables.checkpoint.BACKOFF_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("trainables.training.checkpoint.BACKOFF_SECONDS", (0.0, 0.0))
     tries = []
 
     def refuse(file) -> None:

@@ -30,10 +30,10 @@ from trainables.context import Context
 from trainables.data.base import Images, with_chance
 from trainables.data.digits import Digits
 from trainables.footprint import footprint
-from trainables.loop import train
 from trainables.models.vit import ViTConfig
 from trainables.tasks.base import Objective, Score, Task
 from trainables.tasks.classification import Classification
+from trainables.training.loop import train
 
 
 class Segmentation:

@@ -10,8 +10,8 @@ from trainables.__main__ import main
 from trainables.base import Invalid
 from trainables.config import TrainConfig, identity, set_paths
 from trainables.context import Context
-from trainables.loop import train
-from trainables.transfer import final_weights, take_over
+from trainables.training.loop import train
+from trainables.training.transfer import final_weights, take_over
 
 #: So small that a step vanishes in single precision.
 NO_STEP = 1e-46

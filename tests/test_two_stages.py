@@ -31,7 +31,7 @@ from trainables.base import Diverged
 from trainables.config import Seeds, identity
 from trainables.context import Context
 from trainables.data.digits import Digits
-from trainables.loop import train
+from trainables.training.loop import train
 
 #: Another cut of the same images: a first stage's data are its own.
 FIRST = {
@@ -194,7 +194,7 @@ class Lane:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, keep: str = "none") -> None:
         monkeypatch.setattr(lanes.ray, "get", lambda value: value)
         monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
-        monkeypatch.setattr("trainables.checkpoint.BACKOFF_SECONDS", (0.0,))
+        monkeypatch.setattr("trainables.training.checkpoint.BACKOFF_SECONDS", (0.0,))
         self.folder, self.keep = folder, keep
 
     def run(self, plan: Plan, before: Any = None) -> dict[str, Record]:
@@ -286,7 +286,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
         def broken(*rest: Any, **named: Any) -> Any:
             raise error
 
-        monkeypatch.setattr("trainables.loop.train", broken if job["trial"] == first.id else train)
+        monkeypatch.setattr("trainables.training.loop.train", broken if job["trial"] == first.id else train)
 
     records = lane.run(plan, break_down)
     held_up = [trial for trial in plan.trials if trial.after == first.id]
@@ -318,7 +318,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     wanted = brought_back(results_of(more, records), [first.id])
     assert wanted == [trial.id for trial in more.trials if trial.after == first.id]
     record_retries(tmp_path, [first.id, *wanted])
-    monkeypatch.setattr("trainables.loop.train", train)
+    monkeypatch.setattr("trainables.training.loop.train", train)
     assert rows_of(lane.run(more)) == by_hand(more)
 
 

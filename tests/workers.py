@@ -54,11 +54,11 @@ def stop_and_go_on(rank: int, meeting: Path, folder: Path, jobs: list[tuple[dict
     """Trains each job as one of two workers, alone, then with a stop; prints rows, weights, samples seen."""
     import torch
 
-    from trainables import loop
     from trainables.base import TIMING_FIELDS, Preempted
-    from trainables.checkpoint import Keeper, Store
     from trainables.config import TrainConfig
     from trainables.context import Context
+    from trainables.training import loop
+    from trainables.training.checkpoint import Checkpointer, Store
     from trainables.transforms import light
 
     _meet(rank, meeting)
@@ -84,7 +84,7 @@ def stop_and_go_on(rank: int, meeting: Path, folder: Path, jobs: list[tuple[dict
         seen.clear()
         store = Store(f"{folder}/{name}") if rank == 0 else None
         try:
-            with Keeper(store, should_stop) as keeper:
+            with Checkpointer(store, should_stop) as keeper:
                 for row, state in loop.train(config, context, keeper=keeper):
                     rows.append({k: v for k, v in dataclasses.asdict(row).items() if k not in TIMING_FIELDS})
                     weights = state.weights_digest()
@@ -115,7 +115,7 @@ def train_and_go_on(rank: int, meeting: Path, trees: list[dict[str, Any]]) -> No
     from trainables.base import TIMING_FIELDS
     from trainables.config import TrainConfig
     from trainables.context import Context
-    from trainables.loop import train
+    from trainables.training.loop import train
 
     _meet(rank, meeting)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trainables.base import DataError, Diverged, Invalid, Preempted
-from trainables.checkpoint import LEAST_SECONDS, SHARE, Keeper, Store
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
 from trainables.io.faults import branches, fault_lines, placed
 from trainables.io.yaml import YamlError, load_document
 from trainables.lookup import Lookup, explained, with_absolute_paths
-from trainables.loop import train
+from trainables.training.checkpoint import LEAST_SECONDS, SHARE, Checkpointer, Store
+from trainables.training.loop import train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,7 +86,9 @@ def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None
         with contextlib.ExitStack() as stack:
             if store is not None:
                 is_stopping = stack.enter_context(_instead_of_sigterm())
-                keeper = Keeper(store, is_stopping, options.checkpoint_share, options.checkpoint_seconds)
+                keeper = Checkpointer(
+                    store, is_stopping, options.checkpoint_share, options.checkpoint_seconds
+                )
                 stack.enter_context(keeper)
             # The state is wanted once the last row is out.
             start = stack.enter_context(options.start.open("rb")) if options.start else None

@@ -1,6 +1,6 @@
 """What one training step holds in memory and has to do, found without training anything.
 
-The step of `trainables.loop` runs on fake tensors, which have shapes and lifetimes but no content, while a
+The step of `trainables.training.loop` runs on fake tensors, which have shapes and lifetimes but no content, while a
 dispatch mode sees every operation: which storages are alive after it, how many multiply-adds it makes, how
 many bytes it reads and writes. What is counted is what autograd, the optimizer and mixed precision really do
 at this batch size; nothing is a factor that was fitted.
@@ -33,7 +33,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data.order import num_steps
 from trainables.optim import Cosine
-from trainables.step import Autocast, Learner, training_step
+from trainables.training.step import Autocast, Learner, training_step
 from trainables.transforms.mixup import Mixup
 
 

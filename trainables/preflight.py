@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from trainables.base import SPLITS, DataError, DataInfo, Invalid, Split
-from trainables.checkpoint import Store
 from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
-from trainables.loop import TrainingRun, steps_per_epoch
 from trainables.tasks.base import Task
-from trainables.transfer import take_over
+from trainables.training.checkpoint import Store
+from trainables.training.loop import TrainingRun, steps_per_epoch
+from trainables.training.transfer import take_over
 from trainables.transforms.light import COLLECT_BYTES
 
 #: A second step is timed where the first, which also warms up, took no longer than this.

@@ -207,7 +207,7 @@ class Store:
 # When, and beside the training
 
 
-class Keeper:
+class Checkpointer:
     """Takes a run's checkpoints: each rank has one, and that of rank 0 has the store.
 
     What a checkpoint costs is measured: the copy, during which training waits, and the processor time of the
