@@ -687,7 +687,7 @@ def memory(bench: Bench) -> None:
     """What a step takes at most, against what `plan` counts for the same shape."""
     import torch
 
-    from trainables.footprint import footprint
+    from trainables.profiling.footprint import footprint
 
     nano = {"family": "vit", "size": "nano", "image_size": 32, "patch_size": 8}
     shapes: list[tuple[str, Any, int, str]] = [
@@ -753,7 +753,7 @@ def _say_speed(bench: Bench, name: str, taken: list[float], config: "TrainConfig
     """Images per second of a contestant, what share of the device that is, and how far rounds differ."""
     import torch
 
-    from trainables.footprint import footprint
+    from trainables.profiling.footprint import footprint
 
     seconds = statistics.median(taken)
     bench.say(f"{name}: speed", config.batch_size / seconds, "img/s")
@@ -1041,7 +1041,7 @@ def faults(bench: Bench) -> None:
     """Too large a batch, a normal run after it, and an error that ruins its process."""
     import torch
 
-    from trainables.preflight import OUT_OF_MEMORY, Request, answer
+    from trainables.profiling.dry_run import OUT_OF_MEMORY, Request, answer
     from trainables.transforms import light
 
     bench.need_gpu()

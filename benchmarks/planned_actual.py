@@ -29,7 +29,7 @@ from orchestrator.machine import this_machine
 from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep import build_sweep
 from trainables.config import TrainConfig
-from trainables.footprint import footprint
+from trainables.profiling.footprint import footprint
 
 MEMORY_BOUND, TIME_BOUND = 0.10, 0.20
 

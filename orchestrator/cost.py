@@ -1,6 +1,6 @@
 """What a sweep will cost before it runs: memory, seconds, hours, money; and what it did cost, beside that.
 
-Memory and work of a step come from `trainables.footprint`, counted and not guessed. Seconds come from the
+Memory and work of a step come from `trainables.profiling.footprint`, counted and not guessed. Seconds come from the
 best source there is, and say which:
 
   measured   rows of the same shape on the same device, from runs before
@@ -28,7 +28,7 @@ from orchestrator.results import Record
 from trainables.base import Epoch, Frozen
 from trainables.config import Seeds, TrainConfig, identity
 from trainables.data.order import num_steps
-from trainables.footprint import Footprint, Work, footprint, shape_config
+from trainables.profiling.footprint import Footprint, Work, footprint, shape_config
 from trainables.training.checkpoint import KEPT
 
 Basis = Literal["measured", "preflight", "scaled", "table", "probe"]

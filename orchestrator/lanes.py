@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from orchestrator.preflight import Clock
     from orchestrator.question import Resources
     from trainables.context import Context
-    from trainables.preflight import Reply, Request
+    from trainables.profiling.dry_run import Reply, Request
 
 #: Seconds between two questions to Ray Train whether a machine is to be taken away; Ray looks every five.
 _PREEMPTION_POLL_SECONDS = 2.0
@@ -547,7 +547,7 @@ def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
 
 
 def _answer(content: dict[str, Any]) -> "Reply":
-    from trainables.preflight import Request, answer
+    from trainables.profiling.dry_run import Request, answer
 
     return answer(Request.parse(content))
 

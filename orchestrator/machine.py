@@ -24,7 +24,7 @@ from orchestrator.gang import Node
 from orchestrator.journal import FolderError
 from orchestrator.plan import Plan
 from orchestrator.preflight import Checked, samples_of_steps
-from trainables.footprint import probe
+from trainables.profiling.footprint import probe
 
 #: Cores of a machine that nobody has described: enough for any gang.
 _MANY_CPUS = 10**6

@@ -16,8 +16,8 @@ from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintE
 from trainables.base import DataInfo
 from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
 from trainables.data.order import num_steps
-from trainables.footprint import footprint
 from trainables.models.base import Cost
+from trainables.profiling.footprint import footprint
 
 #: What a trial is for: the design itself; a run that others start from; a best setting run again with fresh
 #: seeds; or a point of the design run again with one stream of randomness changed, to see how much that

@@ -23,7 +23,7 @@ from orchestrator.gang import Gang, Node, lane_plan
 from orchestrator.plan import Plan, Trial, unique_trials
 from trainables.data.order import num_steps
 from trainables.io.faults import Fault
-from trainables.preflight import Reply, Request, Unfit, check_model, check_sizes, check_start
+from trainables.profiling.dry_run import Reply, Request, Unfit, check_model, check_sizes, check_start
 from trainables.training.checkpoint import KEPT, checkpoint_bytes
 
 #: Part of the plan's time that shapes may be run for; tiny sweeps get the least.
@@ -507,7 +507,7 @@ class Child:
         if self._process is None:
             self._on_gpu = on_gpu
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainables.preflight", self._folder.name],
+                [sys.executable, "-m", "trainables.profiling.dry_run", self._folder.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -43,7 +43,7 @@ from orchestrator.results import Record
 from tests.support.sweeps import epoch_row, plan_from, sweep_tree, tiny_base
 from trainables.base import Epoch
 from trainables.config import TrainConfig
-from trainables.footprint import Work, footprint, shape_config
+from trainables.profiling.footprint import Work, footprint, shape_config
 
 CPU = Machine("a processor", (Node(2, 0),), memory_gib=16)
 

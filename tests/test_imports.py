@@ -91,7 +91,7 @@ FLAT = {
     for module in modules.split()
 }
 #: The one name that both roots have.
-FLAT |= {"trainables.preflight": "profiling", "orchestrator.preflight": "execution"}
+FLAT |= {"trainables.profiling.dry_run": "profiling", "orchestrator.preflight": "execution"}
 
 #: What a module imports against the table until it is split: (importer, imported). Exact.
 EXCEPTIONS: set[tuple[str, str]] = set()

@@ -18,7 +18,7 @@ from orchestrator.sweep import build_sweep, load_sweep
 from orchestrator.where import ConstraintError
 from tests.support.sweeps import plan_with_data, sweep_tree
 from trainables.config import TrainConfig, setting
-from trainables.footprint import footprint
+from trainables.profiling.footprint import footprint
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 LR = {"log_uniform": [1e-4, 1e-2]}

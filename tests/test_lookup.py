@@ -29,7 +29,7 @@ from tests.test_docs import ROOT, blocks
 from trainables.config import TrainConfig
 from trainables.data.packing import import_folder
 from trainables.io.faults import Fault
-from trainables.preflight import Request
+from trainables.profiling.dry_run import Request
 
 #: As a new user writes it: the data lie beside the file.
 SWEEP = """\

@@ -27,7 +27,7 @@ from torch import nn
 import orchestrator.cli
 import orchestrator.preflight
 import orchestrator.session
-import trainables.preflight
+import trainables.profiling.dry_run
 from orchestrator.cost import Machine
 from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.gang import Gang, Node
@@ -47,13 +47,13 @@ from orchestrator.preflight import (
 from orchestrator.session import Preparation, Session
 from tests.support.sweeps import plan_from, sweep_tree, tiny_base
 from trainables.config import TrainConfig
-from trainables.footprint import footprint
 from trainables.models.vit import ViTConfig
-from trainables.preflight import Reply, Request, answer
+from trainables.profiling.dry_run import Reply, Request, answer
+from trainables.profiling.footprint import footprint
 
 GOLDEN = Path(__file__).parent / "golden" / "preflight"
 GIB = 2**30
-LIMITED = trainables.preflight._limited
+LIMITED = trainables.profiling.dry_run._limited
 
 SWEEP = """\
 base:
@@ -98,9 +98,9 @@ def settle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orchestrator.session, "Child", _InThisProcess)
     machine = Machine("a processor", (Node(4, 0),), 16.0)
     monkeypatch.setattr(orchestrator.session, "this_machine", lambda: machine)
-    monkeypatch.setattr(trainables.preflight, "free_bytes", lambda device: 8 * GIB)
+    monkeypatch.setattr(trainables.profiling.dry_run, "free_bytes", lambda device: 8 * GIB)
     # What is free must not depend on what this process has taken before.
-    monkeypatch.setattr(trainables.preflight, "_limited", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(trainables.profiling.dry_run, "_limited", lambda device: contextlib.nullcontext())
 
 
 # ------------------------------------------------------------------------------------------- what is planted
@@ -189,16 +189,16 @@ LARGE = ["--set", "arms.wide.batch_size=1024", "--set", "arms.wide.model.width=2
 
 @plant
 def less_memory_than_counted(folder, monkeypatch):
-    monkeypatch.setattr(trainables.preflight, "free_bytes", lambda device: GIB // 4)
+    monkeypatch.setattr(trainables.profiling.dry_run, "free_bytes", lambda device: GIB // 4)
     return [*LARGE, "--set", "arms.wide.model.patch_size=4"]
 
 
 @plant
 def less_memory_than_it_takes(folder, monkeypatch):
     # As if counting had missed it; the limit on this process is real, and so is the error.
-    monkeypatch.setattr(trainables.preflight, "_limited", LIMITED)
-    monkeypatch.setattr(trainables.preflight, "free_bytes", lambda device: GIB // 4)
-    monkeypatch.setattr(trainables.preflight, "_check_room", lambda *_: None)
+    monkeypatch.setattr(trainables.profiling.dry_run, "_limited", LIMITED)
+    monkeypatch.setattr(trainables.profiling.dry_run, "free_bytes", lambda device: GIB // 4)
+    monkeypatch.setattr(trainables.profiling.dry_run, "_check_room", lambda *_: None)
     return [*LARGE, "--set", "arms.wide.model.patch_size=2"]
 
 
@@ -498,11 +498,11 @@ def test_clocks_are_judged_by_what_the_answer_proves():
 def test_what_torch_says_of_memory_is_understood():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50, dtype=torch.uint8)
-    assert trainables.preflight._wanted_bytes(error.value) == 2**50
+    assert trainables.profiling.dry_run._wanted_bytes(error.value) == 2**50
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total ...")
-    assert trainables.preflight._wanted_bytes(cuda) == 2.5 * GIB
-    assert trainables.preflight._wanted_bytes(MemoryError()) == 0
-    assert trainables.preflight._wanted_bytes(ValueError("memory of another kind")) is None
+    assert trainables.profiling.dry_run._wanted_bytes(cuda) == 2.5 * GIB
+    assert trainables.profiling.dry_run._wanted_bytes(MemoryError()) == 0
+    assert trainables.profiling.dry_run._wanted_bytes(ValueError("memory of another kind")) is None
 
 
 def test_a_process_that_is_killed_takes_nobody_with_it(run_tree, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
 from trainables.models.stems import Stem
-from trainables.preflight import check_model, check_sizes, check_start
+from trainables.profiling.dry_run import check_model, check_sizes, check_start
 from trainables.tasks.classification import Classification
 
 ROOT = Path(__file__).parents[1] / "search_spaces"

@@ -23,14 +23,14 @@ from orchestrator.results import Record, results_of
 from orchestrator.source import SweepError
 from orchestrator.sweep import build_sweep
 from orchestrator.tracking import metrics_of
-from trainables import preflight
 from trainables.base import TIMING_FIELDS, DataInfo, Diverged, Epoch, Frozen
 from trainables.config import TrainConfig, faults_of
 from trainables.context import Context
 from trainables.data.base import Images, with_chance
 from trainables.data.digits import Digits
-from trainables.footprint import footprint
 from trainables.models.vit import ViTConfig
+from trainables.profiling import dry_run
+from trainables.profiling.footprint import footprint
 from trainables.tasks.base import Objective, Score, Task
 from trainables.tasks.classification import Classification
 from trainables.training.loop import train
@@ -192,11 +192,11 @@ def test_chance_is_that_of_the_task():
 
 def test_it_is_tried_and_counted_before_it_runs():
     config = config_of()
-    preflight.check_model(config.model, TASK, 2)
-    reply = preflight.check(config, Context())
+    dry_run.check_model(config.model, TASK, 2)
+    reply = dry_run.check(config, Context())
     assert reply.rule == ""
-    with pytest.raises(preflight.Unfit, match="2 images"):
-        preflight.check_model(config.model, Classification(), 2)
+    with pytest.raises(dry_run.Unfit, match="2 images"):
+        dry_run.check_model(config.model, Classification(), 2)
     info = config.data.info()
     found = footprint(config, 2, info.sizes["train"], sum(info.sizes.values()))
     # Per image: its 3 x 64 bytes and their floats, a class per pixel, two logits and two probabilities.

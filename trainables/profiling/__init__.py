@@ -1,0 +1,1 @@
+"""Runs that are counted and tried without training."""
