@@ -178,7 +178,8 @@ def digits(stem: str, **settings: Any) -> "TrainConfig":
     """
     import torch
 
-    from trainables.config import TrainConfig, set_paths
+    from trainables.config import TrainConfig
+    from trainables.presets import set_paths
 
     side = 32 if torch.cuda.is_available() else 16
 
@@ -195,7 +196,8 @@ def digits(stem: str, **settings: Any) -> "TrainConfig":
 
 def synthetic(model: Any, batch_size: int, precision: str = "auto", **settings: Any) -> "TrainConfig":
     """A run whose images are made up on the device; what it says of data is not used."""
-    from trainables.config import TrainConfig, set_paths
+    from trainables.config import TrainConfig
+    from trainables.presets import set_paths
 
     tree: dict[str, Any] = {
         "model": model,

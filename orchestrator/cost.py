@@ -26,8 +26,9 @@ from orchestrator.gang import Gang, Node, lane_plan
 from orchestrator.plan import Plan, Removal, Trial, unique_trials
 from orchestrator.results import Record
 from trainables.base import Epoch, Frozen
-from trainables.config import Seeds, TrainConfig, identity
+from trainables.config import Seeds, TrainConfig
 from trainables.data.order import num_steps
+from trainables.identity import identity
 from trainables.profiling.footprint import Footprint, Work, footprint, shape_config
 from trainables.training.checkpoint import KEPT
 

@@ -41,12 +41,13 @@ from orchestrator.source import SweepError, with_absolute_places
 from orchestrator.states import States
 from orchestrator.sweep import build_sweep
 from trainables.base import SPLITS, DataInfo
-from trainables.config import Data, DataConfig, leaves
+from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
 from trainables.io.faults import branches
 from trainables.io.files import write_atomically
 from trainables.io.yaml import YamlError, load_yaml
 from trainables.lookup import Lookup, with_absolute_paths
+from trainables.presets import leaves
 
 _T = TypeVar("_T")
 

@@ -26,7 +26,7 @@ from scipy import special
 from orchestrator.peak import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.results import Result
 from orchestrator.stats import CONFIDENCE, Estimate, Summary
-from trainables.config import leaves
+from trainables.presets import leaves
 
 Kind = Literal["training_length", "optimizer"]
 

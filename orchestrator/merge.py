@@ -19,8 +19,8 @@ from orchestrator.question import Sweep, cell_name, touches
 from orchestrator.results import Record
 from orchestrator.space import Cell, Domain, Settings, Window
 from orchestrator.sweep import check
-from trainables.config import leaves, set_paths
 from trainables.errors import UserError
+from trainables.presets import leaves, set_paths
 
 #: Settings an arm may not have to itself when its sweep is joined with another: under them errors of two
 #: sweeps are not the same quantity. Arms of one sweep may differ in them, since there it is the question.

@@ -14,8 +14,9 @@ from orchestrator.question import Layers, Resources, Sweep, cell_name, draws_dat
 from orchestrator.space import Cell
 from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
 from trainables.base import DataInfo
-from trainables.config import DataConfig, Seeds, TrainConfig, identity, setting
+from trainables.config import DataConfig, Seeds, TrainConfig, setting
 from trainables.data.order import num_steps
+from trainables.identity import identity
 from trainables.models.base import Cost
 from trainables.profiling.footprint import footprint
 

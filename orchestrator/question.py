@@ -12,8 +12,9 @@ from orchestrator.paper import PaperSays
 from orchestrator.space import Cell, Domain, Settings, Window
 from orchestrator.where import Constraint, ConstraintError
 from trainables.base import Frozen
-from trainables.config import TrainConfig, set_paths, setting
+from trainables.config import TrainConfig, setting
 from trainables.io.storage import SharedPlace
+from trainables.presets import set_paths
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 

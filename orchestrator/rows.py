@@ -16,8 +16,8 @@ from orchestrator.results import Record, by_cell_and_arm, results_of
 from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
 from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.base import SPLITS
-from trainables.config import leaves
 from trainables.data.parquet import Parquet
+from trainables.presets import leaves
 
 #: Of summary.json; raised when a key changes its meaning or goes.
 FORMAT = 3

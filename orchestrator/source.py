@@ -9,11 +9,12 @@ from typing import Any
 from orchestrator.question import Resources, Sweep
 from orchestrator.space import DOMAIN_WORDS
 from orchestrator.where import with_words
-from trainables.config import TrainConfig, leaves
+from trainables.config import TrainConfig
 from trainables.errors import UserError
 from trainables.io.faults import Branch, Fault, branches, fault_lines, placed, shorten
 from trainables.io.yaml import YamlError, load_document, parse_yaml
 from trainables.lookup import Lookup, explained, kinds_at, with_absolute_paths
+from trainables.presets import leaves
 
 
 class SweepError(UserError):

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from trainables.base import Frozen
-from trainables.config import leaves
 from trainables.io.faults import nearest
+from trainables.presets import leaves
 
 Cell = tuple[tuple[str, str], ...]
 

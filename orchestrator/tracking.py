@@ -35,8 +35,8 @@ from orchestrator.outcomes import SETTLED
 from orchestrator.plan import Plan, Trial
 from orchestrator.shift import corruption_error, shift_errors_in
 from trainables.base import EPOCH_LABELS, Epoch
-from trainables.config import leaves
 from trainables.io.storage import redacted
+from trainables.presets import leaves
 from trainables.tasks.base import Objective
 
 STATE_FILE = "mlflow.json"

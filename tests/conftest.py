@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def run_tree() -> Callable[..., dict[str, Any]]:
     """A run of a few seconds on digits as the tree of its file; settings by dotted path on top."""
-    from trainables.config import set_paths
+    from trainables.presets import set_paths
 
     def make(**settings: Any) -> dict[str, Any]:
         tree: dict[str, Any] = {

@@ -13,7 +13,6 @@ from orchestrator.space import DOMAINS
 from trainables.base import SPLITS, derive_seed
 from trainables.config import (
     NAMED_MODELS,
-    RECIPES,
     Augment,
     DataConfig,
     Divergence,
@@ -25,18 +24,17 @@ from trainables.config import (
     Start,
     TrainConfig,
     faults_of,
-    identity,
-    leaves,
-    set_paths,
 )
 from trainables.context import Context
 from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
+from trainables.identity import identity
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.models.stems import STEMS, Stem
 from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
+from trainables.presets import RECIPES, leaves, set_paths
 from trainables.transforms.corruptions import Corruptions
 from trainables.transforms.imagenet import Paper
 from trainables.transforms.light import Light

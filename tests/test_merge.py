@@ -13,7 +13,7 @@ from orchestrator.results import results_of
 from orchestrator.stats import contrasts, summarise
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
 from trainables.base import DataInfo
-from trainables.config import set_paths
+from trainables.presets import set_paths
 
 VIT_P, VIT_C = {"model.stem": "patchify"}, {"model.stem": "conv"}
 TREE: dict[str, Any] = {

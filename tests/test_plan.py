@@ -20,9 +20,10 @@ from orchestrator.source import Override
 from orchestrator.sweep import build_sweep, load_sweep
 from tests.support.sweeps import base_tree, plan_with_data, sweep_tree
 from trainables.base import derive_seed
-from trainables.config import Seeds, TrainConfig, identity
+from trainables.config import Seeds, TrainConfig
 from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
+from trainables.identity import identity
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 

@@ -25,7 +25,7 @@ from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summ
 from orchestrator.tables import Table, Text, to_latex, to_markdown
 from orchestrator.words import answer
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
-from trainables.config import leaves
+from trainables.presets import leaves
 
 
 @pytest.fixture(autouse=True)

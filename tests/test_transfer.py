@@ -8,8 +8,10 @@ from PIL import Image
 
 from trainables.__main__ import main
 from trainables.base import Invalid
-from trainables.config import TrainConfig, identity, set_paths
+from trainables.config import TrainConfig
 from trainables.context import Context
+from trainables.identity import identity
+from trainables.presets import set_paths
 from trainables.training.loop import train
 from trainables.training.transfer import final_weights, take_over
 

@@ -28,9 +28,10 @@ from orchestrator.words import stage_caveats
 from tests.support.sweeps import TINY, plan_from, tiny_base
 from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli
 from trainables.base import Diverged
-from trainables.config import Seeds, identity
+from trainables.config import Seeds
 from trainables.context import Context
 from trainables.data.digits import Digits
+from trainables.identity import identity
 from trainables.training.loop import train
 
 #: Another cut of the same images: a first stage's data are its own.

@@ -1,8 +1,6 @@
 """The configuration of one training run: the unions that are the registry, and `TrainConfig`."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -21,11 +19,11 @@ from trainables.base import Frozen, derive_seed
 from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
-from trainables.io.faults import Fault as Fault
-from trainables.io.faults import faults_in, nearest
+from trainables.io.faults import Fault, faults_in, nearest
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
+from trainables.presets import RECIPES, SHORT_MODELS, leaves, set_paths
 from trainables.transforms.corruptions import KINDS, Corruptions
 from trainables.transforms.imagenet import Paper
 from trainables.transforms.light import Light
@@ -38,29 +36,12 @@ Augment = Annotated[Light | Paper, Field(discriminator="name")]
 OptimConfig = AdamW | SGD | Lion | LAMB | MuonAdamW
 Optim = Annotated[OptimConfig, Field(discriminator="name")]
 
-#: What a model's own name stands for: `model: vit_c_4gf`. Only what tells it apart, so that a size or a
-#: stem set on top of a name still counts.
-_SHORT_MODELS: dict[str, dict[str, Any]] = {
-    **{
-        f"vit_{letter}_{size}": {"family": "vit", "size": size, "stem": stem}
-        for size in ("1gf", "4gf", "16gf", "18gf", "36gf", "72gf")
-        for letter, stem in (("p", "patchify"), ("c", "conv"))
-    },
-    **{f"regnety_{size}": {"family": "regnety", "size": size} for size in ("1gf", "4gf", "16gf", "32gf")},
-    "regnetz_4gf": {"family": "regnetz", "size": "4gf"},
-    **{
-        f"efficientnet_{variant}": {"family": "efficientnet", "variant": variant}
-        for variant in ("b0", "b2", "b4", "b5")
-    },
-    **{f"resnet_{layers}": {"family": "resnet", "layers": layers} for layers in (50, 101, 152, 200)},
-}
-
 
 def _known(model: Any) -> Any:
     if isinstance(model, str):
-        close = nearest(model, _SHORT_MODELS)
+        close = nearest(model, SHORT_MODELS)
         meant = f"; did you mean `{close}`?" if close else ""
-        raise ValueError(f"no model is called {model!r}{meant} (these are: {', '.join(_SHORT_MODELS)})")
+        raise ValueError(f"no model is called {model!r}{meant} (these are: {', '.join(SHORT_MODELS)})")
     return model
 
 
@@ -68,7 +49,7 @@ Model = Annotated[ModelConfig, Field(discriminator="family"), BeforeValidator(_k
 
 #: Every model that has a name of its own, whole.
 NAMED_MODELS: dict[str, ModelConfig] = {
-    name: TypeAdapter[ModelConfig](Model).validate_python(short) for name, short in _SHORT_MODELS.items()
+    name: TypeAdapter[ModelConfig](Model).validate_python(short) for name, short in SHORT_MODELS.items()
 }
 
 
@@ -152,27 +133,6 @@ class Seeds(Frozen):
         return cls(**{stream: derive_seed(*names, stream) % 2**32 for stream in cls.model_fields})
 
 
-#: Settings that belong together; what a file sets itself comes on top.
-RECIPES: dict[str, dict[str, Any]] = {
-    "light": {
-        "augment": {"name": "light"},
-        "schedule": {"epochs": 20},
-        "batch_size": 64,
-        "label_smoothing": 0.1,
-    },
-    # paper.md 2.1: section 3 and appendix of the paper, and its code.
-    "paper": {
-        "augment": {"name": "paper"},
-        "mixup": {},
-        "schedule": {"epochs": 100, "warmup": 5, "per": "epoch"},
-        "batch_size": 2048,
-        "label_smoothing": 0.1,
-        "ema": {},
-        "precise_bn_images": 8192,
-    },
-}
-
-
 class TrainConfig(Frozen):
     """One training run, whole. Equal configurations give equal results."""
 
@@ -238,64 +198,6 @@ Start.model_rebuild()
 TrainConfig.model_rebuild()
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested mapping with its dotted path; an empty mapping is a value."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def expand(path: str, value: Any) -> Any:
-    """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
-    path = _in_its_run(path)
-    if isinstance(value, str):
-        if path == "model" and value in _SHORT_MODELS:
-            return dict(_SHORT_MODELS[value])
-        if path == "data":
-            return {"name": "digits"} if value == "digits" else {"name": "parquet", "path": value}
-        if path in ("augment", "optim"):
-            return {"name": value}
-    return value
-
-
-def _in_its_run(path: str) -> str:
-    """A path as the run that it belongs to has it: `model.stem` for `start.run.model.stem`."""
-    return path.rpartition("start.run.")[2]
-
-
-def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a dotted path in a tree of dicts, in place; short forms on the way and at the end expand.
-
-    Setting `name` or `family` to another one empties the rest: what belonged to it means nothing now.
-    """
-    *parents, last = path.split(".")
-    where = ""
-    for key in parents:
-        where = f"{where}.{key}".lstrip(".")
-        child = expand(where, tree.get(key))
-        if _in_its_run(where) == "model" and isinstance(child, str):
-            # No model has this name: it stays to be refused by it.
-            return
-        tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
-        tree = child
-    if last in ("name", "family") and tree.get(last, value) != value:
-        tree.clear()
-    value = expand(path, value)
-    tree[last] = dict(value) if isinstance(value, Mapping) else value
-
-
-def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Sets many dotted paths: wholes before parts, and names first, as they decide what parts there are."""
-
-    def rank(path: str) -> tuple[int, bool]:
-        return path.count("."), path.rpartition(".")[2] not in ("name", "family")
-
-    for path in sorted(settings, key=rank):
-        set_path(tree, path, settings[path])
-
-
 def faults_of(error: ValidationError) -> list[Fault]:
     """What is wrong with a run's configuration."""
     return faults_in(error, TrainConfig)
@@ -344,43 +246,3 @@ _PARTS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)  # type: ignore[arg-type]
     for name, field in TrainConfig.model_fields.items()
 }
-
-
-def identity(config: TrainConfig, data_fingerprint: str, start_identity: str | None = None) -> str:
-    """A digest of everything that decides a run's result, of 16 hexadecimal digits.
-
-    Defaults are left out, so that a field added to the code later does not rename finished runs. Data
-    count by their fingerprint, not by where they lie. A run that this one starts from counts by its own
-    identity, `start_identity`.
-
-    Raises:
-      ValueError: the run starts from another, whose identity is not given, or the other way round.
-    """
-    content = _content(config) | {"data": data_fingerprint}
-    if (config.start is None) != (start_identity is None):
-        raise ValueError("a run that starts from another one needs that one's identity, and no other does")
-    if config.start is not None:
-        content["start"]["run"] = start_identity
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _content(config: BaseModel) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        # What a name or size stands for is written out in the other fields; where a set lies is not what
-        # it is.
-        if name in ("size", "recipe", "uri"):
-            continue
-        if name in ("name", "family") or value != field.get_default(call_default_factory=True):
-            content[name] = _plain(value)
-    return content
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return _content(value)
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainables.config import expand
 from trainables.io.faults import Branch, below, items
+from trainables.presets import expand
 
 
 @dataclass(frozen=True, slots=True)

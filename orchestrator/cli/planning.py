@@ -351,7 +351,8 @@ def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet fil
     """Says what a data set holds and how a sweep would split it."""
     from pydantic import TypeAdapter
 
-    from trainables.config import Data, DataConfig, expand
+    from trainables.config import Data, DataConfig
+    from trainables.presets import expand
 
     adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
     info = adapter.validate_python(expand("data", path)).info()

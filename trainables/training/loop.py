@@ -31,11 +31,12 @@ from trainables.base import (
     Preempted,
     derive_seed,
 )
-from trainables.config import Seeds, TrainConfig, identity
+from trainables.config import Seeds, TrainConfig
 from trainables.context import Context
 from trainables.data.base import Images, drawn_from
 from trainables.data.order import num_steps
 from trainables.data.shifted import Shifted
+from trainables.identity import identity
 from trainables.optim import in_epochs
 from trainables.tasks.base import Score
 from trainables.training.checkpoint import Checkpointer

@@ -1,0 +1,100 @@
+"""Short names of models and recipes, and settings by dotted path."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+#: What a model's own name stands for: `model: vit_c_4gf`. Only what tells it apart, so that a size or a
+#: stem set on top of a name still counts.
+SHORT_MODELS: dict[str, dict[str, Any]] = {
+    **{
+        f"vit_{letter}_{size}": {"family": "vit", "size": size, "stem": stem}
+        for size in ("1gf", "4gf", "16gf", "18gf", "36gf", "72gf")
+        for letter, stem in (("p", "patchify"), ("c", "conv"))
+    },
+    **{f"regnety_{size}": {"family": "regnety", "size": size} for size in ("1gf", "4gf", "16gf", "32gf")},
+    "regnetz_4gf": {"family": "regnetz", "size": "4gf"},
+    **{
+        f"efficientnet_{variant}": {"family": "efficientnet", "variant": variant}
+        for variant in ("b0", "b2", "b4", "b5")
+    },
+    **{f"resnet_{layers}": {"family": "resnet", "layers": layers} for layers in (50, 101, 152, 200)},
+}
+
+
+#: Settings that belong together; what a file sets itself comes on top.
+RECIPES: dict[str, dict[str, Any]] = {
+    "light": {
+        "augment": {"name": "light"},
+        "schedule": {"epochs": 20},
+        "batch_size": 64,
+        "label_smoothing": 0.1,
+    },
+    # paper.md 2.1: section 3 and appendix of the paper, and its code.
+    "paper": {
+        "augment": {"name": "paper"},
+        "mixup": {},
+        "schedule": {"epochs": 100, "warmup": 5, "per": "epoch"},
+        "batch_size": 2048,
+        "label_smoothing": 0.1,
+        "ema": {},
+        "precise_bn_images": 8192,
+    },
+}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping with its dotted path; an empty mapping is a value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def expand(path: str, value: Any) -> Any:
+    """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
+    path = _in_its_run(path)
+    if isinstance(value, str):
+        if path == "model" and value in SHORT_MODELS:
+            return dict(SHORT_MODELS[value])
+        if path == "data":
+            return {"name": "digits"} if value == "digits" else {"name": "parquet", "path": value}
+        if path in ("augment", "optim"):
+            return {"name": value}
+    return value
+
+
+def _in_its_run(path: str) -> str:
+    """A path as the run that it belongs to has it: `model.stem` for `start.run.model.stem`."""
+    return path.rpartition("start.run.")[2]
+
+
+def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a dotted path in a tree of dicts, in place; short forms on the way and at the end expand.
+
+    Setting `name` or `family` to another one empties the rest: what belonged to it means nothing now.
+    """
+    *parents, last = path.split(".")
+    where = ""
+    for key in parents:
+        where = f"{where}.{key}".lstrip(".")
+        child = expand(where, tree.get(key))
+        if _in_its_run(where) == "model" and isinstance(child, str):
+            # No model has this name: it stays to be refused by it.
+            return
+        tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
+        tree = child
+    if last in ("name", "family") and tree.get(last, value) != value:
+        tree.clear()
+    value = expand(path, value)
+    tree[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Sets many dotted paths: wholes before parts, and names first, as they decide what parts there are."""
+
+    def rank(path: str) -> tuple[int, bool]:
+        return path.count("."), path.rpartition(".")[2] not in ("name", "family")
+
+    for path in sorted(settings, key=rank):
+        set_path(tree, path, settings[path])
