@@ -13,7 +13,7 @@ import multiprocessing
 from pathlib import Path
 
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import load_sweep
+from orchestrator.sweep.load import load_sweep
 from trainables.base import Diverged
 from trainables.config import TrainConfig
 from trainables.context import this_process

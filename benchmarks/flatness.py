@@ -98,7 +98,7 @@ def through_ray(num_trials: int) -> None:
     """Prints the same of a run through Tune and one lane."""
     from benchmarks.trial_overhead import trivial_plan
     from orchestrator import lanes
-    from orchestrator.question import Resources
+    from orchestrator.sweep.config import Resources
 
     lanes.connect(None)
     driver = psutil.Process()

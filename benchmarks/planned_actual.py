@@ -27,7 +27,7 @@ from typing import Any
 from orchestrator.cost import DEVICES, REACHED, Sample, Shape, counted, scaled, shape_of
 from orchestrator.machine import this_machine
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.load import build_sweep
 from trainables.config import TrainConfig
 from trainables.profiling.footprint import footprint
 

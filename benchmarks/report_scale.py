@@ -22,7 +22,7 @@ from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import encode
 from orchestrator.plan import Plan, Trial, data_configs, make_plan
 from orchestrator.report import write_report
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.load import build_sweep
 from trainables.base import derive_seed
 
 

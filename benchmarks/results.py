@@ -18,9 +18,9 @@ from orchestrator.findings import Found, gather
 from orchestrator.folder import Folder, open_folder
 from orchestrator.numerals import duration
 from orchestrator.outcomes import RULES
-from orchestrator.paper import Claim
 from orchestrator.rows import total_cost
 from orchestrator.stats import MEASURES, Estimate
+from orchestrator.sweep.paper import Claim
 from orchestrator.words import answer
 
 Outcome = Literal["holds", "the other way round", "not settled"]

@@ -18,8 +18,8 @@ from typing import Any
 from orchestrator import lanes
 from orchestrator.events import AttemptEnded
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.question import Resources
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.config import Resources
+from orchestrator.sweep.load import build_sweep
 
 
 def trivial_plan(num_trials: int) -> Plan:

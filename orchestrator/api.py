@@ -20,8 +20,8 @@ from orchestrator.progress import Progress
 from orchestrator.results import results_of
 from orchestrator.rows import results_rows
 from orchestrator.session import Session, prepare
-from orchestrator.source import Override
 from orchestrator.stats import Measure, contrasts, summarise
+from orchestrator.sweep.document import Override
 from orchestrator.sweep_file import SweepFile
 from orchestrator.words import headline, verdict_sentence
 

@@ -36,8 +36,8 @@ from scipy.stats import qmc, sobol_indices, uniform
 
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Result, by_cell_and_arm, by_point
-from orchestrator.space import Choice, Domain, Listed, LogUniform
 from orchestrator.stats import AREA_LIMIT_PP, CONFIDENCE, MIN_SAMPLE, Estimate
+from orchestrator.sweep.space import Choice, Domain, Listed, LogUniform
 from trainables.base import WORST_PCT
 
 Array = NDArray[np.float64]

@@ -34,7 +34,6 @@ from orchestrator.numerals import short
 from orchestrator.peak import TuningCurve
 from orchestrator.plan import error_label
 from orchestrator.results import Result
-from orchestrator.space import Domain, Listed, LogUniform
 from orchestrator.stats import (
     AREA_LIMIT_PP,
     MEASURES,
@@ -46,6 +45,7 @@ from orchestrator.stats import (
     landmarks,
     share_interval,
 )
+from orchestrator.sweep.space import Domain, Listed, LogUniform
 from trainables.base import WORST_PCT
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")

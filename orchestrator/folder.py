@@ -35,11 +35,11 @@ from orchestrator.cost import Planned
 from orchestrator.events import Event, RetryWanted
 from orchestrator.journal import FolderError, Writer, read_journal
 from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
-from orchestrator.question import Sweep
 from orchestrator.results import Record, fold
-from orchestrator.source import SweepError, with_absolute_places
 from orchestrator.states import States
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.config import Sweep
+from orchestrator.sweep.document import SweepError, with_absolute_places
+from orchestrator.sweep.load import build_sweep
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance

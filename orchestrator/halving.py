@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from orchestrator.events import AttemptEnded, EpochDone, Event, RetryWanted
 from orchestrator.plan import Trial
-from orchestrator.question import Halving
+from orchestrator.sweep.config import Halving
 from trainables.base import WORST_PCT
 
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
     from orchestrator.plan import Trial
     from orchestrator.preflight import Clock
-    from orchestrator.question import Resources
+    from orchestrator.sweep.config import Resources
     from trainables.context import Context
     from trainables.profiling.dry_run import Reply, Request
 

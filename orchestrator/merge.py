@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.plan import Confirmation, Plan, Trial, make_plan, with_confirmation
-from orchestrator.question import Sweep, cell_name, touches
 from orchestrator.results import Record
-from orchestrator.space import Cell, Domain, Settings, Window
-from orchestrator.sweep import check
+from orchestrator.sweep.checks import check
+from orchestrator.sweep.config import Sweep, cell_name, touches
+from orchestrator.sweep.space import Cell, Domain, Settings, Window
 from trainables.errors import UserError
 from trainables.presets import leaves, set_paths
 

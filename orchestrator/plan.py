@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.gang import Gang
-from orchestrator.question import Layers, Resources, Sweep, cell_name, draws_data, iterate
-from orchestrator.space import Cell
-from orchestrator.where import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
+from orchestrator.sweep.config import Layers, Resources, Sweep, cell_name, draws_data, iterate
+from orchestrator.sweep.constraints import DERIVED, FOLLOWS, MEMORY, Constraint, ConstraintError
+from orchestrator.sweep.space import Cell
 from trainables.base import DataInfo
 from trainables.config import DataConfig, Seeds, TrainConfig, setting
 from trainables.data.order import num_steps

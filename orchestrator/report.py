@@ -32,11 +32,11 @@ from orchestrator.numerals import duration, percent, short
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, Trial, TrialCost, error_term
 from orchestrator.power import Planted
-from orchestrator.question import cell_name
 from orchestrator.results import Record
 from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
-from orchestrator.space import Cell
 from orchestrator.stats import MEASURES, by_arm
+from orchestrator.sweep.config import cell_name
+from orchestrator.sweep.space import Cell
 from orchestrator.tables import Line, tables_of, to_latex, to_markdown
 from orchestrator.words import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, headline, where_text
 from trainables.io.files import write_atomically

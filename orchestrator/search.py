@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from orchestrator.plan import Plan, Suggestion, can_run
-from orchestrator.question import Sweep, cell_name, iterate
 from orchestrator.results import Result, by_cell_and_arm, by_point
-from orchestrator.space import Cell, Domain
+from orchestrator.sweep.config import Sweep, cell_name, iterate
+from orchestrator.sweep.space import Cell, Domain
 from trainables.base import derive_seed
 
 

@@ -32,8 +32,8 @@ from scipy import special, stats
 
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial
-from orchestrator.question import Primary
 from orchestrator.results import Result, by_cell_and_arm, by_point
+from orchestrator.sweep.config import Primary
 from trainables.base import WORST_PCT
 
 Scores = NDArray[np.float64]

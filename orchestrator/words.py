@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.fairness import EdgeCheck, EdgeFlag
 from orchestrator.numerals import percent, short
-from orchestrator.question import Primary
 from orchestrator.results import Result
-from orchestrator.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from orchestrator.stats import (
     CONFIDENCE,
     MEASURES,
@@ -20,6 +18,8 @@ from orchestrator.stats import (
     ReferenceKind,
     Summary,
 )
+from orchestrator.sweep.config import Primary
+from orchestrator.sweep.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from trainables.config import TrainConfig
 
 #: The sign after a space at which no line may break.

@@ -20,7 +20,7 @@ from orchestrator.basin import (
     transfers,
 )
 from orchestrator.results import results_of
-from orchestrator.space import Choice, IntRange, LogUniform, Uniform
+from orchestrator.sweep.space import Choice, IntRange, LogUniform, Uniform
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_of
 
 OCTAVES = 5.0

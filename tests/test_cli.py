@@ -36,10 +36,10 @@ from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import FolderError, Writer
 from orchestrator.merge import MergeError
 from orchestrator.preflight import Outcome
-from orchestrator.source import SweepError
 from orchestrator.story import UnknownTrial
-from orchestrator.sweep import load_sweep
-from orchestrator.where import ConstraintError
+from orchestrator.sweep.constraints import ConstraintError
+from orchestrator.sweep.document import SweepError
+from orchestrator.sweep.load import load_sweep
 from tests.support.sweeps import plan_with_data
 from trainables.base import DataError
 from trainables.errors import UserError

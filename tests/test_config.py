@@ -8,8 +8,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.design import Design
-from orchestrator.space import DOMAINS
+from orchestrator.sweep.design import Design
+from orchestrator.sweep.space import DOMAINS
 from trainables.base import SPLITS, derive_seed
 from trainables.config import (
     NAMED_MODELS,

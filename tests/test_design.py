@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
-from orchestrator.design import Design, GridDesign, RandomDesign, SobolDesign
+from orchestrator.sweep.design import Design, GridDesign, RandomDesign, SobolDesign
 
 DRAWN = [RandomDesign, SobolDesign]
 LEVELS = {"optim.lr": None, "optim.weight_decay": None, "model.depth": 4}
@@ -21,7 +21,7 @@ LEVELS = {"optim.lr": None, "optim.weight_decay": None, "model.depth": 4}
 IN_ANOTHER_PROCESS = """
 import json, sys
 from pydantic import TypeAdapter
-from orchestrator.design import Design
+from orchestrator.sweep.design import Design
 kinds, levels = json.loads(sys.argv[1])
 for kind in kinds:
     design = TypeAdapter(Design).validate_python({"kind": kind, "points": 16, "seed": 3})

@@ -9,8 +9,8 @@ import pytest
 import typer.main
 
 from orchestrator.cli import app
-from orchestrator.question import Sweep
-from orchestrator.sweep import build_sweep, load_sweep
+from orchestrator.sweep.config import Sweep
+from orchestrator.sweep.load import build_sweep, load_sweep
 from tests.support.sweeps import plan_with_data
 from trainables.io.yaml import load_yaml, parse_yaml
 

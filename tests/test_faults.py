@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from orchestrator.cli.app import main
-from orchestrator.schema import sweep_schema
+from orchestrator.sweep.json_schema import sweep_schema
 from trainables.io.yaml import YamlError, load_yaml
 
 FAULTY = sorted((Path(__file__).parent / "golden" / "faults").glob("*.yaml"))

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.source import Override, SweepError
-from orchestrator.sweep import PATHS, load_sweep
-from orchestrator.where import ConstraintError
+from orchestrator.sweep.checks import PATHS
+from orchestrator.sweep.constraints import ConstraintError
+from orchestrator.sweep.document import Override, SweepError
+from orchestrator.sweep.load import load_sweep
 from trainables.io.yaml import YamlError, parse_document
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"

@@ -16,8 +16,8 @@ from conftest import parquet_file, png
 
 from orchestrator.events import AttemptEnded, EpochDone, Event
 from orchestrator.plan import Plan, Trial
-from orchestrator.question import Resources
 from orchestrator.results import Record, fold
+from orchestrator.sweep.config import Resources
 from tests.support.sweeps import TINY, plan_from, sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS
 from trainables.errors import UserError

@@ -10,12 +10,12 @@ import yaml
 from pydantic import ValidationError
 from scipy import stats
 
-from orchestrator.design import LatinDesign
 from orchestrator.folder import merge_points, open_folder, save_question
 from orchestrator.journal import FolderError
-from orchestrator.source import Override, SweepError
-from orchestrator.sweep import build_sweep, load_sweep
-from orchestrator.where import ConstraintError
+from orchestrator.sweep.constraints import ConstraintError
+from orchestrator.sweep.design import LatinDesign
+from orchestrator.sweep.document import Override, SweepError
+from orchestrator.sweep.load import build_sweep, load_sweep
 from tests.support.sweeps import plan_with_data, sweep_tree
 from trainables.config import TrainConfig, setting
 from trainables.profiling.footprint import footprint

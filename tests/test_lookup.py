@@ -22,8 +22,8 @@ from orchestrator.gang import Gang
 from orchestrator.journal import Writer, read_journal
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Child, Outcome
-from orchestrator.source import Override, SweepError
-from orchestrator.sweep import load_sweep
+from orchestrator.sweep.document import Override, SweepError
+from orchestrator.sweep.load import load_sweep
 from tests.conftest import png
 from tests.test_docs import ROOT, blocks
 from trainables.config import TrainConfig
@@ -135,7 +135,7 @@ def test_what_the_command_line_sets_is_relative_to_the_current_folder_alone(proj
     ],
 )
 def test_every_key_of_the_command_line_that_holds_a_path(project, text, where):
-    from orchestrator.sweep import _overridden
+    from orchestrator.sweep.load import _overridden
 
     value: Any = _overridden(project / "my.yaml", sets(text), None).tree
     for key in where:
@@ -178,7 +178,7 @@ def test_dots_are_taken_out_unless_a_link_leads_elsewhere(project, tmp_path):
 
 
 def test_every_setting_that_holds_a_path_is_made_absolute_and_nothing_else_is(project):
-    from orchestrator.source import read_source
+    from orchestrator.sweep.document import read_source
 
     at = f"{project}/x"
     kinds: dict[str, Any] = {

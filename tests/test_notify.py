@@ -18,8 +18,8 @@ from orchestrator.folder import save_question
 from orchestrator.notify import Notifier
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.source import Override
-from orchestrator.sweep import load_sweep
+from orchestrator.sweep.document import Override
+from orchestrator.sweep.load import load_sweep
 
 ROOT = Path(__file__).parent.parent
 

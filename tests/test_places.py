@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.source import SweepError
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.document import SweepError
+from orchestrator.sweep.load import build_sweep
 from trainables.__main__ import main
 from trainables.base import DataError
 from trainables.config import TrainConfig, faults_of

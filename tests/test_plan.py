@@ -16,8 +16,8 @@ from orchestrator.plan import (
     unique_trials,
     with_confirmation,
 )
-from orchestrator.source import Override
-from orchestrator.sweep import build_sweep, load_sweep
+from orchestrator.sweep.document import Override
+from orchestrator.sweep.load import build_sweep, load_sweep
 from tests.support.sweeps import base_tree, plan_with_data, sweep_tree
 from trainables.base import derive_seed
 from trainables.config import Seeds, TrainConfig
@@ -145,7 +145,7 @@ IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
 from orchestrator.plan import data_configs, make_plan
-from orchestrator.sweep import load_sweep
+from orchestrator.sweep.checks import load_sweep
 sweep = load_sweep(Path(sys.argv[1]))
 plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
 print(" ".join(trial.id for trial in plan.trials))

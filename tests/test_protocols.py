@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import Plan, data_configs, make_plan
-from orchestrator.source import SweepError
-from orchestrator.sweep import build_sweep, load_sweep
+from orchestrator.sweep.document import SweepError
+from orchestrator.sweep.load import build_sweep, load_sweep
 from trainables.base import DataError
 from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data.digits import Digits

@@ -16,14 +16,14 @@ from orchestrator.folder import load_suggestions, open_folder, save_question, sa
 from orchestrator.halving import Judge
 from orchestrator.journal import FolderError
 from orchestrator.plan import Plan, Trial
-from orchestrator.question import Halving
 from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
 from orchestrator.search import Tried, next_round, num_rounds, searched
-from orchestrator.source import SweepError
-from orchestrator.space import Choice, IntRange, LogUniform
 from orchestrator.stats import MEASURES, summarise
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.config import Halving
+from orchestrator.sweep.document import SweepError
+from orchestrator.sweep.load import build_sweep
+from orchestrator.sweep.space import Choice, IntRange, LogUniform
 from orchestrator.tables import tables_of
 from orchestrator.words import answer
 from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from orchestrator.space import (
+from orchestrator.sweep.space import (
     DOMAIN_WORDS,
     DOMAINS,
     Choice,

@@ -16,8 +16,8 @@ from orchestrator.dispatch import Job
 from orchestrator.events import SessionBegan
 from orchestrator.folder import record_retries
 from orchestrator.gang import Node
-from orchestrator.question import Resources
 from orchestrator.states import Kept, States
+from orchestrator.sweep.config import Resources
 from tests.support import sweeps as support
 from tests.test_checkpoint import FakeClerk
 from tests.test_journal import row

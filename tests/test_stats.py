@@ -10,7 +10,6 @@ from scipy.stats import qmc
 
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Confirmation, with_confirmation
-from orchestrator.question import Primary
 from orchestrator.results import results_of
 from orchestrator.stats import (
     MEASURES,
@@ -32,6 +31,7 @@ from orchestrator.stats import (
     signed_rank_sum,
     summarise,
 )
+from orchestrator.sweep.config import Primary
 from tests.support import sweeps as support
 from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 

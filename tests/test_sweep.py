@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.design import SobolDesign
-from orchestrator.question import Sweep
-from orchestrator.source import Override, SweepError
-from orchestrator.space import Window
-from orchestrator.sweep import build_sweep, load_sweep
+from orchestrator.sweep.config import Sweep
+from orchestrator.sweep.design import SobolDesign
+from orchestrator.sweep.document import Override, SweepError
+from orchestrator.sweep.load import build_sweep, load_sweep
+from orchestrator.sweep.space import Window
 from tests.support.sweeps import sweep_tree
 from trainables.data.parquet import Parquet
 from trainables.models.cnn import ResNetConfig

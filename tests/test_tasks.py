@@ -20,8 +20,8 @@ from orchestrator.basin import landscapes
 from orchestrator.events import EpochDone, from_json, to_json
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.results import Record, results_of
-from orchestrator.source import SweepError
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.document import SweepError
+from orchestrator.sweep.load import build_sweep
 from orchestrator.tracking import metrics_of
 from trainables.base import TIMING_FIELDS, DataInfo, Diverged, Epoch, Frozen
 from trainables.config import TrainConfig, faults_of

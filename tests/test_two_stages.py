@@ -20,10 +20,10 @@ from orchestrator.journal import read_journal
 from orchestrator.plan import Confirmation, Plan, unique_trials, with_confirmation
 from orchestrator.preflight import _build_fault, subjects
 from orchestrator.results import Record, brought_back, fold, results_of
-from orchestrator.source import SweepError
 from orchestrator.states import States
 from orchestrator.stats import summarise
 from orchestrator.story import advice, attempts_of, find_trial, name_of, story
+from orchestrator.sweep.document import SweepError
 from orchestrator.words import stage_caveats
 from tests.support.sweeps import TINY, plan_from, tiny_base
 from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli

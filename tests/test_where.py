@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.where import MAX_LENGTH, Constraint, ConstraintError
+from orchestrator.sweep.constraints import MAX_LENGTH, Constraint, ConstraintError
 
 
 def holds(text: str, **values) -> bool:

@@ -107,7 +107,7 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
 
 
 def asked_file(file: Path, sets: list[str] | None, points: int | None) -> "AskedFile":
-    from orchestrator.source import Override
+    from orchestrator.sweep.document import Override
     from orchestrator.sweep_file import SweepFile as AskedFile
 
     return AskedFile(file, tuple(Override.parse(text) for text in sets or ()), points)

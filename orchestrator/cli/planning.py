@@ -254,7 +254,7 @@ def schema(
 
     The first lines of a file name it: `# yaml-language-server: $schema=sweep.schema.json`.
     """
-    from orchestrator.schema import sweep_schema
+    from orchestrator.sweep.json_schema import sweep_schema
     from trainables.io.files import write_atomically
 
     text = json.dumps(sweep_schema(), indent=1) + "\n"

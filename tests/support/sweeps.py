@@ -6,9 +6,9 @@ from typing import Any
 
 from orchestrator.outcomes import Outcome
 from orchestrator.plan import Plan, Suggestion, Trial, data_configs, make_plan
-from orchestrator.question import Sweep
 from orchestrator.results import Record
-from orchestrator.sweep import build_sweep
+from orchestrator.sweep.config import Sweep
+from orchestrator.sweep.load import build_sweep
 from trainables.base import Epoch
 
 #: Planned and never trained.

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from orchestrator.question import Resources, Sweep
-from orchestrator.space import DOMAINS, Window
+from orchestrator.sweep.config import Resources, Sweep
+from orchestrator.sweep.space import DOMAINS, Window
 from trainables.config import NAMED_MODELS, TrainConfig
 
 Schema = dict[str, Any]

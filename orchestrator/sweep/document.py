@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.question import Resources, Sweep
-from orchestrator.space import DOMAIN_WORDS
-from orchestrator.where import with_words
+from orchestrator.sweep.config import Resources, Sweep
+from orchestrator.sweep.constraints import with_words
+from orchestrator.sweep.space import DOMAIN_WORDS
 from trainables.config import TrainConfig
 from trainables.errors import UserError
 from trainables.io.faults import Branch, Fault, branches, fault_lines, placed, shorten

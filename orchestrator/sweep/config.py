@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from orchestrator.design import Design, GridDesign
-from orchestrator.paper import PaperSays
-from orchestrator.space import Cell, Domain, Settings, Window
-from orchestrator.where import Constraint, ConstraintError
+from orchestrator.sweep.constraints import Constraint, ConstraintError
+from orchestrator.sweep.design import Design, GridDesign
+from orchestrator.sweep.paper import PaperSays
+from orchestrator.sweep.space import Cell, Domain, Settings, Window
 from trainables.base import Frozen
 from trainables.config import TrainConfig, setting
 from trainables.io.storage import SharedPlace

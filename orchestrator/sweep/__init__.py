@@ -1,0 +1,1 @@
+"""The question: what a sweep file may say, and how it is read and checked."""
