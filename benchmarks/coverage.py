@@ -32,7 +32,9 @@ from scipy import special
 from scipy import stats as scipy_stats
 
 from benchmarks.populations import POPULATIONS, Population, draw_points, null
-from orchestrator import basin, fairness, gaps, noise, peak, stats
+from orchestrator.analysis import basin, gaps, noise, window_audit
+from orchestrator.stats import best_of, intervals, measures, significance, surrogate
+from orchestrator.stats import confirmed as stats_confirmed
 
 Floats = NDArray[np.float64]
 Bounds = tuple[Floats, Floats]
@@ -41,8 +43,8 @@ Kind = Literal["report", "guard"]
 NUM_POINTS = (8, 16, 32, 64, 128)
 DESIGNS = ("iid", "Sobol")
 #: What is asked of a cell: nominal minus two points.
-LEAST = stats.CONFIDENCE - 0.02
-ALPHA = 1 - stats.CONFIDENCE
+LEAST = intervals.CONFIDENCE - 0.02
+ALPHA = 1 - intervals.CONFIDENCE
 #: How improbable a rate must be for the promise to count as broken: there are thousands of them.
 CHANCE = 1e-4
 NUM_RESAMPLES = 1_000
@@ -136,7 +138,7 @@ class Truth:
         levels = 1 - 0.5 ** (1 / budgets)
         return np.asarray(self.errors_pct[(levels * self.errors_pct.size).astype(int)])
 
-    def measure(self, name: stats.Measure, references_pct: Floats, weighted: bool = False) -> Floats:
+    def measure(self, name: measures.Measure, references_pct: Floats, weighted: bool = False) -> Floats:
         """A measure with Delta taken from each of the references: interpolated between 41 of them.
 
         Weighted: under a prior whose density rises linearly with the logarithm of lr.
@@ -145,45 +147,45 @@ class Truth:
         sample: Any = self.errors_pct[::stride]
         weights = self.weights[::stride] if weighted else np.ones(sample.size)
         grid = np.linspace(references_pct.min(), references_pct.max() + 1e-9, 41)
-        measured = [stats.point_scores(name, sample, at) @ weights for at in grid.tolist()]
+        measured = [measures.point_scores(name, sample, at) @ weights for at in grid.tolist()]
         return np.asarray(np.interp(references_pct, grid, np.array(measured) / weights.sum()))
 
 
 # ------------------------------------------------------- what `orchestrator.stats` does, all sweeps at once
 
 
-def scores_of(name: stats.Measure, errors_pct: Floats, references_pct: Floats) -> Floats:
+def scores_of(name: measures.Measure, errors_pct: Floats, references_pct: Floats) -> Floats:
     """`stats.point_scores` of every repeat, each with its own reference."""
     if name == "error":
         references_pct = np.zeros_like(references_pct)
     above_pct: Any = errors_pct - references_pct[:, None]
-    return stats.point_scores(name, above_pct, 0.0)
+    return measures.point_scores(name, above_pct, 0.0)
 
 
 def bounded_means(scores: Floats, ends: tuple[Any, Any]) -> Bounds:
     """`stats.bounded_mean` for every row."""
-    return stats.with_both_ends(scores.mean(axis=1), (scores**2).mean(axis=1), scores.shape[1], ends)
+    return intervals.with_both_ends(scores.mean(axis=1), (scores**2).mean(axis=1), scores.shape[1], ends)
 
 
 def shares(scores: Floats) -> Bounds:
     """`stats.share_interval` for every row of zeros and ones."""
     num_points = scores.shape[1]
-    ends = np.array([stats.share_interval(count, num_points) for count in range(num_points + 1)])
+    ends = np.array([intervals.share_interval(count, num_points) for count in range(num_points + 1)])
     found = ends[scores.sum(axis=1).astype(int)]
     return found[:, 0], found[:, 1]
 
 
-def one_arm(name: stats.Measure, errors_pct: Floats, references_pct: Floats) -> tuple[Floats, Bounds]:
+def one_arm(name: measures.Measure, errors_pct: Floats, references_pct: Floats) -> tuple[Floats, Bounds]:
     """Value and interval of a measure in one arm."""
     scores = scores_of(name, errors_pct, references_pct)
-    if stats.MEASURES[name].within_pp is not None:
+    if measures.MEASURES[name].within_pp is not None:
         return scores.mean(axis=1), shares(scores)
     least = np.minimum(references_pct, errors_pct.min(axis=1))
     return scores.mean(axis=1), bounded_means(scores, (least, 100.0) if name == "error" else (0.0, 1.0))
 
 
 def two_arms(
-    name: stats.Measure, errors: Sequence[Floats], references: Sequence[Floats]
+    name: measures.Measure, errors: Sequence[Floats], references: Sequence[Floats]
 ) -> tuple[Floats, Bounds]:
     """Value and interval of the difference of a measure, each arm measured from its reference."""
     differences = scores_of(name, errors[1], references[1]) - scores_of(name, errors[0], references[0])
@@ -221,11 +223,11 @@ def signed_ranks(differences: Floats) -> tuple[Floats, Floats]:
     return found, 2 * positive - total
 
 
-def decided(name: stats.Measure, differences: Floats, alpha: float = ALPHA) -> NDArray[np.bool_]:
+def decided(name: measures.Measure, differences: Floats, alpha: float = ALPHA) -> NDArray[np.bool_]:
     """Whether `stats.contrasts` would settle each row, tested alone."""
-    higher, lower = ((sign * differences > stats.DIFFERS).sum(axis=1) for sign in (1, -1))
-    enough = higher + lower >= stats.MIN_SAMPLE
-    if stats.MEASURES[name].test == "mcnemar":
+    higher, lower = ((sign * differences > intervals.DIFFERS).sum(axis=1) for sign in (1, -1))
+    enough = higher + lower >= intervals.MIN_SAMPLE
+    if measures.MEASURES[name].test == "mcnemar":
         p_values, favoured = 2 * scipy_stats.binom.cdf(np.minimum(higher, lower), higher + lower, 0.5), None
     else:
         p_values, favoured = signed_ranks(differences)
@@ -237,7 +239,7 @@ def check_twins(rng: np.random.Generator) -> None:
     """What is computed here for all sweeps at once is what the report computes for one.
 
     Raises:
-      AssertionError: `orchestrator.stats` does something else by now, and this benchmark has to follow.
+      AssertionError: `orchestrator.analysis.summary` does something else by now, and this benchmark has to follow.
     """
     errors = 20 + rng.exponential(4, (2, 20, 24))
     errors[rng.random(errors.shape) < 0.1] = 100.0
@@ -248,23 +250,24 @@ def check_twins(rng: np.random.Generator) -> None:
         _, (below, above) = two_arms(name, errors, [bars, bars])
         for row, bar in enumerate(bars.tolist()):
             sample = errors[0, row].tolist()
-            real = stats.measures_of(sample, None, bar)[name]
+            real = measures.measures_of(sample, None, bar)[name]
             np.testing.assert_allclose((real.value, real.low, real.high), (values[row], low[row], high[row]))
             ends = (-1.0, 1.0) if name != "error" else (bar - 100, 100 - bar)
-            real = stats.bounded_mean(differences[row], ends)
+            real = intervals.bounded_mean(differences[row], ends)
             np.testing.assert_allclose((real.low, real.high), (below[row], above[row]))
     distinct = rng.standard_normal((20, 24)) * (rng.random((20, 24)) < 0.8)
     p_values, sums = signed_ranks(distinct)
     for row, sample in enumerate(distinct):
         np.testing.assert_allclose(
-            (stats.signed_rank_p(sample), stats.signed_rank_sum(sample)), (p_values[row], sums[row])
+            (significance.signed_rank_p(sample), significance.signed_rank_sum(sample)),
+            (p_values[row], sums[row]),
         )
 
 
 # --------------------------------------------------------------------------------------------------- rows
 
 
-def of(estimates: Iterable[stats.Estimate | None], statistic: str, truth: Floats | float) -> Row:
+def of(estimates: Iterable[intervals.Estimate | None], statistic: str, truth: Floats | float) -> Row:
     """A row from the report's own estimates; None is an interval that is refused, as one without ends is."""
     ends = [
         (math.nan,) * 3
@@ -290,14 +293,14 @@ def naive_best_of(errors_pct: Floats, budget: int) -> tuple[Floats, Bounds]:
         chance = np.where(above >= budget, np.exp(logs - total), 0.0)
     weights, ordered = chance[:, :-1] - chance[:, 1:], np.sort(errors_pct, axis=1)
     low, high = np.quantile(ordered @ weights.T, [0.025, 0.975], axis=1)
-    return ordered @ peak.best_of_weights(num_points, np.array([budget]))[0], (low, high)
+    return ordered @ best_of.best_of_weights(num_points, np.array([budget]))[0], (low, high)
 
 
 def peak_rows(errors_pct: Floats, truth: Truth) -> Iterator[Row]:
-    """Best-of-k: the band of `orchestrator.peak`, and the naive bootstrap beside it."""
+    """Best-of-k: the band of `orchestrator.stats.best_of`, and the naive bootstrap beside it."""
     num_points = errors_pct.shape[1]
-    budgets = np.arange(1, peak.largest_budget(num_points) + 1)
-    bands = [peak.median_band(row, budgets.tolist()) for row in errors_pct]
+    budgets = np.arange(1, best_of.largest_budget(num_points) + 1)
+    bands = [best_of.median_band(row, budgets.tolist()) for row in errors_pct]
     low, high = (np.stack(side) for side in zip(*bands, strict=True))
     curve = truth.median_best_of(budgets)
     # The whole band as one interval: by how far the curve leaves it at most.
@@ -312,7 +315,7 @@ def peak_rows(errors_pct: Floats, truth: Truth) -> Iterator[Row]:
     yield Row("naive bootstrap of best-of-k, k = n", value, *bounds, truth_pct, "guard")
 
 
-COMMON: tuple[tuple[stats.Measure, str], ...] = (
+COMMON: tuple[tuple[measures.Measure, str], ...] = (
     ("area_common", "common area"), ("within_common_bar", "common bar"), ("error", "mean error"),
 )  # fmt: skip
 
@@ -340,11 +343,11 @@ def common_rows(truths: Sequence[Truth], errors: Sequence[Floats], bars: Floats,
 class Confirmations:
     """The best of one arm in every sweep, as fresh seeds tell it."""
 
-    confirmed: list[stats.Confirmed | None]
+    confirmed: list[stats_confirmed.Confirmed | None]
     truth_pct: Floats
 
     @property
-    def estimates(self) -> list[stats.Estimate | None]:
+    def estimates(self) -> list[intervals.Estimate | None]:
         """Error of the confirmed best; None where a run of it diverged, or all did."""
         return [None if found is None or found.num_diverged else found.val for found in self.confirmed]
 
@@ -363,13 +366,15 @@ def confirm(
     chosen = np.take_along_axis(points, best[..., None], axis=1)
     fresh = population.errors_pct(np.repeat(chosen[:, :, None], NUM_SEEDS, axis=2), rng, arm)
     means = population.means_pct(chosen, arm)
-    found = [stats.confirmed_of(list(range(NUM_CONFIRMED)), runs, None) for runs in fresh]
+    found = [stats_confirmed.confirmed_of(list(range(NUM_CONFIRMED)), runs, None) for runs in fresh]
     truth = [math.nan if c is None else mean[c.point] for c, mean in zip(found, means, strict=True)]
     return Confirmations(found, np.array(truth))
 
 
-def _welch(base: stats.Confirmed | None, other: stats.Confirmed | None) -> stats.Estimate | None:
-    told = None if base is None or other is None else stats.welch(base, other, "val")
+def _welch(
+    base: stats_confirmed.Confirmed | None, other: stats_confirmed.Confirmed | None
+) -> intervals.Estimate | None:
+    told = None if base is None or other is None else stats_confirmed.welch(base, other, "val")
     return None if told is None else told[0]
 
 
@@ -423,7 +428,7 @@ def view_rows(
     """The common area under another prior: density rising with lr."""
     scores = [scores_of("area_common", arm, bars) for arm in errors]
     found = [
-        fairness.difference(base, weights, other, weights)[0]
+        window_audit.difference(base, weights, other, weights)[0]
         for base, other, weights in zip(*scores, points[..., 0], strict=True)
     ]
     truth = [arm.measure("area_common", bars, weighted=True) for arm in truths]
@@ -434,8 +439,8 @@ def noise_rows(num_points: int, num_repeats: int, rng: np.random.Generator) -> I
     """Spread between seeds: of an eighth of the points, three runs each, and of a sum of three streams."""
     num_groups = max(num_points // 8, 1)
     spreads = (0.15, 0.1, 0.05)
-    found: list[stats.Estimate | None] = []
-    summed: list[stats.Estimate | None] = []
+    found: list[intervals.Estimate | None] = []
+    summed: list[intervals.Estimate | None] = []
     for _ in range(num_repeats):
         parts = [noise.component(rng.normal(20, sd, (num_groups, 3)).tolist()) for sd in spreads]
         found.append(parts[0].sd_pp if parts[0] else None)
@@ -447,14 +452,14 @@ def noise_rows(num_points: int, num_repeats: int, rng: np.random.Generator) -> I
 
 
 AXES = (
-    basin.Axis(basin.LR, "log", 10**-1.5, 10**1.5), basin.Axis(basin.WEIGHT_DECAY, "log", 0.1, 10.0),
+    surrogate.Axis(basin.LR, "log", 10**-1.5, 10**1.5), surrogate.Axis(basin.WEIGHT_DECAY, "log", 0.1, 10.0),
 )  # fmt: skip
 
 
-def landscape(points: Floats, errors_pct: Floats, arm: int) -> basin.Landscape:
+def landscape(points: Floats, errors_pct: Floats, arm: int) -> surrogate.Landscape:
     """One sweep as the surrogate sees it."""
     count = len(points)
-    return basin.Landscape(
+    return surrogate.Landscape(
         "all", "ab"[arm], AXES, tuple(range(count)), points, errors_pct, errors_pct < 100, CHANCE_PCT, count
     )
 
@@ -478,7 +483,7 @@ def true_basin(population: Population) -> dict[str, float]:
 
 def basin_rows(population: Population, points: Floats, errors_pct: Floats) -> Iterator[Row]:
     """Extents of the basin and the sensitivity to lr, of the first arm."""
-    found: dict[str, list[stats.Estimate | None]] = {name: [] for name in true_basin(population)}
+    found: dict[str, list[intervals.Estimate | None]] = {name: [] for name in true_basin(population)}
     for at, errors in zip(points, errors_pct, strict=True):
         one = basin.basin(landscape(at, errors, 0))
         sizes = [extent.size for extent in (*one.widths, one.area) if extent is not None]
@@ -507,10 +512,10 @@ def alarm_rates(
     scores = [scores_of("area_common", arm, bars)[:NUM_LOOPED] for arm in errors]
     p_values = [
         # Weights to the middle of lr: to turn lr round is then to change nothing.
-        fairness.difference(base, weights, other, weights)[1]
+        window_audit.difference(base, weights, other, weights)[1]
         for base, other, weights in zip(*scores, 1 - abs(2 * points[:NUM_LOOPED, :, 0] - 1), strict=True)
     ]
-    enough = (np.abs(scores[1] - scores[0]) > stats.DIFFERS).sum(axis=1) >= stats.MIN_SAMPLE
+    enough = (np.abs(scores[1] - scores[0]) > intervals.DIFFERS).sum(axis=1) >= intervals.MIN_SAMPLE
     yield "common area, re-weighted (t-test)", (np.array(p_values) < ALPHA) & enough
     few = points[:NUM_LOOPED]
     confirmations = [confirm(population, few, arm[:NUM_LOOPED], i, rng) for i, arm in enumerate(errors)]
@@ -519,7 +524,7 @@ def alarm_rates(
         at = [scores_of(name, arm[:NUM_LOOPED], bars) for arm in errors]
         yield f"{said}, confirmed bar", decided(name, at[1] - at[0])
     welch = [
-        None if base is None or other is None else stats.welch(base, other, "val")
+        None if base is None or other is None else stats_confirmed.welch(base, other, "val")
         for base, other in zip(*(found.confirmed for found in confirmations), strict=True)
     ]
     p_values = [1.0 if told is None or told[1] is None else told[1] for told in welch]
@@ -561,7 +566,7 @@ def edge_rates(num_repeats: int, num_points: Iterable[int]) -> list[EdgeRate]:
             for points in draw_points("Sobol", num_repeats, count, rng):
                 x, y = (5 * points - 2.5).T
                 errors = 20 + 1.5 * (x - x0) ** 2 + curve * (y - y0) ** 2 + rng.normal(0, 0.3, count)
-                check = fairness.edge_check(landscape(points, errors, 0))
+                check = window_audit.edge_check(landscape(points, errors, 0))
                 if not check.because:
                     flags = {(flag.parameter, flag.side) for flag in check.flags}
                     flagged.append((basin.LR, "high") in flags if x0 >= 2.5 else bool(flags))

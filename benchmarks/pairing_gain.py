@@ -40,16 +40,17 @@ from scipy.spatial import KDTree
 
 from benchmarks.digits_table import TABLE
 from benchmarks.populations import POPULATIONS, Population, draw_points
-from orchestrator import stats
+from orchestrator.stats import intervals as stats_intervals
+from orchestrator.stats import measures
 
 Floats = NDArray[np.float64]
 
 NUM_POINTS = (16, 32, 64)
 NUM_SCRAMBLES = 8
-MEASURES: tuple[stats.Measure, ...] = ("area_common", "error")
+MEASURES: tuple[measures.Measure, ...] = ("area_common", "error")
 NUM_GROUPS = 20
 #: Coverage counts as too low under this.
-LEAST = stats.CONFIDENCE - 0.02
+LEAST = stats_intervals.CONFIDENCE - 0.02
 NEAREST = 8
 SMOOTHINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -163,13 +164,13 @@ def draw_scrambled(num_repeats: int, num_points: int, rng: np.random.Generator) 
     return blocks.reshape(num_repeats, NUM_SCRAMBLES, -1, 2).swapaxes(1, 2).reshape(num_repeats, -1, 2)
 
 
-def score(source: Source, measure: stats.Measure, errors_pct: Floats) -> Floats:
+def score(source: Source, measure: measures.Measure, errors_pct: Floats) -> Floats:
     """One number per point whose mean is the measure."""
     values: list[float] = errors_pct.ravel().tolist()
-    return stats.point_scores(measure, values, source.reference_pct).reshape(errors_pct.shape)
+    return measures.point_scores(measure, values, source.reference_pct).reshape(errors_pct.shape)
 
 
-def differences(source: Source, measure: stats.Measure, pair_pct: tuple[Floats, Floats]) -> Floats:
+def differences(source: Source, measure: measures.Measure, pair_pct: tuple[Floats, Floats]) -> Floats:
     """Per point, the second arm less the first."""
     return score(source, measure, pair_pct[1]) - score(source, measure, pair_pct[0])
 
@@ -185,7 +186,7 @@ def gain(base: Floats, other: Floats) -> tuple[float, float]:
 def interval(values: Floats) -> tuple[Floats, Floats]:
     """Mean and half-width of Student's interval for every row."""
     count = values.shape[1]
-    quantile = scipy_stats.t.ppf((1 + stats.CONFIDENCE) / 2, count - 1)
+    quantile = scipy_stats.t.ppf((1 + stats_intervals.CONFIDENCE) / 2, count - 1)
     return values.mean(axis=1), quantile * values.std(axis=1, ddof=1) / math.sqrt(count)
 
 
@@ -194,7 +195,7 @@ def neighbour_interval(points: Floats, values: Floats) -> tuple[Floats, Floats]:
     count = values.shape[1]
     apart = np.sum((points[:, :, None] - points[:, None]) ** 2, axis=-1) + np.diag(np.full(count, np.inf))
     steps = values - np.take_along_axis(values, apart.argmin(axis=2), axis=1)
-    quantile = scipy_stats.t.ppf((1 + stats.CONFIDENCE) / 2, count / 2)
+    quantile = scipy_stats.t.ppf((1 + stats_intervals.CONFIDENCE) / 2, count / 2)
     return values.mean(axis=1), quantile * np.sqrt(np.mean(steps**2, axis=1) / 2 / count)
 
 
@@ -211,7 +212,7 @@ def check_twin(values: Floats) -> None:
     """
     means, halves = interval(block_means(values))
     for row, mean, half in zip(values[:5], means, halves, strict=False):
-        found = stats.block_mean(row, (np.arange(row.size) % NUM_SCRAMBLES).tolist())
+        found = stats_intervals.block_mean(row, (np.arange(row.size) % NUM_SCRAMBLES).tolist())
         if found.low is not None and found.high is not None:
             assert np.allclose((found.low, found.high), (mean - half, mean + half))
 
@@ -227,7 +228,7 @@ class Row:
     """
 
     source: str
-    measure: stats.Measure
+    measure: measures.Measure
     num_points: int
     gains: dict[str, tuple[float, float]]
     coverage: dict[str, float]
@@ -310,7 +311,7 @@ def table(rows: list[Row], num_repeats: int) -> str:
             lines.append(f"{row.source:27}{row.num_points:3}{shares}")
         below = [sum(row.coverage[name] < LEAST for row in mine) for name in intervals]
         lines.append(f"{'below 93 %, of':27}{len(mine):3}" + "".join(f"{count:9}        " for count in below))
-    error = math.sqrt(stats.CONFIDENCE * (1 - stats.CONFIDENCE) / num_repeats)
+    error = math.sqrt(stats_intervals.CONFIDENCE * (1 - stats_intervals.CONFIDENCE) / num_repeats)
     lines.append(f"standard error of a coverage of 95 %: {100 * error:.1f}; ! is below {100 * LEAST:g} %")
     return "\n".join(lines)
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.findings import Found, gather
+from orchestrator.analysis.findings import Findings, gather
 from orchestrator.folder import Folder, open_folder
 from orchestrator.numerals import duration
 from orchestrator.outcomes import RULES
 from orchestrator.rows import total_cost
-from orchestrator.stats import MEASURES, Estimate
+from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.measures import MEASURES
 from orchestrator.sweep.paper import Claim
 from orchestrator.words import answer
 
@@ -49,7 +50,7 @@ class Beside:
     because: str = ""
 
 
-def beside(found: Found) -> Iterator[Beside]:
+def beside(found: Findings) -> Iterator[Beside]:
     """Every claim in the sweep's file beside every contrast that bears on it.
 
     Contrasts are with the sweep's first arm; a claim of two others meets none.
@@ -161,7 +162,7 @@ def _row(row: Beside) -> str:
     return f"| {says} | {row.where} | {row.means} | {difference} | {interval} | {here} |"
 
 
-def _cost(folder: Folder, found: Found) -> str:
+def _cost(folder: Folder, found: Findings) -> str:
     cost, machine = total_cost(found), folder.record.get("machine", {})
     where = ", ".join(machine.get("gpus") or []) or str(machine.get("processor", "an unrecorded machine"))
     num_trials = len({result.trial.id for result in found.results})

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from orchestrator import lease
+from orchestrator.analysis.contrasts import contrasts
+from orchestrator.analysis.summary import summarise
 from orchestrator.folder import open_folder
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.observers import MlflowObserver, NotifyObserver
@@ -20,7 +22,7 @@ from orchestrator.progress import Progress
 from orchestrator.results import results_of
 from orchestrator.rows import results_rows
 from orchestrator.session import Session, prepare
-from orchestrator.stats import Measure, contrasts, summarise
+from orchestrator.stats.measures import Measure
 from orchestrator.sweep.document import Override
 from orchestrator.sweep_file import SweepFile
 from orchestrator.words import headline, verdict_sentence

@@ -29,22 +29,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from orchestrator.gaps import Gap
+from orchestrator.analysis.contrasts import Contrast
+from orchestrator.analysis.gaps import Gap
+from orchestrator.analysis.summary import Summary, landmarks
 from orchestrator.numerals import short
-from orchestrator.peak import TuningCurve
 from orchestrator.plan import error_label
 from orchestrator.results import Result
-from orchestrator.stats import (
-    AREA_LIMIT_PP,
-    MEASURES,
-    Contrast,
-    Measure,
-    Summary,
-    deltas,
-    edf,
-    landmarks,
-    share_interval,
-)
+from orchestrator.stats.best_of import TuningCurve
+from orchestrator.stats.intervals import share_interval
+from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, deltas, edf
 from orchestrator.sweep.space import Domain, Listed, LogUniform
 from trainables.base import WORST_PCT
 

@@ -24,17 +24,19 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from orchestrator import figures
-from orchestrator.basin import Basin, Landscape, useful_surrogate
+from orchestrator.analysis.basin import Basin
+from orchestrator.analysis.findings import CellDetails, Findings, evidence_of, gather
+from orchestrator.analysis.power import Planted
+from orchestrator.analysis.summary import by_arm
 from orchestrator.cost import Planned
-from orchestrator.findings import Evidence, Found, evidence_of, gather
 from orchestrator.ledger import Ledger
 from orchestrator.numerals import duration, percent, short
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, Trial, TrialCost, error_term
-from orchestrator.power import Planted
 from orchestrator.results import Record
 from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
-from orchestrator.stats import MEASURES, by_arm
+from orchestrator.stats.measures import MEASURES
+from orchestrator.stats.surrogate import Landscape, useful_surrogate
 from orchestrator.sweep.config import cell_name
 from orchestrator.sweep.space import Cell
 from orchestrator.tables import Line, tables_of, to_latex, to_markdown
@@ -122,11 +124,11 @@ def _write(path: Path, content: str | bytes) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    evidence: Evidence
+    evidence: CellDetails
     drawings: list["_Drawing"]
 
 
-def _each_cell(found: Found) -> list[_Part]:
+def _each_cell(found: Findings) -> list[_Part]:
     """The cells in the order of the sweep, on as many processes as there are cores where that pays."""
     cells = list(found.plan.sweep.all_cells())
     num_workers = min(os.cpu_count() or 1, len(cells))
@@ -142,7 +144,7 @@ def _each_cell(found: Found) -> list[_Part]:
 
 
 #: What a process of the pool works on; it has no value in any other.
-_FOUND: ContextVar[Found] = ContextVar("found")
+_FOUND: ContextVar[Findings] = ContextVar("found")
 
 
 @_one_thread  # type: ignore[untyped-decorator]
@@ -156,7 +158,7 @@ def _ray_runs() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _part(found: Found, cell: Cell) -> _Part:
+def _part(found: Findings, cell: Cell) -> _Part:
     evidence = evidence_of(found, cell_name(cell))
     return _Part(evidence, _cell_drawings(found, cell, evidence))
 
@@ -193,7 +195,7 @@ def _drawing(plan: Plan, kind: str, names: Iterable[str], title: str, figure: Fi
     return _Drawing(kind, name, title, figures.to_svg(figure), pdf)
 
 
-def _shared_drawings(found: Found) -> list[_Drawing]:
+def _shared_drawings(found: Findings) -> list[_Drawing]:
     """Figures of all cells together."""
     drawings = []
     shown = [contrast.measure for contrast in headline(found.contrasts)]
@@ -213,7 +215,7 @@ def _shared_drawings(found: Found) -> list[_Drawing]:
 _GAPS = {"training_length": "training-length gap", "optimizer": "optimizer gap, SGD against AdamW"}
 
 
-def _cell_drawings(found: Found, cell: Cell, evidence: Evidence) -> list[_Drawing]:
+def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_Drawing]:
     plan, name = found.plan, cell_name(cell)
     mine, arms = found.of(name), by_arm(found.results, name)
     windows = {arm: plan.sweep.domains(arm, cell) for arm in arms}
@@ -283,7 +285,7 @@ def _by_kind(drawings: Iterable[_Drawing]) -> dict[str, list[_Drawing]]:
 # --------------------------------------------------------------------------------------------------- the page
 
 
-def _page(found: Found, document: Row) -> Row:
+def _page(found: Findings, document: Row) -> Row:
     """All the template prints, but for figures, tables and details."""
     plan = found.plan
     distinct = {result.trial.id: result for result in found.results}.values()
@@ -358,7 +360,7 @@ def _windows(plan: Plan) -> list[Row]:
     return rows
 
 
-def _models(found: Found) -> list[Row]:
+def _models(found: Findings) -> list[Row]:
     """What each arm costs: parameters, forward multiply-adds, length; cells that agree in one row."""
     seen: dict[tuple[str, str, str], list[TrialCost]] = {}
     for trial in found.plan.trials:

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.findings import Found, budgets, costs_of, gap_floor, not_worked_out
+from orchestrator.analysis.contrasts import Contrast
+from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
+from orchestrator.analysis.summary import Summary, summarise
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Plan, TrialCost, unique_trials
 from orchestrator.results import Record, by_cell_and_arm, results_of
-from orchestrator.stats import MEASURES, Contrast, Estimate, Summary, summarise
+from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.measures import MEASURES
 from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.base import SPLITS
 from trainables.data.parquet import Parquet
@@ -24,7 +27,7 @@ FORMAT = 3
 Row = dict[str, Any]
 
 
-def document_of(found: Found) -> Row:
+def document_of(found: Findings) -> Row:
     """What summary.json holds, but for `details`; its keys are told in docs/report.md."""
     sweep, evidence = found.plan.sweep, found.evidence
     states = Counter(result.state for result in {r.trial.id: r for r in found.results}.values())
@@ -92,7 +95,7 @@ def data_rows(plan: Plan) -> list[Row]:
     ]
 
 
-def total_cost(found: Found) -> Row:
+def total_cost(found: Findings) -> Row:
     """Of all attempts; arms that coincide share their trials, which count once."""
     spent = [
         (record, found.cost(trial))
@@ -106,7 +109,7 @@ def total_cost(found: Found) -> Row:
     }
 
 
-def cost_per_arm(found: Found) -> list[Row]:
+def cost_per_arm(found: Findings) -> list[Row]:
     """Of every cell and arm, all roles; a trial that arms share counts in each of them."""
     groups = by_cell_and_arm(found.results)
     rows = []
@@ -165,7 +168,7 @@ def _summary_json(summary: Summary) -> Row:
 _FLAT = ("peak_contrasts", "basins", "transfers", "gaps", "gap_contrasts", "noise", "power")
 
 
-def flat_tables(found: Found, document: Row) -> dict[str, list[Row]]:
+def flat_tables(found: Findings, document: Row) -> dict[str, list[Row]]:
     """What goes into tables/*.csv, by name; what needs no more than flattening comes from the document."""
     rows = {
         "results": results_rows(found.plan, found.records),

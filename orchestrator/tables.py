@@ -10,18 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from orchestrator.basin import Extent
+from orchestrator.analysis.basin import Extent
+from orchestrator.analysis.findings import Findings, budgets, gap_floor, not_worked_out
+from orchestrator.analysis.noise import Component, Stream, noise_floor_pp
+from orchestrator.analysis.power import POWER, Detectable
+from orchestrator.analysis.shift import FINAL, ShiftSummary
 from orchestrator.cost import Basis, Planned, Span, planned_actual
-from orchestrator.findings import Found, budgets, gap_floor, not_worked_out
-from orchestrator.noise import Component, Stream, noise_floor_pp
 from orchestrator.numerals import duration, percent, short
 from orchestrator.outcomes import RULES
 from orchestrator.plan import Trial, error_term
-from orchestrator.power import POWER, Detectable
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
 from orchestrator.search import BEST_EDGE_SHARE, searched
-from orchestrator.shift import FINAL, ShiftSummary, kinds_in
-from orchestrator.stats import MEASURES, Estimate, Measure
+from orchestrator.stats.corruption import kinds_in
+from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.measures import MEASURES, Measure
 from orchestrator.words import (
     DESCRIBES,
     SPLIT_NAMES,
@@ -179,7 +181,7 @@ def _note_no_interval(table: Table, estimates: Iterable[Estimate | None]) -> Non
             table.note(f"No interval where it says so: {estimate.because}.")
 
 
-def _peak_table(found: Found) -> Table:
+def _peak_table(found: Findings) -> Table:
     table = Table(
         "peak",
         "Lowest error per cell and arm, in %",
@@ -231,7 +233,7 @@ def _peak_table(found: Found) -> Table:
     return table
 
 
-def _robustness_table(found: Found) -> Table:
+def _robustness_table(found: Findings) -> Table:
     heads = [f"#{info.symbol}{'' if info.decides else ' (describes)'}" for info in MEASURES.values()]
     table = Table(
         "robustness",
@@ -265,7 +267,7 @@ _HOLDS_ZERO = (
 )
 
 
-def _contrast_table(found: Found) -> Table:
+def _contrast_table(found: Findings) -> Table:
     base = next(iter(found.plan.sweep.arms))
     table = Table(
         "differences",
@@ -313,7 +315,7 @@ def _contrast_table(found: Found) -> Table:
     return table
 
 
-def _peak_contrast_table(found: Found) -> Table:
+def _peak_contrast_table(found: Findings) -> Table:
     base = next(iter(found.plan.sweep.arms))
     table = Table(
         "peak_differences",
@@ -338,7 +340,7 @@ def _peak_contrast_table(found: Found) -> Table:
     return table
 
 
-def _tuning_table(found: Found) -> Table:
+def _tuning_table(found: Findings) -> Table:
     curves = [curve for part in found.evidence for curve in part.curves.values()]
     supported = max((curve.largest_budget for curve in curves), default=0)
     # One budget that is refused everywhere says it; more would say it again.
@@ -381,7 +383,7 @@ def _extent_text(extent: Extent | None, squared: bool = False) -> Text:
     return Text(f"{more}{digits}", f"{ends}; {of}" if ends else of)
 
 
-def _basin_table(found: Found) -> Table:
+def _basin_table(found: Findings) -> Table:
     names = list(
         dict.fromkeys(width.names[0] for part in found.evidence for b in part.basins for width in b.widths)
     )
@@ -420,7 +422,7 @@ def _basin_table(found: Found) -> Table:
     return table
 
 
-def _note_left_out(found: Found, table: Table) -> None:
+def _note_left_out(found: Findings, table: Table) -> None:
     if left := not_worked_out(found):
         table.note(
             f"Worked out in {len(found.deep)} cells of {len(found.deep) + len(left)}, as the sweep is large; "
@@ -428,7 +430,7 @@ def _note_left_out(found: Found, table: Table) -> None:
         )
 
 
-def _importance_table(found: Found) -> Table:
+def _importance_table(found: Findings) -> Table:
     table = Table(
         "importance",
         "Share of the variance of min(Delta, 10 pp) over the window",
@@ -444,7 +446,7 @@ def _importance_table(found: Found) -> Table:
     return table
 
 
-def _transfer_table(found: Found) -> Table:
+def _transfer_table(found: Findings) -> Table:
     table = Table(
         "transfer",
         "What it costs an arm to run at another arm's best setting, in pp",
@@ -463,7 +465,7 @@ def _transfer_table(found: Found) -> Table:
     return table
 
 
-def _gap_table(found: Found) -> Table:
+def _gap_table(found: Findings) -> Table:
     table = Table(
         "gaps",
         "Gaps between cells within an arm, at equal best of k",
@@ -487,7 +489,7 @@ def _gap_table(found: Found) -> Table:
     return table
 
 
-def _gap_contrast_table(found: Found) -> Table:
+def _gap_contrast_table(found: Findings) -> Table:
     table = Table(
         "gap_differences",
         "Gap of every arm minus that of the first, in pp",
@@ -511,7 +513,7 @@ def _gap_contrast_table(found: Found) -> Table:
 _STREAMS: tuple[Stream, ...] = ("init", "order", "augment")
 
 
-def _noise_table(found: Found) -> Table:
+def _noise_table(found: Findings) -> Table:
     table = Table(
         "noise",
         "Standard deviation of one run that each source of chance causes, in pp",
@@ -537,7 +539,7 @@ def _noise_table(found: Found) -> Table:
     return table
 
 
-def _search_table(found: Found) -> Table:
+def _search_table(found: Findings) -> Table:
     table = Table(
         "search",
         "What the search tried and found, per cell and arm; errors on the selection split, in %",
@@ -569,7 +571,7 @@ def _search_table(found: Found) -> Table:
     return table
 
 
-def _edge_table(found: Found) -> Table:
+def _edge_table(found: Findings) -> Table:
     table = Table(
         "edges",
         "Arms whose best lies at an edge of the window, or may well do so",
@@ -595,7 +597,7 @@ def _edge_table(found: Found) -> Table:
     return table
 
 
-def _audit_table(found: Found) -> Table:
+def _audit_table(found: Findings) -> Table:
     """Verdicts that flip first, then the rest, cell by cell."""
     table = Table(
         "audit",
@@ -669,7 +671,7 @@ _CHOSEN = (
 )
 
 
-def _corruption_table(found: Found) -> Table:
+def _corruption_table(found: Findings) -> Table:
     base = next(iter(found.plan.sweep.arms))
     table = Table(
         "corruption",
@@ -735,7 +737,7 @@ def _corruptions_text(trial: Trial) -> str:
     )
 
 
-def _shifted_set_table(found: Found) -> Table:
+def _shifted_set_table(found: Findings) -> Table:
     base = next(iter(found.plan.sweep.arms))
     table = Table(
         "shifted_sets",
@@ -773,7 +775,7 @@ def _shifted_set_table(found: Found) -> Table:
     return table
 
 
-def _outcome_table(found: Found) -> Table:
+def _outcome_table(found: Findings) -> Table:
     table = Table(
         "outcomes",
         "Trials by outcome, and what an outcome means for them",
@@ -804,7 +806,7 @@ def _outcome_table(found: Found) -> Table:
     return table
 
 
-def _power_table(found: Found) -> Table:
+def _power_table(found: Findings) -> Table:
     table = Table(
         "power",
         f"The smallest difference that is found with {POWER:.0%} power, by the planned points",
@@ -831,7 +833,7 @@ def _power_table(found: Found) -> Table:
     return table
 
 
-def _cost_table(found: Found) -> Table:
+def _cost_table(found: Findings) -> Table:
     table = Table(
         "cost",
         "What a result costs: of trials that ran, all attempts included",
@@ -853,7 +855,7 @@ def _cost_table(found: Found) -> Table:
     return table
 
 
-def _ledger_table(found: Found) -> Table:
+def _ledger_table(found: Findings) -> Table:
     device = found.spent.device if found.spent else "core"
     table = Table(
         "ledger",
@@ -881,7 +883,7 @@ _SPENT_ON = {
 }
 
 
-def _planned_table(found: Found) -> Table:
+def _planned_table(found: Findings) -> Table:
     before = found.planned
     unit = before.unit if before else "core-hours"
     table = Table(
@@ -933,7 +935,7 @@ def _planned_table(found: Found) -> Table:
     return table
 
 
-def _note_wall_clock(found: Found, before: Planned, table: Table) -> None:
+def _note_wall_clock(found: Findings, before: Planned, table: Table) -> None:
     """From start to end; compared only where what was planned is what has run, and all of it."""
     distinct = {result.trial.id: result for result in found.results}
     told = f"Made {before.made} for {before.trials} trials on {before.device}"
@@ -984,7 +986,7 @@ _PLANNED_FROM: dict[Basis | None, str] = {
 }
 
 
-def _paper_table(found: Found) -> Table:
+def _paper_table(found: Findings) -> Table:
     table = Table(
         "paper",
         f"Lowest {error_term(found.plan.trials)} per cell and arm beside the paper's, in %",
@@ -1033,7 +1035,7 @@ def _paper_table(found: Found) -> Table:
 
 
 #: In the order of the page, as far as their place is not in the template.
-TABLES: tuple[Callable[[Found], Table], ...] = (
+TABLES: tuple[Callable[[Findings], Table], ...] = (
     _peak_table,
     _robustness_table,
     _contrast_table,
@@ -1059,6 +1061,6 @@ TABLES: tuple[Callable[[Found], Table], ...] = (
 )
 
 
-def tables_of(found: Found) -> dict[str, Table]:
+def tables_of(found: Findings) -> dict[str, Table]:
     """All tables by name."""
     return {table.name: table for table in (make(found) for make in TABLES)}

@@ -4,20 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from orchestrator.fairness import EdgeCheck, EdgeFlag
+from orchestrator.analysis.contrasts import Contrast, PeakContrast
+from orchestrator.analysis.summary import ReferenceKind, Summary
+from orchestrator.analysis.window_audit import EdgeCheck, EdgeFlag
 from orchestrator.numerals import percent, short
 from orchestrator.results import Result
-from orchestrator.stats import (
-    CONFIDENCE,
-    MEASURES,
-    Contrast,
-    Estimate,
-    Measure,
-    MeasureInfo,
-    PeakContrast,
-    ReferenceKind,
-    Summary,
-)
+from orchestrator.stats.intervals import CONFIDENCE, Estimate
+from orchestrator.stats.measures import MEASURES, Measure, MeasureInfo
 from orchestrator.sweep.config import Primary
 from orchestrator.sweep.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from trainables.config import TrainConfig

@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
-from orchestrator.basin import (
-    LR,
-    WEIGHT_DECAY,
-    Axis,
-    Landscape,
-    axis_of,
-    basin,
-    fit_surrogate,
-    importances,
-    landscapes,
-    transfers,
-)
+from orchestrator.analysis.basin import LR, WEIGHT_DECAY, axis_of, basin, landscapes
+from orchestrator.analysis.sensitivity import importances, transfers
 from orchestrator.results import results_of
+from orchestrator.stats.surrogate import Axis, Landscape, fit_surrogate
 from orchestrator.sweep.space import Choice, IntRange, LogUniform, Uniform
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_of
 

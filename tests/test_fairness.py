@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
-from orchestrator.basin import LR, WEIGHT_DECAY, Axis, Landscape
-from orchestrator.fairness import View, audit, audits, edge_check, effective_points, extension, views
-from orchestrator.stats import bounded_mean
+from orchestrator.analysis.basin import LR, WEIGHT_DECAY
+from orchestrator.analysis.window_audit import (
+    View,
+    audit,
+    audits,
+    edge_check,
+    effective_points,
+    extension,
+    views,
+)
+from orchestrator.stats.intervals import bounded_mean
+from orchestrator.stats.surrogate import Axis, Landscape
 
 AXES = (Axis(LR, "log", 2.0**-10, 2.0**-5), Axis(WEIGHT_DECAY, "log", 2.0**-6, 2.0**-1))
 

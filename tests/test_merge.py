@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.analysis.contrasts import contrasts
+from orchestrator.analysis.summary import summarise
 from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
 from orchestrator.report import write_report
 from orchestrator.results import results_of
-from orchestrator.stats import contrasts, summarise
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
 from trainables.base import DataInfo
 from trainables.presets import set_paths

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from orchestrator.noise import component, noise, noise_floor_pp
+from orchestrator.analysis.noise import component, noise, noise_floor_pp
 from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.results import results_of
 from tests.test_stats import ended, make

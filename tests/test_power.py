@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from orchestrator.power import (
+from orchestrator.analysis.power import (
     Planted,
     _both,
     _draws,
@@ -16,7 +16,8 @@ from orchestrator.power import (
     detectable,
     paired_t_power,
 )
-from orchestrator.stats import MEASURES, point_scores, signed_rank_p
+from orchestrator.stats.measures import MEASURES, point_scores
+from orchestrator.stats.significance import signed_rank_p
 from tests.support.oracles import points_for_paired_shares, points_for_two_shares
 from tests.test_stats import make
 

@@ -13,7 +13,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from orchestrator import figures, findings, report, tables
+from orchestrator import figures, report, tables
+from orchestrator.analysis import findings
+from orchestrator.analysis.contrasts import contrasts, peak_contrasts
+from orchestrator.analysis.summary import by_arm, summarise
 from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
 from orchestrator.outcomes import RULES
@@ -21,7 +24,7 @@ from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.report import write_report
 from orchestrator.results import Record, results_of
 from orchestrator.rows import FORMAT, results_rows, summary_table
-from orchestrator.stats import MEASURES, by_arm, contrasts, peak_contrasts, summarise
+from orchestrator.stats.measures import MEASURES
 from orchestrator.tables import Table, Text, to_latex, to_markdown
 from orchestrator.words import answer
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from

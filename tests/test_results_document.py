@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.results import beside, document
+from orchestrator.analysis.findings import gather
 from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
-from orchestrator.findings import gather
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
 from orchestrator.results import Record

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.analysis.findings import gather
+from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
 from orchestrator.events import EpochDone
-from orchestrator.findings import gather
 from orchestrator.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.halving import Judge
 from orchestrator.journal import FolderError
@@ -19,7 +20,7 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
 from orchestrator.search import Tried, next_round, num_rounds, searched
-from orchestrator.stats import MEASURES, summarise
+from orchestrator.stats.measures import MEASURES
 from orchestrator.sweep.config import Halving
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep

@@ -3,16 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from orchestrator.analysis.shift import FINAL, shift_summaries
+from orchestrator.analysis.summary import summarise
 from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.results import Record, results_of
-from orchestrator.shift import (
-    FINAL,
-    corruption_error,
-    mean_corruption_error,
-    relative_corruption_error,
-    shift_summaries,
-)
-from orchestrator.stats import summarise
+from orchestrator.stats.corruption import corruption_error, mean_corruption_error, relative_corruption_error
 from tests.support import sweeps as support
 from trainables.transforms.corruptions import KINDS
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from orchestrator.basin import landscapes
+from orchestrator.analysis.basin import landscapes
 from orchestrator.events import EpochDone, from_json, to_json
 from orchestrator.plan import data_configs, make_plan
 from orchestrator.results import Record, results_of

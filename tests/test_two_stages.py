@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cost, lanes
+from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
 from orchestrator.events import SessionBegan
 from orchestrator.folder import open_folder, record_retries, save_question
@@ -21,7 +22,6 @@ from orchestrator.plan import Confirmation, Plan, unique_trials, with_confirmati
 from orchestrator.preflight import _build_fault, subjects
 from orchestrator.results import Record, brought_back, fold, results_of
 from orchestrator.states import States
-from orchestrator.stats import summarise
 from orchestrator.story import advice, attempts_of, find_trial, name_of, story
 from orchestrator.sweep.document import SweepError
 from orchestrator.words import stage_caveats

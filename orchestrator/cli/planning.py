@@ -185,8 +185,8 @@ def _search_notes(plan: "Plan") -> list[str]:
 
 def _detectable(made: "Plan") -> list[dict[str, Any]]:
     """Per cell and pair of arms what the deciding measures can detect; empty where nothing is compared."""
-    from orchestrator.power import detectable
-    from orchestrator.stats import MEASURES
+    from orchestrator.analysis.power import detectable
+    from orchestrator.stats.measures import MEASURES
 
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for found in detectable(made):

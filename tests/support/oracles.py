@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import special
 
-from orchestrator.peak import CONFIDENCE, SUPPORT_PCT, Floats, order_statistic_band
-from orchestrator.power import ALPHA, POWER
+from orchestrator.analysis.power import ALPHA, POWER
+from orchestrator.stats.best_of import CONFIDENCE, SUPPORT_PCT, Floats, order_statistic_band
 
 
 def mean_band(

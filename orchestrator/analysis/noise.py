@@ -19,7 +19,7 @@ from scipy import stats
 
 from orchestrator.plan import Role
 from orchestrator.results import Result, by_cell_and_arm
-from orchestrator.stats import CONFIDENCE, Estimate
+from orchestrator.stats.intervals import CONFIDENCE, Estimate
 
 Stream = Literal["init", "order", "augment"]
 _ROLES: dict[Role, Stream] = {"noise_init": "init", "noise_order": "order", "noise_augment": "augment"}

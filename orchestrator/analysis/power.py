@@ -22,15 +22,8 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from orchestrator.plan import Plan
-from orchestrator.stats import (
-    AREA_LIMIT_PP,
-    CONFIDENCE,
-    DIFFERS,
-    MEASURES,
-    MIN_SAMPLE,
-    Measure,
-    point_scores,
-)
+from orchestrator.stats.intervals import CONFIDENCE, DIFFERS, MIN_SAMPLE
+from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, point_scores
 
 Floats = NDArray[np.float64]
 

@@ -6,27 +6,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.basin import (
-    Basin,
-    Importances,
-    Landscape,
-    Transfer,
-    basin,
-    importances,
-    landscapes,
-    transfers,
-)
+from orchestrator.analysis.basin import Basin, basin, landscapes
+from orchestrator.analysis.contrasts import Contrast, PeakContrast, contrasts, peak_contrasts
+from orchestrator.analysis.gaps import Gap, GapContrast, gaps
+from orchestrator.analysis.noise import NoiseSummary, noise, noise_floor_pp
+from orchestrator.analysis.power import Detectable, detectable
+from orchestrator.analysis.sensitivity import Importances, Transfer, importances, transfers
+from orchestrator.analysis.shift import ShiftSummary, shift_summaries
+from orchestrator.analysis.summary import Summary, summarise
+from orchestrator.analysis.window_audit import Audit, EdgeCheck, audits, edge_check
 from orchestrator.cost import Planned
-from orchestrator.fairness import Audit, EdgeCheck, audits, edge_check
-from orchestrator.gaps import Gap, GapContrast, gaps
 from orchestrator.ledger import Ledger
-from orchestrator.noise import NoiseSummary, noise, noise_floor_pp
-from orchestrator.peak import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.plan import Plan, Trial, TrialCost
-from orchestrator.power import Detectable, detectable
 from orchestrator.results import Record, Result, results_of
-from orchestrator.shift import ShiftSummary, shift_summaries
-from orchestrator.stats import Contrast, Estimate, PeakContrast, Summary, contrasts, peak_contrasts, summarise
+from orchestrator.stats.best_of import Optimism, TuningCurve, optimism, tuning_curve
+from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.surrogate import Landscape
 
 #: Importance, transfer regret and the audit of windows cost a second per cell. Of a sweep of more cells than
 #: this only NUM_DEEP_CELLS get them, those of the primary contrast first, and the page names the others.
@@ -35,7 +30,7 @@ NUM_DEEP_CELLS = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class CellDetails:
     """What takes long, of one cell; the last three are empty where the sweep is too large for them."""
 
     cell: str
@@ -49,7 +44,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Findings:
     """What the statistics say of a sweep.
 
     Attributes:
@@ -74,7 +69,7 @@ class Found:
     power: list[Detectable]
     cost: Callable[[Trial], TrialCost]
     deep: frozenset[str]
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[CellDetails, ...] = ()
     shifts: tuple[ShiftSummary, ...] = ()
     spent: Ledger | None = None
     planned: Planned | None = None
@@ -87,7 +82,7 @@ class Found:
         """The arms of a cell, as far as they have a landscape."""
         return [landscape for landscape in self.landscapes if landscape.cell == cell]
 
-    def with_evidence(self, evidence: Iterable[Evidence]) -> "Found":
+    def with_evidence(self, evidence: Iterable[CellDetails]) -> "Findings":
         """The same, with what takes long."""
         return dataclasses.replace(self, evidence=tuple(evidence))
 
@@ -97,7 +92,7 @@ def gather(
     records: Mapping[str, Record],
     spent: Ledger | None = None,
     planned: Planned | None = None,
-) -> Found:
+) -> Findings:
     """All but the evidence, which may be worked out cell by cell in several processes."""
     results = results_of(plan, records)
     summaries = summarise(results)
@@ -105,7 +100,7 @@ def gather(
     found_gaps, gap_contrasts = gaps(results, summaries)
     first = [contrast.cell for contrast in compared if contrast.primary]
     cells = list(dict.fromkeys([*first, *plan.sweep.cell_names()]))
-    return Found(
+    return Findings(
         plan=plan,
         records=records,
         results=results,
@@ -125,7 +120,7 @@ def gather(
     )
 
 
-def evidence_of(found: Found, cell: str) -> Evidence:
+def evidence_of(found: Findings, cell: str) -> CellDetails:
     """What takes long, of one cell."""
     summaries = {summary.arm: summary for summary in found.of(cell)}
     grounds = found.grounds(cell)
@@ -135,7 +130,7 @@ def evidence_of(found: Found, cell: str) -> Evidence:
         if summary.reference_kind == "confirmed" and summary.reference_pct is not None
     }
     deep = cell in found.deep
-    return Evidence(
+    return CellDetails(
         cell=cell,
         curves={
             arm: tuning_curve(list(s.errors_pct.values())) for arm, s in summaries.items() if s.errors_pct
@@ -158,7 +153,7 @@ def evidence_of(found: Found, cell: str) -> Evidence:
     )
 
 
-def _noise_sd(found: Found, cell: str, arm: str) -> float | None:
+def _noise_sd(found: Findings, cell: str, arm: str) -> float | None:
     """Of a point's error, which is a mean over replicates."""
     measured = found.noise.get((cell, arm))
     if measured is None or measured.floor is None:
@@ -166,12 +161,12 @@ def _noise_sd(found: Found, cell: str, arm: str) -> float | None:
     return measured.floor.sd_pp.value / math.sqrt(found.plan.sweep.replicates)
 
 
-def not_worked_out(found: Found) -> list[str]:
+def not_worked_out(found: Findings) -> list[str]:
     """Cells without importances, transfers and audits, as the sweep is large."""
     return [cell for cell in found.plan.sweep.cell_names() if cell not in found.deep]
 
 
-def gap_floor(found: Found, gap: Gap) -> Estimate | None:
+def gap_floor(found: Findings, gap: Gap) -> Estimate | None:
     """The standard deviation of a difference between one run of each cell; None where it was not measured."""
     sides = [found.noise.get((cell, gap.arm)) for cell in (gap.pair.cell, gap.pair.base_cell)]
     return noise_floor_pp(sides[0], sides[1]) if sides[0] and sides[1] else None

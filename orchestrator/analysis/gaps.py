@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from orchestrator.peak import SUPPORT_PCT, best_of, best_of_weights
+from orchestrator.analysis.summary import Summary
 from orchestrator.results import Result
-from orchestrator.stats import CONFIDENCE, Estimate, Summary
+from orchestrator.stats.best_of import SUPPORT_PCT, best_of, best_of_weights
+from orchestrator.stats.intervals import CONFIDENCE, Estimate
 from trainables.presets import leaves
 
 Kind = Literal["training_length", "optimizer"]

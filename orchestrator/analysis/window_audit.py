@@ -22,16 +22,16 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from orchestrator.basin import Array, Axis, Landscape, Side, Surrogate, resample_counts, useful_surrogate
-from orchestrator.stats import (
-    CONFIDENCE,
-    DIFFERS,
-    MEASURES,
-    MIN_SAMPLE,
-    Estimate,
-    Measure,
-    point_scores,
-    with_both_ends,
+from orchestrator.stats.intervals import CONFIDENCE, DIFFERS, MIN_SAMPLE, Estimate, with_both_ends
+from orchestrator.stats.measures import MEASURES, Measure, point_scores
+from orchestrator.stats.surrogate import (
+    Array,
+    Axis,
+    Landscape,
+    Side,
+    Surrogate,
+    resample_counts,
+    useful_surrogate,
 )
 
 #: An optimum within this share of the window from an edge lies at it. Wider than `search.BEST_EDGE_SHARE`,

@@ -1,0 +1,341 @@
+"""Populations of trials compared: Delta-EDFs, robustness measures, paired differences, with intervals.
+
+Errors are percentages as `Result.error_pct` counts them: a diverged trial is 100, a trial that has no
+result is missing. The unit of every statistic is the point of the design: replicates of a point are
+averaged first, over those there are. Only trials of the role `sweep` are draws from the space, and only
+they enter a distribution; confirmations give the reference and the peak, other roles are counted apart.
+
+Delta is a point's error minus its arm's reference, in percentage points (pp). The reference is the error
+of the arm's confirmed best. Where a cell is not confirmed for every arm that trained, it is for all of
+them the lowest error the sweep itself has seen: a sample minimum, hence biased low and the more so the
+more points there are. What is measured from it has no interval, unless all arms are measured from one:
+then the reference is a bar like another, and the interval speaks of this bar.
+
+Intervals take points as if they were drawn independently. Points of a Sobol design are spread more evenly
+than that, so there intervals are wider than they need be and tests reject less often than they might. Where
+a Sobol design has MIN_SAMPLE independent scrambles or more, intervals of differences are taken over these
+blocks instead; tests still take points for independent. Each interval over points covers the truth of planted
+populations in 93 % of sweeps at least (`python -m benchmarks.coverage`); which interval, and why, is in
+docs/statistics.md.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.outcomes import RULES
+from orchestrator.plan import Trial
+from orchestrator.results import Result, by_cell_and_arm, by_point
+from orchestrator.stats.confirmed import Confirmed, confirmed_of
+from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.measures import MEASURES, Measure, deltas, measures_of, share_estimate
+from trainables.base import WORST_PCT
+
+ReferenceKind = Literal["confirmed", "sweep_minimum"]
+#: What a trial that a rule stopped early may be taken for; both are biased, in a known direction.
+Stopped = Literal["as_worst", "as_last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The ranked trial of lowest error: one run, so unconfirmed until it is run again with fresh seeds.
+
+    Attributes:
+      trial: which.
+      val_error_pct: on the selection split. Chosen for being low, so biased low.
+      test_error_pct: on the final split, after its last epoch; None if it was not measured.
+    """
+
+    trial: Trial
+    val_error_pct: float
+    test_error_pct: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One arm in one cell; everything is of the role `sweep`, except where it says otherwise.
+
+    Attributes:
+      cell, arm: which.
+      num_trials, num_points: as planned.
+      states: trials per state: an outcome, `running` or `missing`.
+      other_states: the same for every other role there is.
+      errors_pct: by point, the mean over the replicates there are; points without a result are absent, and
+        all are where the distribution is refused.
+      blocks: by point, which independent part of the design it is in.
+      num_incomplete: points that have some of their replicates only.
+      diverged: share of trials that diverged, among those the EDF counts; exact interval, which takes a
+        point's replicates for one trial. None without a result.
+      best: None while nothing ranked has ended.
+      confirmed: None until every run of the confirmation has ended.
+      reference_pct, reference_kind: what Delta is measured from, and what that is: the confirmed best, or
+        the lowest error of a point that trained. Of one kind for all arms of a cell. None if none trained.
+      common_reference_pct: the lowest reference of the cell.
+      median_error_pct: over points.
+      measures: every measure with its interval; empty without a result. Those from the arm's own
+        reference have one only where it is confirmed.
+      refused: what is not told though there are results, with the reason: measures, `delta_edf`,
+        `median_error_pct`, `diverged`, `confirmed`, `confirmed_reference`.
+    """
+
+    cell: str
+    arm: str
+    num_trials: int
+    num_points: int
+    states: dict[str, int]
+    other_states: dict[str, dict[str, int]]
+    errors_pct: dict[int, float]
+    blocks: dict[int, int]
+    num_incomplete: int
+    diverged: Estimate | None
+    best: Best | None
+    confirmed: Confirmed | None
+    reference_pct: float | None
+    reference_kind: ReferenceKind | None
+    common_reference_pct: float | None
+    median_error_pct: float | None
+    measures: dict[Measure, Estimate]
+    refused: dict[str, str]
+
+    @property
+    def reference_interval(self) -> Estimate | None:
+        """Of the reference, as fresh seeds tell it; None where it is not confirmed."""
+        return self.confirmed.val if self.confirmed and self.reference_kind == "confirmed" else None
+
+    @property
+    def deltas_pp(self) -> NDArray[np.float64]:
+        """Delta of every point in `errors_pct`, in the order of the points.
+
+        A few are below 0 where the reference is a confirmed one: single runs that had luck.
+        """
+        return deltas(list(self.errors_pct.values()), self.reference_pct)
+
+
+def summarise(results: Iterable[Result], stopped: Stopped | None = None) -> list[Summary]:
+    """Every arm in every cell, cells first, in the order of the plan.
+
+    Args:
+      results: of a plan, all roles.
+      stopped: an estimator for trials that a rule stopped early, at the caller's choice: `as_worst` counts
+        them as 100 % error and `as_last` at their last epoch's. Both err against the arm. Without one, an
+        arm that has such trials gets no distribution and no measure, and the reason is in `refused`.
+    """
+    groups: dict[str, dict[str, list[Result]]] = {}
+    for (cell, arm), group in by_cell_and_arm(results).items():
+        groups.setdefault(cell, {})[arm] = group
+    found = []
+    for cell, arms in groups.items():
+        populations = {arm: _population(group, stopped) for arm, group in arms.items()}
+        trained = [population for population in populations.values() if population.trained]
+        confirmed = all(p.confirmed and not p.confirmed.num_diverged for p in trained)
+        references = [p.reference_pct(confirmed) for p in populations.values()]
+        common = min((reference for reference in references if reference is not None), default=None)
+        found += [_summary(cell, arm, p, confirmed, common) for arm, p in populations.items()]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Population:
+    """One arm in one cell before it is known what to measure it from.
+
+    Attributes:
+      sweep: draws from the space.
+      searched: trials of a search, which may be the best and tell nothing else.
+      other_states: trials of other roles per state.
+      errors_pct: by point, of the draws.
+      num_counted: trials whose errors those are made of.
+      trained: errors of the points of which a trial is ranked.
+      num_incomplete: points that have some of their replicates only.
+      confirmed, refused: as in a Summary.
+    """
+
+    sweep: list[Result]
+    searched: list[Result]
+    other_states: dict[str, dict[str, int]]
+    errors_pct: dict[int, float]
+    num_counted: int
+    trained: list[float]
+    num_incomplete: int
+    confirmed: Confirmed | None
+    refused: dict[str, str]
+
+    def reference_pct(self, confirmed: bool) -> float | None:
+        if not self.trained:
+            return None
+        return self.confirmed.val.value if confirmed and self.confirmed else min(self.trained)
+
+
+#: What is told of a distribution, by the names under which it is refused.
+_OF_DRAWS = (*MEASURES, "delta_edf", "median_error_pct", "diverged")
+
+#: Why a search has no distribution.
+NO_DRAWS = (
+    "its settings were chosen, or its trials could be ended, by a search, so they are no draws from the space"
+)
+
+
+def _population(results: Sequence[Result], stopped: Stopped | None) -> _Population:
+    by_role: dict[str, list[Result]] = {}
+    for result in results:
+        by_role.setdefault(result.trial.role, []).append(result)
+    sweep, searched = by_role.pop("sweep", []), by_role.pop("search", [])
+    errors, num_counted, trained, num_incomplete = {}, 0, [], 0
+    for point, replicates in by_point(sweep).items():
+        found = [error for result in replicates if (error := _error_pct(result, stopped)) is not None]
+        if not found:
+            continue
+        num_counted += len(found)
+        num_incomplete += len(found) < len(replicates)
+        errors[point] = float(np.mean(found))
+        if any(_ranked(result) for result in replicates):
+            trained.append(errors[point])
+    confirmed, because = confirmed_with(by_role.get("confirm", []), _final_pct)
+    refused = {"confirmed": because} if because else {}
+    num_censored = sum(result.censored for result in sweep)
+    if num_censored and stopped is None:
+        because = (
+            f"{num_censored} of {len(sweep)} trials {RULES['stopped'].means}, which leaves a distribution "
+            "that is not the space's; no estimator for them was named"
+        )
+        errors, num_counted = {}, 0
+        refused |= dict.fromkeys(_OF_DRAWS, because)
+    if searched and not sweep:
+        refused |= dict.fromkeys(_OF_DRAWS, NO_DRAWS)
+    return _Population(
+        sweep=sweep,
+        searched=searched,
+        other_states={
+            role: dict(Counter(result.state for result in group)) for role, group in by_role.items()
+        },
+        errors_pct=errors,
+        num_counted=num_counted,
+        trained=trained,
+        num_incomplete=num_incomplete,
+        confirmed=confirmed,
+        refused=refused,
+    )
+
+
+def _error_pct(result: Result, stopped: Stopped | None) -> float | None:
+    """A trial's error as it counts, with an estimator for those that were stopped."""
+    if stopped is None or not result.censored:
+        return result.error_pct
+    own = result.own_error_pct if stopped == "as_last" else None
+    return WORST_PCT if own is None else own
+
+
+def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: float | None) -> Summary:
+    reference, errors, refused = found.reference_pct(confirmed), found.errors_pct, dict(found.refused)
+    if found.confirmed and reference is not None and not confirmed:
+        refused["confirmed_reference"] = (
+            "a run of the confirmed best diverged"
+            if found.confirmed.num_diverged
+            else "the cell is not confirmed for every arm, and its arms are measured alike"
+        )
+    num_diverged = sum(result.state == "diverged" for result in found.sweep)
+    tried = found.sweep + found.searched
+    kind: ReferenceKind = "confirmed" if confirmed else "sweep_minimum"
+    own = found.confirmed.val if found.confirmed and confirmed else None
+    return Summary(
+        cell=cell,
+        arm=arm,
+        num_trials=len(tried),
+        num_points=len({result.trial.point for result in found.sweep}),
+        states=dict(Counter(result.state for result in tried)),
+        other_states=found.other_states,
+        errors_pct=errors,
+        blocks={result.trial.point: result.trial.block for result in found.sweep},
+        num_incomplete=found.num_incomplete,
+        diverged=share_estimate(num_diverged / found.num_counted, len(errors)) if found.num_counted else None,
+        best=_best(tried),
+        confirmed=found.confirmed,
+        reference_pct=reference,
+        reference_kind=None if reference is None else kind,
+        common_reference_pct=common,
+        median_error_pct=float(np.median(list(errors.values()))) if errors else None,
+        measures=measures_of(list(errors.values()), reference, common, own) if errors else {},
+        refused=refused,
+    )
+
+
+def _final_pct(result: Result) -> float | None:
+    return WORST_PCT if result.state == "diverged" else result.test_error_pct
+
+
+def confirmed_with(
+    results: Sequence[Result], measured: Callable[[Result], float | None]
+) -> tuple[Confirmed | None, str]:
+    """The confirmed best of one arm in one cell, or why there is none; neither if none was asked for.
+
+    Args:
+      results: its runs with fresh seeds.
+      measured: what `test` is to be of those that had no say in the choice; None where a run lacks it.
+    """
+    if not results:
+        return None, ""
+    num_ended = sum(result.record.settled for result in results)
+    if num_ended < len(results):
+        return None, f"{num_ended} of {len(results)} runs of the confirmation have ended"
+    seeds = sorted({result.trial.replicate for result in results})
+    points: dict[int, dict[int, Result]] = {}
+    for result in results:
+        if result.error_pct is not None:
+            points.setdefault(result.trial.point, {})[result.trial.replicate] = result
+    points = {point: found for point, found in points.items() if len(found) > 1}
+    if not any(_ranked(result) for found in points.values() for result in found.values()):
+        return None, "no chosen point has two runs that trained"
+    val_PS, test_PS = np.full((2, len(points), len(seeds)), np.nan)
+    for row, found in enumerate(points.values()):
+        for column, seed in enumerate(seeds):
+            if seed in found:
+                val_PS[row, column] = found[seed].error_pct
+                own = measured(found[seed])
+                test_PS[row, column] = math.nan if own is None else own
+    told = confirmed_of(list(points), val_PS, test_PS)
+    return told, "" if told else "no seed has a result at the point that the others choose"
+
+
+def _ranked(result: Result) -> bool:
+    return result.rule is not None and result.rule.ranked and result.error_pct is not None
+
+
+def _best(results: Iterable[Result]) -> Best | None:
+    found: Best | None = None
+    for result in results:
+        if (
+            _ranked(result)
+            and (error := result.error_pct) is not None
+            and (found is None or error < found.val_error_pct)
+        ):
+            found = Best(result.trial, error, result.test_error_pct)
+    return found
+
+
+def landmarks(results: Iterable[Result]) -> dict[str, Result]:
+    """The best, median and worst trial of the sweep among those the EDF counts; empty if there are none.
+
+    Of an even number the median is the better of the two in the middle. Ties go to the earlier trial.
+    """
+    counted = [
+        (error, result)
+        for result in results
+        if result.trial.role == "sweep" and (error := result.error_pct) is not None
+    ]
+    ordered = [result for _, result in sorted(counted, key=lambda pair: pair[0])]
+    if not ordered:
+        return {}
+    return {"best": ordered[0], "median": ordered[(len(ordered) - 1) // 2], "worst": ordered[-1]}
+
+
+def by_arm(results: Iterable[Result], cell: str) -> Mapping[str, list[Result]]:
+    """The draws of one cell (role `sweep`), by arm, in the order of the plan."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.trial.cell_name == cell and result.trial.role == "sweep":
+            groups.setdefault(result.trial.arm, []).append(result)
+    return groups

@@ -1,0 +1,1 @@
+"""Statistics on arrays of numbers; they know no trial."""
