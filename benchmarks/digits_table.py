@@ -12,8 +12,9 @@ import csv
 import multiprocessing
 from pathlib import Path
 
-from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep.load import load_sweep
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.trial import Plan
 from trainables.base import Diverged
 from trainables.config import TrainConfig
 from trainables.context import this_process

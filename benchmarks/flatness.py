@@ -23,7 +23,7 @@ import psutil
 
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
-from orchestrator.events import AttemptEnded, SessionBegan
+from orchestrator.trials.events import AttemptEnded, SessionBegan
 from trainables.base import Epoch
 
 ROW = Epoch(

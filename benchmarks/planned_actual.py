@@ -26,8 +26,9 @@ from typing import Any
 
 from orchestrator.cost import DEVICES, REACHED, Sample, Shape, counted, scaled, shape_of
 from orchestrator.machine import this_machine
-from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep.load import build_sweep
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.trial import Plan
 from trainables.config import TrainConfig
 from trainables.profiling.footprint import footprint
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
 from orchestrator.folder import open_folder, save_question
 from orchestrator.journal import encode
-from orchestrator.plan import Plan, Trial, data_configs, make_plan
 from orchestrator.report import write_report
 from orchestrator.sweep.load import build_sweep
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.trial import Plan, Trial
 from trainables.base import derive_seed
 
 

@@ -16,12 +16,12 @@ from typing import Literal
 
 from orchestrator.analysis.findings import Findings, gather
 from orchestrator.folder import Folder, open_folder
-from orchestrator.numerals import duration
-from orchestrator.outcomes import RULES
 from orchestrator.rows import total_cost
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.sweep.paper import Claim
+from orchestrator.trials.numerals import duration
+from orchestrator.trials.outcomes import RULES
 from orchestrator.words import answer
 
 Outcome = Literal["holds", "the other way round", "not settled"]

@@ -16,7 +16,8 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report_scale import large_plan, made_up_error
-from orchestrator.events import (
+from orchestrator.progress import Progress
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     EpochDone,
@@ -26,9 +27,8 @@ from orchestrator.events import (
     SessionBegan,
     row_of,
 )
-from orchestrator.outcomes import AttemptEnd
-from orchestrator.plan import Plan, Trial
-from orchestrator.progress import Progress
+from orchestrator.trials.outcomes import AttemptEnd
+from orchestrator.trials.trial import Plan, Trial
 from orchestrator.watch import view
 from trainables.base import derive_seed
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import lanes
-from orchestrator.events import AttemptEnded
-from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep.config import Resources
 from orchestrator.sweep.load import build_sweep
+from orchestrator.trials.events import AttemptEnded
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.trial import Plan
 
 
 def trivial_plan(num_trials: int) -> Plan:

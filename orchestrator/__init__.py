@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     )
     from orchestrator.observer import Observer, Round, SessionEnd
     from orchestrator.observers import MlflowObserver, NotifyObserver
-    from orchestrator.plan import Plan
     from orchestrator.progress import Progress
-    from orchestrator.sweep_file import SweepFile
+    from orchestrator.trials.sweep_file import SweepFile
+    from orchestrator.trials.trial import Plan
 
 __all__ = [
     "MlflowObserver",

@@ -17,14 +17,14 @@ from orchestrator.analysis.summary import summarise
 from orchestrator.folder import open_folder
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.observers import MlflowObserver, NotifyObserver
-from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.results import results_of
 from orchestrator.rows import results_rows
 from orchestrator.session import Session, prepare
 from orchestrator.stats.measures import Measure
 from orchestrator.sweep.document import Override
-from orchestrator.sweep_file import SweepFile
+from orchestrator.trials.records import results_of
+from orchestrator.trials.sweep_file import SweepFile
+from orchestrator.trials.trial import Plan
 from orchestrator.words import headline, verdict_sentence
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.dispatch import Cause, Dispatch, Job
-from orchestrator.events import Event, Notice
 from orchestrator.journal import Writer
-from orchestrator.outcomes import AttemptEnd
 from orchestrator.states import Best, Kept, States
+from orchestrator.trials.events import Event, Notice
+from orchestrator.trials.outcomes import AttemptEnd
 from trainables.base import Epoch
 from trainables.io.files import write_atomically
 from trainables.io.storage import redacted

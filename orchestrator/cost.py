@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import nnls
 
-from orchestrator.gang import Gang, Node, lane_plan
-from orchestrator.plan import Plan, Removal, Trial, unique_trials
-from orchestrator.results import Record
+from orchestrator.trials.gang import Gang, Node, lane_plan
+from orchestrator.trials.records import Record
+from orchestrator.trials.trial import Plan, Removal, Trial, unique_trials
 from trainables.base import Epoch, Frozen
 from trainables.config import Seeds, TrainConfig
 from trainables.data.order import num_steps

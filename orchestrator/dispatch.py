@@ -14,8 +14,16 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from orchestrator.events import AttemptBegan, AttemptEnded, BreakerTripped, EpochDone, Event, InFlight, Pulse
-from orchestrator.outcomes import RULES, AttemptEnd, fingerprint, held_up_by
+from orchestrator.trials.events import (
+    AttemptBegan,
+    AttemptEnded,
+    BreakerTripped,
+    EpochDone,
+    Event,
+    InFlight,
+    Pulse,
+)
+from orchestrator.trials.outcomes import RULES, AttemptEnd, fingerprint, held_up_by
 from trainables.base import Epoch
 
 #: Losses of one trial in a row, with nothing new on record in between, after which it has failed: what

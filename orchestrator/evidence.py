@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from orchestrator.events import trial_of
 from orchestrator.folder import (
     Folder,
     open_folder,
@@ -43,8 +42,9 @@ from orchestrator.folder import (
 )
 from orchestrator.journal import FolderError, Writer, tree_of
 from orchestrator.ledger import ledger
-from orchestrator.merge import Merged, MergeError, Part, merge
 from orchestrator.report import write_report
+from orchestrator.trials.events import trial_of
+from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
 from trainables.base import Frozen
 from trainables.io.files import write_atomically
 

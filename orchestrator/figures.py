@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.gaps import Gap
 from orchestrator.analysis.summary import Summary, landmarks
-from orchestrator.numerals import short
-from orchestrator.plan import error_label
-from orchestrator.results import Result
 from orchestrator.stats.best_of import TuningCurve
 from orchestrator.stats.intervals import share_interval
 from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, deltas, edf
 from orchestrator.sweep.space import Domain, Listed, LogUniform
+from orchestrator.trials.numerals import short
+from orchestrator.trials.records import Result
+from orchestrator.trials.trial import error_label
 from trainables.base import WORST_PCT
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")

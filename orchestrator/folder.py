@@ -32,14 +32,16 @@ import yaml
 from pydantic import TypeAdapter
 
 from orchestrator.cost import Planned
-from orchestrator.events import Event, RetryWanted
 from orchestrator.journal import FolderError, Writer, read_journal
-from orchestrator.plan import Confirmation, Plan, Suggestion, make_plan, with_confirmation
-from orchestrator.results import Record, fold
 from orchestrator.states import States
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.document import SweepError, with_absolute_places
 from orchestrator.sweep.load import build_sweep
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.events import Event, RetryWanted
+from orchestrator.trials.plan import make_plan
+from orchestrator.trials.records import Record, fold
+from orchestrator.trials.trial import Plan, Suggestion
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance

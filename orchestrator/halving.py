@@ -11,9 +11,9 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from orchestrator.events import AttemptEnded, EpochDone, Event, RetryWanted
-from orchestrator.plan import Trial
 from orchestrator.sweep.config import Halving
+from orchestrator.trials.events import AttemptEnded, EpochDone, Event, RetryWanted
+from orchestrator.trials.trial import Trial
 from trainables.base import WORST_PCT
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.events import AttemptEnded, Event, Sealed, from_json, to_json
+from orchestrator.trials.events import AttemptEnded, Event, Sealed, from_json, to_json
 from trainables.errors import UserError
 from trainables.io.files import sync_folder
 

@@ -40,20 +40,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.clerk import Clerk, Judge, Verdict, stack_path
 from orchestrator.dispatch import Cause, Job
-from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
-from orchestrator.gang import Gang, Node, Phase, lane_plan
 from orchestrator.orphans import Orphans
-from orchestrator.outcomes import AttemptEnd
-from orchestrator.results import Record
 from orchestrator.states import Kept, States
 from orchestrator.trial_logs import kept as worker_log
+from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
+from orchestrator.trials.gang import Gang, Node, Phase, lane_plan
+from orchestrator.trials.outcomes import AttemptEnd
+from orchestrator.trials.records import Record
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     # Every process of a lane imports this file; only the workers need torch and the model code.
-    from orchestrator.plan import Trial
     from orchestrator.preflight import Clock
     from orchestrator.sweep.config import Resources
+    from orchestrator.trials.trial import Trial
     from trainables.context import Context
     from trainables.profiling.dry_run import Reply, Request
 

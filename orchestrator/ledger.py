@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from orchestrator.events import (
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,

@@ -20,10 +20,10 @@ from orchestrator.cost import (
     samples_of,
 )
 from orchestrator.folder import open_folder, processor, save_planned
-from orchestrator.gang import Node
 from orchestrator.journal import FolderError
-from orchestrator.plan import Plan
 from orchestrator.preflight import Checked, samples_of_steps
+from orchestrator.trials.gang import Node
+from orchestrator.trials.trial import Plan
 from trainables.profiling.footprint import probe
 
 #: Cores of a machine that nobody has described: enough for any gang.

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.events import AttemptEnded, BreakerTripped, Event
 from orchestrator.progress import Progress
+from orchestrator.trials.events import AttemptEnded, BreakerTripped, Event
 
 #: Seconds that one message may take, and that the end of a run waits for messages under way.
 SEND_SECONDS, CLOSE_SECONDS = 20.0, 25.0

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from orchestrator.events import Event
-    from orchestrator.plan import Plan, Trial
     from orchestrator.progress import Progress
-    from orchestrator.results import Record
+    from orchestrator.trials.events import Event
+    from orchestrator.trials.records import Record
+    from orchestrator.trials.trial import Plan, Trial
 
 #: How a session, or a round of it, ended. `broke off` comes with an exception.
 How = Literal["ended", "stopped", "nothing to do", "broke off"]

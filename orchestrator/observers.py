@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.events import Event
 from orchestrator.notify import Notifier
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.progress import Progress
 from orchestrator.tracking import Tracker, tracking_uri, unanswered
+from orchestrator.trials.events import Event
 
 #: Seconds that MLflow gets to catch up when all is done, and when somebody waits for a run to stop.
 _FINISH_SECONDS, _STOP_SECONDS = 30.0, 3.0

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
-from orchestrator.gang import Gang, Node, lane_plan
-from orchestrator.plan import Plan, Trial, unique_trials
+from orchestrator.trials.gang import Gang, Node, lane_plan
+from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.data.order import num_steps
 from trainables.io.faults import Fault
 from trainables.profiling.dry_run import Reply, Request, Unfit, check_model, check_sizes, check_start

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from orchestrator.events import (
+from orchestrator.ledger import Accounts, Ledger
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
@@ -23,10 +24,9 @@ from orchestrator.events import (
     Unknown,
     time_of,
 )
-from orchestrator.ledger import Accounts, Ledger
-from orchestrator.outcomes import fingerprint
-from orchestrator.plan import Plan, Trial
-from orchestrator.results import Record, Result, fold
+from orchestrator.trials.outcomes import fingerprint
+from orchestrator.trials.records import Record, Result, fold
+from orchestrator.trials.trial import Plan, Trial
 
 #: Outcomes that a person should look at.
 FAILURES = ("failed", "out_of_memory", "invalid")

@@ -30,16 +30,16 @@ from orchestrator.analysis.power import Planted
 from orchestrator.analysis.summary import by_arm
 from orchestrator.cost import Planned
 from orchestrator.ledger import Ledger
-from orchestrator.numerals import duration, percent, short
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Plan, Trial, TrialCost, error_term
-from orchestrator.results import Record
 from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.stats.measures import MEASURES
 from orchestrator.stats.surrogate import Landscape, useful_surrogate
 from orchestrator.sweep.config import cell_name
 from orchestrator.sweep.space import Cell
 from orchestrator.tables import Line, tables_of, to_latex, to_markdown
+from orchestrator.trials.numerals import duration, percent, short
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.records import Record
+from orchestrator.trials.trial import Plan, Trial, TrialCost, error_term
 from orchestrator.words import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, headline, where_text
 from trainables.io.files import write_atomically
 

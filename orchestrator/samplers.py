@@ -11,8 +11,8 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from orchestrator.search import Tried
 from orchestrator.sweep.space import Choice, Domain
+from orchestrator.trials.search import Tried
 from trainables.base import WORST_PCT
 
 #: Asked for points that fit, a sampler may miss so many times for each that is wanted.

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.confirm import choose
 from orchestrator.cost import storage_fault, within_budget
-from orchestrator.events import AttemptEnded, EpochDone, Event
 from orchestrator.folder import (
     Folder,
     load_confirmation,
@@ -28,12 +26,14 @@ from orchestrator.journal import FolderError
 from orchestrator.lease import Lease, check_free
 from orchestrator.machine import record_plan, this_machine
 from orchestrator.observer import Level, Observer, Round, SessionEnd
-from orchestrator.plan import Confirmation, Plan, Trial, unique_trials, with_confirmation
 from orchestrator.preflight import Checked, Child, Outcome, preflight
 from orchestrator.progress import Progress
-from orchestrator.results import results_of
-from orchestrator.search import next_round, num_rounds, rounds_given
-from orchestrator.sweep_file import SweepFile
+from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
+from orchestrator.trials.events import AttemptEnded, EpochDone, Event
+from orchestrator.trials.records import results_of
+from orchestrator.trials.search import next_round, num_rounds, rounds_given
+from orchestrator.trials.sweep_file import SweepFile
+from orchestrator.trials.trial import Plan, Trial, unique_trials
 
 if TYPE_CHECKING:
     from orchestrator import lanes

@@ -1,11 +1,9 @@
 """One trial's story: what people call it, what happened to it attempt by attempt, and what to do about it."""
 
-import difflib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.events import (
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     EpochDone,
@@ -14,70 +12,9 @@ from orchestrator.events import (
     RetryWanted,
     SessionBegan,
 )
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Plan, Trial
-from orchestrator.results import Result
-from trainables.errors import UserError
-
-#: Names that are told when one is not found, or several are.
-_MOST_NAMES = 8
-
-
-class UnknownTrial(UserError):
-    """No trial goes by that name, or several do; the message names the nearest."""
-
-
-def name_of(trial: Trial) -> str:
-    """A trial as one word to type: vit_c/adamw/3, with its extra run behind it: vit_c/adamw/3/confirm/r1."""
-    extra = "" if trial.is_tried else f"/{trial.role}"
-    replicate = f"/r{trial.replicate}" if trial.replicate or extra else ""
-    return f"{trial.arm}/{trial.cell_name}/{trial.point}{extra}{replicate}"
-
-
-def find_trial(plan: Plan, text: str) -> Trial:
-    """The one trial that somebody means.
-
-    Args:
-      plan: its sweep.
-      text: its id or the beginning of it; or its name, `vit_c/adamw/3`, also as `vit_c adamw p3`, with its
-        parts in any order and the cell left out where that is clear.
-
-    Raises:
-      UnknownTrial: there is none, or several.
-    """
-    first = {trial.id: trial for trial in reversed(plan.trials)}
-    if text in first:
-        return first[text]
-    words = _words(text)
-    named = [trial for trial in plan.trials if words and words <= _words_of(trial)]
-    # A point stands for its own run and not for the extra ones with other seeds.
-    own = [trial for trial in named if trial.is_tried and trial.replicate == 0]
-    for found in (named, own):
-        if len(distinct := {trial.id: trial for trial in reversed(found)}) == 1:
-            return next(iter(distinct.values()))
-    begun = [trial for key, trial in first.items() if text and key.startswith(text)]
-    if len(begun) == 1 and not named:
-        return begun[0]
-    if several := [*named, *begun]:
-        names = ", ".join(_shown(trial) for trial in several[:_MOST_NAMES])
-        more = f" and {len(several) - _MOST_NAMES} more" if len(several) > _MOST_NAMES else ""
-        raise UnknownTrial(f"{text!r} fits {len(several)} trials: {names}{more}")
-    by_name = {name_of(trial): trial for trial in plan.trials}
-    near = difflib.get_close_matches(text, [*by_name, *first], n=3, cutoff=0.5) or list(by_name)[:3]
-    shown = ", ".join(_shown(by_name.get(name) or first[name]) for name in near)
-    raise UnknownTrial(f"no trial is called {text!r}; the nearest are {shown}")
-
-
-def _shown(trial: Trial) -> str:
-    return f"{name_of(trial)} ({trial.id[:8]})"
-
-
-def _words(text: str) -> set[str]:
-    return {re.sub(r"^p(?=\d+$)", "", word) for word in re.split(r"[\s/,]+", text.strip()) if word}
-
-
-def _words_of(trial: Trial) -> set[str]:
-    return _words(name_of(trial)) | {f"r{trial.replicate}"} | _words(trial.role.replace("_", " "))
+from orchestrator.trials.names import name_of
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.records import Result
 
 
 @dataclass(slots=True)

@@ -16,14 +16,14 @@ from orchestrator.analysis.noise import Component, Stream, noise_floor_pp
 from orchestrator.analysis.power import POWER, Detectable
 from orchestrator.analysis.shift import FINAL, ShiftSummary
 from orchestrator.cost import Basis, Planned, Span, planned_actual
-from orchestrator.numerals import duration, percent, short
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Trial, error_term
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
-from orchestrator.search import BEST_EDGE_SHARE, searched
 from orchestrator.stats.corruption import kinds_in
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES, Measure
+from orchestrator.trials.numerals import duration, percent, short
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.search import BEST_EDGE_SHARE, searched
+from orchestrator.trials.trial import Trial, error_term
 from orchestrator.words import (
     DESCRIBES,
     SPLIT_NAMES,

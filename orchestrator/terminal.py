@@ -8,9 +8,9 @@ from rich.text import Text
 
 from orchestrator.cost import Estimate, Span
 from orchestrator.ledger import Ledger
-from orchestrator.numerals import duration, percent
-from orchestrator.plan import Plan
-from orchestrator.results import Result
+from orchestrator.trials.numerals import duration, percent
+from orchestrator.trials.records import Result
+from orchestrator.trials.trial import Plan
 
 
 def large(number: float) -> str:

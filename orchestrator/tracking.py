@@ -31,10 +31,10 @@ from typing import Any, Literal, TypeVar, assert_never
 from urllib.parse import urlsplit
 
 from orchestrator.analysis.shift import shift_errors_in
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event
-from orchestrator.outcomes import SETTLED
-from orchestrator.plan import Plan, Trial
 from orchestrator.stats.corruption import corruption_error
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event
+from orchestrator.trials.outcomes import SETTLED
+from orchestrator.trials.trial import Plan, Trial
 from trainables.base import EPOCH_LABELS, Epoch
 from trainables.io.storage import redacted
 from trainables.presets import leaves

@@ -11,16 +11,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.events import AttemptEnded, Event, Notice, SessionBegan
 from orchestrator.folder import open_folder
 from orchestrator.journal import Tail
 from orchestrator.lease import holder
 from orchestrator.ledger import Ledger
-from orchestrator.numerals import duration, percent
-from orchestrator.plan import Trial
 from orchestrator.progress import Cause, Progress, Tally
-from orchestrator.story import name_of
 from orchestrator.trial_logs import logs_of
+from orchestrator.trials.events import AttemptEnded, Event, Notice, SessionBegan
+from orchestrator.trials.names import name_of
+from orchestrator.trials.numerals import duration, percent
+from orchestrator.trials.trial import Trial
 
 #: Seconds between two looks at a journal that somebody else writes.
 LOOK_SECONDS = 0.5

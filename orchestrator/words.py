@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from orchestrator.analysis.contrasts import Contrast, PeakContrast
 from orchestrator.analysis.summary import ReferenceKind, Summary
 from orchestrator.analysis.window_audit import EdgeCheck, EdgeFlag
-from orchestrator.numerals import percent, short
-from orchestrator.results import Result
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
 from orchestrator.stats.measures import MEASURES, Measure, MeasureInfo
 from orchestrator.sweep.config import Primary
 from orchestrator.sweep.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
+from orchestrator.trials.numerals import percent, short
+from orchestrator.trials.records import Result
 from trainables.config import TrainConfig
 
 #: The sign after a space at which no line may break.

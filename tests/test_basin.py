@@ -9,9 +9,9 @@ from scipy.stats import qmc
 
 from orchestrator.analysis.basin import LR, WEIGHT_DECAY, axis_of, basin, landscapes
 from orchestrator.analysis.sensitivity import importances, transfers
-from orchestrator.results import results_of
 from orchestrator.stats.surrogate import Axis, Landscape, fit_surrogate
 from orchestrator.sweep.space import Choice, IntRange, LogUniform, Uniform
+from orchestrator.trials.records import results_of
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_of
 
 OCTAVES = 5.0

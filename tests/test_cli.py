@@ -23,7 +23,13 @@ from orchestrator.cli import app
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
 from orchestrator.cli.options import folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
-from orchestrator.events import (
+from orchestrator.folder import open_folder, save_question
+from orchestrator.journal import FolderError, Writer
+from orchestrator.preflight import Outcome
+from orchestrator.sweep.constraints import ConstraintError
+from orchestrator.sweep.document import SweepError
+from orchestrator.sweep.load import load_sweep
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     EpochDone,
@@ -32,14 +38,8 @@ from orchestrator.events import (
     SessionBegan,
     row_of,
 )
-from orchestrator.folder import open_folder, save_question
-from orchestrator.journal import FolderError, Writer
-from orchestrator.merge import MergeError
-from orchestrator.preflight import Outcome
-from orchestrator.story import UnknownTrial
-from orchestrator.sweep.constraints import ConstraintError
-from orchestrator.sweep.document import SweepError
-from orchestrator.sweep.load import load_sweep
+from orchestrator.trials.joint_sweep import MergeError
+from orchestrator.trials.names import UnknownTrial
 from tests.support.sweeps import plan_with_data
 from trainables.base import DataError
 from trainables.errors import UserError

@@ -2,11 +2,11 @@
 
 import pytest
 
-from orchestrator.confirm import choose
 from orchestrator.folder import load_confirmation, open_folder, save_confirmation, save_question
 from orchestrator.journal import FolderError
-from orchestrator.plan import Confirmation, Plan, with_confirmation
-from orchestrator.results import Record, Result
+from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
+from orchestrator.trials.records import Record, Result
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import epoch_row, plan_of
 
 

@@ -35,11 +35,11 @@ from orchestrator.cost import (
     within_budget,
 )
 from orchestrator.folder import load_planned
-from orchestrator.gang import Node
 from orchestrator.machine import described
-from orchestrator.plan import Plan
 from orchestrator.preflight import Checked, samples_of_steps, subjects
-from orchestrator.results import Record
+from orchestrator.trials.gang import Node
+from orchestrator.trials.records import Record
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import epoch_row, plan_from, sweep_tree, tiny_base
 from trainables.base import Epoch
 from trainables.config import TrainConfig

@@ -3,8 +3,8 @@
 from typing import Any
 
 from orchestrator.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job
-from orchestrator.events import AttemptBegan, AttemptEnded, BreakerTripped
-from orchestrator.outcomes import fingerprint
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped
+from orchestrator.trials.outcomes import fingerprint
 from tests.test_journal import row
 
 

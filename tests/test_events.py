@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.events import (
+from orchestrator.journal import decode, encode
+from orchestrator.ledger import ledger
+from orchestrator.story import attempts_of
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
@@ -29,10 +32,7 @@ from orchestrator.events import (
     to_json,
     trial_of,
 )
-from orchestrator.journal import decode, encode
-from orchestrator.ledger import ledger
-from orchestrator.results import fold
-from orchestrator.story import attempts_of
+from orchestrator.trials.records import fold
 from trainables.base import Epoch
 from trainables.transforms.corruptions import KINDS
 

@@ -16,7 +16,6 @@ import pytest
 
 from orchestrator import evidence
 from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Unknown, row_of
 from orchestrator.evidence import (
     bundle,
     comparable,
@@ -38,7 +37,9 @@ from orchestrator.folder import (
     source_root,
 )
 from orchestrator.journal import FolderError, Writer, encode, tree_of
-from orchestrator.plan import Confirmation, Plan, with_confirmation
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Unknown, row_of
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import base_tree, plan_from
 
 TREE: dict[str, Any] = {

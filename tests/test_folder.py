@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.events import AttemptBegan, AttemptEnded
 from orchestrator.folder import merge_points, open_folder, save_question
 from orchestrator.journal import FolderError, Writer
-from orchestrator.plan import Plan, make_plan
+from orchestrator.trials.events import AttemptBegan, AttemptEnded
+from orchestrator.trials.plan import make_plan
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import plan_from
 
 TREE = {

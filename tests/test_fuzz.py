@@ -13,11 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.plan import data_configs, make_plan
 from orchestrator.sweep.checks import PATHS
 from orchestrator.sweep.constraints import ConstraintError
 from orchestrator.sweep.document import Override, SweepError
 from orchestrator.sweep.load import load_sweep
+from orchestrator.trials.plan import data_configs, make_plan
 from trainables.io.yaml import YamlError, parse_document
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"

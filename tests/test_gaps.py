@@ -6,9 +6,9 @@ from scipy.stats import binomtest, sem, t
 
 from orchestrator.analysis.gaps import MIN_POINTS, Pair, best_of_difference, gaps, pairs
 from orchestrator.analysis.summary import summarise
-from orchestrator.plan import make_plan
-from orchestrator.results import results_of
 from orchestrator.stats.best_of import best_of, best_of_weights
+from orchestrator.trials.plan import make_plan
+from orchestrator.trials.records import results_of
 from tests.test_stats import ended, make
 
 LENGTHS = {"length": {f"e{n}": {"schedule.epochs": n} for n in (2, 8, 4)}}

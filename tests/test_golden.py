@@ -19,7 +19,8 @@ import pytest
 from orchestrator import report
 from orchestrator.evidence import write_sealed_report
 from orchestrator.folder import save_confirmation, save_question
-from orchestrator.plan import Confirmation, Plan, Trial, with_confirmation
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.trial import Plan, Trial
 from tests.support.sweeps import base_tree, plan_from
 
 DIGEST = Path(__file__).parent / "golden" / "report_digest.json"

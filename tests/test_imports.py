@@ -123,8 +123,8 @@ PURE = {
 #: Modules that a process imports in no time: no torch, not even by way of others. Where two names stand, the
 #: second is today's.
 LIGHT = [
-    ("orchestrator.trials.outcomes", "orchestrator.results"),
-    ("orchestrator.trials.events", "orchestrator.results"),
+    ("orchestrator.trials.outcomes", "orchestrator.trials.records"),
+    ("orchestrator.trials.events", "orchestrator.trials.records"),
     ("orchestrator.store.journal", "orchestrator.journal"),
     ("orchestrator.store.weights", "orchestrator.states"),
     ("orchestrator.store.logs", "orchestrator.trial_logs"),

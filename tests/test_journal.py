@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Unknown
 from orchestrator.journal import Tail, Writer, decode, encode, read_journal
-from orchestrator.results import fold
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Unknown
+from orchestrator.trials.records import fold
 from trainables.base import Epoch
 from trainables.io.files import replacing, write_atomically
 

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from conftest import parquet_file, png
 
-from orchestrator.events import AttemptEnded, EpochDone, Event
-from orchestrator.plan import Plan, Trial
-from orchestrator.results import Record, fold
 from orchestrator.sweep.config import Resources
+from orchestrator.trials.events import AttemptEnded, EpochDone, Event
+from orchestrator.trials.records import Record, fold
+from orchestrator.trials.trial import Plan, Trial
 from tests.support.sweeps import TINY, plan_from, sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS
 from trainables.errors import UserError

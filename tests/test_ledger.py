@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from orchestrator.events import (
+from orchestrator.ledger import Ledger, ledger
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     Event,
@@ -14,7 +15,6 @@ from orchestrator.events import (
     SessionBegan,
     SessionClosed,
 )
-from orchestrator.ledger import Ledger, ledger
 
 LANES, DEVICES = 2, 4
 

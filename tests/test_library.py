@@ -12,10 +12,10 @@ import orchestrator
 from orchestrator import api
 from orchestrator.api import read_results, read_verdicts
 from orchestrator.cli.app import main
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.folder import save_question
 from orchestrator.journal import Writer
-from orchestrator.sweep_file import SweepFile
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
+from orchestrator.trials.sweep_file import SweepFile
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "library.md").read_text()

@@ -16,14 +16,14 @@ from PIL import Image
 
 import trainables.__main__
 from orchestrator.cli.app import main
-from orchestrator.events import AttemptEnded, EpochDone, row_of
 from orchestrator.folder import open_folder, save_question
-from orchestrator.gang import Gang
 from orchestrator.journal import Writer, read_journal
-from orchestrator.plan import data_configs, make_plan
 from orchestrator.preflight import Child, Outcome
 from orchestrator.sweep.document import Override, SweepError
 from orchestrator.sweep.load import load_sweep
+from orchestrator.trials.events import AttemptEnded, EpochDone, row_of
+from orchestrator.trials.gang import Gang
+from orchestrator.trials.plan import data_configs, make_plan
 from tests.conftest import png
 from tests.test_docs import ROOT, blocks
 from trainables.config import TrainConfig

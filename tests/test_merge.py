@@ -8,10 +8,12 @@ import pytest
 
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
-from orchestrator.merge import Merged, MergeError, Part, merge
-from orchestrator.plan import Confirmation, Plan, make_plan, with_confirmation
 from orchestrator.report import write_report
-from orchestrator.results import results_of
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
+from orchestrator.trials.plan import make_plan
+from orchestrator.trials.records import results_of
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
 from trainables.base import DataInfo
 from trainables.presets import set_paths

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from orchestrator.analysis.noise import component, noise, noise_floor_pp
-from orchestrator.plan import Confirmation, with_confirmation
-from orchestrator.results import results_of
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.records import results_of
 from tests.test_stats import ended, make
 
 PLANTED = {"init": 0.8, "order": 0.4, "augment": 0.2}

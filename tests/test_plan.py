@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.gang import Gang, Node, Phase, by_gang, lane_plan, num_lanes
-from orchestrator.plan import (
-    Confirmation,
-    data_configs,
-    unique_trials,
-    with_confirmation,
-)
 from orchestrator.sweep.document import Override
 from orchestrator.sweep.load import build_sweep, load_sweep
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.gang import Gang, Node, Phase, by_gang, lane_plan, num_lanes
+from orchestrator.trials.plan import data_configs
+from orchestrator.trials.trial import unique_trials
 from tests.support.sweeps import base_tree, plan_with_data, sweep_tree
 from trainables.base import derive_seed
 from trainables.config import Seeds, TrainConfig
@@ -144,7 +141,7 @@ def test_arms_that_coincide_are_trained_once():
 IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-from orchestrator.plan import data_configs, make_plan
+from orchestrator.trials.plan import data_configs, make_plan
 from orchestrator.sweep.checks import load_sweep
 sweep = load_sweep(Path(sys.argv[1]))
 plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})

@@ -29,10 +29,7 @@ import orchestrator.preflight
 import orchestrator.session
 import trainables.profiling.dry_run
 from orchestrator.cost import Machine
-from orchestrator.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
-from orchestrator.gang import Gang, Node
 from orchestrator.ledger import ledger
-from orchestrator.plan import Plan
 from orchestrator.preflight import (
     CLOCK_SECONDS,
     LEAST_SECONDS,
@@ -45,6 +42,9 @@ from orchestrator.preflight import (
     subjects,
 )
 from orchestrator.session import Preparation, Session
+from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
+from orchestrator.trials.gang import Gang, Node
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import plan_from, sweep_tree, tiny_base
 from trainables.config import TrainConfig
 from trainables.models.vit import ViTConfig

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep, load_sweep
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.trial import Plan
 from trainables.base import DataError
 from trainables.config import NAMED_MODELS, ModelConfig
 from trainables.data.digits import Digits

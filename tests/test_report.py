@@ -19,13 +19,13 @@ from orchestrator.analysis.contrasts import contrasts, peak_contrasts
 from orchestrator.analysis.summary import by_arm, summarise
 from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
 from orchestrator.ledger import Ledger
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Confirmation, with_confirmation
 from orchestrator.report import write_report
-from orchestrator.results import Record, results_of
 from orchestrator.rows import FORMAT, results_rows, summary_table
 from orchestrator.stats.measures import MEASURES
 from orchestrator.tables import Table, Text, to_latex, to_markdown
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.records import Record, results_of
 from orchestrator.words import answer
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
 from trainables.presets import leaves

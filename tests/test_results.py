@@ -4,15 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, Unknown, row_of
-from orchestrator.outcomes import RULES, SETTLED, AttemptEnd, Outcome
-from orchestrator.results import (
-    Record,
-    Result,
-    by_cell_and_arm,
-    by_point,
-    fold,
-)
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event, Unknown, row_of
+from orchestrator.trials.outcomes import RULES, SETTLED, AttemptEnd, Outcome
+from orchestrator.trials.records import Record, Result, by_cell_and_arm, by_point, fold
 from tests.support.sweeps import epoch_row
 from trainables.base import Epoch
 

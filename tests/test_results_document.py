@@ -5,11 +5,11 @@ import pytest
 
 from benchmarks.results import beside, document
 from orchestrator.analysis.findings import gather
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
-from orchestrator.results import Record
 from orchestrator.tables import tables_of
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
+from orchestrator.trials.records import Record
 from tests.support.sweeps import base_tree, epoch_row, plan_of
 
 

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.events import AttemptBegan, AttemptEnded, SessionBegan
 from orchestrator.folder import open_folder
 from orchestrator.journal import read_journal
-from orchestrator.plan import Plan
-from orchestrator.results import Record, fold
 from orchestrator.rows import results_rows
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, SessionBegan
+from orchestrator.trials.records import Record, fold
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS, Epoch
 from trainables.context import Context

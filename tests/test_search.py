@@ -12,20 +12,20 @@ from orchestrator.analysis.findings import gather
 from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
-from orchestrator.events import EpochDone
 from orchestrator.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.halving import Judge
 from orchestrator.journal import FolderError
-from orchestrator.plan import Plan, Trial
-from orchestrator.results import Record, Result
 from orchestrator.samplers import SAMPLERS, propose
-from orchestrator.search import Tried, next_round, num_rounds, searched
 from orchestrator.stats.measures import MEASURES
 from orchestrator.sweep.config import Halving
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep
 from orchestrator.sweep.space import Choice, IntRange, LogUniform
 from orchestrator.tables import tables_of
+from orchestrator.trials.events import EpochDone
+from orchestrator.trials.records import Record, Result
+from orchestrator.trials.search import Tried, next_round, num_rounds, searched
+from orchestrator.trials.trial import Plan, Trial
 from orchestrator.words import answer
 from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 from trainables.base import Epoch

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
-from orchestrator.events import SessionClosed
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
 from orchestrator.serve import Pages, make, server
+from orchestrator.trials.events import SessionClosed
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from orchestrator import lanes
-from orchestrator.events import AttemptBegan, AttemptEnded, Event
 from orchestrator.folder import open_folder
-from orchestrator.gang import Node
 from orchestrator.journal import Writer
 from orchestrator.observer import Observer, Round, SessionEnd
-from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.session import Preparation, Session
-from orchestrator.sweep_file import SweepFile
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
+from orchestrator.trials.gang import Node
+from orchestrator.trials.sweep_file import SweepFile
+from orchestrator.trials.trial import Plan
 
 LR_WD = Path(__file__).parents[1] / "search_spaces" / "lr_wd.yaml"
 

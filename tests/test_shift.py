@@ -5,9 +5,9 @@ import pytest
 
 from orchestrator.analysis.shift import FINAL, shift_summaries
 from orchestrator.analysis.summary import summarise
-from orchestrator.plan import Confirmation, with_confirmation
-from orchestrator.results import Record, results_of
 from orchestrator.stats.corruption import corruption_error, mean_corruption_error, relative_corruption_error
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.records import Record, results_of
 from tests.support import sweeps as support
 from trainables.transforms.corruptions import KINDS
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from orchestrator import cost, lanes
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
-from orchestrator.events import SessionBegan
 from orchestrator.folder import record_retries
-from orchestrator.gang import Node
 from orchestrator.states import Kept, States
 from orchestrator.sweep.config import Resources
+from orchestrator.trials.events import SessionBegan
+from orchestrator.trials.gang import Node
 from tests.support import sweeps as support
 from tests.test_checkpoint import FakeClerk
 from tests.test_journal import row

@@ -10,14 +10,14 @@ from scipy.stats import qmc
 
 from orchestrator.analysis.contrasts import contrasts, peak_contrasts
 from orchestrator.analysis.summary import by_arm, landmarks, summarise
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Confirmation, with_confirmation
-from orchestrator.results import results_of
 from orchestrator.stats.confirmed import chosen_by_the_others
 from orchestrator.stats.intervals import MIN_SAMPLE, block_mean, bounded_mean, share_interval
 from orchestrator.stats.measures import MEASURES, deltas, edf, point_scores
 from orchestrator.stats.significance import holm, mcnemar_p, signed_rank_p, signed_rank_sum
 from orchestrator.sweep.config import Primary
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.records import results_of
 from tests.support import sweeps as support
 from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 

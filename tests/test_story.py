@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report_scale import large_plan
-from orchestrator.events import (
+from orchestrator.story import attempts_of, story
+from orchestrator.trial_logs import kept, last_lines, logs_of
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     EpochDone,
@@ -17,10 +20,9 @@ from orchestrator.events import (
     SessionBegan,
     row_of,
 )
-from orchestrator.plan import Confirmation, Plan, Trial, with_confirmation
-from orchestrator.results import Record, Result, fold
-from orchestrator.story import UnknownTrial, attempts_of, find_trial, name_of, story
-from orchestrator.trial_logs import kept, last_lines, logs_of
+from orchestrator.trials.names import UnknownTrial, find_trial, name_of
+from orchestrator.trials.records import Record, Result, fold
+from orchestrator.trials.trial import Plan, Trial
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.analysis.basin import landscapes
-from orchestrator.events import EpochDone, from_json, to_json
-from orchestrator.plan import data_configs, make_plan
-from orchestrator.results import Record, results_of
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep
 from orchestrator.tracking import metrics_of
+from orchestrator.trials.events import EpochDone, from_json, to_json
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.records import Record, results_of
 from trainables.base import TIMING_FIELDS, DataInfo, Diverged, Epoch, Frozen
 from trainables.config import TrainConfig, faults_of
 from trainables.context import Context

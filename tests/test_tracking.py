@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 
 from orchestrator import tracking
-from orchestrator.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Plan
 from orchestrator.tracking import (
     STATE_FILE,
     Tracker,
@@ -26,6 +23,9 @@ from orchestrator.tracking import (
     ui_environment,
     unanswered,
 )
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.trial import Plan
 from tests.support.sweeps import base_tree, plan_of
 from trainables.base import EPOCH_LABELS
 

@@ -14,16 +14,18 @@ import pytest
 from orchestrator import cost, lanes
 from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
-from orchestrator.events import SessionBegan
 from orchestrator.folder import open_folder, record_retries, save_question
-from orchestrator.gang import Gang, Node
 from orchestrator.journal import read_journal
-from orchestrator.plan import Confirmation, Plan, unique_trials, with_confirmation
 from orchestrator.preflight import _build_fault, subjects
-from orchestrator.results import Record, brought_back, fold, results_of
 from orchestrator.states import States
-from orchestrator.story import advice, attempts_of, find_trial, name_of, story
+from orchestrator.story import advice, attempts_of, story
 from orchestrator.sweep.document import SweepError
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.events import SessionBegan
+from orchestrator.trials.gang import Gang, Node
+from orchestrator.trials.names import find_trial, name_of
+from orchestrator.trials.records import Record, brought_back, fold, results_of
+from orchestrator.trials.trial import Plan, unique_trials
 from orchestrator.words import stage_caveats
 from tests.support.sweeps import TINY, plan_from, tiny_base
 from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli

@@ -10,7 +10,11 @@ from rich.console import Console
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
-from orchestrator.events import (
+from orchestrator.folder import save_question
+from orchestrator.journal import encode
+from orchestrator.ledger import ledger
+from orchestrator.progress import FAILURES, Progress, TimeLeft
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     EpochDone,
@@ -22,13 +26,9 @@ from orchestrator.events import (
     SessionBegan,
     row_of,
 )
-from orchestrator.folder import save_question
-from orchestrator.journal import encode
-from orchestrator.ledger import ledger
-from orchestrator.plan import Plan
-from orchestrator.progress import FAILURES, Progress, TimeLeft
-from orchestrator.results import fold, results_of
-from orchestrator.story import find_trial
+from orchestrator.trials.names import find_trial
+from orchestrator.trials.records import fold, results_of
+from orchestrator.trials.trial import Plan
 from orchestrator.watch import Display, Follower, follow, left_text, sparkline, view
 
 

@@ -32,8 +32,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from orchestrator.plan import Plan, Trial
-from orchestrator.results import Result, by_cell_and_arm, by_point
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
 from orchestrator.stats.measures import AREA_LIMIT_PP
 from orchestrator.stats.surrogate import (
@@ -51,6 +49,8 @@ from orchestrator.stats.surrogate import (
     useful_surrogate,
 )
 from orchestrator.sweep.space import Choice, Domain, Listed, LogUniform
+from orchestrator.trials.records import Result, by_cell_and_arm, by_point
+from orchestrator.trials.trial import Plan, Trial
 from trainables.base import WORST_PCT
 
 #: The basin is where the predicted error is at most this much above the arm's reference, in pp.

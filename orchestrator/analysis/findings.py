@@ -17,11 +17,11 @@ from orchestrator.analysis.summary import Summary, summarise
 from orchestrator.analysis.window_audit import Audit, EdgeCheck, audits, edge_check
 from orchestrator.cost import Planned
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, Trial, TrialCost
-from orchestrator.results import Record, Result, results_of
 from orchestrator.stats.best_of import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.surrogate import Landscape
+from orchestrator.trials.records import Record, Result, results_of
+from orchestrator.trials.trial import Plan, Trial, TrialCost
 
 #: Importance, transfer regret and the audit of windows cost a second per cell. Of a sweep of more cells than
 #: this only NUM_DEEP_CELLS get them, those of the primary contrast first, and the page names the others.

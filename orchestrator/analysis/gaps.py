@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from scipy import special
 
 from orchestrator.analysis.summary import Summary
-from orchestrator.results import Result
 from orchestrator.stats.best_of import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
+from orchestrator.trials.records import Result
 from trainables.presets import leaves
 
 Kind = Literal["training_length", "optimizer"]

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from orchestrator.plan import Role
-from orchestrator.results import Result, by_cell_and_arm
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
+from orchestrator.trials.records import Result, by_cell_and_arm
+from orchestrator.trials.trial import Role
 
 Stream = Literal["init", "order", "augment"]
 _ROLES: dict[Role, Stream] = {"noise_init": "init", "noise_order": "order", "noise_augment": "augment"}

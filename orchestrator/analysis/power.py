@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from orchestrator.plan import Plan
 from orchestrator.stats.intervals import CONFIDENCE, DIFFERS, MIN_SAMPLE
 from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, point_scores
+from orchestrator.trials.trial import Plan
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.analysis.summary import Summary, confirmed_with
-from orchestrator.results import Result, by_cell_and_arm
 from orchestrator.stats.confirmed import Confirmed, welch
 from orchestrator.stats.corruption import (
     corruption_error,
@@ -23,6 +22,7 @@ from orchestrator.stats.corruption import (
     relative_corruption_error,
 )
 from orchestrator.stats.intervals import Estimate
+from orchestrator.trials.records import Result, by_cell_and_arm
 from trainables.base import CLEAN, CORRUPTION, SHIFTED, WORST_PCT
 
 #: The error of the same run on the whole final split. No name of a shifted set: those are the user's.

@@ -28,12 +28,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.outcomes import RULES
-from orchestrator.plan import Trial
-from orchestrator.results import Result, by_cell_and_arm, by_point
 from orchestrator.stats.confirmed import Confirmed, confirmed_of
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES, Measure, deltas, measures_of, share_estimate
+from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.records import Result, by_cell_and_arm, by_point
+from orchestrator.trials.trial import Trial
 from trainables.base import WORST_PCT
 
 ReferenceKind = Literal["confirmed", "sweep_minimum"]

@@ -20,9 +20,9 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
       The exit code, which says whether every trial has a result.
     """
     from orchestrator.folder import open_folder
-    from orchestrator.results import results_of
     from orchestrator.rows import summary_table
     from orchestrator.terminal import answer_table, failure_lines
+    from orchestrator.trials.records import results_of
 
     report = _write_report(folder)
     opened = open_folder(folder)

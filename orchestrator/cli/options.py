@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.sweep_file import SweepFile as AskedFile
+    from orchestrator.trials.sweep_file import SweepFile as AskedFile
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
 
@@ -108,6 +108,6 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
 
 def asked_file(file: Path, sets: list[str] | None, points: int | None) -> "AskedFile":
     from orchestrator.sweep.document import Override
-    from orchestrator.sweep_file import SweepFile as AskedFile
+    from orchestrator.trials.sweep_file import SweepFile as AskedFile
 
     return AskedFile(file, tuple(Override.parse(text) for text in sets or ()), points)

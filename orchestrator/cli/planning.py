@@ -25,7 +25,7 @@ from orchestrator.cli.watchers import Signals, Terminal, lr_notes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.trials.trial import Plan, Trial
 
 
 #: Of a sweep with more trials `plan` lists the first of each cell and arm only.
@@ -165,7 +165,7 @@ def _print_trials(console: "Console", made: "Plan", everything: bool) -> None:
 
 def _search_notes(plan: "Plan") -> list[str]:
     """What of a plan is not known before a search has begun."""
-    from orchestrator.search import num_rounds
+    from orchestrator.trials.search import num_rounds
 
     if (search := plan.sweep.search) is None:
         return []

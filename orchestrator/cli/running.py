@@ -27,9 +27,9 @@ from orchestrator.cli.watchers import Watchers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.plan import Plan
-    from orchestrator.results import Result
-    from orchestrator.sweep_file import SweepFile as AskedFile
+    from orchestrator.trials.records import Result
+    from orchestrator.trials.sweep_file import SweepFile as AskedFile
+    from orchestrator.trials.trial import Plan
 
 
 @app.command(
@@ -132,10 +132,10 @@ def retry(
     from orchestrator.folder import open_folder, record_retries
     from orchestrator.journal import FolderError
     from orchestrator.lease import held
-    from orchestrator.plan import unique_trials
     from orchestrator.progress import FAILURES
-    from orchestrator.results import brought_back, results_of
     from orchestrator.session import Preparation, Session, check_data, checked
+    from orchestrator.trials.records import brought_back, results_of
+    from orchestrator.trials.trial import unique_trials
 
     open_folder(folder)
     with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
@@ -168,8 +168,8 @@ def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names
       BadParameter: an outcome that there is not.
       UnknownTrial: a name that fits no trial, or several.
     """
-    from orchestrator.outcomes import RULES
-    from orchestrator.story import find_trial
+    from orchestrator.trials.names import find_trial
+    from orchestrator.trials.outcomes import RULES
 
     if unknown := outcomes - set(RULES):
         raise typer.BadParameter(

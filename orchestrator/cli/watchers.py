@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from orchestrator.events import Event
-    from orchestrator.plan import Plan
     from orchestrator.progress import Progress
+    from orchestrator.trials.events import Event
+    from orchestrator.trials.trial import Plan
     from orchestrator.watch import Display
 
 
@@ -73,7 +73,7 @@ class Terminal(Observer):
 
     def end(self, end: SessionEnd) -> None:
         """Says how a round ended."""
-        from orchestrator.numerals import duration
+        from orchestrator.trials.numerals import duration
 
         self._hide()
         if end.error:

@@ -91,7 +91,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the trial has ended.")] = False,
 ) -> None:
     """Prints what a trial has left behind: tracebacks, notices, warnings, the stacks of hung processes."""
-    from orchestrator.story import find_trial
+    from orchestrator.trials.names import find_trial
     from orchestrator.watch import Follower, print_logs
 
     follower = Follower(folder)
@@ -111,9 +111,10 @@ def why(
 ) -> None:
     """Says what happened to a trial, attempt by attempt, and what to do about it."""
     from orchestrator.folder import open_folder
-    from orchestrator.results import Record, Result
-    from orchestrator.story import attempts_of, find_trial, story
+    from orchestrator.story import attempts_of, story
     from orchestrator.trial_logs import last_lines, logs_of
+    from orchestrator.trials.names import find_trial
+    from orchestrator.trials.records import Record, Result
 
     opened = open_folder(folder)
     found = find_trial(opened.plan, trial)

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import yaml
 
-from orchestrator.events import EpochDone, SessionBegan
 from orchestrator.journal import read_journal
 from orchestrator.ledger import ledger
+from orchestrator.trials.events import EpochDone, SessionBegan
 from tests.chaos.simulation import finals, overlaps, phases
 
 #: The workers of a lane; its Tune actor; the controller of its Ray Train run; the command with its driver; a

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.dispatch import Dispatch, Job
-from orchestrator.events import (
+from orchestrator.journal import decode, encode
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     Event,
@@ -21,8 +22,7 @@ from orchestrator.events import (
     SessionBegan,
     SessionClosed,
 )
-from orchestrator.journal import decode, encode
-from orchestrator.results import Record, fold
+from orchestrator.trials.records import Record, fold
 from trainables.base import Epoch
 
 #: What dies: the workers of a lane, its Tune actor with them or alone, a machine, the command, the power; and

@@ -4,11 +4,12 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator.outcomes import Outcome
-from orchestrator.plan import Plan, Suggestion, Trial, data_configs, make_plan
-from orchestrator.results import Record
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.load import build_sweep
+from orchestrator.trials.outcomes import Outcome
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.records import Record
+from orchestrator.trials.trial import Plan, Suggestion, Trial
 from trainables.base import Epoch
 
 #: Planned and never trained.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Trial
+    from orchestrator.trials.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.plan import Plan, data_configs, make_plan
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.constraints import ConstraintError
 from orchestrator.sweep.document import Override, SweepError
 from orchestrator.sweep.load import load_sweep, located
+from orchestrator.trials.plan import data_configs, make_plan
+from orchestrator.trials.trial import Plan
 from trainables.base import DataError
 from trainables.config import faults_of
 from trainables.io.faults import Fault

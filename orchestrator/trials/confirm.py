@@ -1,9 +1,38 @@
 """Which settings are worth running again with fresh seeds."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from orchestrator.plan import Confirmation
-from orchestrator.results import Result, by_cell_and_arm, by_point
+from orchestrator.trials.records import Result, by_cell_and_arm, by_point
+from orchestrator.trials.trial import Plan, again
+from trainables.config import Seeds
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Which points are run again with fresh seeds: chosen once, from the selection split.
+
+    Attributes:
+      points: per cell name and arm, best first.
+      seeds: runs of each.
+    """
+
+    points: Mapping[tuple[str, str], tuple[int, ...]]
+    seeds: int
+
+
+def with_confirmation(plan: Plan, confirmation: Confirmation) -> Plan:
+    """The plan with its chosen points run again, with seeds that no trial of the sweep had."""
+    trials = []
+    for trial in plan.trials:
+        chosen = confirmation.points.get((trial.cell_name, trial.arm), ())
+        if trial.is_tried and trial.replicate == 0 and trial.point in chosen:
+            for replicate in range(confirmation.seeds):
+                seeds = Seeds.derived(plan.sweep.design.seed, "point", trial.point, "confirm", replicate)
+                trials.append(again(trial, plan.infos, "confirm", replicate, seeds))
+    trials.sort(key=lambda trial: trial.replicate)
+    return dataclasses.replace(plan, trials=plan.trials + tuple(trials))
 
 
 def choose(results: Iterable[Result], top: int, seeds: int) -> Confirmation:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, assert_never, get_args
 
-from orchestrator.outcomes import AttemptEnd
+from orchestrator.trials.outcomes import AttemptEnd
 from trainables.base import Epoch
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, assert_never, cast
 
-from orchestrator.events import (
+from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
@@ -21,11 +21,11 @@ from orchestrator.events import (
     SessionClosed,
     Unknown,
 )
-from orchestrator.outcomes import RULES, SETTLED, Outcome, Rule
+from orchestrator.trials.outcomes import RULES, SETTLED, Outcome, Rule
 from trainables.base import Epoch
 
 if TYPE_CHECKING:  # the clerk writes events without knowing plans, and starts in no time for it
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.trials.trial import Plan, Trial
 
 
 @dataclass(slots=True)

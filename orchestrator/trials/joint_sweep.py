@@ -14,11 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.plan import Confirmation, Plan, Trial, make_plan, with_confirmation
-from orchestrator.results import Record
 from orchestrator.sweep.checks import check
 from orchestrator.sweep.config import Sweep, cell_name, touches
 from orchestrator.sweep.space import Cell, Domain, Settings, Window
+from orchestrator.trials.confirm import Confirmation, with_confirmation
+from orchestrator.trials.plan import make_plan
+from orchestrator.trials.records import Record
+from orchestrator.trials.trial import Plan, Trial
 from trainables.errors import UserError
 from trainables.presets import leaves, set_paths
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from orchestrator.plan import Plan, Suggestion, can_run
-from orchestrator.results import Result, by_cell_and_arm, by_point
 from orchestrator.sweep.config import Sweep, cell_name, iterate
 from orchestrator.sweep.space import Cell, Domain
+from orchestrator.trials.draws import can_run
+from orchestrator.trials.records import Result, by_cell_and_arm, by_point
+from orchestrator.trials.trial import Plan, Suggestion
 from trainables.base import derive_seed
 
 

@@ -1,0 +1,1 @@
+"""The trials of a sweep: what is planned, and what is known of it afterwards."""
