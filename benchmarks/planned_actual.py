@@ -24,8 +24,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.cost import DEVICES, REACHED, Sample, Shape, counted, scaled, shape_of
-from orchestrator.machine import this_machine
+from orchestrator.cost.devices import DEVICES, this_machine
+from orchestrator.cost.shapes import Shape, counted, shape_of
+from orchestrator.cost.speed import REACHED, Sample, scaled
 from orchestrator.sweep.load import build_sweep
 from orchestrator.trials.plan import data_configs, make_plan
 from orchestrator.trials.trial import Plan
@@ -133,7 +134,9 @@ def main() -> None:
         return
     # A process forked from one that has imported everything and trained nothing: cold, and quick to start.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainables.training.loop", "torch.profiler", "orchestrator.cost"])
+    context.set_forkserver_preload(
+        ["trainables.training.loop", "torch.profiler", "orchestrator.cost.estimate"]
+    )
     with context.Pool(1, maxtasksperchild=1) as pool:
         measured = dict(zip(SHAPES, pool.imap(peak_bytes, SHAPES), strict=True))
     with context.Pool(1) as pool:

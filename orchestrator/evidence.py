@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from orchestrator.cost.ledger import ledger
 from orchestrator.folder import (
     Folder,
     open_folder,
@@ -41,7 +42,6 @@ from orchestrator.folder import (
     source_root,
 )
 from orchestrator.journal import FolderError, Writer, tree_of
-from orchestrator.ledger import ledger
 from orchestrator.report import write_report
 from orchestrator.trials.events import trial_of
 from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge

@@ -31,7 +31,8 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from orchestrator.cost import Planned
+from orchestrator.cost.actual import Planned
+from orchestrator.cost.devices import processor
 from orchestrator.journal import FolderError, Writer, read_journal
 from orchestrator.states import States
 from orchestrator.sweep.config import Sweep
@@ -353,15 +354,6 @@ def provenance() -> dict[str, Any]:
 def source_root() -> Path:
     """The folder that holds our packages, at whatever depth the module that asks is."""
     return Path(str(importlib.resources.files("orchestrator"))).resolve().parent
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _code() -> dict[str, str]:

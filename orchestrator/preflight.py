@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.cost import GIB, Sample, Shape, counted, shape_of
+from orchestrator.cost.estimate import GIB
+from orchestrator.cost.shapes import Shape, counted, shape_of
+from orchestrator.cost.speed import Sample
 from orchestrator.trials.gang import Gang, Node, lane_plan
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.data.order import num_steps

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from orchestrator.ledger import Accounts, Ledger
+from orchestrator.cost.ledger import Accounts, Ledger
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,

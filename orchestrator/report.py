@@ -28,8 +28,8 @@ from orchestrator.analysis.basin import Basin
 from orchestrator.analysis.findings import CellDetails, Findings, evidence_of, gather
 from orchestrator.analysis.power import Planted
 from orchestrator.analysis.summary import by_arm
-from orchestrator.cost import Planned
-from orchestrator.ledger import Ledger
+from orchestrator.cost.actual import Planned
+from orchestrator.cost.ledger import Ledger
 from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.stats.measures import MEASURES
 from orchestrator.stats.surrogate import Landscape, useful_surrogate

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cost import storage_fault, within_budget
+from orchestrator.cost.actual import within_budget
+from orchestrator.cost.devices import this_machine
+from orchestrator.cost.estimate import storage_fault
 from orchestrator.folder import (
     Folder,
     load_confirmation,
@@ -24,7 +26,7 @@ from orchestrator.folder import (
 )
 from orchestrator.journal import FolderError
 from orchestrator.lease import Lease, check_free
-from orchestrator.machine import record_plan, this_machine
+from orchestrator.machine import record_plan
 from orchestrator.observer import Level, Observer, Round, SessionEnd
 from orchestrator.preflight import Checked, Child, Outcome, preflight
 from orchestrator.progress import Progress

@@ -15,7 +15,8 @@ from orchestrator.analysis.findings import Findings, budgets, gap_floor, not_wor
 from orchestrator.analysis.noise import Component, Stream, noise_floor_pp
 from orchestrator.analysis.power import POWER, Detectable
 from orchestrator.analysis.shift import FINAL, ShiftSummary
-from orchestrator.cost import Basis, Planned, Span, planned_actual
+from orchestrator.cost.actual import Planned, planned_actual
+from orchestrator.cost.speed import Basis, Span
 from orchestrator.rows import Row, cost_per_arm, estimate_columns, num_ended, plain
 from orchestrator.stats.corruption import kinds_in
 from orchestrator.stats.intervals import Estimate

@@ -6,8 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cost import Estimate, Span
-from orchestrator.ledger import Ledger
+from orchestrator.cost.estimate import CostEstimate
+from orchestrator.cost.ledger import Ledger
+from orchestrator.cost.speed import Span
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.records import Result
 from orchestrator.trials.trial import Plan
@@ -129,7 +130,7 @@ _BASES = {
 }
 
 
-def cost_table(cost: Estimate) -> Table:
+def cost_table(cost: CostEstimate) -> Table:
     """What each distinct shape will cost; fits 100 columns where names are short."""
     table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
     for name in ("cell arm", "batch"):
@@ -154,7 +155,7 @@ def cost_table(cost: Estimate) -> Table:
     return table
 
 
-def cost_text(cost: Estimate, warnings: Iterable[str]) -> Text:
+def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
     """Totals, and what to look at before starting."""
     lanes = ", then ".join(str(count) for count in cost.lanes)
     text = Text()

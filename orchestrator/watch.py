@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cost.ledger import Ledger
 from orchestrator.folder import open_folder
 from orchestrator.journal import Tail
 from orchestrator.lease import holder
-from orchestrator.ledger import Ledger
 from orchestrator.progress import Cause, Progress, Tally
 from orchestrator.trial_logs import logs_of
 from orchestrator.trials.events import AttemptEnded, Event, Notice, SessionBegan

@@ -2,8 +2,8 @@
 
 import pytest
 
+from orchestrator.cost.ledger import ledger
 from orchestrator.dispatch import Dispatch
-from orchestrator.ledger import ledger
 from tests.chaos.simulation import simulate
 
 

@@ -10,32 +10,22 @@ from typer.testing import CliRunner
 
 from orchestrator import machine
 from orchestrator.cli import app
-from orchestrator.cost import (
-    DEVICES,
+from orchestrator.cost.actual import planned, planned_actual, spent_hours, within_budget
+from orchestrator.cost.devices import DEVICES, Machine, described, device_called
+from orchestrator.cost.estimate import estimate, makespan
+from orchestrator.cost.plan_warnings import plan_warnings
+from orchestrator.cost.shapes import Epochs, counted, shape_key, shape_of
+from orchestrator.cost.speed import (
     REACHED,
-    Epochs,
-    Machine,
     Rates,
     Sample,
     Span,
-    counted,
-    device_called,
-    estimate,
     fit_rates,
     from_table,
-    makespan,
-    plan_warnings,
-    planned,
-    planned_actual,
     samples_of,
     seconds_per_epoch,
-    shape_key,
-    shape_of,
-    spent_hours,
-    within_budget,
 )
 from orchestrator.folder import load_planned
-from orchestrator.machine import described
 from orchestrator.preflight import Checked, samples_of_steps, subjects
 from orchestrator.trials.gang import Node
 from orchestrator.trials.records import Record

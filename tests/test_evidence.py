@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from orchestrator import evidence
-from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
+from orchestrator.cost.actual import Planned, PlannedShape
+from orchestrator.cost.shapes import shape_key, shape_of
+from orchestrator.cost.speed import Span
 from orchestrator.evidence import (
     bundle,
     comparable,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from orchestrator.ledger import Ledger, ledger
+from orchestrator.cost.ledger import Ledger, ledger
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,

@@ -28,8 +28,8 @@ import orchestrator.cli
 import orchestrator.preflight
 import orchestrator.session
 import trainables.profiling.dry_run
-from orchestrator.cost import Machine
-from orchestrator.ledger import ledger
+from orchestrator.cost.devices import Machine
+from orchestrator.cost.ledger import ledger
 from orchestrator.preflight import (
     CLOCK_SECONDS,
     LEAST_SECONDS,

@@ -17,8 +17,10 @@ from orchestrator import figures, report, tables
 from orchestrator.analysis import findings
 from orchestrator.analysis.contrasts import contrasts, peak_contrasts
 from orchestrator.analysis.summary import by_arm, summarise
-from orchestrator.cost import Planned, PlannedShape, Span, shape_key, shape_of
-from orchestrator.ledger import Ledger
+from orchestrator.cost.actual import Planned, PlannedShape
+from orchestrator.cost.ledger import Ledger
+from orchestrator.cost.shapes import shape_key, shape_of
+from orchestrator.cost.speed import Span
 from orchestrator.report import write_report
 from orchestrator.rows import FORMAT, results_rows, summary_table
 from orchestrator.stats.measures import MEASURES

@@ -10,8 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator import cost, lanes
+from orchestrator import lanes
 from orchestrator.clerk import Clerk
+from orchestrator.cost import estimate
 from orchestrator.dispatch import Job
 from orchestrator.folder import record_retries
 from orchestrator.states import Kept, States
@@ -193,7 +194,7 @@ def test_what_is_stored_follows_from_the_number_of_parameters():
 
     small, large = 4 * params(16), 4 * params(32)
     nodes = [Node(cpus=3, gpus=0)]
-    found = {keep: cost.storage(plan_of(keep=keep), nodes) for keep in ("none", "best", "last")}
+    found = {keep: estimate.storage(plan_of(keep=keep), nodes) for keep in ("none", "best", "last")}
     assert found["none"].kept_gib == 0
     assert found["last"].kept_gib * 2**30 == 8 * (small + large)
     # One per arm, and on each of three lanes one that is about to replace it.
@@ -207,8 +208,10 @@ def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
     from orchestrator.session import Preparation, Session
 
     nodes = [Node(cpus=3, gpus=0)]
-    total = sum(getattr(cost.storage(plan_of(keep="last"), nodes), k) for k in ("checkpoint_gib", "kept_gib"))
-    assert cost.storage_fault(plan_of(keep="last", max_checkpoint_gib=total * 1.001), nodes) == ""
+    total = sum(
+        getattr(estimate.storage(plan_of(keep="last"), nodes), k) for k in ("checkpoint_gib", "kept_gib")
+    )
+    assert estimate.storage_fault(plan_of(keep="last", max_checkpoint_gib=total * 1.001), nodes) == ""
     plan = plan_of(keep="last", max_checkpoint_gib=1e-4)
     monkeypatch.setattr(lanes, "connect", lambda address: None)
     monkeypatch.setattr(lanes, "nodes", lambda: nodes)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cost, lanes
+from orchestrator import lanes
 from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
+from orchestrator.cost import estimate, plan_warnings, shapes
 from orchestrator.folder import open_folder, record_retries, save_question
 from orchestrator.journal import read_journal
 from orchestrator.preflight import _build_fault, subjects
@@ -118,7 +119,7 @@ def test_arms_that_start_alike_share_the_run_with_the_largest_of_their_gangs():
     assert {trial.gang for trial in firsts(plan)} == {Gang(2, 1, 0)}
     assert [trial.arm for trial in unique_trials(plan.trials)] == ["low", "low", "high", "low", "high"]
     # What is shared on purpose is no reason to warn.
-    assert not any("same trials" in line for line in cost._pairing_warnings(plan))
+    assert not any("same trials" in line for line in plan_warnings._pairing_warnings(plan))
 
 
 def test_what_is_drawn_of_the_first_stage_makes_one_for_every_point():
@@ -155,11 +156,11 @@ def test_a_plan_counts_the_time_and_the_weights_of_first_stages():
     plan = plan_of()
     nodes = [Node(cpus=2, gpus=0)]
     params = {trial.arm: plan.cost(trial).model.params for trial in firsts(plan)}
-    stored = {keep: cost.storage(plan_of(resources={"keep": keep}), nodes) for keep in ("none", "last")}
+    stored = {keep: estimate.storage(plan_of(resources={"keep": keep}), nodes) for keep in ("none", "last")}
     assert stored["none"].kept_gib * 2**30 == pytest.approx(4 * sum(params.values()), rel=0.05)
     assert stored["last"].kept_gib * 2**30 == pytest.approx(4 * 3 * sum(params.values()), rel=0.05)
     # Shapes of fine-tuning do not differ by what it starts from.
-    assert len({cost.shape_of(trial) for trial in plan.trials}) == 4
+    assert len({shapes.shape_of(trial) for trial in plan.trials}) == 4
 
 
 @pytest.mark.parametrize("lanes_at_once", [1, 2, 3])
@@ -177,7 +178,7 @@ def test_the_end_is_found_as_by_a_clock_that_ticks(lanes_at_once):
                 del left[job]
                 busy.remove(job)
                 ended.add(job)
-    assert cost.makespan(seconds, lanes_at_once, waits) == clock
+    assert estimate.makespan(seconds, lanes_at_once, waits) == clock
 
 
 def test_weights_that_will_not_fit_are_told_before_anything_is_trained():

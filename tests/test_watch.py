@@ -10,9 +10,9 @@ from rich.console import Console
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
+from orchestrator.cost.ledger import ledger
 from orchestrator.folder import save_question
 from orchestrator.journal import encode
-from orchestrator.ledger import ledger
 from orchestrator.progress import FAILURES, Progress, TimeLeft
 from orchestrator.trials.events import (
     AttemptBegan,

@@ -15,8 +15,8 @@ from orchestrator.analysis.sensitivity import Importances, Transfer, importances
 from orchestrator.analysis.shift import ShiftSummary, shift_summaries
 from orchestrator.analysis.summary import Summary, summarise
 from orchestrator.analysis.window_audit import Audit, EdgeCheck, audits, edge_check
-from orchestrator.cost import Planned
-from orchestrator.ledger import Ledger
+from orchestrator.cost.actual import Planned
+from orchestrator.cost.ledger import Ledger
 from orchestrator.stats.best_of import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.surrogate import Landscape

@@ -57,8 +57,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
-    from orchestrator.cost import estimate, plan_warnings
-    from orchestrator.machine import described, past_samples, probe_rates, this_machine
+    from orchestrator.cost.devices import described, this_machine
+    from orchestrator.cost.estimate import estimate
+    from orchestrator.cost.plan_warnings import plan_warnings
+    from orchestrator.cost.speed import probe_rates
+    from orchestrator.machine import past_samples
     from orchestrator.terminal import cost_table, cost_text, rows_table
 
     expected: list[str] = []

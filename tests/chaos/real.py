@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import yaml
 
+from orchestrator.cost.ledger import ledger
 from orchestrator.journal import read_journal
-from orchestrator.ledger import ledger
 from orchestrator.trials.events import EpochDone, SessionBegan
 from tests.chaos.simulation import finals, overlaps, phases
 

@@ -406,7 +406,7 @@ def check(world: World) -> None:
     Raises:
       AssertionError: something does not.
     """
-    from orchestrator.ledger import ledger
+    from orchestrator.cost.ledger import ledger
 
     records = world.records()
     final_values: dict[str, int] = {}

@@ -1,0 +1,1 @@
+"""The cost of a sweep: memory, seconds and hours, planned and spent."""

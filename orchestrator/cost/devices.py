@@ -1,0 +1,127 @@
+"""Known devices, and the machine that this process runs on."""
+
+import contextlib
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from orchestrator.trials.gang import Node
+
+# ---------------------------------------------------------------------------------------------------
+# Devices
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU by its data sheet.
+
+    Attributes:
+      memory_gib: as sold, in GB of the data sheet; a few per cent of it are not for programs.
+      fp32_tflops: outside of tensor cores, which torch leaves out for fp32 matrix products by default.
+      half_tflops: fp16 or bf16 on tensor cores, fp32 sums, without sparsity.
+      bandwidth_gb_s: of its memory.
+      source: where the figures are from.
+    """
+
+    memory_gib: float
+    fp32_tflops: float
+    half_tflops: float
+    bandwidth_gb_s: float
+    source: str
+
+
+#: By the name that `plan --on` takes; the SXM variant where there are several.
+DEVICES: dict[str, Device] = {
+    "V100": Device(32, 15.7, 125, 900, "NVIDIA V100 data sheet (SXM2, 32 GB)"),
+    "T4": Device(16, 8.1, 65, 320, "NVIDIA T4 data sheet"),
+    "A100-40GB": Device(40, 19.5, 312, 1555, "NVIDIA A100 data sheet (SXM4)"),
+    "A100-80GB": Device(80, 19.5, 312, 2039, "NVIDIA A100 data sheet (SXM4)"),
+    "H100": Device(80, 67, 989, 3350, "NVIDIA H100 data sheet (SXM5), half of the figures with sparsity"),
+    "H200": Device(141, 67, 989, 4800, "NVIDIA H200 data sheet (SXM), half of the figures with sparsity"),
+    "RTX-3090": Device(24, 35.6, 71, 936, "NVIDIA GA102 architecture paper, fp16 with fp32 sums"),
+    "RTX-4090": Device(24, 82.6, 165.2, 1008, "NVIDIA Ada architecture paper, fp16 with fp32 sums"),
+}
+
+
+def device_called(name: str) -> str | None:
+    """The entry of `DEVICES` that a name means, as torch or a person gives it; None if it is not there."""
+    squeezed = re.sub(r"[^a-z0-9]", "", name.lower())
+    for key in DEVICES:
+        model, _, size = key.lower().replace("rtx-", "rtx").partition("-")
+        if model in squeezed and (not size or size in squeezed):
+            return key
+    return "A100-80GB" if "a100" in squeezed else None
+
+
+# ---------------------------------------------------------------------------------------------------
+# The sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a sweep is to run on.
+
+    Attributes:
+      device: name of the GPU, as in `DEVICES` where it is there, else of the processor.
+      nodes: machines with their CPUs and GPUs.
+      memory_gib: of one GPU, else of the node; None where unknown.
+    """
+
+    device: str
+    nodes: tuple[Node, ...]
+    memory_gib: float | None = None
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether trials that leave it open get a GPU."""
+        return any(node.gpus >= 1 for node in self.nodes)
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+#: Cores of a machine that nobody has described: enough for any gang.
+_MANY_CPUS = 10**6
+
+
+def this_machine() -> Machine:
+    """The machine that this runs on, as a cluster of one node."""
+    cpus = float(os.cpu_count() or 1)
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        node = Node(cpus, float(torch.cuda.device_count()))
+        return Machine(device_called(name) or name, (node,), memory_gib)
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Machine(processor(), (Node(cpus, 0.0),), memory_gib)
+
+
+def described(text: str) -> Machine:
+    """A machine by how many and which GPUs: `8xH100`, `A100-40GB`; or by its cores: `64xcpu`.
+
+    Its cores are taken to be enough for its GPUs; cores are taken to be as fast as those here.
+
+    Raises:
+      ValueError: the GPU is not in the table.
+    """
+    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip())
+    assert match is not None or not text.strip()
+    count, name = (int(match[1] or 1), match[2]) if match else (0, "")
+    if name.lower() in ("cpu", "cpus"):
+        return Machine(processor(), (Node(float(count), 0.0),))
+    device = device_called(name)
+    if device is None or count < 1:
+        raise ValueError(
+            f"must be COUNTxGPU, the GPU one of {', '.join(DEVICES)}, or COUNTxcpu; got {text!r}"
+        )
+    return Machine(device, (Node(_MANY_CPUS, float(count)),), DEVICES[device].memory_gib)

@@ -1,0 +1,325 @@
+"""What a sweep will cost before it runs: memory, seconds, hours, money; and what it did cost, beside that.
+
+Memory and work of a step come from `trainables.profiling.footprint`, counted and not guessed. Seconds come from the
+best source there is, and say which:
+
+  measured   rows of the same shape on the same device, from runs before
+  preflight  a step of the same shape, which the preflight of a run has made
+  scaled     rows of other shapes on the same device, scaled by the work
+  table      a GPU's data sheet, times the share of it that published training runs reach
+  probe      a second of arithmetic on this CPU (`plan --measure`)
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.cost.devices import Machine
+from orchestrator.cost.shapes import Shape, ShapeTable, counted
+from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
+from orchestrator.trials.gang import Gang, Node, lane_plan
+from orchestrator.trials.trial import Plan, Trial
+from trainables.profiling.footprint import Footprint
+from trainables.training.checkpoint import KEPT
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeCost:
+    """One shape of a sweep.
+
+    Attributes:
+      arms: whose trials have it, cell and arm.
+      trials, epochs: how many, and their epochs in all.
+      seconds: per epoch; None where nothing is known of its speed.
+      hours: GPU-hours of all its trials, core-hours where they run on CPUs.
+    """
+
+    shape: Shape
+    arms: tuple[tuple[str, str], ...]
+    trials: int
+    epochs: int
+    params_m: float
+    flops_g: float
+    activations_m: float
+    footprint: Footprint
+    seconds: Span | None
+    basis: Basis | None
+    hours: Span | None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; memory in GiB."""
+        held = {
+            f"{name}_gib": getattr(self.footprint, name) / GIB
+            for name in (
+                "peak",
+                "params",
+                "gradients",
+                "optimizer",
+                "ema",
+                "activations",
+                "images",
+                "buckets",
+                "state",
+            )
+        }
+        config = self.shape.config
+        return {
+            "cells_and_arms": [list(pair) for pair in self.arms],
+            "batch_size": config.batch_size,
+            "workers": self.shape.gang.workers,
+            "precision": config.precision,
+            "optimizer": config.optim.name,
+            "ema": config.ema is not None,
+            "trials": self.trials,
+            "epochs": self.epochs,
+            "params_m": self.params_m,
+            "flops_g": self.flops_g,
+            "activations_m": self.activations_m,
+            **held,
+            "seconds_per_epoch": dataclasses.asdict(self.seconds) if self.seconds else None,
+            "seconds_from": self.basis,
+            "hours": dataclasses.asdict(self.hours) if self.hours else None,
+        }
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """What a sweep will cost.
+
+    Attributes:
+      hours: GPU-hours of all trials, core-hours on CPUs; None if any shape's speed is unknown.
+      unit: "GPU-hours" or "core-hours".
+      wall_hours: from start to end with so many lanes.
+      lanes: trials at a time, the largest gang's first.
+      checkpoint_gib, kept_gib: see `Storage`.
+      price: in `currency`; None where no price is given.
+    """
+
+    machine: Machine
+    shapes: tuple[ShapeCost, ...]
+    hours: Span | None
+    unit: str
+    wall_hours: Span | None
+    lanes: tuple[int, ...]
+    checkpoint_gib: float
+    kept_gib: float
+    price: Span | None
+    currency: str
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+
+        def range_of(span: Span | None) -> dict[str, float] | None:
+            return dataclasses.asdict(span) if span else None
+
+        return {
+            "device": self.machine.device,
+            "hours": range_of(self.hours),
+            "unit": self.unit,
+            "wall_hours": range_of(self.wall_hours),
+            "lanes": self.lanes,
+            "checkpoint_gib": self.checkpoint_gib,
+            "kept_gib": self.kept_gib,
+            "price": range_of(self.price),
+            "currency": self.currency,
+            "shapes": [shape.plain() for shape in self.shapes],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What a sweep stores at most.
+
+    Attributes:
+      checkpoint_gib: of all trials in flight, of each as many as are kept and one that is being written; a
+        trial that has ended keeps none.
+      kept_gib: final weights (`resources.keep`, and of first stages always). Where the best replaces the one
+        before it, both are there for a moment, on every lane.
+    """
+
+    checkpoint_gib: float
+    kept_gib: float
+
+
+def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
+    """What all trials of a plan store on machines like these."""
+    return _storage(ShapeTable(plan), nodes)
+
+
+def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
+    resources = shapes.plan.sweep.resources
+    in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
+    for gang, members, lanes in lane_plan(shapes.trials, nodes, resources.lanes):
+        most_lanes = max(most_lanes, lanes)
+        for trial in members:
+            found, _ = counted(shapes.plan, shapes.shape(trial), bool(gang.gpus))
+            in_flight = max(in_flight, lanes * (KEPT + 1) * found.state)
+            if trial.role == "first_stage":
+                always += found.params
+                continue
+            weights += found.params
+            group = (trial.cell_name, trial.arm)
+            bests[group] = max(bests.get(group, 0), found.params)
+    kept = {
+        "none": 0,
+        "best": sum(bests.values()) + most_lanes * max(bests.values(), default=0),
+        "last": weights,
+    }[resources.keep]
+    return Storage(in_flight / GIB, (always + kept) / GIB)
+
+
+def storage_fault(plan: Plan, nodes: Sequence[Node]) -> str:
+    """That a sweep may have to store more than its file allows; empty if not."""
+    limit = plan.sweep.resources.max_checkpoint_gib
+    return "" if limit is None else storage_excess(limit, storage(plan, nodes))
+
+
+def storage_excess(limit: float, found: Storage) -> str:
+    total = found.checkpoint_gib + found.kept_gib
+    if total <= limit:
+        return ""
+    return (
+        f"resources.max_checkpoint_gib is {limit:g}, and up to {total:.3g} GiB may be stored: checkpoints "
+        f"{found.checkpoint_gib:.3g}, weights kept {found.kept_gib:.3g}; see lanes and keep"
+    )
+
+
+def estimate(
+    plan: Plan,
+    machine: Machine,
+    samples: Sequence[Sample] = (),
+    rates: Rates | None = None,
+    price_per_gpu_hour: float | None = None,
+) -> CostEstimate:
+    """What all trials of a plan will cost on a machine.
+
+    Args:
+      plan: the sweep.
+      machine: where it is to run.
+      samples: what runs before have measured.
+      rates: of the machine's processor by a probe, for want of samples.
+      price_per_gpu_hour: instead of the file's.
+    """
+    shapes = ShapeTable(plan)
+    costs = {
+        shape: _shape_cost(plan, machine, shape, members, samples, rates)
+        for shape, members in shapes.groups.items()
+    }
+    known = all(cost.hours is not None for cost in costs.values())
+    hours = sum((cost.hours for cost in costs.values() if cost.hours), NOTHING) if known else None
+    phases = lane_plan(shapes.trials, machine.nodes, plan.sweep.resources.lanes)
+    on_gpu = any(bool(phase.gang.gpus) for phase in phases)
+    wall = NOTHING
+    for _, members, lanes in phases:
+        if known and lanes:
+            runs = [_trial_seconds(costs[shapes.shape(trial)], trial) for trial in members]
+            places = {trial.id: place for place, trial in enumerate(members)}
+            # A first stage of a larger gang has ended by then.
+            waits = {places[t.id]: places[t.after] for t in members if t.after in places}
+            wall += Span(
+                *(
+                    makespan([getattr(run, end) for run in runs], lanes, waits) + _LANE_START_SECONDS
+                    for end in ("low", "central", "high")
+                )
+            )
+    stored = _storage(shapes, machine.nodes)
+    price, currency = _price(plan, hours, on_gpu, price_per_gpu_hour)
+    return CostEstimate(
+        machine=machine,
+        shapes=tuple(costs.values()),
+        hours=hours,
+        unit="GPU-hours" if on_gpu else "core-hours",
+        wall_hours=wall * (1 / 3600) if known and all(phase.lanes for phase in phases) else None,
+        lanes=tuple(phase.lanes for phase in phases),
+        checkpoint_gib=stored.checkpoint_gib,
+        kept_gib=stored.kept_gib,
+        price=price,
+        currency=currency,
+    )
+
+
+#: From the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker group.
+_LANE_START_SECONDS = 15.0
+
+
+def _shape_cost(
+    plan: Plan,
+    machine: Machine,
+    shape: Shape,
+    members: Sequence[Trial],
+    samples: Sequence[Sample],
+    rates: Rates | None,
+) -> ShapeCost:
+    gang = shape.gang.on(machine.nodes)
+    found, epochs = counted(plan, shape, bool(gang.gpus))
+    model = plan.cost(members[0]).model
+    timed = seconds_per_epoch(shape, epochs, machine.device, samples, rates)
+    cost = ShapeCost(
+        shape=shape,
+        arms=tuple(dict.fromkeys((trial.cell_name, trial.arm) for trial in members)),
+        trials=len(members),
+        epochs=sum(trial.config.schedule.epochs for trial in members),
+        params_m=model.params_m,
+        flops_g=model.flops_g,
+        activations_m=model.activations_m,
+        footprint=found,
+        seconds=timed[0] if timed else None,
+        basis=timed[1] if timed else None,
+        hours=None,
+    )
+    if cost.seconds is None:
+        return cost
+    seconds = sum((_trial_seconds(cost, trial) for trial in members), NOTHING)
+    return dataclasses.replace(cost, hours=seconds * (units(gang) / 3600))
+
+
+def units(gang: Gang) -> float:
+    """GPUs of a gang, or cores where it has none: what its hours are counted in."""
+    return gang.workers * (gang.gpus or gang.cpus)
+
+
+def _trial_seconds(cost: ShapeCost, trial: Trial) -> Span:
+    assert cost.seconds is not None
+    return cost.seconds * trial.config.schedule.epochs
+
+
+def makespan(seconds: Sequence[float], lanes: int, waits: Mapping[int, int] | None = None) -> float:
+    """When the last of some jobs ends, if each in turn goes to the lane that is free first.
+
+    Args:
+      seconds: of each job.
+      lanes: jobs at a time.
+      waits: by the place of a job that of the one that has to end before it may begin.
+    """
+    waits = waits or {}
+    waiting: dict[int, list[int]] = {}
+    for job, first in waits.items():
+        waiting.setdefault(first, []).append(job)
+    ready = [job for job in range(len(seconds)) if job not in waits]
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < lanes:
+            job = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[job], job))
+        now, ended = heapq.heappop(running)
+        for job in waiting.get(ended, ()):
+            heapq.heappush(ready, job)
+    return now
+
+
+def _price(
+    plan: Plan, hours: Span | None, on_gpu: bool, per_gpu_hour: float | None
+) -> tuple[Span | None, str]:
+    price = plan.sweep.resources.price
+    per_hour = None
+    if on_gpu:
+        per_hour = price.per_gpu_hour if per_gpu_hour is None and price else per_gpu_hour
+    elif price:
+        per_hour = price.per_core_hour
+    currency = price.currency if price else ""
+    return (hours * per_hour if hours and per_hour is not None else None), currency
