@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.folder import open_folder, save_question
-from orchestrator.journal import encode
 from orchestrator.report import write_report
+from orchestrator.store.folder import open_folder, save_question
+from orchestrator.store.journal import encode
 from orchestrator.sweep.load import build_sweep
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
 from orchestrator.trials.plan import data_configs, make_plan

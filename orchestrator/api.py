@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from orchestrator import lease
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
-from orchestrator.folder import open_folder
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.observers import MlflowObserver, NotifyObserver
 from orchestrator.progress import Progress
 from orchestrator.rows import results_rows
 from orchestrator.session import Session, prepare
 from orchestrator.stats.measures import Measure
+from orchestrator.store import lease
+from orchestrator.store.folder import open_folder
 from orchestrator.sweep.document import Override
 from orchestrator.trials.records import results_of
 from orchestrator.trials.sweep_file import SweepFile

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.dispatch import Cause, Dispatch, Job
-from orchestrator.journal import Writer
-from orchestrator.states import Best, Kept, States
+from orchestrator.store.journal import Writer
+from orchestrator.store.weights import BestKept, KeptWeights, WeightStore
 from orchestrator.trials.events import Event, Notice
 from orchestrator.trials.outcomes import AttemptEnd
 from trainables.base import Epoch
@@ -73,8 +73,8 @@ class Clerk:
         self._writer = Writer(self._folder)
         self._dispatch = Dispatch(breaker)
         self._clock, self._judge = clock, judge
-        self._states, self._keep = States(self._folder, checkpoints), keep
-        self._best = Best() if keep == "best" else None
+        self._states, self._keep = WeightStore(self._folder, checkpoints), keep
+        self._best = BestKept() if keep == "best" else None
         if self._best is not None:
             # What earlier runs have kept; they may have ended before they could delete.
             for kept in self._states.kept():
@@ -248,7 +248,7 @@ class Clerk:
         await self._commit()
         return verdict
 
-    async def keeps(self, lane: str, number: int, error_pct: float) -> Kept | None:
+    async def keeps(self, lane: str, number: int, error_pct: float) -> KeptWeights | None:
         """Under which name rank 0 is to keep the weights of a trial that has come to this error, if at all.
 
         They are written by the one who has them, before `end`: what has ended never runs again.
@@ -257,7 +257,7 @@ class Clerk:
         if job is None or (self._keep == "none" and not job.is_first):
             return None
         # Others start from a first stage, however good it is.
-        kept = Kept(job.trial, "" if job.is_first else job.group, error_pct)
+        kept = KeptWeights(job.trial, "" if job.is_first else job.group, error_pct)
         return kept if self._best is None or self._best.wants(kept) else None
 
     async def end(
@@ -268,7 +268,7 @@ class Clerk:
         detail: str,
         log: str = "",
         weights: str = "",
-        kept: Kept | None = None,
+        kept: KeptWeights | None = None,
     ) -> None:
         """An attempt is over; the first rank to say so is heard. `kept` are its weights, durable by now."""
         if end == "failed" and (hang := self._hang(lane)) is not None:

@@ -33,16 +33,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.cost.ledger import ledger
-from orchestrator.folder import (
-    Folder,
-    open_folder,
-    provenance,
-    save_confirmation,
-    save_question,
-    source_root,
-)
-from orchestrator.journal import FolderError, Writer, tree_of
 from orchestrator.report import write_report
+from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_question
+from orchestrator.store.journal import FolderError, Writer, tree_of
+from orchestrator.store.provenance import provenance, source_root
 from orchestrator.trials.events import trial_of
 from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
 from trainables.base import Frozen

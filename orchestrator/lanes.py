@@ -41,8 +41,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.clerk import Clerk, Judge, Verdict, stack_path
 from orchestrator.dispatch import Cause, Job
 from orchestrator.orphans import Orphans
-from orchestrator.states import Kept, States
-from orchestrator.trial_logs import kept as worker_log
+from orchestrator.store.logs import kept as worker_log
+from orchestrator.store.weights import KeptWeights, WeightStore
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.trials.gang import Gang, Node, Phase, lane_plan
 from orchestrator.trials.outcomes import AttemptEnd
@@ -151,12 +151,12 @@ def _run_job(
         log: str = "",
         weights: str = "",
         by_all: bool = False,
-        kept: Kept | None = None,
+        kept: KeptWeights | None = None,
     ) -> None:
         if context.rank == 0 or log or by_all:
             ray.get(clerk.end.remote(lane, number, kind, detail, log, weights, kept))
 
-    states = States(folder, settings["checkpoints"])
+    states = WeightStore(folder, settings["checkpoints"])
     store = Store(states.checkpoint(job["trial"])) if context.rank == 0 else None
     # Rows the journal lost in a crash are made again, even where a checkpoint is past them.
     watch = _Watch(job, number, settings, context.rank)
@@ -218,7 +218,7 @@ def _run_job(
             torch.cuda.empty_cache()
 
 
-def keep_weights(states: States, kept: Kept, save: Callable[[IO[bytes]], None]) -> str:
+def keep_weights(states: WeightStore, kept: KeptWeights, save: Callable[[IO[bytes]], None]) -> str:
     """Writes final weights; returns a line if the storage refuses again and again, which costs no trial."""
     from trainables.training.checkpoint import BACKOFF_SECONDS
 
@@ -601,7 +601,7 @@ class Run:
         self.folder = folder.resolve()
         if resources.checkpoints:
             try:
-                States(self.folder, resources.checkpoints).kept()
+                WeightStore(self.folder, resources.checkpoints).kept()
             except OSError as error:
                 raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
         self._records, self._resources, self._judge = records, resources, judge

@@ -24,10 +24,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.evidence import report_details
-from orchestrator.folder import open_folder
-from orchestrator.lease import holder
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
+from orchestrator.store.folder import open_folder
+from orchestrator.store.lease import holder
 from trainables.io.files import write_atomically
 
 #: Least seconds between two reports of one sweep.

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
-from orchestrator.folder import (
+from orchestrator.observer import Level, Observer, Round, SessionEnd
+from orchestrator.preflight import Checked, Child, Outcome, preflight
+from orchestrator.progress import Progress
+from orchestrator.store.folder import (
     Folder,
     load_confirmation,
     merge_points,
@@ -24,12 +27,9 @@ from orchestrator.folder import (
     save_question,
     save_suggestions,
 )
-from orchestrator.journal import FolderError
-from orchestrator.lease import Lease, check_free
-from orchestrator.machine import record_plan
-from orchestrator.observer import Level, Observer, Round, SessionEnd
-from orchestrator.preflight import Checked, Child, Outcome, preflight
-from orchestrator.progress import Progress
+from orchestrator.store.history import record_plan
+from orchestrator.store.journal import FolderError
+from orchestrator.store.lease import Lease, check_free
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
 from orchestrator.trials.records import results_of

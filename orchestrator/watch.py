@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cost.ledger import Ledger
-from orchestrator.folder import open_folder
-from orchestrator.journal import Tail
-from orchestrator.lease import holder
 from orchestrator.progress import Cause, Progress, Tally
-from orchestrator.trial_logs import logs_of
+from orchestrator.store.folder import open_folder
+from orchestrator.store.journal import Tail
+from orchestrator.store.lease import holder
+from orchestrator.store.logs import logs_of
 from orchestrator.trials.events import AttemptEnded, Event, Notice, SessionBegan
 from orchestrator.trials.names import name_of
 from orchestrator.trials.numerals import duration, percent

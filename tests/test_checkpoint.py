@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from orchestrator.states import States
+from orchestrator.store.weights import WeightStore
 from tests import workers
 from trainables.__main__ import main
 from trainables.base import TIMING_FIELDS, Invalid, Preempted
@@ -473,7 +473,7 @@ def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
     rows, weights = run_alone(config_of(SGD))
     assert clerk.rows == rows
     assert clerk.ends[1] == ("finished", "", "", weights, None)
-    assert Store(States(tmp_path).checkpoint("abc")).read()[0]["step"] == 3
+    assert Store(WeightStore(tmp_path).checkpoint("abc")).read()[0]["step"] == 3
     assert not list((tmp_path / "trials" / "abc").glob("*.stack"))
 
 

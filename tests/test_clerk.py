@@ -9,7 +9,7 @@ import pytest
 from orchestrator import clerk as clerk_module
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
-from orchestrator.journal import read_journal
+from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptEnded, Notice, SessionBegan
 from orchestrator.trials.records import fold
 from tests.test_journal import row

@@ -23,9 +23,9 @@ from orchestrator.cli import app
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
 from orchestrator.cli.options import folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
-from orchestrator.folder import open_folder, save_question
-from orchestrator.journal import FolderError, Writer
 from orchestrator.preflight import Outcome
+from orchestrator.store.folder import open_folder, save_question
+from orchestrator.store.journal import FolderError, Writer
 from orchestrator.sweep.constraints import ConstraintError
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import load_sweep

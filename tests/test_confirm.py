@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.folder import load_confirmation, open_folder, save_confirmation, save_question
-from orchestrator.journal import FolderError
+from orchestrator.store.folder import load_confirmation, open_folder, save_confirmation, save_question
+from orchestrator.store.journal import FolderError
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.records import Record, Result
 from orchestrator.trials.trial import Plan

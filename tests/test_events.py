@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cost.ledger import ledger
-from orchestrator.journal import decode, encode
+from orchestrator.store.journal import decode, encode
 from orchestrator.story import attempts_of
 from orchestrator.trials.events import (
     AttemptBegan,

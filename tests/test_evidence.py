@@ -29,16 +29,9 @@ from orchestrator.evidence import (
     verify,
     write_sealed_report,
 )
-from orchestrator.folder import (
-    Folder,
-    open_folder,
-    provenance,
-    save_confirmation,
-    save_planned,
-    save_question,
-    source_root,
-)
-from orchestrator.journal import FolderError, Writer, encode, tree_of
+from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_planned, save_question
+from orchestrator.store.journal import FolderError, Writer, encode, tree_of
+from orchestrator.store.provenance import provenance, source_root
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Unknown, row_of
 from orchestrator.trials.trial import Plan

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.folder import merge_points, open_folder, save_question
-from orchestrator.journal import FolderError, Writer
+from orchestrator.store.folder import merge_points, open_folder, save_question
+from orchestrator.store.journal import FolderError, Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.trial import Plan

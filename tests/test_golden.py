@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator import report
 from orchestrator.evidence import write_sealed_report
-from orchestrator.folder import save_confirmation, save_question
+from orchestrator.store.folder import save_confirmation, save_question
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.trial import Plan, Trial
 from tests.support.sweeps import base_tree, plan_from

@@ -125,9 +125,9 @@ PURE = {
 LIGHT = [
     ("orchestrator.trials.outcomes", "orchestrator.trials.records"),
     ("orchestrator.trials.events", "orchestrator.trials.records"),
-    ("orchestrator.store.journal", "orchestrator.journal"),
-    ("orchestrator.store.weights", "orchestrator.states"),
-    ("orchestrator.store.logs", "orchestrator.trial_logs"),
+    ("orchestrator.store.journal", "orchestrator.store.journal"),
+    ("orchestrator.store.weights", "orchestrator.store.weights"),
+    ("orchestrator.store.logs", "orchestrator.store.logs"),
     ("orchestrator.execution.dispatch", "orchestrator.dispatch"),
     ("orchestrator.execution.coordinator", "orchestrator.clerk"),
     ("orchestrator.execution.lane", "orchestrator.lanes"),

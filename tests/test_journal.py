@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import Tail, Writer, decode, encode, read_journal
+from orchestrator.store.journal import Tail, Writer, decode, encode, read_journal
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Unknown
 from orchestrator.trials.records import fold
 from trainables.base import Epoch
@@ -257,7 +257,7 @@ def test_a_tail_reads_new_bytes_only(tmp_path, monkeypatch):
         decoded += 1
         return decode(line)
 
-    monkeypatch.setattr("orchestrator.journal.decode", count)
+    monkeypatch.setattr("orchestrator.store.journal.decode", count)
     writer.append(EVENTS)
     assert tail.read() == EVENTS
     assert decoded == len(EVENTS)

@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 from scipy import stats
 
-from orchestrator.folder import merge_points, open_folder, save_question
-from orchestrator.journal import FolderError
+from orchestrator.store.folder import merge_points, open_folder, save_question
+from orchestrator.store.journal import FolderError
 from orchestrator.sweep.constraints import ConstraintError
 from orchestrator.sweep.design import LatinDesign
 from orchestrator.sweep.document import Override, SweepError

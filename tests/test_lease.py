@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease as lease_module
-from orchestrator.journal import FolderError
-from orchestrator.lease import STALE_SECONDS, check_free, held, holder, kill_holder, request_stop
+from orchestrator.store import lease as store_lease
+from orchestrator.store.journal import FolderError
+from orchestrator.store.lease import STALE_SECONDS, check_free, held, holder, kill_holder, request_stop
 
 
 def _hold(folder: Path, ready: "multiprocessing.Queue[bool]") -> None:
@@ -67,7 +67,7 @@ def test_a_run_on_another_machine_holds_the_folder_as_long_as_it_gives_signs_of_
 
 
 def test_a_holder_that_was_taken_for_dead_notices(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(store_lease, "BEAT_SECONDS", 0.05)
     with held(tmp_path / "sweep") as lease:
         touched = (tmp_path / "sweep" / "lease.json").stat().st_mtime_ns
         deadline = time.monotonic() + 10

@@ -12,8 +12,8 @@ import orchestrator
 from orchestrator import api
 from orchestrator.api import read_results, read_verdicts
 from orchestrator.cli.app import main
-from orchestrator.folder import save_question
-from orchestrator.journal import Writer
+from orchestrator.store.folder import save_question
+from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.trials.sweep_file import SweepFile
 

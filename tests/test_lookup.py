@@ -16,9 +16,9 @@ from PIL import Image
 
 import trainables.__main__
 from orchestrator.cli.app import main
-from orchestrator.folder import open_folder, save_question
-from orchestrator.journal import Writer, read_journal
 from orchestrator.preflight import Child, Outcome
+from orchestrator.store.folder import open_folder, save_question
+from orchestrator.store.journal import Writer, read_journal
 from orchestrator.sweep.document import Override, SweepError
 from orchestrator.sweep.load import load_sweep
 from orchestrator.trials.events import AttemptEnded, EpochDone, row_of
@@ -389,7 +389,7 @@ def test_one_run_alone_finds_its_data_beside_its_file_or_here(project, capsys, r
 def test_results_may_go_to_the_home_folder(project, monkeypatch, tried):
     asked = []
     monkeypatch.setenv("HOME", str(project))
-    monkeypatch.setattr("orchestrator.lease.check_free", asked.append)
+    monkeypatch.setattr("orchestrator.store.lease.check_free", asked.append)
     assert command("run", project / "my.yaml", "--out=~/there") == 2
     assert asked == [project / "there"]
 

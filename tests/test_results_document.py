@@ -5,8 +5,8 @@ import pytest
 
 from benchmarks.results import beside, document
 from orchestrator.analysis.findings import gather
-from orchestrator.folder import save_question
-from orchestrator.journal import encode
+from orchestrator.store.folder import save_question
+from orchestrator.store.journal import encode
 from orchestrator.tables import tables_of
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.trials.records import Record

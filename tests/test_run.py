@@ -15,9 +15,9 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.folder import open_folder
-from orchestrator.journal import read_journal
 from orchestrator.rows import results_rows
+from orchestrator.store.folder import open_folder
+from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, SessionBegan
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan

@@ -12,11 +12,11 @@ from orchestrator.analysis.findings import gather
 from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
 from orchestrator.dispatch import Job
-from orchestrator.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.halving import Judge
-from orchestrator.journal import FolderError
 from orchestrator.samplers import SAMPLERS, propose
 from orchestrator.stats.measures import MEASURES
+from orchestrator.store.folder import load_suggestions, open_folder, save_question, save_suggestions
+from orchestrator.store.journal import FolderError
 from orchestrator.sweep.config import Halving
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep

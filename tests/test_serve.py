@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
-from orchestrator.folder import save_question
-from orchestrator.journal import encode
 from orchestrator.serve import Pages, make, server
+from orchestrator.store.folder import save_question
+from orchestrator.store.journal import encode
 from orchestrator.trials.events import SessionClosed
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from orchestrator import lanes
-from orchestrator.folder import open_folder
-from orchestrator.journal import Writer
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.progress import Progress
 from orchestrator.session import Preparation, Session
+from orchestrator.store.folder import open_folder
+from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
 from orchestrator.trials.gang import Node
 from orchestrator.trials.sweep_file import SweepFile

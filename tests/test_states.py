@@ -14,8 +14,8 @@ from orchestrator import lanes
 from orchestrator.clerk import Clerk
 from orchestrator.cost import estimate
 from orchestrator.dispatch import Job
-from orchestrator.folder import record_retries
-from orchestrator.states import Kept, States
+from orchestrator.store.folder import record_retries
+from orchestrator.store.weights import KeptWeights, WeightStore
 from orchestrator.sweep.config import Resources
 from orchestrator.trials.events import SessionBegan
 from orchestrator.trials.gang import Node
@@ -41,7 +41,7 @@ ENDS = [
 def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) -> list[str]:
     """Has a clerk take these trials to their end, one after the other; a line per file deleted."""
     clerk = Clerk(str(folder), keep=keep, checkpoints=place)
-    states = States(folder, place)
+    states = WeightStore(folder, place)
     deleted = []
 
     async def go() -> None:
@@ -64,27 +64,27 @@ def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) ->
     return deleted
 
 
-def kept_in(states: States) -> dict[str, str]:
+def kept_in(states: WeightStore) -> dict[str, str]:
     return {kept.trial: kept.group for kept in states.kept()}
 
 
 def test_the_best_of_each_group_keeps_its_weights_and_the_one_before_goes_after_it_is_there(tmp_path):
     # `c` replaces `a`, `f` replaces `c`; `e` is only as good as `b`, `d` is worse than `c`.
     assert run_through(tmp_path, "best") == ["", "", "a", "", "", "c"]
-    assert kept_in(States(tmp_path)) == {"b": "y", "f": "x"}
+    assert kept_in(WeightStore(tmp_path)) == {"b": "y", "f": "x"}
     assert (tmp_path / "trials" / "f" / "final.pt").read_bytes() == b"f"
 
 
 def test_a_later_run_goes_on_from_what_is_kept(tmp_path):
     run_through(tmp_path, "best", ENDS[:3])
     assert run_through(tmp_path, "best", [("g", "x", 21.0), ("h", "x", 19.0)]) == ["", "c"]
-    assert kept_in(States(tmp_path)) == {"b": "y", "h": "x"}
+    assert kept_in(WeightStore(tmp_path)) == {"b": "y", "h": "x"}
 
 
 def test_what_a_killed_clerk_could_not_delete_any_more_the_next_one_does(tmp_path):
-    states = States(tmp_path)
+    states = WeightStore(tmp_path)
     for trial, group, error in ENDS:
-        states.keep(Kept(trial, group, error), lambda file: file.write(b"weights"))
+        states.keep(KeptWeights(trial, group, error), lambda file: file.write(b"weights"))
     # Half written or half deleted: the word of it alone is no weights, nor are they without it.
     (tmp_path / "trials" / "f" / "final.pt").unlink()
     (tmp_path / "trials" / "b" / "final.json").write_text("{")
@@ -95,7 +95,7 @@ def test_what_a_killed_clerk_could_not_delete_any_more_the_next_one_does(tmp_pat
 @pytest.mark.parametrize(("keep", "trials"), [("none", ""), ("last", "abcdef")])
 def test_all_finished_trials_keep_theirs_or_none_does(keep, trials, tmp_path):
     assert run_through(tmp_path, keep) == [""] * len(ENDS)
-    assert "".join(sorted(kept_in(States(tmp_path)))) == trials
+    assert "".join(sorted(kept_in(WeightStore(tmp_path)))) == trials
 
 
 def test_states_in_another_place_lie_under_the_sweep_s_name_and_are_deleted_there(tmp_path):
@@ -109,10 +109,10 @@ def test_states_in_another_place_lie_under_the_sweep_s_name_and_are_deleted_ther
 
 
 def test_a_trial_that_is_to_run_anew_keeps_no_state(tmp_path):
-    states = States(tmp_path)
+    states = WeightStore(tmp_path)
     Store(states.checkpoint("a")).write({"epoch": 1, "step": 0})
     for trial in "ab":
-        states.keep(Kept(trial, "x", 1.0), lambda file: file.write(b"weights"))
+        states.keep(KeptWeights(trial, "x", 1.0), lambda file: file.write(b"weights"))
     record_retries(tmp_path, ["a"])
     assert Store(states.checkpoint("a")).paths() == []
     assert kept_in(states) == {"b": "x"}
@@ -123,7 +123,7 @@ def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, mo
     monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
     config = TrainConfig.model_validate(run_tree(schedule__epochs=1))
     clerk, asked = FakeClerk(), []
-    kept = Kept("abc", "all p", 12.5)
+    kept = KeptWeights("abc", "all p", 12.5)
     clerk.keeps = SimpleNamespace(remote=lambda *rest: asked.append(rest) or kept)
     settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
     job = {"trial": "abc", "config": config.model_dump_json(), "attempt": 1, "epochs": 0}
@@ -146,7 +146,7 @@ def test_weights_that_an_earlier_version_kept_are_found(tmp_path):
     folder.mkdir(parents=True)
     (folder / "final.pt").write_bytes(b"weights")
     (folder / "final.json").write_text('{"trial": "abc", "group": "all p", "val_top1_error_pct": 12.5}')
-    assert States(tmp_path).kept() == [Kept("abc", "all p", 12.5)]
+    assert WeightStore(tmp_path).kept() == [KeptWeights("abc", "all p", 12.5)]
 
 
 def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monkeypatch):
@@ -157,10 +157,10 @@ def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monke
         tries.append(file)
         raise OSError(28, "No space left on device")
 
-    fault = lanes.keep_weights(States(tmp_path), Kept("a", "x", 1.0), refuse)
+    fault = lanes.keep_weights(WeightStore(tmp_path), KeptWeights("a", "x", 1.0), refuse)
     assert fault.endswith("weights are not kept: [Errno 28] No space left on device")
     assert len(tries) == 3
-    assert States(tmp_path).kept() == []
+    assert WeightStore(tmp_path).kept() == []
 
 
 @pytest.mark.parametrize(

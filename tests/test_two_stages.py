@@ -15,10 +15,10 @@ from orchestrator import lanes
 from orchestrator.analysis.summary import summarise
 from orchestrator.clerk import Clerk
 from orchestrator.cost import estimate, plan_warnings, shapes
-from orchestrator.folder import open_folder, record_retries, save_question
-from orchestrator.journal import read_journal
 from orchestrator.preflight import _build_fault, subjects
-from orchestrator.states import States
+from orchestrator.store.folder import open_folder, record_retries, save_question
+from orchestrator.store.journal import read_journal
+from orchestrator.store.weights import WeightStore
 from orchestrator.story import advice, attempts_of, story
 from orchestrator.sweep.document import SweepError
 from orchestrator.trials.confirm import Confirmation, with_confirmation
@@ -232,7 +232,7 @@ def test_a_sweep_in_two_stages_is_both_runs_one_after_the_other_to_the_bit(keep,
     records = Lane(monkeypatch, tmp_path, keep).run(plan)
     assert rows_of(records) == by_hand(plan)
     # What others start from stays, and is nobody's rival.
-    kept = {kept.trial for kept in States(tmp_path).kept()}
+    kept = {kept.trial for kept in WeightStore(tmp_path).kept()}
     assert {trial.id for trial in firsts(plan)} <= kept
     assert len(kept) == 2 + (2 if keep == "best" else 0)
     summaries = summarise(results_of(plan, records))
@@ -270,7 +270,7 @@ def test_a_first_stage_whose_weights_cannot_be_kept_has_failed(tmp_path, monkeyp
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(States, "keep", refuse)
+    monkeypatch.setattr(WeightStore, "keep", refuse)
     first, *others = (lane.run(plan)[trial.id] for trial in plan.trials)
     assert first.outcome == "failed"
     assert "weights are not kept: [Errno 28] No space left on device" in first.detail

@@ -11,9 +11,9 @@ from rich.console import Console
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
 from orchestrator.cost.ledger import ledger
-from orchestrator.folder import save_question
-from orchestrator.journal import encode
 from orchestrator.progress import FAILURES, Progress, TimeLeft
+from orchestrator.store.folder import save_question
+from orchestrator.store.journal import encode
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,

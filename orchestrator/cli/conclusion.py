@@ -19,8 +19,8 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     Returns:
       The exit code, which says whether every trial has a result.
     """
-    from orchestrator.folder import open_folder
     from orchestrator.rows import summary_table
+    from orchestrator.store.folder import open_folder
     from orchestrator.terminal import answer_table, failure_lines
     from orchestrator.trials.records import results_of
 

@@ -61,7 +61,7 @@ def plan(
     from orchestrator.cost.estimate import estimate
     from orchestrator.cost.plan_warnings import plan_warnings
     from orchestrator.cost.speed import probe_rates
-    from orchestrator.machine import past_samples
+    from orchestrator.store.history import past_samples
     from orchestrator.terminal import cost_table, cost_text, rows_table
 
     expected: list[str] = []

@@ -23,8 +23,8 @@ def report(
     Of several sweeps each gets its own. Ends with exit code 0 if in all of them every trial has a result.
     """
     from orchestrator.evidence import comparable
-    from orchestrator.folder import open_folder
-    from orchestrator.journal import FolderError
+    from orchestrator.store.folder import open_folder
+    from orchestrator.store.journal import FolderError
 
     opened, faults = [], []
     # Twice the same folder is one report.
@@ -59,7 +59,7 @@ def compare(
     that are no arm's own. All are compared to the first arm of the first folder.
     """
     from orchestrator import evidence
-    from orchestrator.folder import open_folder
+    from orchestrator.store.folder import open_folder
 
     target = out or Path("runs") / "+".join(folder.resolve().name for folder in folders)
     _, notices = evidence.compare([open_folder(folder) for folder in folders], target)

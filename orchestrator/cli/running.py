@@ -53,8 +53,8 @@ def run(
     missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
     missing, 2 when the input is at fault.
     """
-    from orchestrator.lease import held
     from orchestrator.session import Session, prepare
+    from orchestrator.store.lease import held
 
     asked = asked_file(file, sets, points)
     folder = out or Path("runs") / asked.sweep.name
@@ -83,9 +83,9 @@ def confirm(
     split, and kept in confirm.json; the report's peak then comes from these runs alone, the choice among
     them from the selection split, and the number from the final one.
     """
-    from orchestrator.folder import load_confirmation, open_folder, save_confirmation
-    from orchestrator.lease import held
     from orchestrator.session import Preparation, Session, check_data, checked, choose_confirmation, left_of
+    from orchestrator.store.folder import load_confirmation, open_folder, save_confirmation
+    from orchestrator.store.lease import held
 
     open_folder(folder)
     with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
@@ -129,11 +129,11 @@ def retry(
     What they had on record stays in the journal, and counts no more. With a first stage come the trials that
     start from it and ended without an epoch of their own.
     """
-    from orchestrator.folder import open_folder, record_retries
-    from orchestrator.journal import FolderError
-    from orchestrator.lease import held
     from orchestrator.progress import FAILURES
     from orchestrator.session import Preparation, Session, check_data, checked
+    from orchestrator.store.folder import open_folder, record_retries
+    from orchestrator.store.journal import FolderError
+    from orchestrator.store.lease import held
     from orchestrator.trials.records import brought_back, results_of
     from orchestrator.trials.trial import unique_trials
 
@@ -195,7 +195,7 @@ def stop(
     As it stands it does what Ctrl-C does: trials in flight are cancelled and go on from their checkpoints
     when the sweep is run again.
     """
-    from orchestrator.lease import holder, kill_holder, request_stop
+    from orchestrator.store.lease import holder, kill_holder, request_stop
 
     if drain and kill:
         raise typer.BadParameter("choose one of --drain and --kill")

@@ -28,9 +28,9 @@ def status(
 
     With --watch it ends with exit code 0 if every trial has a result by then, and 1 if not.
     """
-    from orchestrator.folder import open_folder
-    from orchestrator.lease import holder
     from orchestrator.progress import Progress
+    from orchestrator.store.folder import open_folder
+    from orchestrator.store.lease import holder
     from orchestrator.terminal import ledger_table
     from orchestrator.watch import NOBODY, follow, view
 
@@ -110,9 +110,9 @@ def why(
     lines: Annotated[int, typer.Option(min=0, help="Lines from the end of its log.")] = 6,
 ) -> None:
     """Says what happened to a trial, attempt by attempt, and what to do about it."""
-    from orchestrator.folder import open_folder
+    from orchestrator.store.folder import open_folder
+    from orchestrator.store.logs import last_lines, logs_of
     from orchestrator.story import attempts_of, story
-    from orchestrator.trial_logs import last_lines, logs_of
     from orchestrator.trials.names import find_trial
     from orchestrator.trials.records import Record, Result
 
@@ -181,8 +181,8 @@ def sync(folder: SweepFolder) -> None:
 
     Nothing is told twice: runs are found by their trial, points by their epoch.
     """
-    from orchestrator.folder import open_folder
     from orchestrator.observers import mirror
+    from orchestrator.store.folder import open_folder
 
     opened = open_folder(folder)
     tracker = mirror(Round(opened.plan, (), folder, opened.events))

@@ -22,7 +22,7 @@ import psutil
 import yaml
 
 from orchestrator.cost.ledger import ledger
-from orchestrator.journal import read_journal
+from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import EpochDone, SessionBegan
 from tests.chaos.simulation import finals, overlaps, phases
 
@@ -208,8 +208,8 @@ def num_rows(out: Path) -> int:
 
 def table(out: Path) -> list[dict[str, Any]]:
     """The results without what measures the machine."""
-    from orchestrator.folder import open_folder
     from orchestrator.rows import results_rows
+    from orchestrator.store.folder import open_folder
 
     opened = open_folder(out)
     timed = ("busy_seconds", "attempts")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.dispatch import Dispatch, Job
-from orchestrator.journal import decode, encode
+from orchestrator.store.journal import decode, encode
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.journal import FolderError
+from orchestrator.store.journal import FolderError
 from trainables.io.files import write_atomically
 
 #: Seconds between two signs of life of a holder, and without one after which its lease is void.

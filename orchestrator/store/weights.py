@@ -19,7 +19,7 @@ from trainables.io.storage import open_filesystem, write_durably
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptWeights:
     """Weights that are kept.
 
     Attributes:
@@ -33,7 +33,7 @@ class Kept:
     val_error_pct: float
 
     @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> "Kept":
+    def from_json(cls, tree: dict[str, Any]) -> "KeptWeights":
         """Reads what `States.keep` wrote, today or in an earlier version.
 
         Raises:
@@ -42,7 +42,7 @@ class Kept:
         return cls(**{"val_error_pct" if key == "val_top1_error_pct" else key: tree[key] for key in tree})
 
 
-class States:
+class WeightStore:
     """The states of one sweep's trials, on any file system that pyarrow knows."""
 
     def __init__(self, folder: Path, place: str | None = None) -> None:
@@ -67,7 +67,7 @@ class States:
         with contextlib.suppress(OSError):
             self._filesystem.delete_dir(f"{self._root}/{trial_id}/checkpoint")
 
-    def keep(self, kept: Kept, write: Callable[[IO[bytes]], object]) -> None:
+    def keep(self, kept: KeptWeights, write: Callable[[IO[bytes]], object]) -> None:
         """Makes final weights durable, then the word of it.
 
         Raises:
@@ -100,7 +100,7 @@ class States:
             with contextlib.suppress(OSError):
                 self._filesystem.delete_file(f"{self._root}/{trial_id}/{name}")
 
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[KeptWeights]:
         """All final weights there are.
 
         Raises:
@@ -115,26 +115,26 @@ class States:
             # A damaged word of weights is none.
             with contextlib.suppress(ValueError, TypeError, OSError):
                 with self._filesystem.open_input_stream(path) as stream:
-                    kept = Kept.from_json(json.loads(stream.read()))
+                    kept = KeptWeights.from_json(json.loads(stream.read()))
                 if path.replace("final.json", "final.pt") in paths:
                     found.append(kept)
         return found
 
 
-class Best:
+class BestKept:
     """Whose weights are kept where only the best trial of each group keeps them."""
 
     def __init__(self) -> None:
-        self._best: dict[str, Kept] = {}
+        self._best: dict[str, KeptWeights] = {}
 
-    def wants(self, kept: Kept) -> bool:
+    def wants(self, kept: KeptWeights) -> bool:
         """Whether these weights would be the best of their group; of equal ones the first stay."""
         best = self._best.get(kept.group)
         if not kept.group or best is None:
             return True
         return best.trial == kept.trial or kept.val_error_pct < best.val_error_pct
 
-    def take(self, kept: Kept) -> str | None:
+    def take(self, kept: KeptWeights) -> str | None:
         """Takes in weights that are durable.
 
         Returns:

@@ -11,30 +11,21 @@ runs/<sweep>/
   report/        written anew from the above
 """
 
-import contextlib
 import dataclasses
-import importlib.resources
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 from pydantic import TypeAdapter
 
 from orchestrator.cost.actual import Planned
-from orchestrator.cost.devices import processor
-from orchestrator.journal import FolderError, Writer, read_journal
-from orchestrator.states import States
+from orchestrator.store.journal import FolderError, Writer, read_journal
+from orchestrator.store.provenance import provenance
+from orchestrator.store.weights import WeightStore
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.document import SweepError, with_absolute_places
 from orchestrator.sweep.load import build_sweep
@@ -208,7 +199,7 @@ def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None
 
     The caller holds the folder; `checkpoints` is the place that its sweep names.
     """
-    states = States(path, checkpoints)
+    states = WeightStore(path, checkpoints)
     for trial_id in trial_ids:
         states.delete_checkpoint(trial_id)
         states.delete_kept(trial_id)
@@ -328,45 +319,3 @@ def merge_points(path: Path, sweep: Sweep) -> Sweep:
     if before is None or now is None or before <= now or old.design.kind != sweep.design.kind:
         return sweep
     return sweep.model_copy(update={"design": sweep.design.model_copy(update={"points": before})})
-
-
-def provenance() -> dict[str, Any]:
-    """Code, versions and machine, for the record."""
-    packages = ("vitc-sweep", "torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy", "scipy")
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "code": _code(),
-        "python": sys.version.split()[0],
-        "versions": versions,
-        "machine": {
-            "system": platform.platform(),
-            "cpus": os.cpu_count(),
-            "processor": processor(),
-            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        },
-    }
-
-
-def source_root() -> Path:
-    """The folder that holds our packages, at whatever depth the module that asks is."""
-    return Path(str(importlib.resources.files("orchestrator"))).resolve().parent
-
-
-def _code() -> dict[str, str]:
-    """The commit of the source tree, and a digest of what differs from it."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(source_root()), *arguments], capture_output=True, text=True, timeout=20
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if commit := git("rev-parse", "HEAD"):
-            changed = git("diff", "HEAD")
-            return {"commit": commit, "changed": f"{zlib.crc32(changed.encode()):08x}" if changed else ""}
-    return {"commit": "", "changed": ""}

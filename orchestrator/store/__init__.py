@@ -1,0 +1,1 @@
+"""The folder of a sweep on disk: journal, lease, weights, logs."""

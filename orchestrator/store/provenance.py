@@ -1,0 +1,59 @@
+"""The code, versions and machine that made a result."""
+
+import contextlib
+import importlib.resources
+import os
+import platform
+import subprocess
+import sys
+import time
+import zlib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.cost.devices import processor
+
+
+def provenance() -> dict[str, Any]:
+    """Code, versions and machine, for the record."""
+    packages = ("vitc-sweep", "torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy", "scipy")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "code": _code(),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "machine": {
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "processor": processor(),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def source_root() -> Path:
+    """The folder that holds our packages, at whatever depth the module that asks is."""
+    return Path(str(importlib.resources.files("orchestrator"))).resolve().parent
+
+
+def _code() -> dict[str, str]:
+    """The commit of the source tree, and a digest of what differs from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(source_root()), *arguments], capture_output=True, text=True, timeout=20
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if commit := git("rev-parse", "HEAD"):
+            changed = git("diff", "HEAD")
+            return {"commit": commit, "changed": f"{zlib.crc32(changed.encode()):08x}" if changed else ""}
+    return {"commit": "", "changed": ""}
