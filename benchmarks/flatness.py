@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.clerk import Clerk
-from orchestrator.dispatch import Job
+from orchestrator.execution.coordinator import Coordinator
+from orchestrator.execution.dispatch import Job
 from orchestrator.trials.events import AttemptEnded, SessionBegan
 from trainables.base import Epoch
 
@@ -46,7 +46,7 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float], list[float]]:
+async def _serve(clerk: Coordinator, num_trials: int) -> tuple[list[float], list[float], list[float]]:
     """Wall and processor seconds of every trial; memory in MiB after each tenth of them."""
     await clerk.note(SessionBegan(time=time.time(), began=time.time()))
     await clerk.add([Job(f"{n:016x}", "arm", "{}" * 500) for n in range(num_trials)])
@@ -75,7 +75,7 @@ async def _serve(clerk: Clerk, num_trials: int) -> tuple[list[float], list[float
 def clerk_alone(num_trials: int) -> None:
     """Prints the cost of a trial along a run without Ray, and the memory."""
     with tempfile.TemporaryDirectory() as folder:
-        walls, cpus, memory = asyncio.run(_serve(Clerk(folder), num_trials))
+        walls, cpus, memory = asyncio.run(_serve(Coordinator(folder), num_trials))
         size = sum(path.stat().st_size for path in (Path(folder) / "journal").glob("*"))
     print(f"clerk alone, {num_trials} trials: journal {size / num_trials:.0f} bytes a trial, ", end="")
     print(f"memory {memory[0]:.0f} MiB after the first tenth, {memory[-1]:.0f} MiB at the end")
@@ -97,15 +97,16 @@ def _tell(what: str, costs: list[float]) -> None:
 def through_ray(num_trials: int) -> None:
     """Prints the same of a run through Tune and one lane."""
     from benchmarks.trial_overhead import trivial_plan
-    from orchestrator import lanes
+    from orchestrator.backends import ray_cluster
+    from orchestrator.execution import run as execution_run
     from orchestrator.sweep.config import Resources
 
-    lanes.connect(None)
+    ray_cluster.connect(None)
     driver = psutil.Process()
     try:
         with tempfile.TemporaryDirectory() as folder:
             resources = Resources(retries=0, lanes=1)
-            run = lanes.Run(Path(folder), trivial_plan(num_trials).trials, {}, resources)
+            run = execution_run.Run(Path(folder), trivial_plan(num_trials).trials, {}, resources)
             run.start()
             ends: list[AttemptEnded] = []
             memory: list[tuple[int, float, float]] = []
@@ -119,7 +120,7 @@ def through_ray(num_trials: int) -> None:
                 time.sleep(0.5)
             assert len(ends) == num_trials, run.error
     finally:
-        lanes.shutdown()
+        ray_cluster.shutdown()
     times = [event.time for event in ends]
     print(f"through Tune and one lane, {num_trials} trials; load average {os.getloadavg()[0]:.1f}")
     _tell("wall", [after - before for before, after in itertools.pairwise(times)])

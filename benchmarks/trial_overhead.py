@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator import lanes
+from orchestrator.backends import ray_cluster
+from orchestrator.execution import run as execution_run
 from orchestrator.sweep.config import Resources
 from orchestrator.sweep.load import build_sweep
 from orchestrator.trials.events import AttemptEnded
@@ -58,7 +59,9 @@ def time_lane(num_trials: int) -> tuple[float, float]:
     """Seconds to the end of the first trial, and seconds per trial after it."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
-        run = lanes.Run(Path(folder), trivial_plan(num_trials).trials, {}, Resources(retries=0, lanes=1))
+        run = execution_run.Run(
+            Path(folder), trivial_plan(num_trials).trials, {}, Resources(retries=0, lanes=1)
+        )
         run.start()
         ends = []
         while True:
@@ -130,13 +133,13 @@ def main() -> None:
     parser.add_argument("--lane-trials", type=int, default=100)
     parser.add_argument("--pattern-trials", type=int, default=4)
     options = parser.parse_args()
-    lanes.connect(None)
+    ray_cluster.connect(None)
     try:
         bare = time_bare(20)
         lane_first, lane = time_lane(options.lane_trials)
         pattern_first, pattern = time_documented_pattern(options.pattern_trials)
     finally:
-        lanes.shutdown()
+        ray_cluster.shutdown()
     print(f"load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"bare loop            {bare:8.3f} s per trial (median of 20)")
     for name, seconds, first, count in (

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
+from orchestrator.execution.session import Session, prepare
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.observers import MlflowObserver, NotifyObserver
 from orchestrator.progress import Progress
 from orchestrator.rows import results_rows
-from orchestrator.session import Session, prepare
 from orchestrator.stats.measures import Measure
 from orchestrator.store import lease
 from orchestrator.store.folder import open_folder

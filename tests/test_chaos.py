@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.cost.ledger import ledger
-from orchestrator.dispatch import Dispatch
+from orchestrator.execution.dispatch import Dispatch
 from tests.chaos.simulation import simulate
 
 

@@ -447,27 +447,27 @@ LANE = {"lane": "lane", "hang_seconds": 600, "checkpoints": None}
 
 def lanes_without_ray(monkeypatch) -> Any:
     """The worker's side of lanes with a clerk that answers at once, told of every look."""
-    from orchestrator import lanes
+    from orchestrator.execution import worker
 
-    monkeypatch.setattr(lanes.ray, "get", lambda value: value)
-    monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
-    monkeypatch.setattr(lanes, "_BEAT_SECONDS", 0.0)
-    return lanes
+    monkeypatch.setattr(worker.ray, "get", lambda value: value)
+    monkeypatch.setattr(worker.ray, "wait", lambda values, timeout: (values, []))
+    monkeypatch.setattr(worker, "_BEAT_SECONDS", 0.0)
+    return worker
 
 
 def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
     run_tree, config_of, tmp_path, monkeypatch, every_step
 ):
-    lanes = lanes_without_ray(monkeypatch)
+    worker = lanes_without_ray(monkeypatch)
     job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 2}
     clerk = FakeClerk()
     settings = LANE | {"clerk": clerk, "folder": str(tmp_path)}
     with pytest.raises(Preempted):
-        lanes._run_job(job, 1, settings, Context(), StopAt(13))
+        worker._run_job(job, 1, settings, Context(), StopAt(13))
     assert [end[:2] for end in clerk.ends] == [("preempted", "after step 3 of epoch 2")]
     assert (clerk.steps[0], clerk.steps[-1]) == (0, 13)
     clerk.steps.clear()
-    lanes._run_job(job | {"attempt": 2}, 2, settings, Context())
+    worker._run_job(job | {"attempt": 2}, 2, settings, Context())
     # The clerk hears where it goes on, and so what is not done again.
     assert clerk.steps[0] == 13
     rows, weights = run_alone(config_of(SGD))
@@ -478,19 +478,19 @@ def test_a_lane_s_worker_ends_a_preempted_attempt_and_the_next_one_goes_on(
 
 
 def test_an_attempt_that_nobody_waits_for_any_more_ends(config_of, tmp_path, monkeypatch, every_step):
-    lanes = lanes_without_ray(monkeypatch)
+    worker = lanes_without_ray(monkeypatch)
     job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 0}
     clerk = FakeClerk()
     clerk.beat = SimpleNamespace(remote=lambda lane, number, step: clerk.steps.append(step) or step < 4)
     settings = LANE | {"clerk": clerk, "folder": str(tmp_path)}
     with pytest.raises(Preempted):
-        lanes._run_job(job, 1, settings, Context())
+        worker._run_job(job, 1, settings, Context())
     assert max(clerk.steps) <= 6
 
 
 def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
-    from orchestrator.clerk import Clerk, stack_path
-    from orchestrator.dispatch import Job
+    from orchestrator.execution.coordinator import Coordinator, stack_path
+    from orchestrator.execution.dispatch import Job
 
     process = workers.start(tmp_path / "said.txt", workers.hang, tmp_path)
     process.join(timeout=120)
@@ -498,7 +498,7 @@ def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
     assert "stuck_in_here" in stack_path(tmp_path, "abc", 1, 0).read_text()
 
     async def told() -> list[dict[str, Any]]:
-        clerk = Clerk(str(tmp_path))
+        clerk = Coordinator(str(tmp_path))
         await clerk.add([Job("abc", "arm", "{}", retries=0)])
         await clerk.open_slot("lane")
         last = await clerk.enter("lane", "node")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import clerk as clerk_module
-from orchestrator.clerk import Clerk
-from orchestrator.dispatch import Job
+from orchestrator.execution import coordinator
+from orchestrator.execution.coordinator import Coordinator
+from orchestrator.execution.dispatch import Job
 from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptEnded, Notice, SessionBegan
 from orchestrator.trials.records import fold
@@ -17,11 +17,11 @@ from tests.test_journal import row
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(clerk_module, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(clerk_module, "LAST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(coordinator, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(coordinator, "LAST_WAIT_SECONDS", 0.02)
 
 
-async def worker(clerk: Clerk, lane: str, folder: Path, missing: list[int]) -> None:
+async def worker(clerk: Coordinator, lane: str, folder: Path, missing: list[int]) -> None:
     """A worker group that does what it is given, and looks whether what it is told is so."""
     last = await clerk.enter(lane, "node")
     while (taken := await clerk.take(lane, last)) is not None:
@@ -33,7 +33,7 @@ async def worker(clerk: Clerk, lane: str, folder: Path, missing: list[int]) -> N
         await clerk.end(lane, last, "finished", "")
 
 
-async def tune(clerk: Clerk, lane: str, slots: int) -> None:
+async def tune(clerk: Coordinator, lane: str, slots: int) -> None:
     for _ in range(slots):
         await clerk.open_slot(lane)
         while not (event := await clerk.next_event(lane, 0.5)) or not event["done"]:
@@ -41,7 +41,7 @@ async def tune(clerk: Clerk, lane: str, slots: int) -> None:
     await clerk.close_lane(lane)
 
 
-async def sweep(clerk: Clerk, folder: Path, trials: int) -> list[int]:
+async def sweep(clerk: Coordinator, folder: Path, trials: int) -> list[int]:
     await clerk.note(SessionBegan(time=0.0, began=0.0))
     await clerk.add([Job(f"t{i}", "arm", "{}") for i in range(trials)])
     missing: list[int] = []
@@ -51,11 +51,11 @@ async def sweep(clerk: Clerk, folder: Path, trials: int) -> list[int]:
 
 
 def test_what_a_worker_was_told_is_kept_is_on_disk(tmp_path):
-    assert asyncio.run(sweep(Clerk(str(tmp_path)), tmp_path, 5)) == [0] * 10
+    assert asyncio.run(sweep(Coordinator(str(tmp_path)), tmp_path, 5)) == [0] * 10
 
 
 def test_storage_that_fails_now_and_then_costs_time_and_nothing_else(tmp_path, monkeypatch):
-    clerk = Clerk(str(tmp_path))
+    clerk = Coordinator(str(tmp_path))
     real, calls = os.fsync, []
 
     def failing(descriptor: int) -> None:
@@ -82,7 +82,7 @@ def test_storage_that_fails_now_and_then_costs_time_and_nothing_else(tmp_path, m
 
 def test_a_log_that_cannot_be_written_does_not_cost_the_trial(tmp_path):
     (tmp_path / "trials").write_text("a file where a folder should be")
-    clerk = Clerk(str(tmp_path))
+    clerk = Coordinator(str(tmp_path))
 
     async def fail_once():
         await clerk.note(SessionBegan(time=0.0, began=0.0))
@@ -97,7 +97,7 @@ def test_a_log_that_cannot_be_written_does_not_cost_the_trial(tmp_path):
 
 
 def test_an_error_that_shows_an_address_is_put_on_record_without_its_password(tmp_path):
-    clerk = Clerk(str(tmp_path))
+    clerk = Coordinator(str(tmp_path))
     error = "OSError: cannot reach s3://me:hunter2@bucket/x?session_token=hunter2 in time"
 
     async def fail_once():
@@ -123,7 +123,7 @@ def test_a_trial_that_ends_with_its_worker_group_leaves_no_checkpoint(tmp_path):
     (checkpoint / "000001-000000000.ckpt").touch()
 
     async def run_out_of_memory():
-        clerk = Clerk(str(tmp_path))
+        clerk = Coordinator(str(tmp_path))
         await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job("t", "arm", "{}", retries=0)])
         await clerk.open_slot("x")

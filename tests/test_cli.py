@@ -23,7 +23,7 @@ from orchestrator.cli import app
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
 from orchestrator.cli.options import folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
-from orchestrator.preflight import Outcome
+from orchestrator.execution.preflight import PreflightResult
 from orchestrator.store.folder import open_folder, save_question
 from orchestrator.store.journal import FolderError, Writer
 from orchestrator.sweep.constraints import ConstraintError
@@ -361,9 +361,9 @@ def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(
 
     def try_out(plan, todo, folder, observers, address):
         asked.append({trial.id for trial in todo})
-        return Outcome(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
+        return PreflightResult(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
 
-    monkeypatch.setattr("orchestrator.session.try_out", try_out)
+    monkeypatch.setattr("orchestrator.execution.session.try_out", try_out)
     plan = open_folder(partial).plan
     failed, *rest = [trial.id for trial in plan.trials[1:]]
 
@@ -456,7 +456,7 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, tmp_path, monkeypatch, quiet):
-    from orchestrator import lanes
+    from orchestrator.execution import lane
 
     class Run:
         """Ray's part, without Ray: every trial ends at once, the last one badly."""
@@ -508,7 +508,7 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         ("nodes", list),
         ("shutdown", lambda: None),
     ):
-        monkeypatch.setattr(lanes, name, fake)
+        monkeypatch.setattr(lane, name, fake)
     monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     monkeypatch.setattr("time.sleep", lambda _: None)
     told = tmp_path / "told.json"

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
-from orchestrator import lanes
+from orchestrator.backends import ray_cluster
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def asked(monkeypatch):
 
 
 def test_without_an_address_ray_is_started_and_no_other_one_joined(asked, monkeypatch):
-    lanes.connect(None)
+    ray_cluster.connect(None)
     [options] = asked
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     # By Ray's own reading None stands for a new cluster; without an address RAY_ADDRESS would count.
@@ -32,13 +32,13 @@ def test_without_an_address_ray_is_started_and_no_other_one_joined(asked, monkey
 
 
 def test_the_dashboard_of_a_ray_that_is_started_is_for_this_machine_only(asked):
-    lanes.connect(None)
+    ray_cluster.connect(None)
     assert asked[0]["dashboard_host"] == "127.0.0.1"
 
 
 def test_workers_are_given_no_variables_but_ours(asked, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    lanes.connect("10.0.0.1:6379")
+    ray_cluster.connect("10.0.0.1:6379")
     [options] = asked
     assert options["address"] == "10.0.0.1:6379"
     # Ray shows a job's environment in its dashboard.

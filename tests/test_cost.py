@@ -24,7 +24,7 @@ from orchestrator.cost.speed import (
     samples_of,
     seconds_per_epoch,
 )
-from orchestrator.preflight import Checked, samples_of_steps, subjects
+from orchestrator.execution.preflight import Checked, samples_of_steps, subjects
 from orchestrator.store import history
 from orchestrator.store.folder import load_planned
 from orchestrator.trials.gang import Node

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job
+from orchestrator.execution.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped
 from orchestrator.trials.outcomes import fingerprint
 from tests.test_journal import row

@@ -91,7 +91,7 @@ FLAT = {
     for module in modules.split()
 }
 #: The one name that both roots have.
-FLAT |= {"trainables.profiling.dry_run": "profiling", "orchestrator.preflight": "execution"}
+FLAT |= {"trainables.profiling.dry_run": "profiling", "orchestrator.execution.preflight": "execution"}
 
 #: What a module imports against the table until it is split: (importer, imported). Exact.
 EXCEPTIONS: set[tuple[str, str]] = set()
@@ -128,9 +128,9 @@ LIGHT = [
     ("orchestrator.store.journal", "orchestrator.store.journal"),
     ("orchestrator.store.weights", "orchestrator.store.weights"),
     ("orchestrator.store.logs", "orchestrator.store.logs"),
-    ("orchestrator.execution.dispatch", "orchestrator.dispatch"),
-    ("orchestrator.execution.coordinator", "orchestrator.clerk"),
-    ("orchestrator.execution.lane", "orchestrator.lanes"),
+    ("orchestrator.execution.dispatch", "orchestrator.execution.dispatch"),
+    ("orchestrator.execution.coordinator", "orchestrator.execution.coordinator"),
+    ("orchestrator.execution.lane", "orchestrator.execution.lane"),
 ]
 
 

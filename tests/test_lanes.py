@@ -37,11 +37,11 @@ def plan_of(points: int, base: dict[str, Any] | None = None, **changes: Any) -> 
 @pytest.fixture(scope="module")
 def lanes(cluster: str) -> Iterator[Any]:
     """The module under test, connected to a Ray of two CPUs that several tests share."""
-    from orchestrator import lanes
+    from orchestrator.backends import ray_cluster
 
-    lanes.connect(cluster)
+    ray_cluster.connect(cluster)
     yield lanes
-    lanes.shutdown()
+    ray_cluster.shutdown()
 
 
 def run_trials(
@@ -52,7 +52,7 @@ def run_trials(
     resources: Resources | None = None,
     meddle: Callable[[list[Event]], None] = lambda events: None,
 ) -> tuple[dict[str, Record], list[Event]]:
-    run = lanes.Run(folder, trials, {}, resources or Resources(lanes=count))
+    run = execution_run.Run(folder, trials, {}, resources or Resources(lanes=count))
     run.start()
     events: list[Event] = []
     while True:
@@ -202,15 +202,15 @@ def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(cr
 
 def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_written(lanes, tmp_path):
     plan = plan_of(1, resources={"workers": 3})
-    with pytest.raises(lanes.ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
-        lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
-    assert issubclass(lanes.ClusterError, UserError)
+    with pytest.raises(ray_cluster.ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
+        execution_run.Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    assert issubclass(ray_cluster.ClusterError, UserError)
     assert not (tmp_path / "sweep").exists()
 
 
 def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
     plan = plan_of(4, {"schedule": {"epochs": 500, "warmup": "10%"}})
-    run = lanes.Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    run = execution_run.Run(tmp_path / "sweep", plan.trials, {}, Resources())
     run.start()
     events: list[Event] = []
     while not any(isinstance(event, EpochDone) for event in events):
@@ -238,7 +238,7 @@ def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
     )
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from orchestrator import orphans
+    from orchestrator.backends import placement_groups
 
     class Maker:
         def make(self) -> str:
@@ -266,11 +266,11 @@ def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
     for maker in makers:
         ray.kill(maker)
     now = 0.0
-    looks = orphans.Orphans(clock=lambda: now)
+    looks = placement_groups.Orphans(clock=lambda: now)
     assert looks.look() == []
     # Ray itself leaves it there.
     assert state(groups[0]) == "CREATED"
-    now = orphans.GRACE_SECONDS
+    now = placement_groups.GRACE_SECONDS
     assert looks.look() == [groups[0]]
     # Once this returns, its CPU is free.
     ray.get(ray.remote(lambda: None).options(num_cpus=1).remote(), timeout=60)

@@ -16,7 +16,8 @@ from PIL import Image
 
 import trainables.__main__
 from orchestrator.cli.app import main
-from orchestrator.preflight import Child, Outcome
+from orchestrator.execution.preflight import PreflightResult
+from orchestrator.execution.preflight_workers import Child
 from orchestrator.store.folder import open_folder, save_question
 from orchestrator.store.journal import Writer, read_journal
 from orchestrator.sweep.document import Override, SweepError
@@ -313,9 +314,9 @@ def tried(monkeypatch) -> list[str]:
 
     def try_out(plan, todo, *_):
         found.extend(trial.config.data.path for trial in todo)
-        return Outcome(1, (), (Fault("base.data", "so far and no further"),), 1.0, None)
+        return PreflightResult(1, (), (Fault("base.data", "so far and no further"),), 1.0, None)
 
-    monkeypatch.setattr("orchestrator.session.try_out", try_out)
+    monkeypatch.setattr("orchestrator.execution.session.try_out", try_out)
     return found
 
 

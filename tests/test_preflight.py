@@ -25,23 +25,23 @@ from conftest import png
 from torch import nn
 
 import orchestrator.cli
-import orchestrator.preflight
-import orchestrator.session
+import orchestrator.execution.preflight
+import orchestrator.execution.session
 import trainables.profiling.dry_run
+from orchestrator.backends.base import Clock
 from orchestrator.cost.devices import Machine
 from orchestrator.cost.ledger import ledger
-from orchestrator.preflight import (
+from orchestrator.execution.preflight import (
     CLOCK_SECONDS,
     LEAST_SECONDS,
     SHARE,
-    Child,
-    Clock,
     _space_faults,
     clock_faults,
     preflight,
     subjects,
 )
-from orchestrator.session import Preparation, Session
+from orchestrator.execution.preflight_workers import Child
+from orchestrator.execution.session import Preparation, Session
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.trials.gang import Gang, Node
 from orchestrator.trials.trial import Plan
@@ -95,9 +95,9 @@ def here(monkeypatch, tmp_path):
 
 
 def settle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator.session, "Child", _InThisProcess)
+    monkeypatch.setattr(orchestrator.execution.session, "Child", _InThisProcess)
     machine = Machine("a processor", (Node(4, 0),), 16.0)
-    monkeypatch.setattr(orchestrator.session, "this_machine", lambda: machine)
+    monkeypatch.setattr(orchestrator.execution.session, "this_machine", lambda: machine)
     monkeypatch.setattr(trainables.profiling.dry_run, "free_bytes", lambda device: 8 * GIB)
     # What is free must not depend on what this process has taken before.
     monkeypatch.setattr(trainables.profiling.dry_run, "_limited", lambda device: contextlib.nullcontext())
@@ -293,14 +293,14 @@ def a_disk_without_room_for_checkpoints(folder, monkeypatch):
 
 @plant
 def a_storage_that_is_ahead(folder, monkeypatch):
-    write = orchestrator.preflight._write_durably
+    write = orchestrator.execution.preflight._write_durably
 
     def ahead(probe: Path) -> None:
         write(probe)
         # What a server of files with another clock would have written.
         os.utime(probe / "b", (time.time() + 180.5,) * 2)
 
-    monkeypatch.setattr(orchestrator.preflight, "_write_durably", ahead)
+    monkeypatch.setattr(orchestrator.execution.preflight, "_write_durably", ahead)
     return []
 
 

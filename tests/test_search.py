@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator.analysis.findings import gather
 from orchestrator.analysis.summary import summarise
-from orchestrator.clerk import Clerk
-from orchestrator.dispatch import Job
-from orchestrator.halving import Judge
-from orchestrator.samplers import SAMPLERS, propose
+from orchestrator.execution.asha import EarlyStopping
+from orchestrator.execution.coordinator import Coordinator
+from orchestrator.execution.dispatch import Job
+from orchestrator.execution.samplers import SAMPLERS, propose
 from orchestrator.stats.measures import MEASURES
 from orchestrator.store.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.store.journal import FolderError
@@ -184,13 +184,13 @@ def test_a_sampler_gives_up_where_nothing_fits():
 # --- halving
 
 
-def judge(epochs: int = 9, **rule: Any) -> tuple[Judge, list[Trial]]:
+def judge(epochs: int = 9, **rule: Any) -> tuple[EarlyStopping, list[Trial]]:
     plan = plan_of(
         search={"sampler": "design", "halving": {"grace_epochs": 1, **rule}},
         base=tree()["base"] | {"schedule.epochs": epochs},
         arms={"p": {}},
     )
-    return Judge(Halving(grace_epochs=1, **rule), plan.trials), list(plan.trials)
+    return EarlyStopping(Halving(grace_epochs=1, **rule), plan.trials), list(plan.trials)
 
 
 def test_halving_ends_what_its_definition_ends():
@@ -222,7 +222,7 @@ def test_halving_ends_what_its_definition_ends():
 
 def test_arms_are_judged_apart_and_confirmations_not_at_all():
     plan = plan_of(search={"sampler": "design", "halving": {"grace_epochs": 1}})
-    judged = Judge(Halving(grace_epochs=1), plan.trials)
+    judged = EarlyStopping(Halving(grace_epochs=1), plan.trials)
     of = {arm: [trial for trial in plan.trials if trial.arm == arm] for arm in ("p", "c")}
     for trial in of["p"]:
         judged.stops(trial.id, 1, 1.0)
@@ -279,7 +279,7 @@ def test_a_worker_is_told_to_stop_and_its_trial_ends_as_stopped(tmp_path):
             raise AssertionError
 
     async def one_trial() -> list[str]:
-        clerk = Clerk(str(tmp_path), judge=AlwaysAfterTwo())
+        clerk = Coordinator(str(tmp_path), judge=AlwaysAfterTwo())
         await clerk.add([Job("t", "arm", "{}")])
         await clerk.open_slot("lane")
         last = await clerk.enter("lane", "node")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import lanes
+from orchestrator.execution import lane
+from orchestrator.execution.session import Preparation, Session
 from orchestrator.observer import Observer, Round, SessionEnd
 from orchestrator.progress import Progress
-from orchestrator.session import Preparation, Session
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
@@ -111,7 +111,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("nodes", lambda: [Node(2, 0)]),
         ("shutdown", lambda: asked.append("shutdown")),
     ):
-        monkeypatch.setattr(lanes, name, fake)
+        monkeypatch.setattr(lane, name, fake)
     monkeypatch.setattr("time.sleep", lambda _: None)
     return asked
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator import lanes
-from orchestrator.clerk import Clerk
+from orchestrator.backends import ray_cluster
 from orchestrator.cost import estimate
-from orchestrator.dispatch import Job
+from orchestrator.execution import run, worker
+from orchestrator.execution.coordinator import Coordinator
+from orchestrator.execution.dispatch import Job
 from orchestrator.store.folder import record_retries
 from orchestrator.store.weights import KeptWeights, WeightStore
 from orchestrator.sweep.config import Resources
@@ -40,7 +41,7 @@ ENDS = [
 
 def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) -> list[str]:
     """Has a clerk take these trials to their end, one after the other; a line per file deleted."""
-    clerk = Clerk(str(folder), keep=keep, checkpoints=place)
+    clerk = Coordinator(str(folder), keep=keep, checkpoints=place)
     states = WeightStore(folder, place)
     deleted = []
 
@@ -88,7 +89,7 @@ def test_what_a_killed_clerk_could_not_delete_any_more_the_next_one_does(tmp_pat
     # Half written or half deleted: the word of it alone is no weights, nor are they without it.
     (tmp_path / "trials" / "f" / "final.pt").unlink()
     (tmp_path / "trials" / "b" / "final.json").write_text("{")
-    Clerk(str(tmp_path), keep="best")
+    Coordinator(str(tmp_path), keep="best")
     assert kept_in(states) == {"c": "x", "e": "y"}
 
 
@@ -119,15 +120,15 @@ def test_a_trial_that_is_to_run_anew_keeps_no_state(tmp_path):
 
 
 def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(lanes.ray, "get", lambda value: value)
-    monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
+    monkeypatch.setattr(worker.ray, "get", lambda value: value)
+    monkeypatch.setattr(worker.ray, "wait", lambda values, timeout: (values, []))
     config = TrainConfig.model_validate(run_tree(schedule__epochs=1))
     clerk, asked = FakeClerk(), []
     kept = KeptWeights("abc", "all p", 12.5)
     clerk.keeps = SimpleNamespace(remote=lambda *rest: asked.append(rest) or kept)
     settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
     job = {"trial": "abc", "config": config.model_dump_json(), "attempt": 1, "epochs": 0}
-    lanes._run_job(job, 1, settings | {"checkpoints": None}, Context())
+    worker._run_job(job, 1, settings | {"checkpoints": None}, Context())
     assert asked == [("lane", 1, clerk.rows[-1]["val_error_pct"])]
     [(end, _, log, weights, told)] = clerk.ends
     assert (end, log, told) == ("finished", "", kept)
@@ -157,7 +158,7 @@ def test_weights_that_cannot_be_written_cost_a_line_and_no_trial(tmp_path, monke
         tries.append(file)
         raise OSError(28, "No space left on device")
 
-    fault = lanes.keep_weights(WeightStore(tmp_path), KeptWeights("a", "x", 1.0), refuse)
+    fault = worker.keep_weights(WeightStore(tmp_path), KeptWeights("a", "x", 1.0), refuse)
     assert fault.endswith("weights are not kept: [Errno 28] No space left on device")
     assert len(tries) == 3
     assert WeightStore(tmp_path).kept() == []
@@ -205,7 +206,7 @@ def test_what_is_stored_follows_from_the_number_of_parameters():
 
 
 def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(monkeypatch, tmp_path):
-    from orchestrator.session import Preparation, Session
+    from orchestrator.execution.session import Preparation, Session
 
     nodes = [Node(cpus=3, gpus=0)]
     total = sum(
@@ -213,10 +214,12 @@ def test_a_run_that_may_store_too_much_does_not_start_and_both_numbers_are_told(
     )
     assert estimate.storage_fault(plan_of(keep="last", max_checkpoint_gib=total * 1.001), nodes) == ""
     plan = plan_of(keep="last", max_checkpoint_gib=1e-4)
-    monkeypatch.setattr(lanes, "connect", lambda address: None)
-    monkeypatch.setattr(lanes, "nodes", lambda: nodes)
-    monkeypatch.setattr(lanes, "Run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(ray_cluster, "connect", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "nodes", lambda: nodes)
+    monkeypatch.setattr(run, "Run", lambda *_: pytest.fail("started"))
     session = Session(SimpleNamespace(folder=tmp_path / "out"))
-    with pytest.raises(lanes.ClusterError, match=rf"max_checkpoint_gib is 0.0001, and up to {total:.3g} GiB"):
+    with pytest.raises(
+        ray_cluster.ClusterError, match=rf"max_checkpoint_gib is 0.0001, and up to {total:.3g} GiB"
+    ):
         session.run_rounds(plan, Preparation())
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import lanes
 from orchestrator.analysis.summary import summarise
-from orchestrator.clerk import Clerk
 from orchestrator.cost import estimate, plan_warnings, shapes
-from orchestrator.preflight import _build_fault, subjects
+from orchestrator.execution import run, worker
+from orchestrator.execution.coordinator import Coordinator
+from orchestrator.execution.preflight import _build_fault, subjects
 from orchestrator.store.folder import open_folder, record_retries, save_question
 from orchestrator.store.journal import read_journal
 from orchestrator.store.weights import WeightStore
@@ -196,8 +196,8 @@ class Lane:
     """A clerk and one worker that takes trials from it until there are none, in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, keep: str = "none") -> None:
-        monkeypatch.setattr(lanes.ray, "get", lambda value: value)
-        monkeypatch.setattr(lanes.ray, "wait", lambda values, timeout: (values, []))
+        monkeypatch.setattr(worker.ray, "get", lambda value: value)
+        monkeypatch.setattr(worker.ray, "wait", lambda values, timeout: (values, []))
         monkeypatch.setattr("trainables.training.checkpoint.BACKOFF_SECONDS", (0.0,))
         self.folder, self.keep = folder, keep
 
@@ -207,7 +207,7 @@ class Lane:
         records = open_folder(self.folder).records
         todo = unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
         with asyncio.Runner() as loop:
-            clerk = Clerk(str(self.folder), keep=self.keep)
+            clerk = Coordinator(str(self.folder), keep=self.keep)
             remote = SimpleNamespace()
             for name in ("take", "beat", "row", "keeps", "end"):
                 method = getattr(clerk, name)
@@ -215,14 +215,14 @@ class Lane:
                 setattr(remote, name, SimpleNamespace(remote=call))
             settings = {"clerk": remote, "lane": "x", "folder": str(self.folder), "hang_seconds": 600}
             loop.run(clerk.note(SessionBegan(time=time.time(), began=time.time())))
-            loop.run(clerk.add(*lanes.jobs_of(todo, records, retries=0)))
+            loop.run(clerk.add(*run.jobs_of(todo, records, retries=0)))
             number = loop.run(clerk.enter("x", "node"))
             while loop.run(clerk.left()):
                 loop.run(clerk.open_slot("x"))
                 number, job = loop.run(clerk.take("x", number))
                 if before is not None:
                     before(job)
-                lanes._run_job(job, number, settings | {"checkpoints": None}, Context())
+                worker._run_job(job, number, settings | {"checkpoints": None}, Context())
         return fold(read_journal(self.folder).events)
 
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["orchestrator.lanes", "trainables.__main__", "tests.workers"])
+_CONTEXT.set_forkserver_preload(["orchestrator.execution.lane", "trainables.__main__", "tests.workers"])
 
 
 def start(said: Path, function: Callable[..., int | None], *arguments: Any) -> BaseProcess:
@@ -143,12 +143,12 @@ def train_and_go_on(rank: int, meeting: Path, trees: list[dict[str, Any]]) -> No
 
 def hang(folder: Path) -> None:
     """Goes on for 2 s under the watch of a lane, which allows a step 1 s, and then no more."""
-    from orchestrator import lanes
+    from orchestrator.execution import worker
 
     clerk = SimpleNamespace(beat=SimpleNamespace(remote=lambda *told: True))
-    lanes.ray = SimpleNamespace(wait=lambda values, timeout: (values, []), get=lambda value: value)
+    worker.ray = SimpleNamespace(wait=lambda values, timeout: (values, []), get=lambda value: value)
     settings = {"clerk": clerk, "lane": "lane", "folder": str(folder), "hang_seconds": 1.0}
-    with lanes._Watch({"trial": "abc", "attempt": 1}, 1, settings, 0) as watch:
+    with worker._Watch({"trial": "abc", "attempt": 1}, 1, settings, 0) as watch:
         for step in range(4):
             time.sleep(0.5)
             watch.look(step)

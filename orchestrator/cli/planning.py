@@ -316,8 +316,8 @@ def preflight(
     """
     from rich.console import Console
 
+    from orchestrator.execution.session import try_out
     from orchestrator.observers import MlflowObserver
-    from orchestrator.session import try_out
     from orchestrator.terminal import rows_table
 
     asked = asked_file(file, sets, points)

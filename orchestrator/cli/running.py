@@ -53,7 +53,7 @@ def run(
     missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
     missing, 2 when the input is at fault.
     """
-    from orchestrator.session import Session, prepare
+    from orchestrator.execution.session import Session, prepare
     from orchestrator.store.lease import held
 
     asked = asked_file(file, sets, points)
@@ -83,7 +83,14 @@ def confirm(
     split, and kept in confirm.json; the report's peak then comes from these runs alone, the choice among
     them from the selection split, and the number from the final one.
     """
-    from orchestrator.session import Preparation, Session, check_data, checked, choose_confirmation, left_of
+    from orchestrator.execution.session import (
+        Preparation,
+        Session,
+        check_data,
+        checked,
+        choose_confirmation,
+        left_of,
+    )
     from orchestrator.store.folder import load_confirmation, open_folder, save_confirmation
     from orchestrator.store.lease import held
 
@@ -129,8 +136,8 @@ def retry(
     What they had on record stays in the journal, and counts no more. With a first stage come the trials that
     start from it and ended without an epoch of their own.
     """
+    from orchestrator.execution.session import Preparation, Session, check_data, checked
     from orchestrator.progress import FAILURES
-    from orchestrator.session import Preparation, Session, check_data, checked
     from orchestrator.store.folder import open_folder, record_retries
     from orchestrator.store.journal import FolderError
     from orchestrator.store.lease import held

@@ -9,7 +9,7 @@ from orchestrator.cost.devices import Machine, device_called, this_machine
 from orchestrator.cost.estimate import estimate
 from orchestrator.cost.shapes import ShapeTable
 from orchestrator.cost.speed import Sample, samples_of
-from orchestrator.preflight import Checked, samples_of_steps
+from orchestrator.execution.preflight import Checked, samples_of_steps
 from orchestrator.store.folder import open_folder, save_planned
 from orchestrator.store.journal import FolderError
 from orchestrator.trials.gang import Node

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.dispatch import Dispatch, Job
+from orchestrator.execution.dispatch import Dispatch, Job
 from orchestrator.store.journal import decode, encode
 from orchestrator.trials.events import (
     AttemptBegan,

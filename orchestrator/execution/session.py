@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
+from orchestrator.execution.preflight import Checked, PreflightResult, preflight
+from orchestrator.execution.preflight_workers import Child
 from orchestrator.observer import Level, Observer, Round, SessionEnd
-from orchestrator.preflight import Checked, Child, Outcome, preflight
 from orchestrator.progress import Progress
 from orchestrator.store.folder import (
     Folder,
@@ -38,7 +39,7 @@ from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 
 if TYPE_CHECKING:
-    from orchestrator import lanes
+    from orchestrator.execution import run as execution_run
 
 #: Seconds between two looks at what has happened.
 _LOOK_SECONDS = 0.25
@@ -124,19 +125,22 @@ def try_out(
     folder: Path,
     observers: Sequence[Observer] = (),
     address: str | None = None,
-) -> Outcome:
+) -> PreflightResult:
     """Runs the preflight where the trials are to run. Faults are the caller's to report."""
     if address is None:
         machine = this_machine()
         with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
             outcome = preflight(plan, trials, machine.nodes, child, folder)
     else:
-        from orchestrator import lanes
+        from orchestrator.backends import ray_cluster
+        from orchestrator.execution import preflight_workers
 
-        lanes.connect(address)
-        outcome = preflight(plan, trials, lanes.nodes(), lanes.check_start, folder, lanes.clocks())
+        ray_cluster.connect(address)
+        outcome = preflight(
+            plan, trials, ray_cluster.nodes(), preflight_workers.check_start, folder, ray_cluster.clocks()
+        )
         if outcome.faults:
-            lanes.shutdown()
+            ray_cluster.shutdown()
     for observer in observers:
         if fault := observer.fault(folder):
             _notice(observers, f"warning: {fault}; the sweep would go on without", "warning")
@@ -287,18 +291,18 @@ class Session:
 
     def _run(self, round: Round, preparation: Preparation) -> None:
         """Runs one round from connecting to the cluster to leaving it; `_end` says how it went."""
-        from orchestrator import lanes
+        from orchestrator.backends import ray_cluster
 
         self._end = SessionEnd("broke off")
         for observer in self._observers:
             observer.begin(round)
         try:
-            lanes.connect(self._address)
+            ray_cluster.connect(self._address)
             run = self._started(round, preparation)
             progress = Progress(round.plan, round.records, _lanes_at_most(run), round.events)
             reason = self._follow(run, progress)
         finally:
-            lanes.shutdown()
+            ray_cluster.shutdown()
         self._end = SessionEnd(
             "stopped" if reason else "ended",
             reason,
@@ -312,20 +316,21 @@ class Session:
         for observer in self._observers:
             observer.end(self._end)
 
-    def _started(self, round: Round, preparation: Preparation) -> "lanes.Run":
+    def _started(self, round: Round, preparation: Preparation) -> "execution_run.Run":
         """Writes down the question, and the plan before the first trial; starts the trials."""
-        from orchestrator import lanes
+        from orchestrator.backends import ray_cluster
+        from orchestrator.execution import run as execution_run
 
-        plan, nodes = round.plan, lanes.nodes()
+        plan, nodes = round.plan, ray_cluster.nodes()
         if fault := storage_fault(plan, nodes):
-            raise lanes.ClusterError(fault)
+            raise ray_cluster.ClusterError(fault)
         judge = None
         if plan.sweep.search is not None and plan.sweep.search.halving is not None:
-            from orchestrator.halving import Judge
+            from orchestrator.execution.asha import EarlyStopping
 
-            judge = Judge(plan.sweep.search.halving, plan.trials)
+            judge = EarlyStopping(plan.sweep.search.halving, plan.trials)
             judge.replay(round.events)
-        run = lanes.Run(
+        run = execution_run.Run(
             round.folder,
             round.trials,
             round.records,
@@ -341,7 +346,7 @@ class Session:
         run.start()
         return run
 
-    def _follow(self, run: "lanes.Run", progress: Progress) -> str:
+    def _follow(self, run: "execution_run.Run", progress: Progress) -> str:
         """Tells observers what happens until all is done or somebody stops it.
 
         Returns:
@@ -365,12 +370,12 @@ class Session:
         run.close()
         return reason
 
-    def _wait(self, run: "lanes.Run", progress: Progress) -> str:
+    def _wait(self, run: "execution_run.Run", progress: Progress) -> str:
         """Returns why the run is to stop; empty when all is done."""
-        from orchestrator import lanes
+        from orchestrator.backends import ray_cluster
 
         # What earlier runs have spent counts before anything comes.
-        draining, nodes, spending = False, lanes.nodes(), True
+        draining, nodes, spending = False, ray_cluster.nodes(), True
         while True:
             # Asked before the events are: what came in between is in them.
             done = run.done
@@ -394,7 +399,7 @@ class Session:
                     run.drain()
             time.sleep(_LOOK_SECONDS)
 
-    def _tell(self, run: "lanes.Run", progress: Progress) -> bool:
+    def _tell(self, run: "execution_run.Run", progress: Progress) -> bool:
         """Passes on what has happened. Returns whether any of it counts in a budget."""
         events = run.events()
         progress.observe(events)
@@ -407,13 +412,13 @@ def _spends(event: Event) -> bool:
     return isinstance(event, EpochDone | AttemptEnded)
 
 
-def _lanes_at_most(run: "lanes.Run") -> int:
+def _lanes_at_most(run: "execution_run.Run") -> int:
     return max(phase.lanes for phase in run.phases)
 
 
 def _next_round(known: Folder) -> Plan | None:
     """Returns the plan with what a search tries next, on record in the folder; None if there is nothing."""
-    from orchestrator.samplers import propose
+    from orchestrator.execution.samplers import propose
 
     plan = known.plan
     chosen = next_round(plan, results_of(plan, known.records), propose)

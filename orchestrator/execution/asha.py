@@ -17,7 +17,7 @@ from orchestrator.trials.trial import Trial
 from trainables.base import WORST_PCT
 
 
-class Judge:
+class EarlyStopping:
     """Says after each epoch whether a trial goes on; arms and cells are judged apart."""
 
     def __init__(self, rule: Halving, trials: Iterable[Trial]) -> None:

@@ -92,7 +92,7 @@ class Attempt:
 
 
 @dataclasses.dataclass(slots=True)
-class Desk:
+class LaneState:
     """The dispatcher's view of one lane.
 
     Attributes:
@@ -125,7 +125,7 @@ class Dispatch:
         Args:
           breaker: trials of an arm that end with the same error, one after the other, before the run stops.
         """
-        self.desks: dict[str, Desk] = {}
+        self.desks: dict[str, LaneState] = {}
         self.queue: deque[Job] = deque()
         self.events: list[Event] = []
         self.num_open = 0
@@ -206,7 +206,7 @@ class Dispatch:
 
     def open(self, lane: str, now: float) -> None:
         """A Tune trial begins on a lane and waits for an end."""
-        desk = self.desks.setdefault(lane, Desk())
+        desk = self.desks.setdefault(lane, LaneState())
         desk.slot, desk.polled = True, now
         desk.messages.clear()
         if not self._work_left():
@@ -214,7 +214,7 @@ class Dispatch:
 
     def poll(self, lane: str, now: float) -> dict[str, Any] | None:
         """The next message for a slot; the lane shows by asking that it lives."""
-        desk = self.desks.setdefault(lane, Desk())
+        desk = self.desks.setdefault(lane, LaneState())
         desk.polled = now
         if desk.messages:
             return desk.messages.popleft()
@@ -225,16 +225,16 @@ class Dispatch:
 
     def close_lane(self, lane: str) -> None:
         """The workers of a lane are to leave when they ask next."""
-        self.desks.setdefault(lane, Desk()).closed = True
+        self.desks.setdefault(lane, LaneState()).closed = True
 
     def _work_left(self) -> bool:
         return self.handing_out and self.num_open > 0
 
-    def _close_slot(self, desk: Desk) -> None:
+    def _close_slot(self, desk: LaneState) -> None:
         desk.slot = False
         desk.messages.append({"done": True})
 
-    def _close_some_slot(self, own: Desk) -> None:
+    def _close_some_slot(self, own: LaneState) -> None:
         """A trial has ended, so a slot must: one that only waits, if this lane has use for its own."""
         if not self._work_left():
             for desk in self.desks.values():
@@ -257,7 +257,7 @@ class Dispatch:
         Returns:
           The number of the last attempt that is not for this group.
         """
-        desk = self.desks.setdefault(lane, Desk())
+        desk = self.desks.setdefault(lane, LaneState())
         self.lose(lane, "process", "a worker process died", now)
         desk.number += 1
         desk.entry, desk.node, desk.entered = desk.number, node, True
@@ -277,7 +277,7 @@ class Dispatch:
         desk = self.desks[lane]
         return desk.closed or last < desk.entry
 
-    def _assign(self, lane: str, desk: Desk, now: float) -> None:
+    def _assign(self, lane: str, desk: LaneState, now: float) -> None:
         if not self.handing_out:
             return
         for index, job in enumerate(self.queue):
@@ -295,14 +295,14 @@ class Dispatch:
             AttemptBegan(trial=job.trial, attempt=job.attempts, lane=lane, node=desk.node, time=now)
         )
 
-    def _suits(self, job: Job, lane: str, desk: Desk) -> bool:
+    def _suits(self, job: Job, lane: str, desk: LaneState) -> bool:
         """Elsewhere first: another machine, or another lane, if there is one that takes work."""
         if not job.places or not job.places & {lane, desk.node}:
             return True
         others = ((other, it) for other, it in self.desks.items() if it.entered and it.slot and not it.closed)
         return not any(not job.places & {other, it.node} for other, it in others)
 
-    def _attempt(self, lane: str, number: int) -> tuple[Desk, Attempt] | None:
+    def _attempt(self, lane: str, number: int) -> tuple[LaneState, Attempt] | None:
         desk = self.desks.get(lane)
         if desk is None or desk.attempt is None or desk.attempt.number != number:
             return None
@@ -364,7 +364,7 @@ class Dispatch:
     def _finish(
         self,
         lane: str,
-        desk: Desk,
+        desk: LaneState,
         attempt: Attempt,
         end: AttemptEnd,
         detail: str,

@@ -7,17 +7,14 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from orchestrator.backends.base import Clock
 from orchestrator.cost.estimate import GIB
 from orchestrator.cost.shapes import Shape, counted, shape_of
 from orchestrator.cost.speed import Sample
@@ -40,7 +37,7 @@ Checker = Callable[[Gang, Request], Reply]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ShapeGroup:
     """Trials that either all start or all do not: they differ in rates, lengths and seeds."""
 
     shape: Shape
@@ -64,36 +61,14 @@ class Checked:
       peak_bytes: most that it held; None on a CPU.
     """
 
-    subject: Subject
+    subject: ShapeGroup
     planned_bytes: int
     step_seconds: float
     peak_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """One look at another clock.
-
-    Attributes:
-      whose: a machine's name, or that of a storage.
-      asked, read, answered: this machine's clock before, the other one, and this machine's after.
-    """
-
-    whose: str
-    asked: float
-    read: float
-    answered: float
-
-    @property
-    def ahead(self) -> float:
-        """Seconds that the other is ahead at least (negative: behind), whenever it was looked at."""
-        if self.read > self.answered:
-            return self.read - self.answered
-        return min(self.read - self.asked, 0.0)
-
-
 @dataclass(frozen=True)
-class Outcome:
+class PreflightResult:
     """What a preflight found.
 
     Attributes:
@@ -140,12 +115,12 @@ class Outcome:
 # Which shapes
 
 
-def subjects(plan: Plan, trials: Iterable[Trial]) -> list[Subject]:
+def subjects(plan: Plan, trials: Iterable[Trial]) -> list[ShapeGroup]:
     """The distinct shapes among some trials, those that should need most memory first."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in unique_trials(trials):
         groups.setdefault(_kind(trial), []).append(trial)
-    found = [Subject(shape_of(members[0]), tuple(members)) for members in groups.values()]
+    found = [ShapeGroup(shape_of(members[0]), tuple(members)) for members in groups.values()]
     return sorted(found, key=lambda subject: -_size(plan, subject))
 
 
@@ -170,7 +145,7 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
     )
 
 
-def _size(plan: Plan, subject: Subject) -> float:
+def _size(plan: Plan, subject: ShapeGroup) -> float:
     """Numbers that a step holds, roughly: only the order matters, and counting takes a second a shape."""
     cost, config = plan.cost(subject.trials[0]).model, subject.shape.config
     share = config.batch_size / subject.shape.gang.workers
@@ -178,7 +153,7 @@ def _size(plan: Plan, subject: Subject) -> float:
 
 
 def plan_seconds(
-    plan: Plan, found: Sequence[Subject], checked: Iterable[Checked], nodes: Sequence[Node]
+    plan: Plan, found: Sequence[ShapeGroup], checked: Iterable[Checked], nodes: Sequence[Node]
 ) -> float | None:
     """Seconds of training in all trials, at the pace of the steps that were run; None if none was.
 
@@ -248,7 +223,7 @@ def preflight(
     folder: Path,
     clocks: Sequence[Clock] = (),
     clock: Callable[[], float] = time.monotonic,
-) -> Outcome:
+) -> PreflightResult:
     """Looks for what would end trials of a sweep at their first step. Leaves nothing behind.
 
     Args:
@@ -304,10 +279,10 @@ def preflight(
             else:
                 checked.append(Checked(subject, planned, reply.step_seconds or 0.0, reply.peak_bytes))
     seconds = plan_seconds(plan, found, checked, nodes)
-    return Outcome(len(found), tuple(checked), (*faults, *told.faults()), clock() - began, seconds)
+    return PreflightResult(len(found), tuple(checked), (*faults, *told.faults()), clock() - began, seconds)
 
 
-def _build_fault(plan: Plan, subject: Subject, built: dict[tuple[Any, ...], Unfit | None]) -> Unfit | None:
+def _build_fault(plan: Plan, subject: ShapeGroup, built: dict[tuple[Any, ...], Unfit | None]) -> Unfit | None:
     """What is wrong without running anything; every network is built once."""
     config = subject.shape.config
     info = plan.infos[config.data]
@@ -336,9 +311,9 @@ class _Told:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._groups: dict[tuple[str, str], list[Subject]] = {}
+        self._groups: dict[tuple[str, str], list[ShapeGroup]] = {}
 
-    def add(self, subject: Subject, setting: str, rule: str) -> None:
+    def add(self, subject: ShapeGroup, setting: str, rule: str) -> None:
         """One shape's."""
         first, path = subject.trials[0], setting
         if first.role == "first_stage" and not setting.startswith(("--", "resources")):
@@ -421,7 +396,7 @@ def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
 
 
 def _space_faults(
-    found: Iterable[Subject], lanes: Mapping[Gang, int], folder: Path, checkpoints: str | None
+    found: Iterable[ShapeGroup], lanes: Mapping[Gang, int], folder: Path, checkpoints: str | None
 ) -> list[Fault]:
     """Whether the checkpoints of all trials in flight have room; those that have ended keep none.
 
@@ -452,94 +427,3 @@ def _space_faults(
             f"{sizes[worst] / GIB:.2g} GiB each), and {there} has {free / GIB:.3g} GiB free",
         )
     ]
-
-
-# ---------------------------------------------------------------------------------------------------
-# Another process
-
-
-class Child:
-    """Tries requests in a process of its own on this machine; a new one where the last one died."""
-
-    def __init__(self, on_gpu: bool, timeout_seconds: float) -> None:
-        """
-        Args:
-          on_gpu: whether the first request will be for a gang with GPUs.
-          timeout_seconds: for one request; the process is ended then.
-        """
-        self._on_gpu, self._timeout_seconds = on_gpu, timeout_seconds
-        self._process: subprocess.Popen[str] | None = None
-        #: Workers run in folders of their own, so a path that leads somewhere from ours only is found here.
-        self._folder = tempfile.TemporaryDirectory(prefix="vitc-sweep-")
-
-    def __enter__(self) -> Self:
-        # It imports torch while shapes are built here.
-        self._started(self._on_gpu)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        self._folder.cleanup()
-
-    def __call__(self, gang: Gang, request: Request) -> Reply:
-        """Where a worker of a gang would run; a process that dies of it is a reply, too."""
-        process = self._started(bool(gang.gpus))
-        assert process.stdin
-        assert process.stdout
-        late = threading.Timer(self._timeout_seconds, process.kill)
-        late.start()
-        try:
-            process.stdin.write(json.dumps(request.plain()) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            was_late = not late.is_alive()
-            late.cancel()
-        if line:
-            return Reply(**json.loads(line))
-        code = process.wait()
-        self._end()
-        return died(code, was_late, request.planned_bytes)
-
-    def _started(self, on_gpu: bool) -> "subprocess.Popen[str]":
-        if self._process is not None and self._on_gpu != on_gpu:
-            self._end()
-        if self._process is None:
-            self._on_gpu = on_gpu
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainables.profiling.dry_run", self._folder.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ if on_gpu else os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            )
-        return self._process
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-
-def died(code: int, was_late: bool, planned_bytes: int) -> Reply:
-    """What to say of a process that is gone.
-
-    Args:
-      code: of its exit; below 0 the signal that ended it.
-      was_late: it was ended for taking too long.
-      planned_bytes: what it was counted to need.
-    """
-    if was_late:
-        return Reply("model", "the process that tried it made no step in the time that a trial has for one")
-    if code == -signal.SIGKILL:
-        return Reply(
-            "batch_size",
-            "the process that tried it was killed, as happens where memory runs out; "
-            f"{planned_bytes / GIB:.3g} GiB planned for a worker",
-        )
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return Reply("model", f"the process that tried it ended {how}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from orchestrator.dispatch import Cause, Dispatch, Job
+from orchestrator.execution.dispatch import Cause, Dispatch, Job
 from orchestrator.store.journal import Writer
 from orchestrator.store.weights import BestKept, KeptWeights, WeightStore
 from orchestrator.trials.events import Event, Notice
@@ -49,7 +49,7 @@ def stack_path(folder: Path, trial_id: str, attempt: int, rank: int) -> Path:
     return folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.stack"
 
 
-class Clerk:
+class Coordinator:
     """Hands trials to worker groups, writes the journal, decides who tries again."""
 
     def __init__(

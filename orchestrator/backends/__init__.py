@@ -1,0 +1,1 @@
+"""Clusters that trials run on."""

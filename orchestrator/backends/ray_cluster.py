@@ -1,0 +1,128 @@
+"""A Ray cluster: connecting to it, its nodes and their clocks."""
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.trials.gang import Node
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.backends.base import Clock
+
+
+class ClusterError(UserError):
+    """The cluster cannot run the sweep; the message says what is missing."""
+
+
+# ---------------------------------------------------------------------------------------------------
+# The driver
+
+
+def connect(address: str | None) -> None:
+    """Starts Ray on this machine, or joins the cluster at `address`.
+
+    Raises:
+      ClusterError: there is no cluster there, it wants a token, or its dashboard is off.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray lowers the priority of its workers; beside any other work a trial would crawl.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
+    os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        if address is None:
+            _start_here(common)
+        else:
+            ray.init(address=address, **common)
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address or 'this machine'} wants a token: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN where it is not in ~/.ray/auth_token"
+        ) from error
+    except Exception as error:  # of no narrower kind where a node does not come up in time
+        raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+        # Ray takes SIGTERM for itself, even from a caller who had plans for it.
+        signal.signal(signal.SIGTERM, on_terminate)
+    # Ray prints its raylets' advice into the middle of a progress display, log_to_driver or not.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    if not ray.worker.get_dashboard_url():
+        ray.shutdown()
+        raise ClusterError("the Ray dashboard is off; start the head node with --include-dashboard=true")
+
+
+def _start_here(common: dict[str, Any], tries: int = 2) -> None:
+    """A cluster of this machine; once more where it is so busy that its processes do not come up in time."""
+    for left in reversed(range(tries)):
+        try:
+            # `local`, as Ray would join whatever cluster runs here or RAY_ADDRESS names. Only small messages
+            # go through the object store.
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=256 * 2**20,
+                **common,
+            )
+        except Exception:  # of no narrower kind
+            ray.shutdown()
+            if not left:
+                raise
+        else:
+            return
+
+
+_WORKER_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # How soon a dead worker is noticed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # An autoscaled node takes minutes to come; a lane waits for it.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+}
+
+
+def nodes() -> list[Node]:
+    """The machines of the connected cluster."""
+    return [
+        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def clocks() -> "list[Clock]":
+    """The clock of every machine of the connected cluster, beside this one's."""
+    from orchestrator.backends.base import Clock
+
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(_now).options(num_cpus=0, scheduling_strategy=there)
+            # The first call starts a process, which may take longer than clocks may differ.
+            ray.get(task.remote())
+            asked = time.time()
+            found.append(Clock(node["NodeManagerAddress"], asked, ray.get(task.remote()), time.time()))
+    return found
+
+
+def _now() -> float:
+    return time.time()
+
+
+def shutdown() -> None:
+    """Leaves the cluster; a local one is taken down."""
+    ray.shutdown()

@@ -1,0 +1,223 @@
+"""The driver's side of a run: lanes started through Tune, and their events."""
+
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.backends.placement_groups import Orphans
+from orchestrator.backends.ray_cluster import ClusterError, nodes
+from orchestrator.execution.coordinator import Coordinator, Judge
+from orchestrator.execution.dispatch import Job
+from orchestrator.execution.lane import Forget, Lane, Slots
+from orchestrator.store.weights import WeightStore
+from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
+from orchestrator.trials.gang import Gang, Phase, lane_plan
+from orchestrator.trials.outcomes import AttemptEnd
+from orchestrator.trials.records import Record
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.config import Resources
+    from orchestrator.trials.trial import Trial
+
+
+#: Seconds between two looks for placement groups that nobody owns.
+_ORPHANS_SECONDS = 10.0
+
+#: Rounds of lanes that end no trial before the run gives up.
+_MAX_IDLE_ROUNDS = 3
+
+
+class Run:
+    """Trials on their way through a connected cluster; the caller polls `events` until `done`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        trials: Sequence["Trial"],
+        records: Mapping[str, Record],
+        resources: "Resources",
+        began: float | None = None,
+        preflight_seconds: float = 0.0,
+        judge: Judge | None = None,
+    ) -> None:
+        """
+        Args:
+          folder: the sweep's, seen by the driver and, for checkpoints, by the workers.
+          trials: what is to run, in order.
+          records: what is known of trials from earlier runs.
+          resources: lanes at a time (None computes it from the cluster), retries and the breaker.
+          began: when starting up began, in seconds since 1970; now if left out.
+          preflight_seconds: of the time since, what checks took.
+          judge: who ends trials that fall behind; nobody if left out.
+
+        Raises:
+          ClusterError: a trial needs more than the cluster has, or the place of its states does not answer.
+        """
+        self.folder = folder.resolve()
+        if resources.checkpoints:
+            try:
+                WeightStore(self.folder, resources.checkpoints).kept()
+            except OSError as error:
+                raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
+        self._records, self._resources, self._judge = records, resources, judge
+        self._began, self._preflight_seconds = began or time.time(), preflight_seconds
+        self._stopping, self._closing = threading.Event(), threading.Event()
+        cluster = nodes()
+        self.phases: list[Phase] = lane_plan(trials, cluster, resources.lanes)
+        for gang, members, count in self.phases:
+            if count == 0:
+                have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
+                raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begins; the journal is open when this returns."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._clerk = (
+            ray.remote(Coordinator)
+            .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+            .remote(
+                str(self.folder),
+                self._resources.breaker,
+                checkpoints=self._resources.checkpoints,
+                keep=self._resources.keep,
+                judge=self._judge,
+            )
+        )
+        lanes = tuple(count for *_, count in self.phases)
+        self._note(SessionBegan(time=time.time(), began=self._began, lanes=lanes))
+        if self._preflight_seconds:
+            self._note(PreflightDone(time=time.time(), seconds=self._preflight_seconds))
+        self._thread.start()
+
+    def _note(self, event: Event) -> None:
+        ray.get(self._clerk.note.remote(event))
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will happen any more."""
+        return not self._thread.is_alive()
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call."""
+        fresh: list[Event] = ray.get(self._clerk.drain.remote())
+        return fresh
+
+    def drain(self) -> None:
+        """Lets what is in flight go on to its end, and starts no more."""
+        self._stopping.set()
+        ray.get(self._clerk.stop.remote(after_flight=True))
+
+    def stop(self, timeout_seconds: float = 8.0) -> None:
+        """Cancels what is in flight and waits for the record of it, not for the workers."""
+        self._stopping.set()
+        ray.get(self._clerk.stop.remote(), timeout=timeout_seconds)
+
+    def close(self, timeout_seconds: float = 8.0) -> None:
+        """Puts the end of the session on record; the last thing to do with a run."""
+        self._closing.set()
+        ray.get(self._clerk.note.remote(SessionClosed(time=time.time())), timeout=timeout_seconds)
+
+    def _run(self) -> None:
+        scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
+        orphans = Orphans()
+        threading.Thread(target=_look_after, args=(orphans, self._closing), daemon=True).start()
+        try:
+            for gang, members, count in self.phases:
+                if not self._stopping.is_set():
+                    self._run_phase(gang, members, count, scratch)
+        except BaseException as error:
+            self.error = error
+        finally:
+            # A run that was stopped is cut off from the cluster any moment, and its job ends with that.
+            if not self._closing.is_set():
+                self._closing.set()
+                orphans.clear()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
+        jobs, ended = jobs_of(members, self._records, self._resources.retries)
+        device = "GPU" if gang.gpus else "core"
+        devices = count * gang.workers * (gang.gpus or gang.cpus)
+        self._note(PhaseBegan(time=time.time(), lanes=count, devices=devices, device=device))
+        for start in range(0, len(jobs), 1000):
+            ray.get(self._clerk.add.remote(jobs[start : start + 1000], ended))
+        lane = tune.with_parameters(
+            Lane,
+            clerk=self._clerk,
+            gang=gang,
+            folder=str(self.folder),
+            scratch=str(scratch / "train"),
+            hang_seconds=60 * self._resources.hang_minutes,
+            checkpoints=self._resources.checkpoints,
+        )
+        sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
+        # Without those that a first stage of an earlier run has taken with it.
+        left, idle_rounds = ray.get(self._clerk.left.remote()), 0
+        # One round, unless Tune loses lanes: what they had is left, and makes the next.
+        while left and not self._stopping.is_set() and idle_rounds < _MAX_IDLE_ROUNDS:
+            tune.Tuner(
+                tune.with_resources(lane, sliver),
+                tune_config=tune.TuneConfig(
+                    search_alg=Slots(left, self._stopping),
+                    num_samples=left,
+                    max_concurrent_trials=min(count, left),
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"tune-{uuid.uuid4().hex[:8]}",
+                    storage_path=str(scratch / gang_name(gang)),
+                    verbose=0,
+                    callbacks=[Forget()],
+                ),
+            ).fit()
+            before, left = left, ray.get(self._clerk.left.remote())
+            idle_rounds = idle_rounds + 1 if left == before else 0
+        if left and not self._stopping.is_set():
+            raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
+
+
+def _look_after(orphans: Orphans, closing: threading.Event) -> None:
+    while not closing.wait(_ORPHANS_SECONDS):
+        orphans.look()
+
+
+def jobs_of(
+    trials: Iterable["Trial"], records: Mapping[str, Record], retries: int
+) -> tuple[list[Job], dict[str, tuple[AttemptEnd, str]]]:
+    """What the clerk is to know of trials, and how the first stages of theirs ended that have done so."""
+    jobs, ended = [], dict[str, tuple[AttemptEnd, str]]()
+    for trial in trials:
+        known = records.get(trial.id, Record())
+        first = records.get(trial.after, Record())
+        if first.outcome is not None and first.settled:
+            ended[trial.after] = first.outcome, first.detail
+        jobs.append(
+            Job(
+                trial.id,
+                trial.arm,
+                trial.config.model_dump_json(),
+                known.attempts,
+                known.whole_epochs,
+                retries,
+                group=f"{trial.cell_name} {trial.arm}",
+                after=trial.after,
+                is_first=trial.role == "first_stage",
+            )
+        )
+    return jobs, ended
+
+
+def gang_name(gang: Gang) -> str:
+    """A folder name for a gang."""
+    return f"{gang.workers}x{gang.cpus}cpu{gang.gpus or 0:g}gpu"
