@@ -16,7 +16,8 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report_scale import large_plan, made_up_error
-from orchestrator.progress import Progress
+from orchestrator.monitor.live import view
+from orchestrator.monitor.progress import Progress
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
@@ -29,7 +30,6 @@ from orchestrator.trials.events import (
 )
 from orchestrator.trials.outcomes import AttemptEnd
 from orchestrator.trials.trial import Plan, Trial
-from orchestrator.watch import view
 from trainables.base import derive_seed
 
 #: Name, cells, points per arm and cell, lanes.

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
         stop_sweep,
         write_report,
     )
-    from orchestrator.observer import Observer, Round, SessionEnd
-    from orchestrator.observers import MlflowObserver, NotifyObserver
-    from orchestrator.progress import Progress
+    from orchestrator.monitor.observer import Observer, Round, SessionEnd
+    from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
+    from orchestrator.monitor.progress import Progress
     from orchestrator.trials.sweep_file import SweepFile
     from orchestrator.trials.trial import Plan
 

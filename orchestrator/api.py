@@ -14,9 +14,9 @@ import pyarrow as pa
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
 from orchestrator.execution.session import Session, prepare
-from orchestrator.observer import Observer, Round, SessionEnd
-from orchestrator.observers import MlflowObserver, NotifyObserver
-from orchestrator.progress import Progress
+from orchestrator.monitor.observer import Observer, Round, SessionEnd
+from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
+from orchestrator.monitor.progress import Progress
 from orchestrator.rows import results_rows
 from orchestrator.stats.measures import Measure
 from orchestrator.store import lease

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.evidence import report_details
-from orchestrator.progress import Progress
+from orchestrator.monitor.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.store.folder import open_folder
 from orchestrator.store.lease import holder

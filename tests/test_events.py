@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cost.ledger import ledger
+from orchestrator.monitor.explain import attempts_of
 from orchestrator.store.journal import decode, encode
-from orchestrator.story import attempts_of
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,

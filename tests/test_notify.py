@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
-from orchestrator import notify
-from orchestrator.notify import Notifier
-from orchestrator.progress import Progress
+from orchestrator.monitor import notify
+from orchestrator.monitor.notify import Notifier
+from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import save_question
 from orchestrator.sweep.document import Override
 from orchestrator.sweep.load import load_sweep

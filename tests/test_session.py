@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.execution import lane
 from orchestrator.execution.session import Preparation, Session
-from orchestrator.observer import Observer, Round, SessionEnd
-from orchestrator.progress import Progress
+from orchestrator.monitor.observer import Observer, Round, SessionEnd
+from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report_scale import large_plan
+from orchestrator.monitor.explain import attempts_of, story
 from orchestrator.store.logs import kept, last_lines, logs_of
-from orchestrator.story import attempts_of, story
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.events import (
     AttemptBegan,

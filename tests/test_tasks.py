@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.analysis.basin import landscapes
+from orchestrator.monitor.tracking import metrics_of
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep
-from orchestrator.tracking import metrics_of
 from orchestrator.trials.events import EpochDone, from_json, to_json
 from orchestrator.trials.plan import data_configs, make_plan
 from orchestrator.trials.records import Record, results_of

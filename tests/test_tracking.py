@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import tracking
-from orchestrator.tracking import (
+from orchestrator.monitor import tracking
+from orchestrator.monitor.tracking import (
     STATE_FILE,
     Tracker,
     artifact_root,
@@ -468,7 +468,7 @@ def test_a_tracker_with_nothing_to_tell_leaves_no_trace(plan: Plan, bare_folder:
 
 
 def test_importing_the_module_does_not_import_mlflow() -> None:
-    code = "import sys, orchestrator.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, orchestrator.monitor.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -16,10 +16,10 @@ from orchestrator.cost import estimate, plan_warnings, shapes
 from orchestrator.execution import run, worker
 from orchestrator.execution.coordinator import Coordinator
 from orchestrator.execution.preflight import _build_fault, subjects
+from orchestrator.monitor.explain import advice, attempts_of, story
 from orchestrator.store.folder import open_folder, record_retries, save_question
 from orchestrator.store.journal import read_journal
 from orchestrator.store.weights import WeightStore
-from orchestrator.story import advice, attempts_of, story
 from orchestrator.sweep.document import SweepError
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.events import SessionBegan

@@ -11,7 +11,8 @@ from rich.console import Console
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
 from orchestrator.cost.ledger import ledger
-from orchestrator.progress import FAILURES, Progress, TimeLeft
+from orchestrator.monitor.live import Display, Follower, follow, left_text, sparkline, view
+from orchestrator.monitor.progress import FAILURES, Progress, TimeLeft
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import encode
 from orchestrator.trials.events import (
@@ -29,7 +30,6 @@ from orchestrator.trials.events import (
 from orchestrator.trials.names import find_trial
 from orchestrator.trials.records import fold, results_of
 from orchestrator.trials.trial import Plan
-from orchestrator.watch import Display, Follower, follow, left_text, sparkline, view
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from orchestrator.cli.options import say
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.observers import MlflowObserver
+    from orchestrator.monitor.observers import MlflowObserver
 
 
 def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" = None) -> int:
@@ -19,9 +19,9 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     Returns:
       The exit code, which says whether every trial has a result.
     """
+    from orchestrator.monitor.terminal import answer_table, failure_lines
     from orchestrator.rows import summary_table
     from orchestrator.store.folder import open_folder
-    from orchestrator.terminal import answer_table, failure_lines
     from orchestrator.trials.records import results_of
 
     report = _write_report(folder)

@@ -61,8 +61,8 @@ def plan(
     from orchestrator.cost.estimate import estimate
     from orchestrator.cost.plan_warnings import plan_warnings
     from orchestrator.cost.speed import probe_rates
+    from orchestrator.monitor.terminal import cost_table, cost_text, rows_table
     from orchestrator.store.history import past_samples
-    from orchestrator.terminal import cost_table, cost_text, rows_table
 
     expected: list[str] = []
     made = asked_file(file, sets, points).plan(expected=expected)
@@ -123,7 +123,7 @@ def _by_cell_and_arm(made: "Plan") -> "dict[tuple[str, str], list[Trial]]":
 
 def _print_arms(console: "Console", made: "Plan") -> None:
     """Prints what each cell and arm trains, and what its constraints remove."""
-    from orchestrator.terminal import large, removal_rows, rows_table
+    from orchestrator.monitor.terminal import large, removal_rows, rows_table
 
     rows = []
     for (cell, arm), members in _by_cell_and_arm(made).items():
@@ -152,7 +152,7 @@ def _print_arms(console: "Console", made: "Plan") -> None:
 
 def _print_trials(console: "Console", made: "Plan", everything: bool) -> None:
     """Prints the trials; of a large sweep the first of each cell and arm, unless all are wanted."""
-    from orchestrator.terminal import rows_table
+    from orchestrator.monitor.terminal import rows_table
 
     listed = list(made.trials)
     if len(listed) > _MAX_LISTED and not everything:
@@ -274,7 +274,7 @@ def models(
     classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
 ) -> None:
     """Lists the named models with parameters, multiply-adds and activations of one image."""
-    from orchestrator.terminal import rows_table
+    from orchestrator.monitor.terminal import rows_table
     from trainables.config import NAMED_MODELS
 
     rows = []
@@ -317,8 +317,8 @@ def preflight(
     from rich.console import Console
 
     from orchestrator.execution.session import try_out
-    from orchestrator.observers import MlflowObserver
-    from orchestrator.terminal import rows_table
+    from orchestrator.monitor.observers import MlflowObserver
+    from orchestrator.monitor.terminal import rows_table
 
     asked = asked_file(file, sets, points)
     plan = asked.plan()

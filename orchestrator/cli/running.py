@@ -137,7 +137,7 @@ def retry(
     start from it and ended without an epoch of their own.
     """
     from orchestrator.execution.session import Preparation, Session, check_data, checked
-    from orchestrator.progress import FAILURES
+    from orchestrator.monitor.progress import FAILURES
     from orchestrator.store.folder import open_folder, record_retries
     from orchestrator.store.journal import FolderError
     from orchestrator.store.lease import held

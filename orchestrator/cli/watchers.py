@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli.app import INTERRUPTED
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.options import say
-from orchestrator.observer import Level, Observer, Round, SessionEnd
+from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
-    from orchestrator.progress import Progress
+    from orchestrator.monitor.live import Display
+    from orchestrator.monitor.progress import Progress
     from orchestrator.trials.events import Event
     from orchestrator.trials.trial import Plan
-    from orchestrator.watch import Display
 
 
 def lr_notes(plan: "Plan") -> list[str]:
@@ -64,7 +64,7 @@ class Terminal(Observer):
 
     def observe(self, events: "Sequence[Event]", progress: "Progress") -> None:
         """Shows what has happened."""
-        from orchestrator.watch import Display
+        from orchestrator.monitor.live import Display
 
         if self._display is None:
             self._display = Display(self._console, progress, self._folder)
@@ -125,7 +125,7 @@ class Watchers:
     """The observers of a session that the command line runs, and the signals for as long as they watch."""
 
     def __init__(self, console: "Console", track: bool, notify: str | None = None) -> None:
-        from orchestrator.observers import MlflowObserver, NotifyObserver
+        from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 
         self._console, self._signals = console, Signals()
         self._mirror = MlflowObserver() if track else None

@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.cli.app import INCOMPLETE, OK, WATCH, app
 from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say
-from orchestrator.observer import Round
+from orchestrator.monitor.observer import Round
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep status runs/lr_wd --watch")
@@ -28,11 +28,11 @@ def status(
 
     With --watch it ends with exit code 0 if every trial has a result by then, and 1 if not.
     """
-    from orchestrator.progress import Progress
+    from orchestrator.monitor.live import NOBODY, follow, view
+    from orchestrator.monitor.progress import Progress
+    from orchestrator.monitor.terminal import ledger_table
     from orchestrator.store.folder import open_folder
     from orchestrator.store.lease import holder
-    from orchestrator.terminal import ledger_table
-    from orchestrator.watch import NOBODY, follow, view
 
     if watch and as_json:
         raise typer.BadParameter("choose one of --watch and --json")
@@ -91,8 +91,8 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the trial has ended.")] = False,
 ) -> None:
     """Prints what a trial has left behind: tracebacks, notices, warnings, the stacks of hung processes."""
+    from orchestrator.monitor.live import Follower, print_logs
     from orchestrator.trials.names import find_trial
-    from orchestrator.watch import Follower, print_logs
 
     follower = Follower(folder)
     found = find_trial(follower.progress.plan, trial)
@@ -110,9 +110,9 @@ def why(
     lines: Annotated[int, typer.Option(min=0, help="Lines from the end of its log.")] = 6,
 ) -> None:
     """Says what happened to a trial, attempt by attempt, and what to do about it."""
+    from orchestrator.monitor.explain import attempts_of, story
     from orchestrator.store.folder import open_folder
     from orchestrator.store.logs import last_lines, logs_of
-    from orchestrator.story import attempts_of, story
     from orchestrator.trials.names import find_trial
     from orchestrator.trials.records import Record, Result
 
@@ -163,7 +163,7 @@ def ui(
 
 def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.Popen[bytes] | None]":
     """Starts MLflow's pages; returns their address, and the process unless a server shows its own."""
-    from orchestrator import tracking
+    from orchestrator.monitor import tracking
     from trainables.io.storage import redacted
 
     uri = tracking.tracking_uri(folder / "any")
@@ -181,7 +181,7 @@ def sync(folder: SweepFolder) -> None:
 
     Nothing is told twice: runs are found by their trial, points by their epoch.
     """
-    from orchestrator.observers import mirror
+    from orchestrator.monitor.observers import mirror
     from orchestrator.store.folder import open_folder
 
     opened = open_folder(folder)

@@ -17,8 +17,8 @@ from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
 from orchestrator.execution.preflight import Checked, PreflightResult, preflight
 from orchestrator.execution.preflight_workers import Child
-from orchestrator.observer import Level, Observer, Round, SessionEnd
-from orchestrator.progress import Progress
+from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
+from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (
     Folder,
     load_confirmation,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from orchestrator.progress import Progress
+    from orchestrator.monitor.progress import Progress
     from orchestrator.trials.events import Event
     from orchestrator.trials.records import Record
     from orchestrator.trials.trial import Plan, Trial

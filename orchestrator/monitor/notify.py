@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.progress import Progress
+from orchestrator.monitor.progress import Progress
 from orchestrator.trials.events import AttemptEnded, BreakerTripped, Event
 
 #: Seconds that one message may take, and that the end of a run waits for messages under way.

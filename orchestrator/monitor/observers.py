@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.notify import Notifier
-from orchestrator.observer import Observer, Round, SessionEnd
-from orchestrator.progress import Progress
-from orchestrator.tracking import Tracker, tracking_uri, unanswered
+from orchestrator.monitor.notify import Notifier
+from orchestrator.monitor.observer import Observer, Round, SessionEnd
+from orchestrator.monitor.progress import Progress
+from orchestrator.monitor.tracking import Tracker, tracking_uri, unanswered
 from orchestrator.trials.events import Event
 
 #: Seconds that MLflow gets to catch up when all is done, and when somebody waits for a run to stop.

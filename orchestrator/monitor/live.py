@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cost.ledger import Ledger
-from orchestrator.progress import Cause, Progress, Tally
+from orchestrator.monitor.progress import Cause, Progress, Tally
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Tail
 from orchestrator.store.lease import holder

@@ -1,0 +1,1 @@
+"""Progress of a run on screen, in MLflow and in messages."""
