@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.store.folder import open_folder, save_question
 from orchestrator.store.journal import encode
 from orchestrator.sweep.load import build_sweep

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.analysis.findings import Findings, gather
-from orchestrator.rows import total_cost
+from orchestrator.report.answer import answer
+from orchestrator.report.document import total_cost
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.store.folder import Folder, open_folder
 from orchestrator.sweep.paper import Claim
 from orchestrator.trials.numerals import duration
 from orchestrator.trials.outcomes import RULES
-from orchestrator.words import answer
 
 Outcome = Literal["holds", "the other way round", "not settled"]
 

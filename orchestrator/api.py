@@ -17,7 +17,8 @@ from orchestrator.execution.session import Session, prepare
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 from orchestrator.monitor.progress import Progress
-from orchestrator.rows import results_rows
+from orchestrator.report.answer import headline, verdict_sentence
+from orchestrator.report.document import results_rows
 from orchestrator.stats.measures import Measure
 from orchestrator.store import lease
 from orchestrator.store.folder import open_folder
@@ -25,7 +26,6 @@ from orchestrator.sweep.document import Override
 from orchestrator.trials.records import results_of
 from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan
-from orchestrator.words import headline, verdict_sentence
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -33,7 +33,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.cost.ledger import ledger
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_question
 from orchestrator.store.journal import FolderError, Writer, tree_of
 from orchestrator.store.provenance import provenance, source_root

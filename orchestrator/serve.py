@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.evidence import report_details
 from orchestrator.monitor.progress import Progress
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.store.folder import open_folder
 from orchestrator.store.lease import holder
 from trainables.io.files import write_atomically

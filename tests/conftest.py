@@ -75,9 +75,9 @@ def cluster() -> Iterator[str]:
 @pytest.fixture
 def no_pdfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the PDFs out of reports, whose fonts cost more than all else of a small one."""
-    from orchestrator import report
+    from orchestrator.report import page
 
-    monkeypatch.setattr(report, "MAX_PDFS", 0)
+    monkeypatch.setattr(page, "MAX_PDFS", 0)
 
 
 def png(pixels: Any, mode: str | None = None) -> bytes:

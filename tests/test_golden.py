@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import report
 from orchestrator.evidence import write_sealed_report
+from orchestrator.report import page
 from orchestrator.store.folder import save_confirmation, save_question
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.trial import Plan, Trial
@@ -165,7 +165,7 @@ def content(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "MAX_PDFS", 0)
+        patch.setattr(page, "MAX_PDFS", 0)
         return content(tmp_path_factory.mktemp("golden") / "sweep")
 
 
@@ -181,6 +181,6 @@ def test_the_numbers_and_tables_of_a_report_are_as_recorded(found):
 
 
 if __name__ == "__main__":
-    report.MAX_PDFS = 0
+    page.MAX_PDFS = 0
     with tempfile.TemporaryDirectory() as place:
         DIGEST.write_text(json.dumps(content(Path(place) / "sweep"), indent=1) + "\n")

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
-from orchestrator.report import write_report
+from orchestrator.report.page import write_report
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
 from orchestrator.trials.plan import make_plan

@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from orchestrator import figures, report, tables
 from orchestrator.analysis import findings
 from orchestrator.analysis.contrasts import contrasts, peak_contrasts
 from orchestrator.analysis.summary import by_arm, summarise
@@ -21,14 +20,17 @@ from orchestrator.cost.actual import Planned, PlannedShape
 from orchestrator.cost.ledger import Ledger
 from orchestrator.cost.shapes import shape_key, shape_of
 from orchestrator.cost.speed import Span
-from orchestrator.report import write_report
-from orchestrator.rows import FORMAT, results_rows, summary_table
+from orchestrator.report import figures, figures_parameters, plotting
+from orchestrator.report import page as report_page
+from orchestrator.report import table as report_table
+from orchestrator.report.answer import answer
+from orchestrator.report.document import FORMAT, results_rows, summary_table
+from orchestrator.report.page import write_report
+from orchestrator.report.table import Table, Text, to_latex, to_markdown
 from orchestrator.stats.measures import MEASURES
-from orchestrator.tables import Table, Text, to_latex, to_markdown
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record, results_of
-from orchestrator.words import answer
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
 from trainables.presets import leaves
 
@@ -37,7 +39,7 @@ from trainables.presets import leaves
 def few_pdfs(request, monkeypatch):
     """None, but where a test is about them: their fonts cost more than all else of a small report."""
     if request.node.name != "test_figures_are_files_of_their_own_and_in_the_page":
-        monkeypatch.setattr(report, "MAX_PDFS", 0)
+        monkeypatch.setattr(report_page, "MAX_PDFS", 0)
 
 
 def fabricated(plan, error=lambda trial: 10.0 + trial.point + 20 * (trial.arm == "vit_p")):
@@ -178,10 +180,10 @@ def test_a_dollar_sign_in_a_value_is_drawn_as_it_is():
     plan = make(points=2)
     arms = by_arm(results_of(plan, fabricated(plan)), "adamw")
     domain = plan.sweep.domains("vit_p", plan.sweep.all_cells()[0])["optim.lr"]
-    svg = figures.to_svg(figures.error_over_parameter(arms, "optim.lr", {"vit_p": domain}))
+    svg = plotting.to_svg(figures_parameters.error_over_parameter(arms, "optim.lr", {"vit_p": domain}))
     assert "$" not in svg
     named = {f"$x_{i}$ <b>": results for i, results in enumerate(arms.values())}
-    svg = figures.to_svg(figures.curves(named))
+    svg = plotting.to_svg(figures.curves(named))
     assert "$x_0$ &lt;b&gt;" in svg
 
 
@@ -362,12 +364,12 @@ def test_figures_take_more_arms_than_there_are_colours():
     domains = [{arm: plan.sweep.domains(arm, ())[path] for arm in arms} for path in plan.sweep.vary]
     for figure in (
         figures.delta_edf(summarise(results)),
-        figures.error_over_parameter(found, "optim.weight_decay", domains[2]),
-        figures.error_over_plane(found, ("optim.lr", "optim.name"), (domains[0], domains[1])),
+        figures_parameters.error_over_parameter(found, "optim.weight_decay", domains[2]),
+        figures_parameters.error_over_plane(found, ("optim.lr", "optim.name"), (domains[0], domains[1])),
         figures.curves(found),
         figures.differences(contrasts(summarise(results), None), "error"),
     ):
-        svg = figures.to_svg(figure)
+        svg = plotting.to_svg(figure)
         ElementTree.fromstring(svg)
         assert "arm_10" in svg or "arm_9" in svg
 
@@ -581,7 +583,7 @@ def test_the_document_of_the_report_tells_every_key_of_summary_json(tmp_path):
 
 def test_a_table_with_a_section_has_its_place_on_the_page_and_its_files(tmp_path, monkeypatch):
     def ledger(found):
-        table = tables.Table(
+        table = report_table.Table(
             "ledger",
             "Seconds by what they went to",
             ("Use", "#Seconds"),
@@ -593,9 +595,9 @@ def test_a_table_with_a_section_has_its_place_on_the_page_and_its_files(tmp_path
         return table
 
     def nothing(found):
-        return tables.Table("nothing", "Not measured", ("Use",), section="Not a section")
+        return report_table.Table("nothing", "Not measured", ("Use",), section="Not a section")
 
-    monkeypatch.setattr(tables, "TABLES", (*tables.TABLES, ledger, nothing))
+    monkeypatch.setattr(report_page, "TABLES", (*report_page.TABLES, ledger, nothing))
     plan = make(points=1, cells={}, primary=None, vary={"optim.lr": {"uniform": [0.01, 0.1]},
                 "optim.weight_decay": {"choice": [0.1]}, "optim.name": {"choice": ["adamw"]}})  # fmt: skip
     page = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
@@ -634,7 +636,7 @@ def test_a_shortened_path_is_the_same_line():
     points = rng.uniform(-50, 400, (500, 2))
     points[::7, 0] = points[1::7, 0][: len(points[::7])]
     path = "\n".join(f"{'M' if i % 50 == 0 else 'L'} {x:.6f} {y:.6f} " for i, (x, y) in enumerate(points))
-    short = figures._steps(path + "\nz\n")
+    short = plotting._steps(path + "\nz\n")
     assert len(short) < len(path) / 2
     # Half of a tenth of a point, wherever on the line.
     assert np.abs(np.array(list(corners(short))[:-1]) - points).max() <= 0.05 + 1e-9
@@ -658,8 +660,8 @@ def test_every_mark_is_in_the_figure_and_a_class_means_the_same_in_all(tmp_path)
 
 
 def test_names_may_break_where_they_are_long_and_stay_escaped():
-    assert report._broken("vit_c") == "vit_c"
-    assert report._broken("a <b> adamw_long/nine_epochs") == (
+    assert report_page._broken("vit_c") == "vit_c"
+    assert report_page._broken("a <b> adamw_long/nine_epochs") == (
         "a &lt;b&gt; adamw_<wbr>long/<wbr>nine_<wbr>epochs"
     )
 
@@ -704,7 +706,7 @@ def test_wall_clock_is_compared_where_what_was_planned_is_what_has_run(trials, m
     for trial in plan.trials[:missing]:
         del records[trial.id]
     found = findings.gather(plan, records, Ledger(useful=90.0, wall=90.0), planned_for(plan, trials))
-    table = tables.tables_of(found)["planned"]
+    table = report_page.tables_of(found)["planned"]
     assert (
         len([note for note in table.notes if told.replace("90.0 s", "1.5 min") in note or told in note]) == 1
     )

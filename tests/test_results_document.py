@@ -5,9 +5,9 @@ import pytest
 
 from benchmarks.results import beside, document
 from orchestrator.analysis.findings import gather
+from orchestrator.report.page import tables_of
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import encode
-from orchestrator.tables import tables_of
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
 from orchestrator.trials.records import Record
 from tests.support.sweeps import base_tree, epoch_row, plan_of

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.rows import results_rows
+from orchestrator.report.document import results_rows
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, SessionBegan

@@ -14,6 +14,8 @@ from orchestrator.execution.asha import EarlyStopping
 from orchestrator.execution.coordinator import Coordinator
 from orchestrator.execution.dispatch import Job
 from orchestrator.execution.samplers import SAMPLERS, propose
+from orchestrator.report.answer import answer
+from orchestrator.report.page import tables_of
 from orchestrator.stats.measures import MEASURES
 from orchestrator.store.folder import load_suggestions, open_folder, save_question, save_suggestions
 from orchestrator.store.journal import FolderError
@@ -21,12 +23,10 @@ from orchestrator.sweep.config import Halving
 from orchestrator.sweep.document import SweepError
 from orchestrator.sweep.load import build_sweep
 from orchestrator.sweep.space import Choice, IntRange, LogUniform
-from orchestrator.tables import tables_of
 from orchestrator.trials.events import EpochDone
 from orchestrator.trials.records import Record, Result
 from orchestrator.trials.search import Tried, next_round, num_rounds, searched
 from orchestrator.trials.trial import Plan, Trial
-from orchestrator.words import answer
 from tests.support.sweeps import base_tree, epoch_row, plan_from, sweep_tree
 from trainables.base import Epoch
 

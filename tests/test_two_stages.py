@@ -17,6 +17,7 @@ from orchestrator.execution import run, worker
 from orchestrator.execution.coordinator import Coordinator
 from orchestrator.execution.preflight import _build_fault, subjects
 from orchestrator.monitor.explain import advice, attempts_of, story
+from orchestrator.report.answer import stage_caveats
 from orchestrator.store.folder import open_folder, record_retries, save_question
 from orchestrator.store.journal import read_journal
 from orchestrator.store.weights import WeightStore
@@ -27,7 +28,6 @@ from orchestrator.trials.gang import Gang, Node
 from orchestrator.trials.names import find_trial, name_of
 from orchestrator.trials.records import Record, brought_back, fold, results_of
 from orchestrator.trials.trial import Plan, unique_trials
-from orchestrator.words import stage_caveats
 from tests.support.sweeps import TINY, plan_from, tiny_base
 from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli
 from trainables.base import Diverged

@@ -20,7 +20,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
       The exit code, which says whether every trial has a result.
     """
     from orchestrator.monitor.terminal import answer_table, failure_lines
-    from orchestrator.rows import summary_table
+    from orchestrator.report.document import summary_table
     from orchestrator.store.folder import open_folder
     from orchestrator.trials.records import results_of
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def lr_notes(plan: "Plan") -> list[str]:
     """What is done to learning rates quoted for another batch size."""
-    from orchestrator.words import describe_lr_scaling
+    from orchestrator.report.text import describe_lr_scaling
 
     notes: dict[str, None] = {}
     for trial in plan.trials:

@@ -208,7 +208,7 @@ def num_rows(out: Path) -> int:
 
 def table(out: Path) -> list[dict[str, Any]]:
     """The results without what measures the machine."""
-    from orchestrator.rows import results_rows
+    from orchestrator.report.document import results_rows
     from orchestrator.store.folder import open_folder
 
     opened = open_folder(out)

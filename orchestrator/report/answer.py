@@ -5,104 +5,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.analysis.contrasts import Contrast, PeakContrast
-from orchestrator.analysis.summary import ReferenceKind, Summary
+from orchestrator.analysis.summary import Summary
 from orchestrator.analysis.window_audit import EdgeCheck, EdgeFlag
-from orchestrator.stats.intervals import CONFIDENCE, Estimate
-from orchestrator.stats.measures import MEASURES, Measure, MeasureInfo
+from orchestrator.report.text import (
+    PERCENT,
+    SPLIT_NAMES,
+    TESTS,
+    error_interval,
+    interval_text,
+    measure_text,
+    p_equals,
+    share_text,
+)
+from orchestrator.stats.intervals import CONFIDENCE
+from orchestrator.stats.measures import MEASURES, MeasureInfo
 from orchestrator.sweep.config import Primary
-from orchestrator.sweep.space import Choice, Domain, IntRange, LogUniform, Ordinal, Uniform
 from orchestrator.trials.numerals import percent, short
 from orchestrator.trials.records import Result
-from trainables.config import TrainConfig
-
-#: The sign after a space at which no line may break.
-_PERCENT = "\u00a0%"
-
-
-def share_text(value: float | None, sign: bool = False) -> str:
-    if value is None:
-        return "–"
-    # Adding 0 to the rounded number makes -0 a 0.
-    value = round(value, 2) + 0.0
-    return f"{value:{'+' if sign and value else ''}.2f}".replace("-", "−")
-
-
-def measure_text(value: float | None, measure: Measure, sign: bool = False) -> str:
-    """A measure: a share of 1, or a mean error in %."""
-    return percent(value) if measure == "error" and not sign else share_text(value, sign)
-
-
-def interval_text(estimate: Estimate | None, measure: Measure = "f1", sign: bool = False) -> str:
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return ""
-    low, high = (measure_text(end, measure, sign) for end in (estimate.low, estimate.high))
-    return f"{low} to {high}"
-
-
-def error_interval(estimate: Estimate) -> str:
-    return interval_text(estimate, "error")
-
-
-def p_text(value: float | None) -> str:
-    """A p-value: three digits after the point, and no more is claimed."""
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _p_equals(value: float) -> str:
-    text = p_text(value)
-    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
-
-
-def describe_lr_scaling(config: TrainConfig) -> str:
-    """Says what batch size the learning rate of a run is quoted for, and what its optimizer gets of it."""
-    optim, batch = config.optim, config.batch_size
-    if optim.lr_batch_size is None:
-        return f"lr is what the optimizer gets at its peak, at a batch of {batch}"
-    factor = optim.peak_lr(batch) / optim.lr
-    rule = "in proportion" if optim.lr_scaling == "linear" else "with the square root"
-    return (
-        f"lr is quoted for a batch of {optim.lr_batch_size}; at the batch of {batch} used here the "
-        f"optimizer gets {factor:.4g} times it at its peak (scaled {rule})"
-    )
-
-
-def where_text(cells: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
-    """`adamw, sgd` or, where not all arms are meant, `adamw (vit_p)`."""
-    parts = [
-        cell if len(found) == len(arms) else f"{cell} ({', '.join(found)})" for cell, found in cells.items()
-    ]
-    return ", ".join(parts)
-
-
-def domain_text(domain: Domain) -> str:
-    match domain:
-        case LogUniform(log_uniform=(low, high)):
-            return f"{short(low)} to {short(high)}, log-uniform ({high / low:.3g}×)"
-        case Uniform(uniform=(low, high)):
-            return f"{short(low)} to {short(high)}, uniform"
-        case IntRange(int_range=(low, high)):
-            return f"{low} to {high}, whole numbers"
-        case Choice():
-            return "one of " + ", ".join(map(str, domain.choice))
-        case Ordinal():
-            return "one of " + ", ".join(map(str, domain.ordinal)) + ", in this order"
-
-
-TESTS = {"wilcoxon": "Wilcoxon", "mcnemar": "McNemar"}
-REFERENCES: dict[ReferenceKind | None, str] = {
-    "confirmed": "the arm's confirmed best",
-    "sweep_minimum": "the lowest error of the arm's sweep, unconfirmed",
-    None: "nothing: no point trained",
-}
-SPLIT_NAMES = {"val": "selection", "test": "final"}
-DESCRIBES = (
-    "they are measured from each arm's own reference, and an error in it moves all pairs alike, which no "
-    "test over pairs notices: between arms that do not differ they would be called settled in nearly half of "
-    "all sweeps. They have a difference and no verdict."
-)
-
 
 # ------------------------------------------------------------------------------------------------- the answer
 
@@ -175,7 +94,7 @@ def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> 
     text = re.sub("^whether ", "Whether ", "; ".join(parts))
     tests = " and ".join(sorted({TESTS[contrast.test] for contrast in asked}))
     return (
-        f"{text} (by {info.means}; {tests}, Holm-adjusted, and 95{_PERCENT} intervals of paired differences)."
+        f"{text} (by {info.means}; {tests}, Holm-adjusted, and 95{PERCENT} intervals of paired differences)."
     )
 
 
@@ -213,10 +132,10 @@ def _numbers(contrast: Contrast, described: str) -> str:
     value, base_value = measure_text(contrast.value, measure), measure_text(contrast.base_value, measure)
     difference = measure_text(contrast.difference.value, measure, sign=True)
     if interval := interval_text(contrast.difference, measure, sign=True):
-        difference += f" (95{_PERCENT} interval {interval})"
+        difference += f" (95{PERCENT} interval {interval})"
     p_value = contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted
     if p_value is not None:
-        difference += f", {TESTS[contrast.test]} {_p_equals(p_value)}"
+        difference += f", {TESTS[contrast.test]} {p_equals(p_value)}"
         if contrast.num_in_family > 1:
             difference += f" after Holm over {contrast.num_in_family}"
     return (
@@ -274,10 +193,10 @@ def _confirmed_peak(found: Sequence[Summary], peaks: Sequence[PeakContrast]) -> 
         parts = [f"{interval}" if interval else "", f"{confirmed.num_seeds} fresh seeds"]
         if confirmed.test is not None:
             test = error_interval(confirmed.test)
-            on_final = f"{percent(confirmed.test.value)}{_PERCENT} on the final split"
+            on_final = f"{percent(confirmed.test.value)}{PERCENT} on the final split"
             parts.append(on_final + (f", {test}" if test else ""))
         inside = "; ".join(part for part in parts if part)
-        texts.append(f"{summary.arm} {percent(confirmed.val.value)}{_PERCENT} ({inside})")
+        texts.append(f"{summary.arm} {percent(confirmed.val.value)}{PERCENT} ({inside})")
     cell = found[0].cell
     mine = [peak for peak in peaks if peak.cell == cell]
     # The final split where it was measured: no choice was made on it.
@@ -299,8 +218,8 @@ def _peak_contrast(peak: PeakContrast) -> str:
     interval = interval_text(peak.difference, sign=True)
     p_value = peak.p_value if peak.p_adjusted is None else peak.p_adjusted
     parts = [
-        f"95{_PERCENT} interval {interval}" if interval else "",
-        "" if p_value is None else _p_equals(p_value),
+        f"95{PERCENT} interval {interval}" if interval else "",
+        "" if p_value is None else p_equals(p_value),
     ]
     inside = ", ".join(part for part in parts if part)
     number = f"{share_text(peak.difference.value, sign=True)} pp{f' ({inside})' if inside else ''}"
@@ -332,8 +251,8 @@ def _unconfirmed_peak(cell: str, summaries: Sequence[Summary]) -> str:
     texts = []
     for summary, best in found:
         test = best.test_error_pct
-        after = "" if test is None else f" ({percent(test)}{_PERCENT} on the final split)"
-        texts.append(f"{summary.arm} {percent(best.val_error_pct)}{_PERCENT}{after}")
+        after = "" if test is None else f" ({percent(test)}{PERCENT} on the final split)"
+        texts.append(f"{summary.arm} {percent(best.val_error_pct)}{PERCENT}{after}")
     why = [f"{s.arm}: {s.refused['confirmed']}" for s in summaries if "confirmed" in s.refused]
     reasons = f" ({'; '.join(why)})" if why else ""
     return (

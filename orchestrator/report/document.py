@@ -12,12 +12,12 @@ from typing import Any
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.analysis.summary import Summary, summarise
+from orchestrator.report.answer import answer, caveats, headline, stage_caveats
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record, by_cell_and_arm, results_of
 from orchestrator.trials.trial import Plan, TrialCost, unique_trials
-from orchestrator.words import answer, caveats, headline, stage_caveats
 from trainables.base import SPLITS
 from trainables.data.parquet import Parquet
 from trainables.presets import leaves

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +23,52 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from orchestrator import figures
 from orchestrator.analysis.basin import Basin
 from orchestrator.analysis.findings import CellDetails, Findings, evidence_of, gather
 from orchestrator.analysis.power import Planted
 from orchestrator.analysis.summary import by_arm
 from orchestrator.cost.actual import Planned
 from orchestrator.cost.ledger import Ledger
-from orchestrator.rows import Row, csv_text, document_of, flat_tables, plain
+from orchestrator.report import figures, figures_parameters, plotting
+from orchestrator.report.answer import headline
+from orchestrator.report.document import Row, csv_text, document_of, flat_tables, plain
+from orchestrator.report.table import Line, Table, to_latex, to_markdown
+from orchestrator.report.tables_results import (
+    contrast_table,
+    paper_table,
+    peak_contrast_table,
+    peak_table,
+    robustness_table,
+    search_table,
+    tuning_table,
+)
+from orchestrator.report.tables_runs import (
+    cost_table,
+    ledger_table,
+    outcome_table,
+    planned_table,
+    power_table,
+)
+from orchestrator.report.tables_shift import corruption_table, shifted_set_table
+from orchestrator.report.tables_windows import (
+    audit_table,
+    basin_table,
+    edge_table,
+    gap_contrast_table,
+    gap_table,
+    importance_table,
+    noise_table,
+    transfer_table,
+)
+from orchestrator.report.text import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, where_text
 from orchestrator.stats.measures import MEASURES
 from orchestrator.stats.surrogate import Landscape, useful_surrogate
 from orchestrator.sweep.config import cell_name
 from orchestrator.sweep.space import Cell
-from orchestrator.tables import Line, tables_of, to_latex, to_markdown
 from orchestrator.trials.numerals import duration, percent, short
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan, Trial, TrialCost, error_term
-from orchestrator.words import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, headline, where_text
 from trainables.io.files import write_atomically
 
 #: With more figures there are no PDFs beside the SVGs.
@@ -191,8 +219,8 @@ def _num_figures(plan: Plan) -> int:
 def _drawing(plan: Plan, kind: str, names: Iterable[str], title: str, figure: Figure) -> _Drawing:
     # A tilde: it occurs in no name of a cell.
     name = "~".join((kind, *names)).replace("/", "~")
-    pdf = figures.to_pdf(figure) if _num_figures(plan) <= MAX_PDFS else None
-    return _Drawing(kind, name, title, figures.to_svg(figure), pdf)
+    pdf = plotting.to_pdf(figure) if _num_figures(plan) <= MAX_PDFS else None
+    return _Drawing(kind, name, title, plotting.to_svg(figure), pdf)
 
 
 def _shared_drawings(found: Findings) -> list[_Drawing]:
@@ -237,7 +265,7 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
             "parameter",
             [name, path],
             f"{name}: {path}",
-            figures.error_over_parameter(arms, path, domains[path]),
+            figures_parameters.error_over_parameter(arms, path, domains[path]),
         )
     if len(paths) >= 2 and set(domains[paths[0]]) & set(domains[paths[1]]):
         pair = (paths[0], paths[1])
@@ -246,13 +274,15 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
             for ground, found_basin in zip(found.grounds(name), evidence.basins, strict=True)
             if (surface := _surface(ground, found_basin, pair)) is not None
         }
-        figure = figures.error_over_plane(arms, pair, (domains[pair[0]], domains[pair[1]]), surfaces)
+        figure = figures_parameters.error_over_plane(
+            arms, pair, (domains[pair[0]], domains[pair[1]]), surfaces
+        )
         add("plane", [name], name, figure)
     add("curves", [name], name, figures.curves(arms))
     return drawings
 
 
-def _surface(ground: Landscape, around: Basin, paths: tuple[str, str]) -> figures.Surface | None:
+def _surface(ground: Landscape, around: Basin, paths: tuple[str, str]) -> figures_parameters.Surface | None:
     """The surrogate in a plane through its optimum; None where it is of no use or a parameter is a choice."""
     x, y = (ground.axis(path) for path in paths)
     if x is None or y is None or around.reference_pct is None:
@@ -263,7 +293,7 @@ def _surface(ground: Landscape, around: Basin, paths: tuple[str, str]) -> figure
     place_BD, _ = surrogate.optima()
     plane = surrogate.over(x, y, place_BD)[0]
     quantiles = np.linspace(0, 1, len(plane))
-    return figures.Surface(
+    return figures_parameters.Surface(
         x=[float(ground.axes[x].at(float(u))) for u in quantiles],
         y=[float(ground.axes[y].at(float(u))) for u in quantiles],
         errors_pct=plane,
@@ -419,3 +449,35 @@ def _template() -> jinja2.Template:
     }
     source = importlib.resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
     return environment.from_string(source)
+
+
+#: In the order of the page, as far as their place is not in the template.
+TABLES: tuple[Callable[[Findings], Table], ...] = (
+    peak_table,
+    robustness_table,
+    contrast_table,
+    peak_contrast_table,
+    search_table,
+    tuning_table,
+    basin_table,
+    importance_table,
+    transfer_table,
+    gap_table,
+    gap_contrast_table,
+    noise_table,
+    edge_table,
+    audit_table,
+    outcome_table,
+    power_table,
+    cost_table,
+    ledger_table,
+    planned_table,
+    corruption_table,
+    shifted_set_table,
+    paper_table,
+)
+
+
+def tables_of(found: Findings) -> dict[str, Table]:
+    """All tables by name."""
+    return {table.name: table for table in (make(found) for make in TABLES)}

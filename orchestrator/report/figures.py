@@ -1,0 +1,354 @@
+"""Figures of a sweep: Delta-EDFs, tuning curves, error over the parameters, pairs, training curves, gaps.
+
+Arms are told apart by colour (Okabe and Ito's, which the colour-blind can tell apart), by line and by
+marker, so that a print in black and white can be read too. A cross always is a diverged trial.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from orchestrator.analysis.contrasts import Contrast
+from orchestrator.analysis.gaps import Gap
+from orchestrator.analysis.summary import Summary, landmarks
+from orchestrator.report.plotting import (
+    BACKED,
+    GREY,
+    axis_label,
+    clipped,
+    colour_of,
+    draw_cross,
+    draw_empty,
+    draw_legend,
+    figure_height,
+    framed,
+    has_diverged,
+    line_of,
+    marker_of,
+    styled,
+)
+from orchestrator.stats.best_of import TuningCurve
+from orchestrator.stats.intervals import share_interval
+from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, deltas, edf
+from orchestrator.trials.records import Result
+from trainables.base import WORST_PCT
+
+
+@styled
+def delta_edf(summaries: Sequence[Summary]) -> Figure:
+    """Share of points within Delta of the arm's reference, Delta from 0 to 10 pp; one line per arm.
+
+    The band is the pointwise exact 95 % interval, at both ends of what a confirmed reference may be; without
+    a confirmed reference there is none.
+
+    Args:
+      summaries: the arms of one cell.
+    """
+    figure = Figure(figsize=(4.5, figure_height(len(summaries))))
+    axes = figure.subplots()
+    handles = []
+    for index, summary in enumerate(summaries):
+        count = len(summary.errors_pct)
+        handles.append(
+            Line2D([], [], color=colour_of(index), ls=line_of(index), label=f"{summary.arm} (n = {count})")
+        )
+        if not count:
+            continue
+        steps, shares = edf(summary.deltas_pp)
+        # The function is 0 left of its first step and keeps its value beyond the last one drawn.
+        inside = steps <= AREA_LIMIT_PP
+        x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
+        y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
+        if (reference := summary.reference_interval) is not None:
+            # At each end of the reference: a higher one has more points near it.
+            ends = (reference.value if end is None else end for end in (reference.low, reference.high))
+            at, errors = np.linspace(0, AREA_LIMIT_PP, 401), list(summary.errors_pct.values())
+            counts = [np.searchsorted(np.sort(deltas(errors, end)), at, side="right") for end in ends]
+            low, high = ([share_interval(int(c), count)[side] for c in counts[side]] for side in (0, 1))
+            axes.fill_between(at, low, high, color=colour_of(index), alpha=0.12, lw=0)
+        axes.step(x, y, where="post", color=colour_of(index), ls=line_of(index))
+    if not any(summary.errors_pct for summary in summaries):
+        draw_empty(axes)
+    axes.set(
+        xlim=(0, AREA_LIMIT_PP),
+        ylim=(0, 1.02),
+        xlabel="Delta: error over the arm's reference (pp)",
+        ylabel="share of points",
+    )
+    axes.set_xticks([0, 1, 2, 4, 6, 8, 10])
+    framed(figure, handles)
+    return figure
+
+
+@styled
+def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
+    """The median error of the best of k trials over k, with the band that holds at every k at once.
+
+    Beyond the largest k that the trials support the curve goes on in grey, without a band.
+
+    Args:
+      arms: of one cell.
+    """
+    figure = Figure(figsize=(4.5, figure_height(len(arms))))
+    axes = figure.subplots()
+    handles: list[Artist] = []
+    tops, bottoms, longest = [1.0], [WORST_PCT], 2
+    for index, (arm, curve) in enumerate(arms.items()):
+        k, count = np.arange(1, curve.num_trials + 1), curve.largest_budget
+        longest = max(longest, curve.num_trials)
+        axes.plot(
+            k[max(count - 1, 0) :], curve.median_pct[max(count - 1, 0) :], color="#8c8c8c", lw=1, ls=":"
+        )
+        if count:
+            axes.fill_between(
+                k[:count],
+                curve.low_pct[:count],
+                curve.high_pct[:count],
+                color=colour_of(index),
+                alpha=0.12,
+                lw=0,
+            )
+            axes.plot(
+                k[:count], curve.median_pct[:count], color=colour_of(index), ls=line_of(index),
+                marker=marker_of(index), ms=4, mec="white", mew=0.5, markevery=[count - 1],
+            )  # fmt: skip
+            tops.append(float(min(curve.high_pct[0], 2 * curve.median_pct[0])))
+            bottoms.append(float(curve.low_pct[:count].min()))
+        tops.append(float(curve.median_pct[0]))
+        bottoms.append(float(curve.median_pct.min()))
+        handles.append(
+            Line2D(
+                [], [], color=colour_of(index), ls=line_of(index), marker=marker_of(index), ms=4,
+                label=f"{arm} (to k = {count})" if count else f"{arm} (too few trials)",
+            )
+        )  # fmt: skip
+    if not arms:
+        draw_empty(axes)
+    top, bottom = max(tops), min(bottoms)
+    margin = 0.06 * (top - bottom) or 1.0
+    axes.set_xscale("log", base=2)
+    axes.set(ylim=(max(bottom - margin, 0), min(top + margin, 102)), xlim=(0.94, longest * 1.06))
+    axes.xaxis.set_major_locator(FixedLocator([2**i for i in range(longest.bit_length())]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.set(xlabel="k, trials tried", ylabel="error of the best of k (%)")
+    handles.append(Line2D([], [], color="#8c8c8c", lw=1, ls=":", label="not supported"))
+    framed(figure, handles)
+    return figure
+
+
+@styled
+def paired(summaries: Sequence[Summary]) -> Figure:
+    """The error of every point in each arm over its error in the first arm, with the line of equality.
+
+    Points that count as 100 % in an arm stand as crosses at that arm's edge, beyond a thin line.
+
+    Args:
+      summaries: the arms of one cell; a point's error is the mean over its replicates.
+    """
+    base, *others = summaries
+    figure = Figure(figsize=(4.5, 4.2 + 0.2 * max(len(others) - 2, 0)))
+    axes = figure.subplots()
+    pairs = {
+        s.arm: [(base.errors_pct[p], s.errors_pct[p]) for p in base.errors_pct if p in s.errors_pct]
+        for s in others
+    }
+    lost = WORST_PCT - 1e-9
+    ran = [error for found in pairs.values() for pair in found for error in pair if error < lost]
+    high, low = max(ran, default=1.0) or 1.0, min(ran, default=0.0)
+    room = 0.06 * (high - low) or 0.5
+    start, bar, edge = max(low - room, 0.0), high + room, high + 2 * room
+    handles: list[Artist] = [Line2D([], [], color=GREY, lw=0.9, label="equal")]
+    any_lost = False
+    for index, (arm, found) in enumerate(pairs.items(), start=1):
+        good = [pair for pair in found if max(pair) < lost]
+        bad = [
+            tuple(edge if error >= lost else error for error in pair) for pair in found if max(pair) >= lost
+        ]
+        axes.plot(
+            [x for x, _ in good], [y for _, y in good], ls="none", marker=marker_of(index), ms=6, mew=0.6,
+            mec="white", color=colour_of(index), alpha=0.9,
+        )  # fmt: skip
+        if bad:
+            any_lost = True
+            draw_cross(axes, [x for x, _ in bad], [y for _, y in bad], colour_of(index))
+        handles.append(Line2D([], [], color=colour_of(index), ls="none", marker=marker_of(index), label=arm))
+    if not any(pairs.values()):
+        draw_empty(axes)
+    axes.plot([start, bar], [start, bar], color=GREY, lw=0.9, zorder=1)
+    end = bar
+    if any_lost:
+        end = edge + room
+        axes.axhline(bar, color=GREY, lw=0.6)
+        axes.axvline(bar, color=GREY, lw=0.6)
+        handles.append(
+            Line2D([], [], color=GREY, ls="none", marker="x", mew=1.4, label="diverged, beyond the line")
+        )
+    name = others[0].arm if len(others) == 1 else "the other arm"
+    axes.set(xlim=(start, end), ylim=(start, end), aspect="equal", anchor="NW")
+    axes.set(xlabel=f"error of {clipped(base.arm, 40)} (%)", ylabel=f"error of {clipped(name, 40)} (%)")
+    for which in ("x", "y"):
+        axes.locator_params(axis=which, nbins=6)
+    framed(figure, handles)
+    return figure
+
+
+@styled
+def gap_sizes(gaps: Sequence[Gap]) -> Figure:
+    """Gaps with their intervals: a row per pair of cells and arm.
+
+    Args:
+      gaps: at least one.
+    """
+    figure = Figure(figsize=(4.5, 1.0 + 0.46 * len(gaps)), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(gap.arm for gap in gaps))
+    for y, gap in enumerate(gaps):
+        index = arms.index(gap.arm)
+        ends = [end for end in (gap.gap_pp.low, gap.gap_pp.high) if end is not None]
+        axes.plot(ends, [y] * len(ends), color=colour_of(index), lw=2, solid_capstyle="butt")
+        axes.plot([gap.gap_pp.value], [y], ls="none", marker=marker_of(index), ms=6.5, color=colour_of(index))
+        axes.annotate(
+            clipped(f"{gap.pair.cell} against {gap.pair.base_cell} · {gap.arm}", 58), (0, y),
+            xycoords=("axes fraction", "data"), xytext=(0, 6), textcoords="offset points", fontsize=8.5,
+            bbox=BACKED,
+        ).set_in_layout(False)  # fmt: skip
+    axes.axvline(0, color="black", lw=0.9)
+    axes.set(ylim=(len(gaps) - 0.6, -0.85), yticks=[], xlabel="gap in error of the best of k (pp)")
+    axes.margins(x=0.08)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    handles = [
+        Line2D([], [], color=colour_of(i), marker=marker_of(i), lw=2, label=a) for i, a in enumerate(arms)
+    ]
+    draw_legend(figure, handles)
+    return figure
+
+
+@styled
+def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
+    """Error on the selection split after every epoch: each arm's best, median and worst trial.
+
+    Args:
+      arms: results of one cell by arm.
+    """
+    panels = ("best", "median", "worst")
+    figure = Figure(figsize=(8.4, 3.1))
+    grid = figure.subplots(1, len(panels), sharex=True, sharey=True, gridspec_kw={"wspace": 0.07})
+    highest, num_epochs, ends = 1.0, 1, False
+    found = {arm: landmarks(results) for arm, results in arms.items()}
+    for panel, axes in zip(panels, grid, strict=True):
+        unseen = []
+        for index, arm in enumerate(arms):
+            result = found[arm].get(panel)
+            if result is None:
+                continue
+            epochs = sorted(result.record.rows)
+            errors = [result.record.rows[epoch].val_error_pct for epoch in epochs]
+            num_epochs = max(num_epochs, result.trial.config.schedule.epochs)
+            if not epochs:
+                unseen.append(f"{arm}: diverged in its first epoch")
+                continue
+            highest = max(highest, *errors)
+            axes.plot(
+                epochs,
+                errors,
+                color=colour_of(index),
+                ls=line_of(index),
+                marker=marker_of(index),
+                ms=4,
+                mec="white",
+                mew=0.5,
+                # Staggered, so that the markers of arms that coincide stay apart.
+                markevery=(index % 4, max(len(epochs) // 5, 1)) if len(epochs) > 1 else None,
+                lw=1.4,
+            )
+            if has_diverged(result):
+                draw_cross(axes, epochs[-1:], errors[-1:], colour_of(index))
+                ends = True
+        if unseen:
+            axes.text(0.97, 0.04, "\n".join(unseen), transform=axes.transAxes, ha="right", fontsize=8)
+        axes.set_title(f"{panel} of each arm", loc="left")
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True, nbins=6)
+    if not any(found.values()):
+        draw_empty(grid[1])
+    grid[0].set(ylabel=axis_label(arms), ylim=(0, 1.05 * highest), xlim=(0, 1.03 * num_epochs))
+    handles: list[Artist] = [
+        Line2D([], [], color=colour_of(index), ls=line_of(index), marker=marker_of(index), ms=4, label=arm)
+        for index, arm in enumerate(arms)
+    ]
+    if ends:
+        handles.append(Line2D([], [], color=GREY, ls="none", marker="x", mew=1.4, label="diverged"))
+    framed(figure, handles, titles=0.2)
+    return figure
+
+
+@styled
+def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
+    """The difference of every arm to the reference arm with its interval, one row per cell and arm.
+
+    Filled markers are settled, hollow ones are not. To the right of 0 the arm is better than the
+    reference arm, whatever the measure.
+
+    Args:
+      contrasts: of any measures; those of `measure` are drawn. At least one must be of it.
+    """
+    rows = [contrast for contrast in contrasts if contrast.measure == measure]
+    sign = 1 if MEASURES[measure].higher_is_better else -1
+    figure = Figure(figsize=(4.5, 1.15 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(contrast.arm for contrast in rows))
+    reach = 0.0
+    for y, contrast in enumerate(rows):
+        if (difference := contrast.difference) is None:
+            axes.text(0, y, "no pairs yet", ha="center", va="center", color=GREY, fontsize=8)
+            continue
+        # The reference arm takes the first colour, as everywhere else.
+        index = arms.index(contrast.arm) + 1
+        ends = [end * sign for end in (difference.low, difference.high) if end is not None]
+        axes.plot(ends, [y] * len(ends), color=colour_of(index), lw=2, solid_capstyle="butt")
+        axes.plot(
+            [difference.value * sign],
+            [y],
+            marker=marker_of(index),
+            ms=6.5,
+            mec=colour_of(index),
+            mfc=colour_of(index) if contrast.better else "white",
+            mew=1.4,
+        )
+        reach = max(reach, abs(difference.value), *map(abs, ends))
+    reach = 1.12 * reach or 1.0
+    base = rows[0].base_arm
+    axes.axvline(0, color="black", lw=0.9)
+    axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.6, -0.85), yticks=[])
+    several = len(arms) > 1
+    for y, row in enumerate(rows):
+        label = f"{row.cell} · {row.arm}" if several else row.cell
+        # Above its interval, not beside it: long names leave the intervals their width.
+        axes.annotate(
+            clipped(f"{label} (primary)" if row.primary else label, 58),
+            (0, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 6),
+            textcoords="offset points",
+            fontsize=8.5,
+            bbox=BACKED,
+        ).set_in_layout(False)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    # Em spaces: a browser would run plain ones together.
+    other = "the other arm" if several else arms[0]
+    turned = "" if sign == 1 else ", sign turned"
+    sides = f"← {clipped(base, 20)} better\u2003\u2003{clipped(other, 20)} better →"
+    axes.set_xlabel(f"{sides}\ndifference in {MEASURES[measure].symbol}{turned}")
+    handles: list[Artist] = [
+        Line2D([], [], color="black", marker="o", mfc=fill, mew=1.4, lw=2, label=label)
+        for fill, label in (("black", "settled"), ("white", "not settled"))
+    ]
+    draw_legend(figure, handles)
+    return figure

@@ -1,0 +1,162 @@
+"""A table, and its forms: text, Markdown, LaTeX."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.analysis.findings import Findings, not_worked_out
+from orchestrator.report.document import Row
+from orchestrator.report.text import interval_text, measure_text
+from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.measures import Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What stands in one place of a table; `small` in small print below it, as intervals are."""
+
+    main: str
+    small: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row; the first text is its cell. `kind` is `primary`, `soft` (describes only) or empty."""
+
+    texts: tuple[Text, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people: on the page, as Markdown and as LaTeX.
+
+    Attributes:
+      name: of its files.
+      title: what it holds.
+      columns: heads; a number's begins with `#`, and is set to the right.
+      rows: as many texts as columns in each.
+      notes: what is not in it, and why.
+      section: heading of the section it makes; empty for a table that has its place on the page already.
+      intro: a sentence or two under that heading.
+      data: the same numbers with all their digits, for summary.json and CSV; only of tables with a section.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[Line] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    section: str = ""
+    intro: str = ""
+    data: list[Row] = field(default_factory=list)
+
+    @property
+    def heads(self) -> list[tuple[str, bool]]:
+        """Heads, and whether what is below is numbers."""
+        return [(head.lstrip("#"), head.startswith("#")) for head in self.columns]
+
+    def add(self, *texts: str | Text, kind: str = "") -> None:
+        """A row; plain text has no small print."""
+        assert len(texts) == len(self.columns)
+        self.rows.append(Line(tuple(t if isinstance(t, Text) else Text(t) for t in texts), kind))
+
+    def note(self, text: str) -> None:
+        """Once, however often it is said."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def refuses(self, who: str, because: str | None, what: str = "refused") -> bool:
+        """Whether there is a reason against a row; if so it is noted."""
+        if because:
+            self.note(f"{who}: {what}, as {because}.")
+        return bool(because)
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown under its title."""
+
+    def escaped(text: str) -> str:
+        for sign in "\\`*_{}[]<>#|~$":
+            text = text.replace(sign, f"\\{sign}")
+        return text.replace("\n", " ")
+
+    lines = [f"**{escaped(table.title)}**", ""]
+    lines.append("| " + " | ".join(escaped(head) for head, _ in table.heads) + " |")
+    lines.append("|" + "|".join("---:" if number else "---" for _, number in table.heads) + "|")
+    lines += [
+        "| " + " | ".join(escaped(_one_line(text)) for text in line.texts) + " |" for line in table.rows
+    ]
+    if table.notes:
+        lines += ["", *(f"- {escaped(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "−": "$-$", "²": "$^2$", "–": "--", "≥": r"$\geq$", "×": r"$\times$",
+    "±": r"$\pm$", "\u00a0": "~", "\n": " ", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def to_latex(table: Table) -> str:
+    """A table for LaTeX with the package booktabs; notes are comments."""
+
+    def escaped(text: str) -> str:
+        return "".join(_LATEX.get(sign, sign) for sign in text)
+
+    def row(texts: Iterable[str]) -> str:
+        return " & ".join(escaped(text) for text in texts) + r" \\"
+
+    columns = "".join("r" if number else "l" for _, number in table.heads)
+    lines = [f"% {_one_comment(table.title)}; needs \\usepackage{{booktabs}}"]
+    lines += [
+        f"\\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        row(head for head, _ in table.heads),
+        r"\midrule",
+    ]
+    before = None
+    for line in table.rows:
+        if before is not None and line.texts[0].main != before:
+            lines.append(r"\addlinespace")
+        before = line.texts[0].main
+        lines.append(row(_one_line(text) for text in line.texts))
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {_one_comment(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _one_comment(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _one_line(text: Text) -> str:
+    return f"{text.main} ({text.small})" if text.small else text.main
+
+
+# ----------------------------------------------------------------------------------------- what a sweep found
+
+
+def shown(
+    estimate: Estimate | None, measure: Measure = "f1", sign: bool = False, otherwise: str = "–"
+) -> Text:
+    """A number with its interval."""
+    if estimate is None:
+        return Text(otherwise)
+    ends = interval_text(estimate, measure, sign) or ("no interval" if estimate.because else "")
+    return Text(measure_text(estimate.value, measure, sign), ends)
+
+
+def note_no_interval(table: Table, estimates: Iterable[Estimate | None]) -> None:
+    for estimate in estimates:
+        if estimate is not None and estimate.because:
+            table.note(f"No interval where it says so: {estimate.because}.")
+
+
+def note_left_out(found: Findings, table: Table) -> None:
+    if left := not_worked_out(found):
+        table.note(
+            f"Worked out in {len(found.deep)} cells of {len(found.deep) + len(left)}, as the sweep is large; "
+            f"not in: {', '.join(left)}."
+        )

@@ -1,0 +1,289 @@
+"""The numbers of a report for people: tables for the page, for Markdown and for LaTeX.
+
+To add a section to the report, write a function of a `Found` that returns a `Table` with `section` set, and
+put it in `TABLES`. Where it has rows or notes it then has its own heading on the page, after the cost, and a
+link at the head of it, and is written as Markdown and LaTeX; its `data` go to summary.json, under its name,
+and to CSV.
+"""
+
+from orchestrator.analysis.findings import Findings, budgets
+from orchestrator.analysis.noise import noise_floor_pp
+from orchestrator.report.answer import told_apart
+from orchestrator.report.document import num_ended, plain
+from orchestrator.report.table import Table, Text, note_no_interval, shown
+from orchestrator.report.text import DESCRIBES, SPLIT_NAMES, TESTS, error_interval, measure_text, p_text
+from orchestrator.stats.measures import MEASURES
+from orchestrator.trials.numerals import percent
+from orchestrator.trials.search import BEST_EDGE_SHARE, searched
+from orchestrator.trials.trial import error_term
+
+
+def peak_table(found: Findings) -> Table:
+    table = Table(
+        "peak",
+        "Lowest error per cell and arm, in %",
+        ("Cell", "Arm", "#Trials ended", "#Share diverged", "#Confirmed, selection", "#Confirmed, final",
+         "#Best of the sweep, selection", "#same trial, final", "#Optimism of that best (pp)"),
+    )  # fmt: skip
+    optimisms = {
+        (part.cell, arm): flattery for part in found.evidence for arm, flattery in part.optimism.items()
+    }
+    for s in found.summaries:
+        small = [f"{len(s.errors_pct)} points count"] if len(s.errors_pct) < s.num_points else []
+        small += [f"{s.num_incomplete} lack a replicate"] if s.num_incomplete else []
+        confirmed, best = s.confirmed, s.best
+        if confirmed:
+            interval = error_interval(confirmed.val)
+            seeds = f"{confirmed.num_seeds} seeds"
+            if confirmed.num_diverged:
+                seeds += f", {confirmed.num_diverged} diverged"
+            val = Text(percent(confirmed.val.value), f"{interval}; {seeds}" if interval else seeds)
+            test = shown(confirmed.test, "error")
+        else:
+            val, test = Text("unconfirmed"), Text("–")
+            table.refuses(f"{s.cell}, {s.arm}", s.refused.get("confirmed"), "unconfirmed")
+        flattery = optimisms.get((s.cell, s.arm))
+        if best is None:
+            optimistic = Text("–")
+        elif flattery is None:
+            optimistic = Text("not known")
+        else:
+            optimistic = Text(f"{flattery.modelled_pct:.2f}", f"at most {flattery.at_most_pct:.2f}")
+        if "diverged" in s.refused:
+            table.note(f"{s.cell}, {s.arm}: {s.refused['diverged']}.")
+        table.add(
+            s.cell,
+            s.arm,
+            Text(f"{num_ended(s)} of {s.num_trials}", ", ".join(small)),
+            shown(s.diverged, otherwise="refused" if "diverged" in s.refused else "–"),
+            val,
+            test,
+            percent(best.val_error_pct) if best else "–",
+            percent(best.test_error_pct) if best else "–",
+            optimistic,
+        )
+    if any(s.best for s in found.summaries) and not all(optimisms.values()):
+        table.note(
+            "Optimism is by how much the lowest error flatters its own setting. Where nothing was run twice "
+            "the size of chance cannot be known, and so neither can it."
+        )
+    return table
+
+
+def robustness_table(found: Findings) -> Table:
+    heads = [f"#{info.symbol}{'' if info.decides else ' (describes)'}" for info in MEASURES.values()]
+    table = Table(
+        "robustness",
+        "How errors are distributed over the settings, per cell and arm",
+        ("Cell", "Arm", "#Points", "#Median error (%)", "#Reference of Delta (%)", *heads),
+    )
+    for s in found.summaries:
+        for measure in ("delta_edf", "confirmed_reference"):
+            if measure in s.refused:
+                what = "refused" if measure == "delta_edf" else "not measured from the confirmed best"
+                table.note(f"{s.cell}, {s.arm}: {what}, as {s.refused[measure]}.")
+        note_no_interval(table, s.measures.values())
+        kind = {"confirmed": "confirmed", "sweep_minimum": "unconfirmed"}.get(s.reference_kind or "", "")
+        table.add(
+            s.cell,
+            s.arm,
+            f"{len(s.errors_pct)} of {s.num_points}",
+            percent(s.median_error_pct) if "median_error_pct" not in s.refused else "refused",
+            Text(percent(s.reference_pct), kind) if s.reference_pct is not None else "none trained",
+            *(
+                shown(s.measures.get(key), key, otherwise="refused" if key in s.refused else "–")
+                for key in MEASURES
+            ),
+        )
+    return table
+
+
+_HOLDS_ZERO = (
+    "A settled row whose interval holds 0: the test says that the arms differ, on the pairs there are; the "
+    "interval of the mean also allows for divergences of one arm that no pair happened to show."
+)
+
+
+def contrast_table(found: Findings) -> Table:
+    base = next(iter(found.plan.sweep.arms))
+    table = Table(
+        "differences",
+        f"Every arm against {base}, on the points that both have",
+        (
+            "Cell",
+            "Arm",
+            "Measure",
+            f"#{base}",
+            "#Arm",
+            "#Difference",
+            "#Pairs",
+            "#p",
+            "#p by Holm",
+            "Verdict",
+        ),
+    )
+    for c in found.contrasts:
+        info = MEASURES[c.measure]
+        pairs = Text(str(c.num_pairs), f"{c.num_unpaired} unpaired" if c.num_unpaired else "")
+        if c.better:
+            verdict = Text(f"{c.better} is better", strong=True)
+        elif info.decides:
+            verdict = Text("not settled", c.because)
+        else:
+            verdict = Text("describes")
+            table.note(f"Rows that describe: {DESCRIBES}")
+        note_no_interval(table, [c.difference])
+        if c.better and c.difference and (c.difference.low or 0) <= 0 <= (c.difference.high or 0):
+            table.note(_HOLDS_ZERO)
+        holm = Text(p_text(c.p_adjusted), f"over {c.num_in_family}" if c.num_in_family > 1 else "")
+        table.add(
+            c.cell,
+            c.arm,
+            Text(info.symbol, "primary" if c.primary else ""),
+            measure_text(c.base_value, c.measure),
+            measure_text(c.value, c.measure),
+            shown(c.difference, c.measure, sign=True),
+            pairs,
+            Text(p_text(c.p_value), TESTS[c.test]) if info.decides else "–",
+            holm if info.decides else "–",
+            verdict,
+            kind="primary" if c.primary else "" if info.decides else "soft",
+        )
+    return table
+
+
+def peak_contrast_table(found: Findings) -> Table:
+    base = next(iter(found.plan.sweep.arms))
+    table = Table(
+        "peak_differences",
+        f"Confirmed error of every arm minus that of {base}, in pp",
+        ("Cell", "Arm", "Split", "#Difference", "#Noise floor", "#p (Welch)", "#p by Holm", "Verdict"),
+    )
+    for c in found.peaks:
+        sides = [found.noise.get((c.cell, arm)) for arm in (c.arm, c.base_arm)]
+        floor = noise_floor_pp(sides[0], sides[1]) if sides[0] and sides[1] else None
+        better = told_apart(c)
+        verdict = Text(f"{better} is better", strong=True) if better else Text("not told apart")
+        table.add(
+            c.cell,
+            c.arm,
+            SPLIT_NAMES[c.split],
+            shown(c.difference, sign=True),
+            shown(floor if c.split == "val" else None),
+            p_text(c.p_value),
+            p_text(c.p_adjusted),
+            verdict,
+        )
+    return table
+
+
+def tuning_table(found: Findings) -> Table:
+    curves = [curve for part in found.evidence for curve in part.curves.values()]
+    supported = max((curve.largest_budget for curve in curves), default=0)
+    # One budget that is refused everywhere says it; more would say it again.
+    ks = [k for k in budgets(curves) if k // 2 <= supported]
+    table = Table(
+        "tuning",
+        "Median error of the best of k trials (%), with bands that hold at every k at once",
+        ("Cell", "Arm", "#Trials", "#Largest k supported", *(f"#k = {k}" for k in ks)),
+    )
+    for part in found.evidence:
+        for arm, curve in part.curves.items():
+            told = []
+            for k in ks:
+                best = curve.at(k)
+                if best is None:
+                    told.append(Text("refused" if k <= curve.num_trials else "–"))
+                else:
+                    band = f"{percent(best.low_pct)} to {percent(best.high_pct)}"
+                    told.append(Text(percent(best.median_pct), band))
+            table.add(part.cell, arm, str(curve.num_trials), str(curve.largest_budget), *told)
+    if any(t.main == "refused" for line in table.rows for t in line.texts):
+        table.note(
+            "Refused beyond the largest k: a setting too rare to have been drawn could be the median best "
+            "there, and could have any error."
+        )
+    for s in found.summaries:
+        if "delta_edf" in s.refused:
+            table.note(f"{s.cell}, {s.arm}: refused, as {s.refused['delta_edf']}.")
+    return table
+
+
+def search_table(found: Findings) -> Table:
+    table = Table(
+        "search",
+        "What the search tried and found, per cell and arm; errors on the selection split, in %",
+        ("Cell", "Arm", "#Points", "#Ended early", "#Diverged", "#Epochs trained", "#Best of round 1",
+         "#Best", "#Found as point", "At an edge"),
+        section="Search",
+        intro="Every arm had as many points in every cell. The lowest error of so many is lower than its "
+        "setting deserves; `vitc-sweep confirm` runs it again with fresh seeds.",
+    )  # fmt: skip
+    for one in searched(found.plan, found.results):
+        table.add(
+            one.cell,
+            one.arm,
+            str(one.num_points),
+            str(one.num_stopped),
+            str(one.num_diverged),
+            str(one.num_epochs),
+            percent(one.first_round_pct),
+            percent(one.best_pct),
+            "–" if one.best_point is None else str(one.best_point),
+            ", ".join(one.edges) or "no",
+        )
+        table.data.append(plain(one))
+        if one.edges:
+            table.note(
+                f"{one.cell}, {one.arm}: the best lies in the outer {BEST_EDGE_SHARE:.0%} of the window of "
+                f"{', '.join(one.edges)}; a better one may lie beyond."
+            )
+    return table
+
+
+def paper_table(found: Findings) -> Table:
+    table = Table(
+        "paper",
+        f"Lowest {error_term(found.plan.trials)} per cell and arm beside the paper's, in %",
+        (
+            "Cell",
+            "Arm",
+            "#Paper",
+            "Source",
+            "#Here, confirmed",
+            "#Here, best of the sweep",
+            "#Here - paper (pp)",
+        ),
+        section="Beside the paper",
+        intro="What the file says a paper found in these cells and arms. Errors here are on the final split.",
+    )
+    summaries = {(s.cell, s.arm): s for s in found.summaries}
+    for values in found.plan.sweep.paper.values if found.plan.sweep.paper else ():
+        for cell, by_arm in values.top1_error_pct.items():
+            for arm, error_pct in by_arm.items():
+                s = summaries.get((cell, arm))
+                confirmed = s.confirmed.test if s and s.confirmed else None
+                best_pct = s.best.test_error_pct if s and s.best else None
+                here_pct = confirmed.value if confirmed else best_pct
+                if here_pct is None:
+                    continue
+                table.add(
+                    cell,
+                    arm,
+                    f"{error_pct:g}",
+                    values.source,
+                    shown(confirmed, "error"),
+                    percent(best_pct),
+                    f"{here_pct - error_pct:+.1f}",
+                )
+                table.data.append(
+                    {
+                        "cell": cell,
+                        "arm": arm,
+                        "source": values.source,
+                        "paper_error_pct": error_pct,
+                        "confirmed_error_pct": confirmed.value if confirmed else None,
+                        "best_error_pct": best_pct,
+                    }
+                )
+    return table

@@ -1,0 +1,232 @@
+"""Tables of the runs themselves: outcomes, cost, ledger, power."""
+
+from collections import Counter
+
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.power import POWER, Detectable
+from orchestrator.cost.actual import Planned, planned_actual
+from orchestrator.cost.speed import Basis, Span
+from orchestrator.report.document import Row, cost_per_arm
+from orchestrator.report.table import Table, Text
+from orchestrator.stats.measures import MEASURES, Measure
+from orchestrator.trials.numerals import duration, short
+from orchestrator.trials.outcomes import RULES
+
+_AGAIN = {
+    "never": "never",
+    "retries": "up to the number of retries",
+    "losses": "unless lost five times without getting on",
+    "always": "always",
+    "next run": "by the next run",
+}
+
+
+def outcome_table(found: Findings) -> Table:
+    table = Table(
+        "outcomes",
+        "Trials by outcome, and what an outcome means for them",
+        ("Outcome", "#Trials", "Means", "Run again", "May be best", "In the EDF"),
+    )
+    states = Counter(result.state for result in {r.trial.id: r for r in found.results}.values())
+    for name, rule in RULES.items():
+        counts = "no, counted as missing"
+        if rule.in_edf:
+            counts = "with its error" if rule.error_pct is None else f"as {rule.error_pct:g} % error"
+        table.add(
+            name.replace("_", " "),
+            str(states[name]),
+            rule.means,
+            _AGAIN[rule.again],
+            "yes" if rule.ranked else "no",
+            counts,
+            kind="" if states[name] else "soft",
+        )
+    for state, means in (
+        ("running", "has begun and not ended"),
+        ("missing", "has not been run, or not to an end"),
+    ):
+        kind = "" if states[state] else "soft"
+        table.add(
+            state, str(states[state]), means, "by the next run", "no", "no, counted as missing", kind=kind
+        )
+    return table
+
+
+def power_table(found: Findings) -> Table:
+    table = Table(
+        "power",
+        f"The smallest difference that is found with {POWER:.0%} power, by the planned points",
+        ("Cells", "Measure", "#Points", "#Reference arm, planted", "#By closed form", "#By simulation"),
+    )
+    groups: dict[tuple[Measure, int], list[Detectable]] = {}
+    for one in found.power:
+        groups.setdefault((one.measure, one.num_points), []).append(one)
+    all_cells = set(found.plan.sweep.cell_names())
+    for (measure, num_points), same in groups.items():
+        if not MEASURES[measure].decides:
+            continue
+        cells = {one.cell for one in same}
+        told = [
+            "none" if size is None else f"{size:.2f}" for size in (same[0].closed_form, same[0].simulated)
+        ]
+        table.add(
+            "all" if cells == all_cells else ", ".join(sorted(cells)),
+            MEASURES[measure].symbol,
+            str(num_points),
+            f"{same[0].base_value:.2f}",
+            *told,
+        )
+    return table
+
+
+def cost_table(found: Findings) -> Table:
+    table = Table(
+        "cost",
+        "What a result costs: of trials that ran, all attempts included",
+        ("Cell", "Arm", "#Trials run", "#Time", "#Time per trial", "#Multiply-adds per trial",
+         "#Time of the best", "#Multiply-adds of the best"),
+    )  # fmt: skip
+    for row in cost_per_arm(found):
+        best = row["best_seconds"] is not None
+        table.add(
+            row["cell"],
+            row["arm"],
+            str(row["trials_run"]),
+            duration(row["trial_seconds"]),
+            "–" if row["seconds_per_trial"] is None else duration(row["seconds_per_trial"]),
+            "–" if not row["trials_run"] else short(row["multiply_adds_per_trial"]),
+            duration(row["best_seconds"]) if best else "–",
+            short(row["best_multiply_adds"]) if best else "–",
+        )
+    return table
+
+
+def ledger_table(found: Findings) -> Table:
+    device = found.spent.device if found.spent else "core"
+    table = Table(
+        "ledger",
+        f"{device}-seconds of all runs of this sweep, by what they were spent on",
+        ("Spent on", f"#{device}-seconds", "#Share (%)", "Which is"),
+        section="Where the time went",
+        intro="Every second of every device that a run held, from the command to its end.",
+    )
+    if found.spent is None:
+        return table
+    for name, seconds in found.spent.rows().items():
+        share = 100 * seconds / found.spent.total
+        table.add(name.replace("_", "-"), f"{seconds:.0f}", f"{share:.1f}", _SPENT_ON[name])
+        table.data.append({"spent_on": name, "device": device, "seconds": seconds, "share_pct": share})
+    return table
+
+
+_SPENT_ON = {
+    "useful": "training and evaluation that the results rest on",
+    "replayed": "steps done again after a crash, since the last checkpoint",
+    "lost": "work without a result: failed trials, and the last moments before a crash",
+    "queued": "lanes that waited for a trial, or for others to finish",
+    "start_up": "starting Ray and workers, and starting them again",
+    "preflight": "checks before the first trial",
+}
+
+
+def planned_table(found: Findings) -> Table:
+    before = found.planned
+    unit = before.unit if before else "core-hours"
+    table = Table(
+        "planned",
+        "Planned before the first trial, and as it came",
+        ("Cell and arm", "Batch", "#Trials run", "#s/epoch, planned", "#measured", "#Ratio",
+         f"#{unit}, planned", "#spent", "#Ratio", "#GiB, planned", "#peak", "Planned from"),
+        section="Planned and actual",
+        intro="A row is a shape: model, batch, workers, precision, optimizer. Planned hours are "
+        "those of the epochs that have run, hours spent those of all attempts; small print is the range that "
+        "was expected. A ratio above 1 is more than planned. Memory is measured on GPUs only.",
+    )  # fmt: skip
+    if before is None or not (rows := planned_actual(found.plan, before, found.records)):
+        return table
+    for row in rows:
+        (cell, arm), *more = row.arms or (("all", "that were planned"),)
+        table.add(
+            f"{cell} {arm}" + (f" and {len(more)} more" if more else ""),
+            row.shape or "–",
+            f"{row.trials_run} of {row.trials}",
+            _span_text(row.planned_seconds),
+            "–" if row.seconds is None else short(row.seconds),
+            _ratio_text(row.seconds, row.planned_seconds),
+            _span_text(row.planned_hours),
+            short(row.hours),
+            _ratio_text(row.hours, row.planned_hours),
+            "–" if row.planned_peak_gib is None else short(row.planned_peak_gib),
+            "–" if row.peak_gib is None else short(row.peak_gib),
+            _PLANNED_FROM[row.basis] if row.arms else "–",
+        )
+        table.data.append(
+            {
+                "cells_and_arms": "; ".join(f"{cell} {arm}" for cell, arm in row.arms),
+                "shape": row.shape,
+                "trials_run": row.trials_run,
+                "trials": row.trials,
+                **_span_columns("planned_seconds_per_epoch", row.planned_seconds),
+                "seconds_per_epoch": row.seconds,
+                **_span_columns("planned_hours", row.planned_hours),
+                "hours": row.hours,
+                "planned_peak_gib": row.planned_peak_gib,
+                "peak_gib": row.peak_gib,
+                "planned_from": row.basis,
+            }
+        )
+    _note_wall_clock(found, before, table)
+    if any(row.arms and row.basis is None and row.planned_peak_gib is None for row in rows):
+        table.note("Without a plan: shapes that came with a later run.")
+    return table
+
+
+def _note_wall_clock(found: Findings, before: Planned, table: Table) -> None:
+    """From start to end; compared only where what was planned is what has run, and all of it."""
+    distinct = {result.trial.id: result for result in found.results}
+    told = f"Made {before.made} for {before.trials} trials on {before.device}"
+    table.note(f"{told}; checkpoints were to take up to {before.checkpoint_gib:.2g} GiB at a time.")
+    if before.wall_hours is None or found.spent is None:
+        return
+    low, central, high = (
+        duration(3600 * hours)
+        for hours in (before.wall_hours.low, before.wall_hours.central, before.wall_hours.high)
+    )
+    text = f"From start to end: planned {central} ({low} to {high}), {duration(found.spent.wall)} so far"
+    if len(distinct) != before.trials:
+        text += f", in which the sweep has grown to {len(distinct)} trials"
+    elif all(result.state in RULES for result in distinct.values()):
+        ratio = found.spent.wall / (3600 * before.wall_hours.central)
+        text = text.removesuffix(" so far") + f" as it came: {ratio:.2f} times"
+    table.note(f"{text}. Time between two runs, and that of checks before them, is not in it.")
+
+
+def _span_text(planned: Span | None) -> Text:
+    if planned is None:
+        return Text("–")
+    return Text(short(planned.central), f"{short(planned.low)} to {short(planned.high)}")
+
+
+def _span_columns(name: str, planned: Span | None) -> Row:
+    return {
+        name: planned.central if planned else None,
+        f"{name}_low": planned.low if planned else None,
+        f"{name}_high": planned.high if planned else None,
+    }
+
+
+def _ratio_text(actual: float | None, planned: Span | None) -> Text:
+    if actual is None or planned is None or planned.central == 0:
+        return Text("–")
+    inside = planned.low <= actual <= planned.high
+    return Text(f"{actual / planned.central:.2f}", "" if inside else "out of range")
+
+
+_PLANNED_FROM: dict[Basis | None, str] = {
+    "measured": "rows of the same shape",
+    "preflight": "a step of the preflight",
+    "scaled": "other shapes",
+    "table": "data sheet",
+    "probe": "probe",
+    None: "nothing",
+}
