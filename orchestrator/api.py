@@ -134,7 +134,7 @@ def write_report(folder: Path | str) -> Path:
     Raises:
       FolderError: the folder is no sweep.
     """
-    from orchestrator.evidence import write_sealed_report
+    from orchestrator.evidence.seal import write_sealed_report
 
     return write_sealed_report(Path(folder))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from orchestrator.evidence import report_details
+from orchestrator.evidence.seal import report_details
 from orchestrator.monitor.progress import Progress
 from orchestrator.report.page import write_report
 from orchestrator.store.folder import open_folder

@@ -14,21 +14,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator import evidence
 from orchestrator.cost.actual import Planned, PlannedShape
 from orchestrator.cost.shapes import shape_key, shape_of
 from orchestrator.cost.speed import Span
-from orchestrator.evidence import (
-    bundle,
-    comparable,
-    compare,
-    fingerprint,
-    open_bundle,
-    seal,
-    source_digest,
-    verify,
-    write_sealed_report,
-)
+from orchestrator.evidence import bundle as evidence_bundle
+from orchestrator.evidence import seal as evidence_seal
+from orchestrator.evidence.bundle import bundle, open_bundle
+from orchestrator.evidence.compare import comparable, compare
+from orchestrator.evidence.seal import fingerprint, seal, source_digest, write_sealed_report
+from orchestrator.evidence.verify import verify
 from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_planned, save_question
 from orchestrator.store.journal import FolderError, Writer, encode, tree_of
 from orchestrator.store.provenance import provenance, source_root
@@ -107,7 +101,7 @@ def sealed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     Most tests change the report alone, and that the same input gives the same bytes has tests of its own.
     """
-    honest = evidence._write_report
+    honest = evidence_seal.write_report_into
 
     def write(opened: Folder, copy: Path) -> None:
         sources = contents(copy)
@@ -120,7 +114,7 @@ def sealed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes(data)
 
-    monkeypatch.setattr(evidence, "_write_report", write)
+    monkeypatch.setattr(evidence_seal, "write_report_into", write)
     return copied
 
 
@@ -630,7 +624,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(info.tobuf() + b"0" * 10_000))
     with pytest.raises(FolderError, match="a header that asks for 1073741824 bytes"):
         open_bundle(path, tmp_path / "into")
-    monkeypatch.setattr(evidence, "MAX_BUNDLE_FILES", 2)
+    monkeypatch.setattr(evidence_bundle, "MAX_BUNDLE_FILES", 2)
     path = archive(tmp_path / "many.tar.gz", [member(f"a/report/{n}.csv") for n in range(3)])
     with pytest.raises(FolderError, match="more than the 2 files"):
         open_bundle(path, tmp_path / "into")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.evidence import write_sealed_report
+from orchestrator.evidence.seal import write_sealed_report
 from orchestrator.report import page
 from orchestrator.store.folder import save_confirmation, save_question
 from orchestrator.trials.confirm import Confirmation, with_confirmation

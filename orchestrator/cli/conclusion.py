@@ -52,6 +52,6 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
 
 
 def _write_report(folder: Path) -> Path:
-    from orchestrator.evidence import write_sealed_report
+    from orchestrator.evidence.seal import write_sealed_report
 
     return write_sealed_report(folder)

@@ -22,7 +22,7 @@ def report(
 
     Of several sweeps each gets its own. Ends with exit code 0 if in all of them every trial has a result.
     """
-    from orchestrator.evidence import comparable
+    from orchestrator.evidence.compare import comparable
     from orchestrator.store.folder import open_folder
     from orchestrator.store.journal import FolderError
 
@@ -58,11 +58,11 @@ def compare(
     Refuses what is not comparable, and says why: other data or splits, epochs, cells, points, or settings
     that are no arm's own. All are compared to the first arm of the first folder.
     """
-    from orchestrator import evidence
+    from orchestrator.evidence import compare as evidence_compare
     from orchestrator.store.folder import open_folder
 
     target = out or Path("runs") / "+".join(folder.resolve().name for folder in folders)
-    _, notices = evidence.compare([open_folder(folder) for folder in folders], target)
+    _, notices = evidence_compare.compare([open_folder(folder) for folder in folders], target)
     console = make_console()
     for notice in notices:
         say(console, f"note: {notice}")
@@ -83,9 +83,9 @@ def verify(
     """
     from dataclasses import asdict
 
-    from orchestrator import evidence
+    from orchestrator.evidence import verify as evidence_verify
 
-    found = evidence.verify(path)
+    found = evidence_verify.verify(path)
     print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(found.lines()))
     raise typer.Exit(OK if found.ok else INCOMPLETE)
 
@@ -101,10 +101,11 @@ def bundle(
 
     Checkpoints and tracebacks stay behind. Paths of data and the name of the machine's processor are in it.
     """
-    from orchestrator import evidence
+    from orchestrator.evidence import bundle as evidence_bundle
+    from orchestrator.evidence import verify as evidence_verify
 
-    target = evidence.bundle(folder, out or Path())
-    found = evidence.verify(target)
+    target = evidence_bundle.bundle(folder, out or Path())
+    found = evidence_verify.verify(target)
     print("\n".join([*found.lines(), f"bundle: {target}"]))
     raise typer.Exit(OK if found.ok else INCOMPLETE)
 

@@ -10,237 +10,43 @@ A manifest is no signature: who may change everything may seal it again. Its own
 `fingerprint`, tells one seal from another; a paper that quotes it can be held to it.
 """
 
-import contextlib
 import csv
-import functools
-import gzip
 import hashlib
 import io
 import json
 import math
-import os
 import re
-import shutil
-import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
-
-from orchestrator.cost.ledger import ledger
-from orchestrator.report.page import write_report
-from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_question
-from orchestrator.store.journal import FolderError, Writer, tree_of
-from orchestrator.store.provenance import provenance, source_root
-from orchestrator.trials.events import trial_of
-from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
-from trainables.base import Frozen
-from trainables.io.files import write_atomically
-
-MANIFEST = "report/manifest.json"
-_QUESTION = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")
-
-#: Of an archive once unpacked; a sweep of 10,000 trials of 100 epochs is near 400 MB.
-MAX_BUNDLE_BYTES = 4 * 2**30
-MAX_BUNDLE_FILES = 100_000
-#: What may be read in one go: more is asked for only by a header that lies.
-_MAX_READ_BYTES = 2**24
-
-#: Of one file: after so many differences the others are counted only.
-_MAX_SHOWN = 20
+from orchestrator.evidence.bundle import open_bundle
+from orchestrator.evidence.seal import (
+    MANIFEST,
+    MAX_SHOWN,
+    QUESTION_FILES,
+    Manifest,
+    Sealed,
+    environment,
+    evidence_files,
+    fingerprint,
+    line_digests,
+    read_manifest,
+    speaking_of,
+    write_bytes,
+    write_report_into,
+)
+from orchestrator.store.folder import open_folder
+from orchestrator.store.journal import FolderError, tree_of
 
 #: Files that the same input gives the same bytes of. Of others only the hash is checked.
 _DETERMINISTIC = (".csv", ".json", ".html", ".svg", ".pdf", ".md", ".tex", ".txt")
 
 #: Numbers computed by another processor or library may differ in their last digits.
 _TOLERANCE = 1e-9
-
-#: What decides a report's bytes, besides our own code and the processor.
-_LIBRARIES = ("numpy", "scipy", "matplotlib", "jinja2", "pydantic")
-
-
-# ---------------------------------------------------------------------------------------------- the seal
-
-
-class Sealed(Frozen):
-    """A file as it was when it was sealed."""
-
-    bytes: int
-    sha256: str
-    #: The first eight digits of each line's SHA-256, in one string: they tell which line was changed.
-    lines: str | None = None
-
-
-class Manifest(Frozen):
-    """What was sealed: files by their path in the folder, and what ran the trials and wrote the report."""
-
-    format: Literal[1] = 1
-    files: dict[str, Sealed]
-    ran_with: dict[str, Any]
-    written_with: dict[str, Any]
-
-
-def seal(folder: Path) -> Path:
-    """Writes the manifest of a folder whose report has just been written.
-
-    For a folder that no `run` writes to: one that grows meanwhile is what `write_sealed_report` is for.
-
-    Returns:
-      The path of the manifest.
-
-    Raises:
-      FolderError: the folder holds no report.
-    """
-    if not (folder / "report" / "report.html").is_file():
-        raise FolderError(f"{folder}: holds no report; write it with  vitc-sweep report {folder}")
-    files: dict[str, Sealed] = {}
-    for name in _evidence(folder):
-        data = (folder / name).read_bytes()
-        files[name] = Sealed(
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            lines=None if name.startswith("report/") else "".join(_line_digests(data)),
-        )
-    record = json.loads((folder / "record.json").read_bytes())
-    ran_with = {key: record[key] for key in ("code", "python", "versions") if key in record}
-    manifest = Manifest(files=files, ran_with=ran_with, written_with=_environment())
-    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False)
-    write_atomically(folder / MANIFEST, text + "\n")
-    return folder / MANIFEST
-
-
-def fingerprint(folder: Path) -> str | None:
-    """The SHA-256 of a folder's manifest, None if it has none."""
-    path = folder / MANIFEST
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def _evidence(folder: Path) -> list[str]:
-    """Every file that counts, but for the manifest, by its path in the folder; sorted."""
-    names = [name for name in _QUESTION if (folder / name).is_file()]
-    names += [f"journal/{path.name}" for path in (folder / "journal").glob("*.jsonl")]
-    for path in (folder / "report").rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        # Names that begin with a dot are files that are being written.
-        if path.is_file() and name != MANIFEST and not path.name.startswith("."):
-            names.append(name)
-    return sorted(names)
-
-
-def _line_digests(data: bytes) -> list[str]:
-    return [hashlib.sha256(line).hexdigest()[:8] for line in data.splitlines(keepends=True)]
-
-
-def _environment() -> dict[str, Any]:
-    """What a report's bytes depend on besides its input."""
-    here = provenance()
-    versions = {}
-    for library in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
-    return {
-        "code": here["code"],
-        "source": _source_digest(),
-        "python": here["python"],
-        "versions": versions,
-        "processor": here["machine"]["processor"],
-    }
-
-
-@functools.cache  # what this process has loaded does not change when the files do
-def _source_digest() -> str:
-    return source_digest(source_root())
-
-
-def source_digest(root: Path) -> str:
-    """A digest of our own code as it is installed in a folder, sub-packages included, with or without git."""
-    digest = hashlib.sha256()
-    for package in ("orchestrator", "trainables"):
-        for path in sorted((root / package).rglob("*")):
-            if path.suffix in (".py", ".j2"):
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-# ---------------------------------------------------------------------------------------------- the report
-
-
-def report_details(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of record.json a report prints at its end."""
-    keys = ("created", "code", "python", "versions", "machine", "sources", "notices")
-    return {key: record[key] for key in keys if key in record}
-
-
-def _write_report(opened: Folder, copy: Path) -> None:
-    details, spent = report_details(opened.record), ledger(opened.events)
-    write_report(
-        opened.plan,
-        opened.records,
-        copy / "report",
-        details,
-        spent if spent.total else None,
-        opened.planned,
-    )
-
-
-def write_sealed_report(folder: Path) -> Path:
-    """Writes the report of a sweep folder, and seals it; the sweep may be running.
-
-    Question, record and journal are copied once, and everything follows from the copy. Files that an
-    earlier report left and this one lacks are removed; files that no report wrote are not touched.
-
-    Returns:
-      The path of report.html.
-
-    Raises:
-      FolderError: the folder is no sweep, or is damaged beyond use.
-    """
-    old = _old_files(folder)
-    with tempfile.TemporaryDirectory(prefix="vitc-sweep-") as place:
-        copy = Path(place) / "sweep"
-        names = [name for name in _evidence(folder) if not name.startswith("report/")]
-        for name in names:
-            _write(copy / name, (folder / name).read_bytes())
-        with _speaking_of(copy, folder):
-            opened = open_folder(copy)
-        _write_report(opened, copy)
-        seal(copy)
-        new = [name for name in _evidence(copy) if name.startswith("report/")]
-        # The manifest last: a report without its own is found out, one with another's is, too.
-        for name in [*new, MANIFEST]:
-            write_atomically(folder / name, (copy / name).read_bytes())
-    for name in old - set(new):
-        (folder / name).unlink(missing_ok=True)
-    return folder / "report" / "report.html"
-
-
-def _old_files(folder: Path) -> set[str]:
-    """Files of the report that is there, as its manifest lists them."""
-    try:
-        manifest = _read_manifest(folder)
-    except FolderError:
-        return set()
-    return {name for name in manifest.files if name.startswith("report/")} if manifest else set()
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-@contextlib.contextmanager
-def _speaking_of(copy: Path, folder: Path) -> Iterator[None]:
-    """Lets errors name the folder that people know instead of its copy."""
-    try:
-        yield
-    except FolderError as error:
-        raise FolderError(str(error).replace(str(copy), str(folder))) from error
 
 
 # ---------------------------------------------------------------------------------------------- verify
@@ -318,23 +124,6 @@ def verify(path: Path) -> Verification:
     return _Check(path).run()
 
 
-def _read_manifest(folder: Path) -> Manifest | None:
-    """The manifest, None if there is none.
-
-    Raises:
-      FolderError: it is damaged, or names files outside the folder.
-    """
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError, ValueError) as error:
-        raise FolderError(f"is damaged: {str(error).splitlines()[0]}") from error
-    if strange := [name for name in manifest.files if _unsafe(name) or not _belongs(name)]:
-        raise FolderError(f"names files that are no part of a sweep: {', '.join(strange[:3])}")
-    return manifest
-
-
 @dataclass
 class _Check:
     """One verification under way."""
@@ -354,7 +143,7 @@ class _Check:
 
     def run(self) -> Verification:
         try:
-            self.manifest = _read_manifest(self.folder)
+            self.manifest = read_manifest(self.folder)
         except FolderError as error:
             self.fault(MANIFEST, "", str(error))
         else:
@@ -362,7 +151,7 @@ class _Check:
                 advice = f"write report and manifest with  vitc-sweep report {self.folder}"
                 self.fault(MANIFEST, "", f"is missing, so nothing says whether files were changed; {advice}")
         self.note_versions()
-        for name in _evidence(self.folder):
+        for name in evidence_files(self.folder):
             if name.startswith("journal/"):
                 self.check_lines(name)
         if self.manifest:
@@ -388,7 +177,7 @@ class _Check:
         """Compares what wrote the report to what checks it."""
         if not self.manifest:
             return
-        then, now = self.manifest.written_with, _environment()
+        then, now = self.manifest.written_with, environment()
         self.same_code = then.get("source") == now["source"]
         differing = [
             key for key in ("source", "python", "versions", "processor") if then.get(key) != now[key]
@@ -450,7 +239,7 @@ class _Check:
             if hashlib.sha256(data).hexdigest() != sealed.sha256:
                 self.broken.add(name)
                 self.name_changed_lines(name, data, sealed)
-        for name in _evidence(self.folder):
+        for name in evidence_files(self.folder):
             if name in manifest.files:
                 continue
             if name.startswith("journal/"):
@@ -461,12 +250,12 @@ class _Check:
 
     def name_changed_lines(self, name: str, data: bytes, sealed: Sealed) -> None:
         rule = "is not what was sealed"
-        if name in _QUESTION:
+        if name in QUESTION_FILES:
             rule += " (if a `run` did this, `report` writes a report of it)"
         if sealed.lines is None:
             self.fault(name, "", rule)
             return
-        now, lines = _line_digests(data), data.splitlines()
+        now, lines = line_digests(data), data.splitlines()
         then = [sealed.lines[at : at + 8] for at in range(0, len(sealed.lines), 8)]
         if len(now) != len(then):
             self.fault(name, "", f"has {len(now)} lines, {len(then)} were sealed")
@@ -475,14 +264,14 @@ class _Check:
         if len(now) != len(then):
             # What follows the first is shifted, not changed.
             changed = changed[:1]
-        for number in changed[:_MAX_SHOWN]:
+        for number in changed[:MAX_SHOWN]:
             line = lines[number - 1]
             said = (
                 _subject(line) if name.startswith("journal/") else f": {line[:80].decode(errors='replace')}"
             )
             self.fault(name, f"line {number}", rule + said)
-        if len(changed) > _MAX_SHOWN:
-            self.fault(name, "", f"{len(changed) - _MAX_SHOWN} more lines are not what was sealed")
+        if len(changed) > MAX_SHOWN:
+            self.fault(name, "", f"{len(changed) - MAX_SHOWN} more lines are not what was sealed")
         if not changed and not told:
             self.fault(name, "", rule)
 
@@ -497,10 +286,10 @@ class _Check:
             copy = Path(place) / "sweep"
             self.copy_sources(copy)
             try:
-                with _speaking_of(copy, self.folder):
+                with speaking_of(copy, self.folder):
                     opened = open_folder(copy)
                 self.counts["trials"] = len({trial.id for trial in opened.plan.trials})
-                _write_report(opened, copy)
+                write_report_into(opened, copy)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 # Whatever stands in a line whose checksum was made to fit.
                 self.fault(
@@ -511,7 +300,7 @@ class _Check:
 
     def copy_sources(self, copy: Path) -> None:
         """Question, record and journal as they were sealed, less the lines that are damaged."""
-        for name in _evidence(self.folder):
+        for name in evidence_files(self.folder):
             if name.startswith("report/"):
                 continue
             data = (self.folder / name).read_bytes()
@@ -522,11 +311,11 @@ class _Check:
             if bad := self.bad_lines.get(name):
                 lines = data.splitlines(keepends=True)
                 data = b"".join(line for number, line in enumerate(lines, 1) if number not in bad)
-            _write(copy / name, data)
+            write_bytes(copy / name, data)
 
     def compare_files(self, copy: Path) -> None:
         found, expected = (
-            {name for name in _evidence(folder) if name.startswith("report/")}
+            {name for name in evidence_files(folder) if name.startswith("report/")}
             for folder in (self.folder, copy)
         )
         for name in sorted(found | expected):
@@ -567,10 +356,10 @@ class _Check:
         except (ValueError, RecursionError, csv.Error) as error:
             self.fault(name, "", f"cannot be read: {error}")
             return
-        for place, rule, *values in differing[:_MAX_SHOWN]:
+        for place, rule, *values in differing[:MAX_SHOWN]:
             self.fault(name, place, rule, *values)
-        if len(differing) > _MAX_SHOWN:
-            self.fault(name, "", f"{len(differing) - _MAX_SHOWN} more differences")
+        if len(differing) > MAX_SHOWN:
+            self.fault(name, "", f"{len(differing) - MAX_SHOWN} more differences")
         if not differing and name not in self.broken:
             if exact and name.endswith(_DETERMINISTIC):
                 self.fault(name, "", "differs from what the journal gives, in its bytes only")
@@ -725,247 +514,3 @@ def _first_difference(found: str, expected: str) -> _Difference:
             cut = slice(max(at - 20, 0), at + 40)
             return f"line {number}", "is not what the journal gives", repr(a[cut]), repr(b[cut])
     return "", f"has {len(lines)} lines, the journal gives {len(others)}"
-
-
-# ---------------------------------------------------------------------------------------------- bundles
-
-
-def bundle(folder: Path, target: Path) -> Path:
-    """Packs question, record, journal, report and manifest into one archive that `verify` takes anywhere.
-
-    Checkpoints, tracebacks, locks and links to a tracker stay behind. The same folder gives the same bytes.
-
-    Args:
-      folder: of a sweep with a sealed report.
-      target: a file that ends in .tar.gz, or a folder to put <folder's name>.tar.gz into.
-
-    Returns:
-      The path of the archive.
-
-    Raises:
-      FolderError: the folder is no sweep or has no sealed report; a file in it is a link; or the target
-        does not end in .tar.gz.
-    """
-    top = folder.resolve().name
-    if target.is_dir():
-        target = target / f"{top}.tar.gz"
-    if not target.name.endswith(".tar.gz"):
-        raise FolderError(f"{target}: a bundle's name must end in .tar.gz")
-    if not (folder / "sweep.yaml").is_file():
-        raise FolderError(f"{folder}: holds no sweep (there is no sweep.yaml in it)")
-    if not (folder / MANIFEST).is_file():
-        raise FolderError(f"{folder}: has no sealed report; write it with  vitc-sweep report {folder}")
-    names = sorted([*_evidence(folder), MANIFEST])
-    if links := [name for name in names if (folder / name).is_symlink()]:
-        raise FolderError(f"{folder}: links are not packed: {', '.join(links)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        # No name and no time in the header of the compressed stream, none of the machine's in the archive.
-        with (
-            partial.open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream,
-            tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive,
-        ):
-            for name in names:
-                data = (folder / name).read_bytes()
-                member = tarfile.TarInfo(f"{top}/{name}")
-                member.size, member.mode = len(data), 0o644
-                archive.addfile(member, io.BytesIO(data))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
-class _Bounded(gzip.GzipFile):
-    """A compressed stream that refuses to grow past a limit, or to be read in pieces only a lie asks for."""
-
-    limit = MAX_BUNDLE_BYTES
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= _MAX_READ_BYTES:
-            raise FolderError(f"has a header that asks for {size} bytes")
-        data = super().read(size)
-        if self.tell() > self.limit:
-            raise FolderError(f"unpacks to more than the {self.limit} bytes a bundle may")
-        return data
-
-
-def open_bundle(path: Path, into: Path, max_bytes: int = MAX_BUNDLE_BYTES) -> Path:
-    """Unpacks a bundle, which anyone may have made.
-
-    Only plain files of a sweep are taken, by their own names, under one folder; nothing is written before
-    all names and sizes have been seen.
-
-    Args:
-      path: of the archive.
-      into: where the sweep's folder is put.
-      max_bytes: what the archive may unpack to, headers included.
-
-    Returns:
-      The path of the sweep's folder.
-
-    Raises:
-      FolderError: it is no bundle, it holds what does not belong there (every fault is named), it is larger
-        than allowed, or the folder exists.
-    """
-    try:
-        top = _look_through(path, max_bytes)
-        if (into / top).exists():
-            raise FolderError(f"{into / top} exists already")
-        with _opened(path, max_bytes) as archive:
-            for member in archive:
-                # By hand: `extract` is told to trust nothing from Python 3.11.4 on only.
-                target, source = into / member.name, archive.extractfile(member)
-                assert source is not None, "plain files alone get so far"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source, target.open("xb") as file:
-                    shutil.copyfileobj(source, file)
-    except FolderError as error:
-        raise FolderError(f"{path}: {error}") from error
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-        raise FolderError(f"{path}: is no readable bundle: {error}") from error
-    return into / top
-
-
-@contextlib.contextmanager
-def _opened(path: Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
-    with _Bounded(path) as stream:
-        # Blocks of zeros end an archive; they count, too.
-        stream.limit = max_bytes
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
-            yield archive
-
-
-def _look_through(path: Path, max_bytes: int) -> str:
-    """The name of the folder in an archive, if it holds what it may."""
-    faults: list[str] = []
-    names: list[str] = []
-    size = 0
-    with _opened(path, max_bytes) as archive:
-        for member in archive:
-            size += member.size
-            names.append(member.name)
-            if member.size < 0 or size > max_bytes:
-                raise FolderError(f"unpacks to more than the {max_bytes} bytes a bundle may")
-            if len(names) > MAX_BUNDLE_FILES:
-                raise FolderError(f"holds more than the {MAX_BUNDLE_FILES} files a bundle may")
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                faults.append(f"{member.name!r} is no plain file")
-            elif _unsafe(member.name) or not _belongs("/".join(PurePosixPath(member.name).parts[1:])):
-                faults.append(f"{member.name!r} is no part of a sweep")
-        # To the end of the stream, whose checksum stands there.
-        stream = archive.fileobj
-        assert stream is not None
-        while stream.read(2**20):
-            pass
-    if len(tops := {PurePosixPath(name).parts[0] for name in names if not _unsafe(name)}) > 1:
-        faults.append(f"holds more than one folder: {', '.join(sorted(tops))}")
-    faults += [f"{name!r} stands there {count} times" for name, count in Counter(names).items() if count > 1]
-    if faults:
-        shown = "; ".join(faults[:_MAX_SHOWN])
-        raise FolderError(f"is no bundle that may be unpacked: {shown}")
-    if not names:
-        raise FolderError("is empty")
-    return tops.pop()
-
-
-def _unsafe(name: str) -> bool:
-    """Whether a name leads anywhere but down."""
-    parts = name.split("/")
-    return any(part in ("", ".", "..") or "\\" in part or "\0" in part or ":" in part for part in parts)
-
-
-def _belongs(name: str) -> bool:
-    """Whether a path in a folder is one that a bundle holds."""
-    return (
-        name in _QUESTION
-        or re.fullmatch(r"journal/[0-9]+\.jsonl", name) is not None
-        or re.fullmatch(r"report/([^/]+/)*[^/.][^/]*", name) is not None
-    )
-
-
-# ---------------------------------------------------------------------------------------------- comparisons
-
-
-def compare(folders: Sequence[Folder], out: Path) -> tuple[Path, list[str]]:
-    """Writes a sweep folder that holds the arms of several, with its sealed report.
-
-    The folder is like any other: `status`, `report`, `export`, `verify` and `bundle` work on it, and its
-    record names the sweeps it was made of. An earlier comparison in its place is replaced.
-
-    Returns:
-      The path of report.html, and what was renamed or shared, a line each.
-
-    Raises:
-      MergeError: the sweeps are not comparable; every reason is told.
-      FolderError: `out` holds something else than a comparison.
-    """
-    parts = _parts(folders)
-    merged = merge({name: part for name, (_, part) in parts.items()})
-    if out.exists() and not _is_comparison(out) and any(out.iterdir()):
-        raise FolderError(f"{out}: holds something else than a comparison; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    try:
-        _write_comparison(staged, merged, {name: opened for name, (opened, _) in parts.items()})
-        if out.exists():
-            shutil.rmtree(out)
-        staged.chmod(0o755)
-        os.replace(staged, out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return out / "report" / "report.html", merged.notices
-
-
-def comparable(folders: Sequence[Folder]) -> bool:
-    """Whether `compare` would take these sweeps."""
-    try:
-        merge({name: part for name, (_, part) in _parts(folders).items()})
-    except MergeError:
-        return False
-    return True
-
-
-def _parts(folders: Sequence[Folder]) -> dict[str, tuple[Folder, Part]]:
-    parts: dict[str, tuple[Folder, Part]] = {}
-    for opened in folders:
-        parts[_free_name(opened, parts)] = (opened, Part(opened.plan, opened.records))
-    return parts
-
-
-def _free_name(opened: Folder, taken: Iterable[str]) -> str:
-    """The sweep's name, or its folder's where sweeps share one."""
-    names = [opened.plan.sweep.name, opened.path.resolve().name]
-    names += [f"{names[0]}-{number}" for number in range(2, 1000)]
-    return next(name for name in names if name not in taken)
-
-
-def _is_comparison(folder: Path) -> bool:
-    try:
-        return "sources" in json.loads((folder / "record.json").read_bytes())
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder]) -> None:
-    save_question(folder, merged.plan)
-    if merged.confirmation:
-        save_confirmation(folder, merged.confirmation)
-    for name, source in sources.items():
-        writer = Writer(folder)
-        writer.append([event for event in source.events if merged.origin.get(trial_of(event) or "") == name])
-        writer.close()
-    record = json.loads((folder / "record.json").read_bytes())
-    record["sources"] = {
-        name: {
-            **report_details(source.record),
-            "fingerprint": fingerprint(source.path) or "not sealed",
-        }
-        for name, source in sources.items()
-    }
-    if merged.notices:
-        record["notices"] = merged.notices
-    write_atomically(folder / "record.json", json.dumps(record, indent=2) + "\n")
-    write_sealed_report(folder)

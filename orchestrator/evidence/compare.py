@@ -1,0 +1,99 @@
+"""Arms of several sweeps in one report."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.evidence.seal import fingerprint, report_details, write_sealed_report
+from orchestrator.store.folder import Folder, save_confirmation, save_question
+from orchestrator.store.journal import FolderError, Writer
+from orchestrator.trials.events import trial_of
+from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
+from trainables.io.files import write_atomically
+
+# ---------------------------------------------------------------------------------------------- comparisons
+
+
+def compare(folders: Sequence[Folder], out: Path) -> tuple[Path, list[str]]:
+    """Writes a sweep folder that holds the arms of several, with its sealed report.
+
+    The folder is like any other: `status`, `report`, `export`, `verify` and `bundle` work on it, and its
+    record names the sweeps it was made of. An earlier comparison in its place is replaced.
+
+    Returns:
+      The path of report.html, and what was renamed or shared, a line each.
+
+    Raises:
+      MergeError: the sweeps are not comparable; every reason is told.
+      FolderError: `out` holds something else than a comparison.
+    """
+    parts = _parts(folders)
+    merged = merge({name: part for name, (_, part) in parts.items()})
+    if out.exists() and not _is_comparison(out) and any(out.iterdir()):
+        raise FolderError(f"{out}: holds something else than a comparison; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    try:
+        _write_comparison(staged, merged, {name: opened for name, (opened, _) in parts.items()})
+        if out.exists():
+            shutil.rmtree(out)
+        staged.chmod(0o755)
+        os.replace(staged, out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return out / "report" / "report.html", merged.notices
+
+
+def comparable(folders: Sequence[Folder]) -> bool:
+    """Whether `compare` would take these sweeps."""
+    try:
+        merge({name: part for name, (_, part) in _parts(folders).items()})
+    except MergeError:
+        return False
+    return True
+
+
+def _parts(folders: Sequence[Folder]) -> dict[str, tuple[Folder, Part]]:
+    parts: dict[str, tuple[Folder, Part]] = {}
+    for opened in folders:
+        parts[_free_name(opened, parts)] = (opened, Part(opened.plan, opened.records))
+    return parts
+
+
+def _free_name(opened: Folder, taken: Iterable[str]) -> str:
+    """The sweep's name, or its folder's where sweeps share one."""
+    names = [opened.plan.sweep.name, opened.path.resolve().name]
+    names += [f"{names[0]}-{number}" for number in range(2, 1000)]
+    return next(name for name in names if name not in taken)
+
+
+def _is_comparison(folder: Path) -> bool:
+    try:
+        return "sources" in json.loads((folder / "record.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder]) -> None:
+    save_question(folder, merged.plan)
+    if merged.confirmation:
+        save_confirmation(folder, merged.confirmation)
+    for name, source in sources.items():
+        writer = Writer(folder)
+        writer.append([event for event in source.events if merged.origin.get(trial_of(event) or "") == name])
+        writer.close()
+    record = json.loads((folder / "record.json").read_bytes())
+    record["sources"] = {
+        name: {
+            **report_details(source.record),
+            "fingerprint": fingerprint(source.path) or "not sealed",
+        }
+        for name, source in sources.items()
+    }
+    if merged.notices:
+        record["notices"] = merged.notices
+    write_atomically(folder / "record.json", json.dumps(record, indent=2) + "\n")
+    write_sealed_report(folder)
