@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
-from orchestrator.serve import Pages, make, server
+from orchestrator.cli.web import Pages, make, server
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import encode
 from orchestrator.trials.events import SessionClosed

@@ -138,7 +138,7 @@ def ui(
 
     Reports are made anew while somebody looks and the sweep gets on; the sweeps' own files are left alone.
     """
-    from orchestrator import serve
+    from orchestrator.cli import web
 
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is no folder; has a sweep run there?", param_hint="FOLDER")
@@ -146,9 +146,9 @@ def ui(
     # A polite kill takes the child and the scratch folder along, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with serve.scratch_folder() as scratch:
-            pages = serve.Pages(folder, Path(scratch), every)
-            with serve.server(pages, host, port, mlflow) as server:
+        with web.scratch_folder() as scratch:
+            pages = web.Pages(folder, Path(scratch), every)
+            with web.server(pages, host, port, mlflow) as server:
                 print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C ends it)")
                 print(f"MLflow:  {mlflow or ('has no runs here' if track else 'is left out')}", flush=True)
                 server.serve_forever()

@@ -3,7 +3,7 @@
 A report is made anew when somebody looks at it and the journal has grown, in a process of its own, into a
 scratch folder. So a sweep's own files, which are sealed, are not touched, and many looks cost one report.
 
-    python -m orchestrator.serve SWEEP TARGET    writes report and state of a sweep into a folder
+    python -m orchestrator.cli.web SWEEP TARGET    writes report and state of a sweep into a folder
 """
 
 import html
@@ -59,7 +59,7 @@ def make(folder: Path, target: Path) -> None:
 
 def _make_in_process(folder: Path, target: Path) -> str:
     """Runs `make` at low priority in a process of its own; returns what went wrong, empty if nothing did."""
-    command = [sys.executable, "-m", "orchestrator.serve", str(folder), str(target)]
+    command = [sys.executable, "-m", "orchestrator.cli.web", str(folder), str(target)]
     nice = ["nice", "-n", "10"] if os.name == "posix" else []
     try:
         done = subprocess.run([*nice, *command], capture_output=True, text=True, timeout=_MAKE_SECONDS)
