@@ -239,7 +239,7 @@ def check_twins(rng: np.random.Generator) -> None:
     """What is computed here for all sweeps at once is what the report computes for one.
 
     Raises:
-      AssertionError: `orchestrator.analysis.summary` does something else by now, and this benchmark has to follow.
+      AssertionError: `orchestrator.analysis.summary` works otherwise by now; this benchmark has to follow.
     """
     errors = 20 + rng.exponential(4, (2, 20, 24))
     errors[rng.random(errors.shape) < 0.1] = 100.0

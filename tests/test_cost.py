@@ -24,8 +24,8 @@ from orchestrator.cost.speed import (
     samples_of,
     seconds_per_epoch,
 )
+from orchestrator.execution import preflight
 from orchestrator.execution.preflight import Checked, samples_of_steps, subjects
-from orchestrator.store import history
 from orchestrator.store.folder import load_planned
 from orchestrator.trials.gang import Node
 from orchestrator.trials.records import Record
@@ -359,9 +359,9 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_to_look_at_is_said(changes, warning):
-    history = dataclasses.replace(CPU, memory_gib=8) if "memory" in warning else CPU
+    machine = dataclasses.replace(CPU, memory_gib=8) if "memory" in warning else CPU
     plan = plan_of(**changes)
-    warnings = plan_warnings(plan, estimate(plan, history, samples_for(plan)))
+    warnings = plan_warnings(plan, estimate(plan, machine, samples_for(plan)))
     assert [line for line in warnings if line.startswith(warning)], warnings
 
 
@@ -472,7 +472,7 @@ def test_the_first_run_keeps_a_plan_of_every_shape_unless_there_are_too_many(tmp
     largest = subjects(plan, plan.trials)[0]
     checked = [Checked(largest, 1, 0.25, None)]
     (tmp_path / "x").mkdir()
-    assert history.record_plan(tmp_path / "x", plan, CPU.nodes, checked)
+    assert preflight.record_plan(tmp_path / "x", plan, CPU.nodes, checked)
     kept = load_planned(tmp_path / "x")
     assert (kept.trials, kept.unit) == (6, "core-hours")
     assert {key: one.basis for key, one in kept.shapes.items()} == {
@@ -480,8 +480,8 @@ def test_the_first_run_keeps_a_plan_of_every_shape_unless_there_are_too_many(tmp
         for trial in plan.trials
     }
     assert kept.hours.low < kept.hours.central < kept.hours.high
-    monkeypatch.setattr(history, "MAX_RECORDED_SHAPES", 1)
-    assert not history.record_plan(tmp_path / "y", plan, CPU.nodes, checked)
+    monkeypatch.setattr(preflight, "MAX_RECORDED_SHAPES", 1)
+    assert not preflight.record_plan(tmp_path / "y", plan, CPU.nodes, checked)
     assert load_planned(tmp_path / "y") is None
 
 

@@ -14,6 +14,9 @@ import pytest
 import yaml
 from conftest import parquet_file, png
 
+from orchestrator.backends import ray_cluster
+from orchestrator.backends.ray_cluster import ClusterError
+from orchestrator.execution.run import Run
 from orchestrator.sweep.config import Resources
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
 from orchestrator.trials.records import Record, fold
@@ -35,24 +38,22 @@ def plan_of(points: int, base: dict[str, Any] | None = None, **changes: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def lanes(cluster: str) -> Iterator[Any]:
-    """The module under test, connected to a Ray of two CPUs that several tests share."""
-    from orchestrator.backends import ray_cluster
-
+def lanes(cluster: str) -> Iterator[None]:
+    """A connection to a Ray of two CPUs that several tests share."""
     ray_cluster.connect(cluster)
-    yield lanes
+    yield None
     ray_cluster.shutdown()
 
 
 def run_trials(
-    lanes: Any,
+    lanes: None,
     folder: Path,
     trials: list[Trial],
     count: int | None = None,
     resources: Resources | None = None,
     meddle: Callable[[list[Event]], None] = lambda events: None,
 ) -> tuple[dict[str, Record], list[Event]]:
-    run = execution_run.Run(folder, trials, {}, resources or Resources(lanes=count))
+    run = Run(folder, trials, {}, resources or Resources(lanes=count))
     run.start()
     events: list[Event] = []
     while True:
@@ -112,14 +113,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def crowd(lanes: Any, folder: Path, faulty: Plan, pair: Trial) -> Ran:
+def crowd(lanes: None, folder: Path, faulty: Plan, pair: Trial) -> Ran:
     """Ten trials of one lane, the faulty ones in their middle, and then the one of two workers."""
     trials = plan_of(5).trials
     return run_trials(lanes, folder, [*trials[:4], *faulty.trials, *trials[4:], pair], count=1)
 
 
 @pytest.fixture(scope="module")
-def disturbed(lanes: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def disturbed(lanes: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The last of these ten and then three others, whose lane loses its worker in the second of them."""
     killed = []
 
@@ -202,15 +203,15 @@ def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(cr
 
 def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_written(lanes, tmp_path):
     plan = plan_of(1, resources={"workers": 3})
-    with pytest.raises(ray_cluster.ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
-        execution_run.Run(tmp_path / "sweep", plan.trials, {}, Resources())
-    assert issubclass(ray_cluster.ClusterError, UserError)
+    with pytest.raises(ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
+        Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    assert issubclass(ClusterError, UserError)
     assert not (tmp_path / "sweep").exists()
 
 
 def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
     plan = plan_of(4, {"schedule": {"epochs": 500, "warmup": "10%"}})
-    run = execution_run.Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    run = Run(tmp_path / "sweep", plan.trials, {}, Resources())
     run.start()
     events: list[Event] = []
     while not any(isinstance(event, EpochDone) for event in events):

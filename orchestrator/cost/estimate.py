@@ -1,7 +1,7 @@
 """What a sweep will cost before it runs: memory, seconds, hours, money; and what it did cost, beside that.
 
-Memory and work of a step come from `trainables.profiling.footprint`, counted and not guessed. Seconds come from the
-best source there is, and say which:
+Memory and work of a step come from `trainables.profiling.footprint`, counted and not guessed. Seconds come
+from the best source there is, and say which:
 
   measured   rows of the same shape on the same device, from runs before
   preflight  a step of the same shape, which the preflight of a run has made

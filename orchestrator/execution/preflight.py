@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.base import Clock
-from orchestrator.cost.estimate import GIB
-from orchestrator.cost.shapes import Shape, counted, shape_of
+from orchestrator.cost.actual import planned
+from orchestrator.cost.devices import Machine, this_machine
+from orchestrator.cost.estimate import GIB, estimate
+from orchestrator.cost.shapes import Shape, ShapeTable, counted, shape_of
 from orchestrator.cost.speed import Sample
+from orchestrator.store.folder import save_planned
+from orchestrator.store.history import past_samples
 from orchestrator.trials.gang import Gang, Node, lane_plan
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.data.order import num_steps
@@ -427,3 +431,35 @@ def _space_faults(
             f"{sizes[worst] / GIB:.2g} GiB each), and {there} has {free / GIB:.3g} GiB free",
         )
     ]
+
+
+#: Sweeps beside a new one whose rows its plan goes by, the newest: to read large ones takes seconds each.
+_NEWEST = 3
+
+#: Shapes that are counted for the record at the start of a run; each takes up to a second.
+MAX_RECORDED_SHAPES = 64
+
+
+def record_plan(folder: Path, plan: Plan, nodes: Sequence[Node], checked: Sequence[Checked]) -> bool:
+    """Writes into a sweep's folder what it is expected to cost, for the report; before the first trial runs.
+
+    Args:
+      folder: of the sweep.
+      plan: the sweep.
+      nodes: what it is to run on.
+      checked: what its preflight has run.
+
+    Returns:
+      Whether it has; not of a sweep of more than `MAX_RECORDED_SHAPES` shapes.
+    """
+    if len(ShapeTable(plan).groups) > MAX_RECORDED_SHAPES:
+        return False
+    here = this_machine()
+    # GPUs of other machines have a name that is not known here.
+    device = "GPU" if any(node.gpus for node in nodes) and not here.has_gpus else here.device
+    machine = Machine(device, tuple(nodes), here.memory_gib)
+    samples, _ = past_samples(folder.parent, newest=_NEWEST)
+    samples += samples_of_steps(plan, checked, machine.device, nodes)
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    save_planned(folder, planned(plan, estimate(plan, machine, samples), made))
+    return True

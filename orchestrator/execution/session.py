@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
-from orchestrator.execution.preflight import Checked, PreflightResult, preflight
+from orchestrator.execution.preflight import Checked, PreflightResult, preflight, record_plan
 from orchestrator.execution.preflight_workers import Child
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
@@ -28,7 +28,6 @@ from orchestrator.store.folder import (
     save_question,
     save_suggestions,
 )
-from orchestrator.store.history import record_plan
 from orchestrator.store.journal import FolderError
 from orchestrator.store.lease import Lease, check_free
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation

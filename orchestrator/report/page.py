@@ -447,7 +447,7 @@ def _template() -> jinja2.Template:
         "broken": _broken,
         "short": short,
     }
-    source = importlib.resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    source = importlib.resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
     return environment.from_string(source)
 
 

@@ -2,9 +2,9 @@
 
 What is a fault here is so before the first update: a learning rate that makes a run diverge is a result.
 
-`python -m trainables.profiling.dry_run FOLDER` answers requests, one JSON object per line, until its input ends: in a
-process of its own, so that one that is killed for its memory takes nobody with it. On a CPU it may take no
-more memory than is free, so that nobody has to be killed.
+`python -m trainables.profiling.dry_run FOLDER` answers requests, one JSON object per line, until its input
+ends. It is a process of its own, so that one that is killed for its memory takes nobody with it. On a CPU it
+may take no more memory than is free, so that nobody has to be killed.
 """
 
 import contextlib

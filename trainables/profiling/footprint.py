@@ -1,9 +1,9 @@
 """What one training step holds in memory and has to do, found without training anything.
 
-The step of `trainables.training.loop` runs on fake tensors, which have shapes and lifetimes but no content, while a
-dispatch mode sees every operation: which storages are alive after it, how many multiply-adds it makes, how
-many bytes it reads and writes. What is counted is what autograd, the optimizer and mixed precision really do
-at this batch size; nothing is a factor that was fitted.
+The step of `trainables.training.loop` runs on fake tensors, which have shapes and lifetimes but no content,
+while a dispatch mode sees every operation: which storages are alive after it, how many multiply-adds it
+makes, how many bytes it reads and writes. What is counted is what autograd, the optimizer and mixed precision
+really do at this batch size; nothing is a factor that was fitted.
 
 Not in it, since no operation shows it: scratch inside a kernel (oneDNN, cuDNN, cuBLAS), an allocator's
 rounding and fragmentation, the interpreter and its libraries, a CUDA context.
