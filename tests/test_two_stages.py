@@ -29,7 +29,7 @@ from orchestrator.trials.names import find_trial, name_of
 from orchestrator.trials.records import Record, brought_back, fold, results_of
 from orchestrator.trials.trial import Plan, unique_trials
 from tests.support.sweeps import TINY, plan_from, tiny_base
-from tests.test_run import by_hand, ends_in, records_in, results, rows_of, start_cli
+from tests.test_run import PATIENCE, by_hand, ends_in, records_in, results, rows_of, start_cli
 from trainables.base import Diverged
 from trainables.config import Seeds
 from trainables.context import Context
@@ -330,7 +330,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_that_is_killed_between_the_stages_goes_on_and_ends_as_one_that_was_not(tmp_path, cluster):
     file, folder = tmp_path / "staged.json", tmp_path / "runs" / "staged"
     # JSON is YAML.
@@ -344,7 +344,7 @@ def test_a_run_that_is_killed_between_the_stages_goes_on_and_ends_as_one_that_wa
     process.wait()
     before = ends_in(folder)
     again = start_cli("run", file, "--out", folder, *here, "--no-preflight")
-    output = again.communicate(timeout=300)[0]
+    output = again.communicate(timeout=PATIENCE)[0]
     assert again.returncode == 0, output
     plan = open_folder(folder).plan
     ended = ends_in(folder)
