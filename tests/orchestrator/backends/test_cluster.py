@@ -1,0 +1,105 @@
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CLUSTER = Path(__file__).parents[3] / "cluster"
+CONFIGS = sorted(CLUSTER.glob("*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    # As `ray up` reads it.
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    return config
+
+
+def commands(config: dict[str, Any]) -> list[str]:
+    return [line for key, lines in config.items() if key.endswith("_commands") for line in lines]
+
+
+def test_every_file_is_known() -> None:
+    assert {path.name for path in CLUSTER.iterdir()} == {"README.md", "gpu.yaml", "local.yaml"}
+    readme = (CLUSTER / "README.md").read_text()
+    assert all(path.name in readme for path in CONFIGS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_ray_accepts_the_configuration(path: Path) -> None:
+    """What `ray up` does with a file before it first asks the provider anything."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(read(path))
+    validate_config(prepared)
+    head = prepared["available_node_types"][prepared["head_node_type"]]
+    assert head["max_workers"] == (0 if path.name == "gpu.yaml" else len(prepared["provider"]["worker_ips"]))
+    # Nothing of the provider's defaults is left, which install a Ray of their own.
+    assert set(commands(prepared)) == set(commands(read(path)))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("available_node_types", {"gpu": {"resources": {"GPU": "four"}}}), ("auth", {"usr": "me"})],
+)
+def test_ray_refuses_what_is_wrong(path: Path, key: str, value: Any) -> None:
+    """So that accepting says something."""
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(read(path))
+    prepared[key] = value
+    with pytest.raises(ValidationError):
+        validate_config(prepared)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_machines_get_the_pinned_project_and_a_private_dashboard(path: Path) -> None:
+    config = read(path)
+    install = [line for line in config["setup_commands"] if "pip install" in line]
+    assert install
+    assert all("--constraint ~/vitc-sweep/constraints.txt" in line for line in install)
+    assert all("--editable ~/vitc-sweep" in line for line in install)
+    for target, source in config["file_mounts"].items():
+        assert target == f"~/vitc-sweep/{source}"
+        assert (CLUSTER.parent / source).exists()
+    # All that an installation reads, and nothing as large as a virtual environment or results.
+    project = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text())
+    needed = {"pyproject.toml", "constraints.txt", "search_spaces", project["project"]["readme"]}
+    # The packages are found by the names of their folders: `orchestrator*`.
+    needed |= {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    needed |= set(project["project"]["license-files"])
+    assert set(config["file_mounts"].values()) == needed
+    (start,) = [line for line in config["head_start_ray_commands"] if "ray start --head" in line]
+    # Lanes are released through it; it has no password.
+    assert "--include-dashboard=true" in start
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
+    starts = [line for line in commands(config) if "ray start" in line]
+    assert len(starts) == 2
+    assert all("ulimit -n 65536" in line for line in starts)
+
+
+def test_trials_run_on_gpu_machines_and_not_on_the_head() -> None:
+    config = read(CLUSTER / "gpu.yaml")
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert head["resources"] == {"CPU": 0}
+    (gpu,) = types.values()
+    assert gpu["resources"]["GPU"] >= 1
+    assert gpu["resources"]["CPU"] >= gpu["resources"]["GPU"]
+    assert gpu["min_workers"] == 0
+    assert gpu["max_workers"] == config["max_workers"] == 8
+    assert config["idle_timeout_minutes"] > 0
+    # One image: Python must be the same everywhere.
+    assert gpu["node_config"]["ImageId"] == head["node_config"]["ImageId"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_files_hold_no_tab_and_no_key(path: Path) -> None:
+    text = path.read_text()
+    assert "\t" not in text
+    # Access keys of AWS, private keys, secrets by name.
+    assert not re.search(r"A[KS]IA[0-9A-Z]{16}|PRIVATE KEY|secret", text)

@@ -1,0 +1,300 @@
+"""Lanes on a real Ray: results do not depend on the lane, a fault costs one trial, nothing is repeated."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from orchestrator.backends import ray_cluster
+from orchestrator.backends.ray_cluster import ClusterError
+from orchestrator.execution.run import Run
+from orchestrator.sweep.config import Resources
+from orchestrator.trials.events import AttemptEnded, EpochDone, Event
+from orchestrator.trials.records import Record, fold
+from orchestrator.trials.trial import Plan, Trial
+from tests.conftest import parquet_file, png
+from tests.support.sweeps import TINY, plan_from, sweep_tree, tiny_base
+from trainables.base import TIMING_FIELDS
+from trainables.errors import UserError
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def plan_of(points: int, base: dict[str, Any] | None = None, **changes: Any) -> Plan:
+    tree = sweep_tree(
+        base=tiny_base() | (base or {}),
+        vary={"optim.lr": {"log_uniform": [1e-3, 1e-2]}},
+        design={"kind": "sobol", "points": points},
+    )
+    return plan_from(tree | changes)
+
+
+@pytest.fixture(scope="module")
+def lanes(cluster: str) -> Iterator[None]:
+    """A connection to a Ray of two CPUs that several tests share."""
+    ray_cluster.connect(cluster)
+    yield None
+    ray_cluster.shutdown()
+
+
+def run_trials(
+    lanes: None,
+    folder: Path,
+    trials: list[Trial],
+    count: int | None = None,
+    resources: Resources | None = None,
+    meddle: Callable[[list[Event]], None] = lambda events: None,
+) -> tuple[dict[str, Record], list[Event]]:
+    run = Run(folder, trials, {}, resources or Resources(lanes=count))
+    run.start()
+    events: list[Event] = []
+    while True:
+        done = run.done
+        events += run.events()
+        meddle(events)
+        if done:
+            break
+        time.sleep(0.1)
+    assert run.error is None
+    return fold(events), events
+
+
+def rows_without_times(record: Record) -> list[dict[str, Any]]:
+    rows = [dataclasses.asdict(record.rows[epoch]) for epoch in sorted(record.rows)]
+    return [{key: value for key, value in row.items() if key not in TIMING_FIELDS} for row in rows]
+
+
+def train_workers() -> list[psutil.Process]:
+    """Those of the cluster that this process has started."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("RayTrainWorker" in part for part in process.cmdline())
+    ]
+
+
+#: Starting a lane takes longer than dozens of trials: those that may share one are run by one.
+Ran = tuple[dict[str, Record], list[Event]]
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Two trials each of an arm whose last image does not decode, and of one whose images all do."""
+    images, labels = [png([[i] * 8] * 8) for i in range(64)], [i % 2 for i in range(64)]
+    folder = tmp_path_factory.mktemp("data")
+    good = parquet_file(folder / "good.parquet", images, labels, ["a", "b"])
+    bad = parquet_file(folder / "bad.parquet", [*images[:-1], images[-1][:30]], labels, ["a", "b"])
+    return plan_of(
+        2,
+        {"batch_size": 16, "divergence.margin_pct": 0},
+        arms={"good": {"data": str(good)}, "bad": {"data": str(bad)}},
+    )
+
+
+@pytest.fixture(scope="module")
+def pair() -> Trial:
+    """The first point of arm p, trained by two workers."""
+    [trial] = plan_of(1, arms={"pair": {"model.stem": "patchify", "resources.workers": 2}}).trials
+    return trial
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `crowd`."""
+    return tmp_path_factory.mktemp("crowd")
+
+
+@pytest.fixture(scope="module")
+def crowd(lanes: None, folder: Path, faulty: Plan, pair: Trial) -> Ran:
+    """Ten trials of one lane, the faulty ones in their middle, and then the one of two workers."""
+    trials = plan_of(5).trials
+    return run_trials(lanes, folder, [*trials[:4], *faulty.trials, *trials[4:], pair], count=1)
+
+
+@pytest.fixture(scope="module")
+def disturbed(lanes: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The last of these ten and then three others, whose lane loses its worker in the second of them."""
+    killed = []
+
+    def kill_once(events: list[Event]) -> None:
+        # In the middle of the second trial.
+        if not killed and sum(isinstance(event, EpochDone) for event in events) == 3:
+            for process in train_workers():
+                process.kill()
+                killed.append(process.pid)
+
+    trials = plan_of(5).trials
+    folder = tmp_path_factory.mktemp("disturbed")
+    ran = run_trials(lanes, folder, [trials[-1], *trials[:3]], count=1, meddle=kill_once)
+    assert killed
+    return ran
+
+
+def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one(crowd, disturbed, tmp_path):
+    *others, target = plan_of(5).trials
+    assert target.arm == "c"
+    warm, (cold, events) = {trial.id: crowd[0][trial.id] for trial in [*others, target]}, disturbed
+    # The first of its lane, before anything happened to that.
+    assert next(event.trial for event in events if isinstance(event, AttemptEnded)) == target.id
+    assert cold[target.id].attempts == 1
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(target.config.model_dump(mode="json")))
+    alone = subprocess.run(
+        [sys.executable, "-m", "trainables", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    *rows, last = [json.loads(line) for line in alone.stdout.splitlines()]
+    rows = [{key: value for key, value in row.items() if key not in TIMING_FIELDS} for row in rows]
+
+    assert len(warm) == 10
+    assert rows_without_times(warm[target.id]) == rows_without_times(cold[target.id]) == rows
+    assert warm[target.id].weights == cold[target.id].weights == last["weights"]
+    # The digest tells runs apart.
+    assert len({record.weights for record in warm.values()}) == 10
+
+
+def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(crowd, faulty, folder):
+    records, events = crowd
+    for trial in faulty.trials:
+        record = records[trial.id]
+        if trial.arm == "good":
+            assert record.outcome in ("finished", "diverged")
+            assert record.attempts == 1
+        else:
+            assert record.outcome == "failed"
+            assert "bad.parquet: row 63 does not decode" in record.detail
+            # Once, and once again as `retries` says.
+            assert record.attempts == 2
+            log = folder / "trials" / trial.id / "attempt-2.log"
+            assert "Traceback" in log.read_text()
+    assert [e.final for e in events if isinstance(e, AttemptEnded) and e.end == "failed"] == [False, True] * 2
+
+
+def test_a_killed_worker_costs_its_trial_an_attempt_and_changes_no_result(crowd, disturbed):
+    undisturbed, (records, events) = crowd[0], disturbed
+    assert len(records) == 4
+    assert [event.end for event in events if isinstance(event, AttemptEnded)].count("lost") == 1
+    assert sum(record.attempts for record in records.values()) == 4 + 1
+    for trial, record in records.items():
+        assert rows_without_times(record) == rows_without_times(undisturbed[trial])
+        assert record.weights == undisturbed[trial].weights
+
+
+def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(crowd, pair):
+    solo, together = crowd[0][plan_of(1).trials[0].id], crowd[0][pair.id]
+    assert (solo.outcome, together.outcome) == ("finished", "finished")
+    # Without batch norm two workers compute what one does, up to rounding: same batches, same gradients.
+    for one, two in zip(rows_without_times(solo), rows_without_times(together), strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
+    assert solo.weights != together.weights
+
+
+def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_written(lanes, tmp_path):
+    plan = plan_of(1, resources={"workers": 3})
+    with pytest.raises(ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
+        Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    assert issubclass(ClusterError, UserError)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
+    plan = plan_of(4, {"schedule": {"epochs": 500, "warmup": "10%"}})
+    run = Run(tmp_path / "sweep", plan.trials, {}, Resources())
+    run.start()
+    events: list[Event] = []
+    while not any(isinstance(event, EpochDone) for event in events):
+        events += run.events()
+        time.sleep(0.1)
+    began = time.monotonic()
+    run.stop()
+    events += run.events()
+    assert time.monotonic() - began < 5
+    records = fold(events)
+    assert {record.outcome for record in records.values()} == {"cancelled"}
+    assert not any(record.settled or record.running for record in records.values())
+    while not run.done:
+        assert time.monotonic() - began < 60
+        time.sleep(0.2)
+
+
+def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
+    import ray
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from orchestrator.backends import placement_groups
+
+    class Maker:
+        def make(self) -> str:
+            self.group = placement_group([{"CPU": 1}])
+            ray.get(self.group.ready())
+            return str(self.group.id.hex())
+
+    def state(group: str) -> str:
+        return str(placement_group_table()[group]["state"])
+
+    makers = [ray.remote(Maker).options(num_cpus=0).remote() for _ in range(2)]
+    groups = [ray.get(maker.make.remote()) for maker in makers]
+    # The second group is in use, and stays.
+    user = (
+        ray.remote(Maker)
+        .options(
+            num_cpus=1,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                PlacementGroup(ray.PlacementGroupID(bytes.fromhex(groups[1])))
+            ),
+        )
+        .remote()
+    )
+    ray.get(user.__ray_ready__.remote())
+    for maker in makers:
+        ray.kill(maker)
+    now = 0.0
+    looks = placement_groups.Orphans(clock=lambda: now)
+    assert looks.look() == []
+    # Ray itself leaves it there.
+    assert state(groups[0]) == "CREATED"
+    now = placement_groups.GRACE_SECONDS
+    assert looks.look() == [groups[0]]
+    # Once this returns, its CPU is free.
+    ray.get(ray.remote(lambda: None).options(num_cpus=1).remote(), timeout=60)
+    assert state(groups[0]) == "REMOVED"
+    assert state(groups[1]) == "CREATED"
+    looks.clear()
+    whole = placement_group([{"CPU": 1}] * 2)
+    ray.get(whole.ready(), timeout=60)
+    assert state(groups[1]) == "REMOVED"
+    remove_placement_group(whole)
+
+
+def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):
+    quick = plan_of(1, arms={"quick": {}})
+    # A step of it takes longer than a step may.
+    large = TINY | {"width": 512, "depth": 24}
+    slow = plan_of(1, {"model": large, "batch_size": 1024}, arms={"slow": {}})
+    trials = [*slow.trials, *quick.trials]
+    resources = Resources(retries=0, lanes=1, hang_minutes=0.05)
+    records, _ = run_trials(lanes, tmp_path / "sweep", trials, resources=resources)
+    hung, fine = (records[trial.id] for trial in trials)
+    assert hung.outcome == "failed"
+    assert hung.detail.startswith("it made no step for a long time; see trials/")
+    stack = tmp_path / "sweep" / hung.detail.split("see ")[1]
+    assert "loop.py" in stack.read_text()
+    assert fine.outcome == "finished"

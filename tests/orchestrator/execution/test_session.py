@@ -1,0 +1,202 @@
+"""A session without Ray: what observers are told, and that every way out is an orderly one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.execution import lane
+from orchestrator.execution.session import Preparation, Session
+from orchestrator.monitor.observer import Observer, Round, SessionEnd
+from orchestrator.monitor.progress import Progress
+from orchestrator.store.folder import open_folder
+from orchestrator.store.journal import Writer
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
+from orchestrator.trials.gang import Node
+from orchestrator.trials.sweep_file import SweepFile
+from orchestrator.trials.trial import Plan
+
+LR_WD = Path(__file__).parents[3] / "search_spaces" / "lr_wd.yaml"
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Four trials."""
+    return SweepFile(LR_WD, points=1).plan()
+
+
+class Told(Observer):
+    """Notes the name of every call, and does what it is asked to at each."""
+
+    def __init__(self, **actions: Callable[[], None]) -> None:
+        self.calls: list[str] = []
+        self.ends: list[SessionEnd] = []
+        self.notices: list[str] = []
+        self.counts: list[int] = []
+        self._actions = actions
+
+    def _note(self, name: str) -> None:
+        if self.calls[-1:] != [name]:
+            self.calls.append(name)
+        self._actions.get(name, lambda: None)()
+
+    def notice(self, text: str, level: str = "info") -> None:
+        self.notices.append(text)
+
+    def begin(self, round: Round) -> None:
+        self._note("begin")
+
+    def observe(self, events: Sequence[Event], progress: Progress) -> None:
+        self.counts.append(progress.ended)
+        self._note("observe")
+
+    def stopping(self) -> None:
+        self._note("stopping")
+
+    def end(self, end: SessionEnd) -> None:
+        self.ends.append(end)
+        self._note("end")
+
+    def close(self, end: SessionEnd) -> str | None:
+        self.ends.append(end)
+        self._note("close")
+        return "could not say goodbye"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In place of Ray: a run that ends one trial per look. What is asked of it is returned."""
+    asked: list[str] = []
+
+    class Run:
+        def __init__(self, folder: Path, trials: Any, *_: Any) -> None:
+            self.folder, self.left, self.phases, self.error = folder, list(trials), [(None, trials, 2)], None
+
+        @property
+        def done(self) -> bool:
+            return not self.left
+
+        def start(self) -> None:
+            self.writer = Writer(self.folder)
+
+        def events(self) -> list[Event]:
+            if not self.left or "stop" in asked:
+                return []
+            trial = self.left.pop(0)
+            events = [
+                AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=1.0),
+                AttemptEnded(
+                    trial=trial.id, attempt=1, end="diverged", detail="nan", seconds=1.0, time=2.0, final=True
+                ),
+            ]
+            self.writer.append(events)
+            return events
+
+        def drain(self) -> None:
+            asked.append("drain")
+            self.left.clear()
+
+        def stop(self) -> None:
+            asked.append("stop")
+
+        def close(self) -> None:
+            asked.append("close")
+            self.writer.close()
+
+    for name, fake in (
+        ("connect", lambda _: None),
+        ("Run", Run),
+        ("nodes", lambda: [Node(2, 0)]),
+        ("shutdown", lambda: asked.append("shutdown")),
+    ):
+        monkeypatch.setattr(lane, name, fake)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return asked
+
+
+def lease(folder: Path, wanted: Sequence[str | None] = ()) -> Any:
+    """A held folder; `wanted` is what is asked of the holder, look by look."""
+    folder.mkdir(exist_ok=True)
+    answers = iter(wanted)
+    return SimpleNamespace(folder=folder, lost=False, stop_wanted=lambda: next(answers, None))
+
+
+def test_observers_follow_a_session_to_its_end_and_are_told_when_there_is_nothing_left(
+    plan, cluster, tmp_path
+):
+    folder, told = tmp_path / "x", Told()
+    end = Session(lease(folder), [told]).run_rounds(plan, Preparation())
+    assert (end.how, end.num_trials, end.num_ended, end.num_run) == ("ended", 4, 4, 4)
+    assert told.calls == ["begin", "observe", "end", "close"]
+    # One more look when all is done.
+    assert told.counts == [1, 2, 3, 4, 4]
+    assert told.ends == [end, end]
+    assert told.notices == ["could not say goodbye"]
+    assert cluster == ["close", "shutdown"]
+    again = Told()
+    end = Session(lease(folder), [again]).run_rounds(plan, Preparation())
+    assert (end.how, end.num_trials, end.num_ended) == ("nothing to do", 4, 4)
+    assert again.calls == ["begin", "close"]
+    assert cluster == ["close", "shutdown"]
+
+
+def test_a_request_to_stop_and_ctrl_c_end_it_the_same_way(plan, cluster, tmp_path):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for name, wanted, actions, reason in (
+        ("asked", [None, "now"], {}, "as `vitc-sweep stop` asked"),
+        ("keys", [], {"observe": interrupt}, "interrupted"),
+    ):
+        cluster.clear()
+        told, first = Told(), Told(**actions)
+        if actions:
+            # Once: what comes while it stops is told like anything else.
+            first._actions["stopping"] = lambda first=first: first._actions.pop("observe")
+        end = Session(lease(tmp_path / name, wanted), [told, first]).run_rounds(plan, Preparation())
+        assert (end.how, end.reason) == ("stopped", reason)
+        assert 0 < end.num_ended < 4
+        assert cluster == ["stop", "close", "shutdown"]
+        assert told.calls[-4:] == ["stopping", "observe", "end", "close"]
+        assert len(open_folder(tmp_path / name).records) == end.num_ended
+
+
+def test_a_request_to_drain_is_passed_on_once(plan, cluster, tmp_path):
+    told = Told()
+    end = Session(lease(tmp_path / "x", ["drain", "drain"]), [told]).run_rounds(plan, Preparation())
+    assert (end.how, end.num_ended) == ("ended", 1)
+    assert cluster == ["drain", "close", "shutdown"]
+    assert told.notices[0] == "stopping: trials in flight go on to their end, no more are started"
+
+
+def test_a_lost_lease_ends_it(plan, cluster, tmp_path):
+    held = lease(tmp_path / "x")
+    held.lost = True
+    end = Session(held).run_rounds(plan, Preparation())
+    assert (end.how, end.reason) == ("stopped", "another run has taken the folder over")
+
+
+@pytest.mark.parametrize("method", ["begin", "observe", "end", "close"])
+def test_whatever_an_observer_raises_the_cluster_is_left_and_all_are_closed(plan, cluster, tmp_path, method):
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    broken, others = Told(**{method: fail}), [Told(), Told()]
+    session = Session(lease(tmp_path / "x"), [others[0], broken, others[1]])
+    with pytest.raises(ZeroDivisionError):
+        session.run_rounds(plan, Preparation())
+    assert [told.calls[-1] for told in (*others, broken)] == ["close"] * 3
+    assert others[0].ends[-1].how == ("broke off" if method in ("begin", "observe") else "ended")
+    if method == "observe":
+        assert cluster == ["stop", "close", "shutdown"]
+
+
+def test_nobody_is_asked_to_run_nothing(plan, cluster, tmp_path):
+    told = Told()
+    known: Any = SimpleNamespace(events=[], records={})
+    end = Session(lease(tmp_path / "x"), [told]).run_trials(plan, [], known, Preparation())
+    assert end.how == "nothing to do"
+    assert told.calls == ["close"]
+    assert cluster == []
