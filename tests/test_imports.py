@@ -71,6 +71,8 @@ FLAT = {
     }.items()
     for module in modules.split()
 }
+#: The one name that both roots have.
+FLAT |= {"orchestrator.__main__": "cli"}
 
 #: Libraries that only some packages or modules may know.
 OWNERS = {

@@ -3,10 +3,13 @@
 import os
 import re
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,8 +109,31 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def example_files() -> dict[str, str]:
+    """The texts of the sweep files that come with the program, by name: `lr_wd`, `paper/edf_vit`, ..."""
+    root = resources.files("search_spaces")
+    files = [entry for entry in root.iterdir() if entry.name.endswith(".yaml")]
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("_")]
+    texts = {file.name.removesuffix(".yaml"): file.read_text("utf-8") for file in files}
+    for folder in folders:
+        for file in folder.iterdir():
+            if file.name.endswith(".yaml"):
+                texts[f"{folder.name}/{file.name.removesuffix('.yaml')}"] = file.read_text("utf-8")
+    return dict(sorted(texts.items(), key=lambda item: (item[0].count("/"), item[0])))
+
+
 def asked_file(file: Path, sets: list[str] | None, points: int | None) -> "AskedFile":
+    """Returns a sweep file as the command line names it, with what was set on top.
+
+    Raises:
+      UserError: there is no such file, but an example of that name comes with the program.
+    """
     from orchestrator.sweep.document import Override
     from orchestrator.trials.sweep_file import SweepFile as AskedFile
+
+    if not file.exists() and file.parts[:1] == ("search_spaces",) and file.suffix == ".yaml":
+        name = "/".join(file.with_suffix("").parts[1:])
+        if name in example_files():
+            raise UserError(f"{file}: no such file. To copy it here:  vitc-sweep examples {name}")
 
     return AskedFile(file, tuple(Override.parse(text) for text in sets or ()), points)

@@ -17,6 +17,7 @@ from orchestrator.cli.options import (
     SweepFile,
     Track,
     asked_file,
+    example_files,
     make_console,
     say,
 )
@@ -266,6 +267,34 @@ def schema(
     else:
         write_atomically(out, text)
         print(f"{out}: JSON Schema of a sweep file")
+
+
+@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep examples lr_wd")
+def examples(
+    name: Annotated[
+        str | None, typer.Argument(help="An example to copy; left out, all are listed.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to copy it to.")] = Path("search_spaces"),
+) -> None:
+    """Lists the sweep files that come with the program, or copies one here."""
+    from orchestrator.monitor.terminal import rows_table
+    from trainables.io.files import write_atomically
+    from trainables.io.yaml import parse_yaml
+
+    if name is None:
+        questions = {key: parse_yaml(text, key)["question"] for key, text in example_files().items()}
+        make_console().print(rows_table([{"name": k, "question": v} for k, v in questions.items()]))
+        return
+    key = name.removeprefix("search_spaces/").removesuffix(".yaml")
+    if (text := example_files().get(key)) is None:
+        rule = f"no example is called {name!r}; `vitc-sweep examples` lists them"
+        raise typer.BadParameter(rule, param_hint="NAME")
+    target = out / f"{key}.yaml"
+    if target.exists() and target.read_text() != text:
+        raise typer.BadParameter(f"{target} is there and has been changed", param_hint="--out")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, text)
+    print(f"{target}: run it with  vitc-sweep run {target}")
 
 
 @app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep models --json")

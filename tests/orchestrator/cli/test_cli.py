@@ -689,3 +689,27 @@ def test_help_imports_nothing_heavy():
         "assert not {'torch', 'ray', 'mlflow', 'scipy', 'pyarrow'} & set(sys.modules), sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_examples_are_listed_and_copied_and_a_missing_one_is_offered(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli("examples")
+    assert code == 0
+    assert all(
+        str(path.relative_to(LR_WD.parent).with_suffix("")) in out for path in LR_WD.parent.rglob("*.yaml")
+    )
+    code, _, err = cli("plan", "search_spaces/lr_wd.yaml")
+    assert (code, err.rpartition("  ")[2]) == (BAD_INPUT, "vitc-sweep examples lr_wd\n")
+    assert cli("examples", "lr_wd")[0] == 0
+    assert Path("search_spaces/lr_wd.yaml").read_text() == LR_WD.read_text()
+    assert cli("examples", "search_spaces/lr_wd.yaml")[0] == 0
+    Path("search_spaces/lr_wd.yaml").write_text("# mine\n")
+    assert cli("examples", "lr_wd")[0] == BAD_INPUT
+    assert Path("search_spaces/lr_wd.yaml").read_text() == "# mine\n"
+    assert cli("examples", "lr_dw")[0] == BAD_INPUT
+
+
+def test_the_program_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "orchestrator", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("vitc-sweep ")
