@@ -1,6 +1,7 @@
 """The training library on one GPU: does it run there, are its results the same, and how fast is it?
 
     python -m benchmarks.device [--cpu] [--json FILE] [--only part,part] [--limit-seconds N]
+    python -m benchmarks.device --document benchmarks/data/device-*.json > docs/performance.md
 
 Needs torch, timm and `trainables`; no Ray, no network, no data. Parts run from the most to the least
 valuable, in a process of their own that sends each figure as it is found. A part that fails, hangs or takes
@@ -1050,7 +1051,7 @@ def faults(bench: Bench) -> None:
     context = bench.context
     normal = digits("conv", schedule__epochs=3)
     # 3,137 tokens each: hundreds of GiB of activations, while weights and images are small.
-    huge = {"family": "vit", "size": "1gf", "image_size": 224, "patch_size": 4}
+    huge = {"family": "vit", "size": "36gf", "image_size": 224, "patch_size": 4}
     far_too_large = digits("patchify", model=huge, batch_size=1198)
     with deterministic():
         expected = trained(normal, context)[1].weights_digest()
@@ -1534,6 +1535,53 @@ def _pass_on(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
 CHILDREN: dict[str, Callable[..., None]] = {"killed": _killed, "assert": _assert, "quarter": _quarter}
 
 
+#: Figures of a document: what is compared, and not what led to it.
+_DOCUMENTED = (
+    *("product", "read and written", "pinned", "pageable", "start an operation"),
+    *("equal", "relative", "allocated over counted", "speed", "MFU", "share of the data sheet", " over "),
+    *("a step", "busy", "rate", "error after", "memory that", "told apart"),
+)
+
+
+def document(files: list[Path]) -> str:
+    """Returns docs/performance.md: for each record of a device its machine, and a table of its figures."""
+    lines = [
+        "# Performance on a device",
+        "",
+        "Written by `python -m benchmarks.device --document`; what has not run",
+    ]
+    lines[-1] += " on a device is not in it."
+    for file in files:
+        content = json.loads(file.read_text())
+        machine = content["machine"]
+        lines += ["", f"## {machine['card']}", ""]
+        lines.append(
+            f"Driver {machine['driver']}, torch {machine['torch']}, timm {machine['timm']}, Python "
+            f"{machine['python']}, {machine['cores']} cores. One run of {content['seconds']:.0f} s."
+        )
+        lines += ["", "| part | figure | value | must hold | |", "|---|---|---|---|---|"]
+        for part in content["parts"]:
+            for row in part["figures"]:
+                value = row["value"]
+                said = f"{row['figure']} {row['unit']}"
+                if value is None or not any(word in said for word in _DOCUMENTED):
+                    continue
+                text = (
+                    f"{value:.4g}"
+                    if isinstance(value, float)
+                    else {True: "yes", False: "no"}.get(value, value)
+                )
+                cells = (
+                    part["part"],
+                    row["figure"],
+                    f"{text} {row['unit']}".strip(),
+                    row["must"],
+                    row["status"],
+                )
+                lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 if something that must hold does not, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device", description=__doc__.splitlines()[0])
@@ -1545,9 +1593,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--limit-seconds", type=float, default=LIMIT_SECONDS, help="for the whole (default %(default)g)"
     )
+    parser.add_argument(
+        "--document", nargs="+", type=Path, metavar="FILE", help="print a document of such records, and stop"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.document:
+        print(document(options.document))
+        return 0
     if options.child:
         CHILDREN[options.child[0]](*options.child[1:])
         return 0
