@@ -275,7 +275,7 @@ def _arms(parts: Mapping[str, Part]) -> tuple[list[_Arm], list[str]]:
 
 
 def _coinciding(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Iterator[str]:
-    """Yields notices of arms of different sweeps that differ only in name, so their contrast is meaningless."""
+    """Yields notices of arms of different sweeps that differ only in name: comparing them is pointless."""
     first: dict[frozenset[str], _Arm] = {}
     for arm in arms:
         other = first.setdefault(frozenset(_ids(parts[arm.part].plan, arm.old).values()), arm)
