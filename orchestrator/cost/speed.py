@@ -180,7 +180,7 @@ def scaled(epochs: Epochs, samples: Sequence[Sample]) -> Span:
     """Returns the seconds of an epoch, scaled from those of other shapes.
 
     The centre is a fit to all samples. The range spans the seconds of the two nearest shapes, scaled by the
-    ratio of multiply-adds and by the ratio of bytes moved, and a tenth more either way. Both ratios are used
+    ratio of multiply-adds and by that of bytes moved. It is a tenth wider at either end. Both ratios are used
     because it is unknown which one decides the speed of a new shape.
     """
     central = fit_rates(samples).seconds(epochs.work)

@@ -1,8 +1,8 @@
 """Designs of experiments: which points of the unit cube are tried.
 
 A random or Sobol design is a pure function: quantile i of a parameter depends only on the seed, the
-parameter's name and i. So a longer sweep begins with the shorter one, adding a parameter keeps the values of
-the others, and two arms that share the parameters share the points.
+parameter's name and i. So a longer sweep begins with the shorter one. Adding a parameter keeps the values of
+the others. Two arms that share the parameters share the points.
 
 Points of one scrambled Sobol sequence depend on each other, which spreads them evenly. So their spread does
 not show how well their mean is known; only another scramble can. A design of several scrambles has blocks of
@@ -67,9 +67,9 @@ class SobolDesign(_Drawn):
     one in the file moves to the next free coordinate.
 
     Several scrambles share the points in turn: point i is number i // scrambles of block i % scrambles. Each
-    block is a sequence of its own, also best with 2^k points. So a point depends on its index alone, which it
-    would not if each block were a run of consecutive points. If a sweep is cut off, or its size is not a
-    multiple of the scrambles, the sizes of the blocks differ by one point at most.
+    block is a sequence of its own, also best with 2^k points. So a point depends on its index alone. If each
+    block were a run of consecutive points, it would depend on their number. The sizes of blocks differ by one
+    point at most, even if a sweep is cut off.
 
     One scramble is the default because it spreads points more evenly than several do. Up to 32 points, 8
     blocks lose most of the gain over independent draws (`python -m benchmarks.pairing_gain`). With six or
