@@ -12,12 +12,9 @@ from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan, unique_trials
 from trainables.base import Frozen
 
-# ---------------------------------------------------------------------------------------------------
-# What it did cost
-
 
 class PlannedShape(Frozen):
-    """What was planned of one shape; see `ShapeCost`. `devices` are the GPUs of a gang, else its cores."""
+    """The plan of one shape, as in `ShapeCost`. `devices` counts the GPUs of a gang, else its cores."""
 
     name: str
     seconds: Span | None
@@ -27,13 +24,13 @@ class PlannedShape(Frozen):
 
 
 class Planned(Frozen):
-    """An estimate as it was before the first trial of a sweep ran, to be held against what came.
+    """The estimate made before the first trial of a sweep ran, to compare with the actual cost.
 
     Attributes:
-      made: when, in UTC.
+      made: time of the estimate, in UTC.
       device: name of the GPU or processor.
       unit: "GPU-hours" or "core-hours".
-      trials: how many distinct ones were planned then.
+      trials: number of distinct trials in the plan at that time.
       hours, wall_hours, checkpoint_gib: as in `Estimate`.
       shapes: by `shape_key`.
     """
@@ -49,7 +46,7 @@ class Planned(Frozen):
 
 
 def planned(plan: Plan, found: CostEstimate, made: str) -> Planned:
-    """What is to be kept of an estimate."""
+    """Returns the part of an estimate that is kept for the comparison."""
     shapes = {
         shape_key(cost.shape): PlannedShape(
             name=cost.shape.name,
@@ -74,17 +71,17 @@ def planned(plan: Plan, found: CostEstimate, made: str) -> Planned:
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """One shape of a sweep, or all of them, as planned and as it came.
+    """The planned and the actual cost of one shape of a sweep, or of all shapes.
 
     Attributes:
-      arms: cell and arm; empty for all of them.
-      shape: its name; empty for all of them.
-      trials_run, trials: how many have run an epoch, of how many.
-      planned_seconds, seconds: per epoch; the second a median of epochs that did not end a trial.
-      planned_hours: of as many epochs as have run, so that a sweep cut short compares like with like.
-      hours: of all attempts.
-      planned_peak_gib, peak_gib: of a worker's memory; the second is recorded on GPUs only.
-      basis: where the planned seconds are from.
+      arms: cell and arm. Empty for all shapes.
+      shape: its name. Empty for all shapes.
+      trials_run, trials: number of trials that have run an epoch, and of all trials.
+      planned_seconds, seconds: seconds per epoch. The second is a median, without epochs that ended a trial.
+      planned_hours: for as many epochs as have run, so that a sweep cut short can be compared.
+      hours: hours of all attempts.
+      planned_peak_gib, peak_gib: memory of a worker. The second is recorded on GPUs only.
+      basis: source of the planned seconds.
     """
 
     arms: tuple[tuple[str, str], ...]
@@ -101,9 +98,9 @@ class Actual:
 
 
 def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -> list[Actual]:
-    """What was planned beside what came: per shape that has run, then, of several, all that were planned.
+    """Returns planned and actual cost per shape that has run, and a total of several planned shapes.
 
-    A shape that was not in the plan, as the sweep was extended, has no planned numbers.
+    A shape that was not in the plan has no planned numbers. This happens if the sweep was extended.
     """
     shapes = ShapeTable(plan)
     found: list[Actual] = []
@@ -114,7 +111,7 @@ def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -
         was = before.shapes.get(shape_key(shape))
         rows = [row for record in ran for row in record.rows.values()]
         devices = was.devices if was else shape.gang.workers * (shape.gang.gpus or shape.gang.cpus)
-        # As many of the epochs as have run.
+        # The planned cost of as many epochs as have run.
         planned_hours = was.seconds * (len(rows) * devices / 3600) if was and was.seconds else None
         found.append(
             Actual(
@@ -156,7 +153,7 @@ def _all_of(rows: Sequence[Actual]) -> Actual:
 
 
 def _busy_seconds(record: Record) -> float:
-    """Of all attempts; a running one counts by its epochs."""
+    """Returns the seconds of all attempts. A running attempt counts by its epochs."""
     if not record.running:
         return record.busy_seconds
     rows = sum(row.train_seconds + row.val_seconds for row in record.rows.values())
@@ -164,7 +161,10 @@ def _busy_seconds(record: Record) -> float:
 
 
 def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> float:
-    """GPU-hours of all attempts so far, core-hours of gangs without GPUs; running ones by their epochs."""
+    """Returns the GPU-hours of all attempts so far, or core-hours for gangs without GPUs.
+
+    A running attempt counts by its epochs.
+    """
     hours = 0.0
     for trial in unique_trials(plan.trials):
         if (record := records.get(trial.id)) is None:
@@ -174,7 +174,7 @@ def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]
 
 
 def within_budget(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> bool:
-    """Whether a run may hand out another trial: what has been spent is below the file's budget."""
+    """Returns whether a run may start another trial: the hours spent are below the file's budget."""
     budget = plan.sweep.budget
     if budget is None:
         return True

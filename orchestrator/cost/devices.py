@@ -11,20 +11,17 @@ import torch
 
 from orchestrator.trials.gang import Node
 
-# ---------------------------------------------------------------------------------------------------
-# Devices
-
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU by its data sheet.
+    """A GPU as in its data sheet.
 
     Attributes:
-      memory_gib: as sold, in GB of the data sheet; a few per cent of it are not for programs.
-      fp32_tflops: outside of tensor cores, which torch leaves out for fp32 matrix products by default.
-      half_tflops: fp16 or bf16 on tensor cores, fp32 sums, without sparsity.
-      bandwidth_gb_s: of its memory.
-      source: where the figures are from.
+      memory_gib: memory in GB of the data sheet. Programs can use a few per cent less.
+      fp32_tflops: without tensor cores, which torch does not use for fp32 matrix products by default.
+      half_tflops: fp16 or bf16 on tensor cores, with fp32 sums and without sparsity.
+      bandwidth_gb_s: bandwidth of its memory.
+      source: source of these numbers.
     """
 
     memory_gib: float
@@ -34,7 +31,7 @@ class Device:
     source: str
 
 
-#: By the name that `plan --on` takes; the SXM variant where there are several.
+#: Devices by the name that `plan --on` takes. The SXM variant if there are several.
 DEVICES: dict[str, Device] = {
     "V100": Device(32, 15.7, 125, 900, "NVIDIA V100 data sheet (SXM2, 32 GB)"),
     "T4": Device(16, 8.1, 65, 320, "NVIDIA T4 data sheet"),
@@ -48,7 +45,7 @@ DEVICES: dict[str, Device] = {
 
 
 def device_called(name: str) -> str | None:
-    """The entry of `DEVICES` that a name means, as torch or a person gives it; None if it is not there."""
+    """Returns the key of `DEVICES` that a name from torch or the user means. None if there is none."""
     squeezed = re.sub(r"[^a-z0-9]", "", name.lower())
     for key in DEVICES:
         model, _, size = key.lower().replace("rtx-", "rtx").partition("-")
@@ -57,18 +54,14 @@ def device_called(name: str) -> str | None:
     return "A100-80GB" if "a100" in squeezed else None
 
 
-# ---------------------------------------------------------------------------------------------------
-# The sweep
-
-
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a sweep is to run on.
+    """The hardware that a sweep runs on.
 
     Attributes:
-      device: name of the GPU, as in `DEVICES` where it is there, else of the processor.
+      device: name of the GPU, as in `DEVICES` if it is listed. Without GPUs, name of the processor.
       nodes: machines with their CPUs and GPUs.
-      memory_gib: of one GPU, else of the node; None where unknown.
+      memory_gib: memory of one GPU, or of the node if it has none. None if unknown.
     """
 
     device: str
@@ -77,12 +70,12 @@ class Machine:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether trials that leave it open get a GPU."""
+        """Returns whether trials that do not set a number of GPUs get one."""
         return any(node.gpus >= 1 for node in self.nodes)
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Returns the name of this machine's processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -90,12 +83,12 @@ def processor() -> str:
     return platform.processor()
 
 
-#: Cores of a machine that nobody has described: enough for any gang.
+#: Cores assumed for a machine given by its GPUs only: enough for any gang.
 _MANY_CPUS = 10**6
 
 
 def this_machine() -> Machine:
-    """The machine that this runs on, as a cluster of one node."""
+    """Returns the machine of this process, as a cluster of one node."""
     cpus = float(os.cpu_count() or 1)
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
@@ -107,9 +100,9 @@ def this_machine() -> Machine:
 
 
 def described(text: str) -> Machine:
-    """A machine by how many and which GPUs: `8xH100`, `A100-40GB`; or by its cores: `64xcpu`.
+    """Returns the machine of a description by GPUs, `8xH100` or `A100-40GB`, or by cores, `64xcpu`.
 
-    Its cores are taken to be enough for its GPUs; cores are taken to be as fast as those here.
+    Its cores are assumed to be enough for its GPUs, and as fast as those of this machine.
 
     Raises:
       ValueError: the GPU is not in the table.

@@ -1,13 +1,13 @@
-"""What a sweep will cost before it runs: memory, seconds, hours, money; and what it did cost, beside that.
+"""Estimates of a sweep's cost before it runs: memory, seconds, hours and money.
 
-Memory and work of a step come from `trainables.profiling.footprint`, counted and not guessed. Seconds come
-from the best source there is, and say which:
+Memory and work of a step are counted by `trainables.profiling.footprint`. Seconds come from the best source
+available, which is named:
 
-  measured   rows of the same shape on the same device, from runs before
-  preflight  a step of the same shape, which the preflight of a run has made
+  measured   rows of the same shape on the same device, from earlier runs
+  preflight  a step of the same shape, made by the preflight of a run
   scaled     rows of other shapes on the same device, scaled by the work
   table      a GPU's data sheet, times the share of it that published training runs reach
-  probe      a second of arithmetic on this CPU (`plan --measure`)
+  probe      one second of arithmetic on this CPU (`plan --measure`)
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class ShapeCost:
-    """One shape of a sweep.
+    """The cost of one shape of a sweep.
 
     Attributes:
-      arms: whose trials have it, cell and arm.
-      trials, epochs: how many, and their epochs in all.
-      seconds: per epoch; None where nothing is known of its speed.
-      hours: GPU-hours of all its trials, core-hours where they run on CPUs.
+      arms: cells and arms whose trials have this shape.
+      trials, epochs: number of trials, and of their epochs in total.
+      seconds: seconds per epoch. None if there is no source for its speed.
+      hours: GPU-hours of all its trials, or core-hours on CPUs.
     """
 
     shape: Shape
@@ -51,7 +51,7 @@ class ShapeCost:
     hours: Span | None
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; memory in GiB."""
+        """Returns the values for JSON, with memory in GiB."""
         held = {
             f"{name}_gib": getattr(self.footprint, name) / GIB
             for name in (
@@ -88,15 +88,15 @@ class ShapeCost:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a sweep will cost.
+    """The estimated cost of a sweep.
 
     Attributes:
-      hours: GPU-hours of all trials, core-hours on CPUs; None if any shape's speed is unknown.
+      hours: GPU-hours of all trials, or core-hours on CPUs. None if the speed of any shape is unknown.
       unit: "GPU-hours" or "core-hours".
-      wall_hours: from start to end with so many lanes.
-      lanes: trials at a time, the largest gang's first.
+      wall_hours: hours from start to end with this number of lanes.
+      lanes: number of trials at a time, for the largest gang first.
       checkpoint_gib, kept_gib: see `Storage`.
-      price: in `currency`; None where no price is given.
+      price: price in `currency`. None if no price is given.
     """
 
     machine: Machine
@@ -111,7 +111,7 @@ class CostEstimate:
     currency: str
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the values for JSON."""
 
         def range_of(span: Span | None) -> dict[str, float] | None:
             return dataclasses.asdict(span) if span else None
@@ -132,13 +132,13 @@ class CostEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a sweep stores at most.
+    """The most that a sweep stores.
 
     Attributes:
-      checkpoint_gib: of all trials in flight, of each as many as are kept and one that is being written; a
-        trial that has ended keeps none.
-      kept_gib: final weights (`resources.keep`, and of first stages always). Where the best replaces the one
-        before it, both are there for a moment, on every lane.
+      checkpoint_gib: checkpoints of all running trials: for each, as many as are kept and one that is being
+        written. A trial that has ended keeps none.
+      kept_gib: final weights (`resources.keep`, and always those of first stages). When the best weights
+        replace earlier ones, every lane holds both for a moment.
     """
 
     checkpoint_gib: float
@@ -146,7 +146,7 @@ class Storage:
 
 
 def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
-    """What all trials of a plan store on machines like these."""
+    """Returns the storage of all trials of a plan on these machines."""
     return _storage(ShapeTable(plan), nodes)
 
 
@@ -173,7 +173,7 @@ def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
 
 
 def storage_fault(plan: Plan, nodes: Sequence[Node]) -> str:
-    """That a sweep may have to store more than its file allows; empty if not."""
+    """Returns a message if the sweep may store more than `max_checkpoint_gib`, else ""."""
     limit = plan.sweep.resources.max_checkpoint_gib
     return "" if limit is None else storage_excess(limit, storage(plan, nodes))
 
@@ -195,14 +195,14 @@ def estimate(
     rates: Rates | None = None,
     price_per_gpu_hour: float | None = None,
 ) -> CostEstimate:
-    """What all trials of a plan will cost on a machine.
+    """Estimates the cost of all trials of a plan on a machine.
 
     Args:
       plan: the sweep.
-      machine: where it is to run.
-      samples: what runs before have measured.
-      rates: of the machine's processor by a probe, for want of samples.
-      price_per_gpu_hour: instead of the file's.
+      machine: the machine it will run on.
+      samples: measurements of earlier runs.
+      rates: rates of the machine's processor from a probe, used without samples.
+      price_per_gpu_hour: replaces the file's price.
     """
     shapes = ShapeTable(plan)
     costs = {
@@ -218,7 +218,7 @@ def estimate(
         if known and lanes:
             runs = [_trial_seconds(costs[shapes.shape(trial)], trial) for trial in members]
             places = {trial.id: place for place, trial in enumerate(members)}
-            # A first stage of a larger gang has ended by then.
+            # A first stage of a larger gang has ended in an earlier phase.
             waits = {places[t.id]: places[t.after] for t in members if t.after in places}
             wall += Span(
                 *(
@@ -242,7 +242,8 @@ def estimate(
     )
 
 
-#: From the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker group.
+#: Seconds from the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker
+#: group.
 _LANE_START_SECONDS = 15.0
 
 
@@ -278,7 +279,7 @@ def _shape_cost(
 
 
 def units(gang: Gang) -> float:
-    """GPUs of a gang, or cores where it has none: what its hours are counted in."""
+    """Returns the number of GPUs of a gang, or of cores if it has none. Hours are counted in this unit."""
     return gang.workers * (gang.gpus or gang.cpus)
 
 
@@ -288,12 +289,12 @@ def _trial_seconds(cost: ShapeCost, trial: Trial) -> Span:
 
 
 def makespan(seconds: Sequence[float], lanes: int, waits: Mapping[int, int] | None = None) -> float:
-    """When the last of some jobs ends, if each in turn goes to the lane that is free first.
+    """Returns the time at which the last job ends, if each job in turn goes to the first free lane.
 
     Args:
-      seconds: of each job.
-      lanes: jobs at a time.
-      waits: by the place of a job that of the one that has to end before it may begin.
+      seconds: duration of each job.
+      lanes: number of jobs at a time.
+      waits: maps the index of a job to that of the job that must end before it starts.
     """
     waits = waits or {}
     waiting: dict[int, list[int]] = {}

@@ -1,7 +1,7 @@
-"""Where the time of the devices went: every core- or GPU-second of a sweep under one heading.
+"""The ledger: every core- or GPU-second of a sweep, under one heading each.
 
-A lane is a gang's worth of devices; while a phase of a run lasts, each of its lanes is always in one of these
-states, so the headings add up to lanes x devices of a lane x wall time by construction.
+A lane has the devices of one gang. During a phase of a run, each lane is always in one of these states. So
+the headings add up to lanes x devices of a lane x wall time by construction.
 """
 
 import dataclasses
@@ -28,26 +28,26 @@ from orchestrator.trials.events import (
     time_of,
 )
 
-#: Outcomes whose trials gave nothing: all their time counts as lost.
+#: Outcomes without a result. All time of such trials counts as lost.
 _FRUITLESS = frozenset({"failed", "invalid", "out_of_memory"})
 
 
 @dataclass
 class Ledger:
-    """Device-seconds by what they were spent on.
+    """Device-seconds by heading.
 
     Attributes:
-      device: `core` or `GPU`; `mixed` where a sweep had both.
+      device: `core` or `GPU`. `mixed` if the sweep used both.
       useful: training and evaluation that the results rest on.
       replayed: steps done again, because they came after the last checkpoint of an attempt that was lost.
-      lost: work that leads to no result: of trials that failed, and between the last sign of life of an
-        attempt and its end.
-      queued: lanes without a trial: between two trials, and at the end of a run, while others finish.
+      lost: work without a result: that of failed trials, and the time between an attempt's last sign of life
+        and its end.
+      queued: lanes without a trial: between two trials, or at the end of a run while other lanes finish.
       start_up: from the command to the first trial of a lane, and from the loss of a worker group to the
         next trial.
       preflight: checks before the first trial.
-      wall: seconds from the first command to the end of the last, less the checks and the time between runs;
-        no heading.
+      wall: seconds from the first command to the end of the last, without the checks and the time between
+        runs. It is no heading.
     """
 
     device: str = "core"
@@ -61,11 +61,11 @@ class Ledger:
 
     @property
     def total(self) -> float:
-        """All of it: devices x wall time, summed over runs."""
+        """The sum of all headings: devices x wall time, summed over runs."""
         return sum(self.rows().values())
 
     def rows(self) -> dict[str, float]:
-        """Heading to device-seconds."""
+        """Returns the device-seconds of each heading."""
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -87,7 +87,7 @@ class _Attempt:
 
 @dataclass
 class _Phase:
-    """A stretch of a run with so many lanes; starting Ray is the beginning of the first."""
+    """A part of a run with a fixed number of lanes. The first phase includes the start of Ray."""
 
     began: float
     ended: float
@@ -99,14 +99,14 @@ class _Phase:
 
 
 def ledger(events: Iterable[Event]) -> Ledger:
-    """The ledger of a sweep from its journal; a run without an end counts until its last sign of life."""
+    """Returns the ledger of a journal. A run without an end counts until its last sign of life."""
     accounts = Accounts()
     accounts.observe(events)
     return accounts.total()
 
 
 class Accounts:
-    """A journal that grows, as far as the ledger wants it: constant work per event, a sum when asked."""
+    """The ledger of a growing journal: constant work per event, and a sum on request."""
 
     def __init__(self) -> None:
         self._phases: list[_Phase] = []
@@ -116,13 +116,13 @@ class Accounts:
         self._preflight = 0.0
 
     def observe(self, events: Iterable[Event]) -> None:
-        """Takes in events in the order of the journal."""
+        """Adds events, in the order of the journal."""
         for event in events:
             self._observe(event)
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, SessionBegan):
-            # Whatever of an earlier run had no end went with that run, when it was last heard of.
+            # Attempts of an earlier run that have no end ended with that run, at its last sign of life.
             self._running.clear()
             self._began, self._preflight = event.began, 0.0
             return
@@ -157,7 +157,7 @@ class Accounts:
             case PreflightDone():
                 self._preflight += event.seconds
             case RetryWanted():
-                # A person has thrown the work of these away.
+                # The user has discarded the work of these attempts.
                 for attempt in self._of_trial.pop(event.trial, []):
                     attempt.end = "discarded"
             case SessionClosed() | BreakerTripped() | Notice() | Sealed() | Unknown():
@@ -166,7 +166,7 @@ class Accounts:
                 assert_never(event)
 
     def total(self) -> Ledger:
-        """The ledger so far; work grows with the number of attempts."""
+        """Returns the ledger so far. The work grows with the number of attempts."""
         return _total(self._phases)
 
 
@@ -208,7 +208,7 @@ def _total(phases: list[_Phase]) -> Ledger:
 
 
 def _starting_seconds(phase: _Phase) -> float:
-    """Lane-seconds until the first trial of each lane, and from a lost worker group to the next trial."""
+    """Returns the lane-seconds before each lane's first trial, and from a lost worker group to the next."""
     by_lane: dict[str, list[_Attempt]] = {}
     for attempt in phase.attempts:
         by_lane.setdefault(attempt.lane, []).append(attempt)
@@ -220,7 +220,7 @@ def _starting_seconds(phase: _Phase) -> float:
         if attempts[-1].end in ("lost", "preempted"):
             deaths.append(attempts[-1].ended or phase.ended)
     firsts = sorted(attempts[0].started for attempts in by_lane.values())
-    # The first lanes of a phase start with it, later ones take the place of one that died.
+    # The first lanes of a phase start with it. Later ones replace lanes that died.
     for index, first in enumerate(firsts):
         if index < phase.lanes:
             seconds += max(0.0, first - phase.began - phase.preflight)

@@ -10,22 +10,19 @@ from orchestrator.trials.gang import lane_plan
 from orchestrator.trials.trial import Plan, Removal
 from trainables.config import Seeds
 
-# ---------------------------------------------------------------------------------------------------
-# What to look at before starting
-
-#: Of a device's memory, what programs get: the rest is the context's and the allocator's slack.
+#: Share of a device's memory that programs can use. The context and the allocator take the rest.
 _USABLE = 0.9
 
-#: Resident memory of a worker before it has trained anything: interpreter, torch, Ray. Measured.
+#: Resident memory in GiB of a worker before training: interpreter, torch, Ray. Measured.
 _PROCESS_GIB = 0.8
 
 
 def plan_warnings(plan: Plan, found: CostEstimate) -> list[str]:
-    """What a person should look at before starting, a line each.
+    """Returns warnings about a plan, one line each.
 
     Args:
       plan: the sweep.
-      found: what it will cost, by `estimate`.
+      found: its estimated cost, from `estimate`.
     """
     shapes = ShapeTable(plan)
     return [
@@ -42,7 +39,7 @@ def plan_warnings(plan: Plan, found: CostEstimate) -> list[str]:
 
 
 def _room_warnings(shapes: ShapeTable, found: CostEstimate) -> list[str]:
-    # Room is asked for, whatever number of lanes the file gives.
+    # This checks the cluster's room, whatever number of lanes the file sets.
     return [
         f"resources: {len(members)} trial(s) need {gang}, more than there is here; see --on"
         for gang, members, lanes in lane_plan(shapes.trials, found.machine.nodes)
@@ -128,7 +125,7 @@ def _pairing_warnings(plan: Plan) -> list[str]:
     ids: dict[str, tuple[str, str]] = {}
     same: dict[tuple[tuple[str, str], tuple[str, str]], None] = {}
     for trial in plan.trials:
-        if trial.role == "first_stage":  # to be shared is what it is for
+        if trial.role == "first_stage":  # first stages are meant to be shared
             continue
         first = ids.setdefault(trial.id, (trial.cell_name, trial.arm))
         if first != (trial.cell_name, trial.arm):
@@ -141,7 +138,7 @@ def _pairing_warnings(plan: Plan) -> list[str]:
 
 
 def _unpaired_warnings(plan: Plan) -> list[str]:
-    """Parameters that some arms draw and others do not, by their windows or by `when`; seeds that differ."""
+    """Warns of parameters that only some arms draw, and of seeds that differ between arms."""
     drawn: dict[str, dict[str, set[str]]] = {}
     seeds: dict[tuple[str, int, int, str], set[Seeds]] = {}
     for trial in plan.trials:
@@ -162,12 +159,12 @@ def _unpaired_warnings(plan: Plan) -> list[str]:
     return list(lines)
 
 
-#: Share of an arm's points that a constraint may remove unremarked.
+#: Share of an arm's points that a constraint may remove without a warning.
 _CUT = 0.2
 
 
 def _cut_warnings(plan: Plan) -> list[str]:
-    """Windows that a constraint cuts in one arm, and with it in all arms of the cell."""
+    """Warns of windows that a constraint cuts in one arm, and thereby in all arms of the cell."""
     groups: dict[tuple[str, str], list[Removal]] = {}
     for removal in plan.removals:
         groups.setdefault((removal.cell_name, removal.constraint), []).append(removal)
@@ -179,15 +176,15 @@ def _cut_warnings(plan: Plan) -> list[str]:
         beside = "".join(f", {other.removed} of {other.arm}'s" for other in removals if other is not worst)
         lines.append(
             f"window: where `{constraint}` removes {worst.removed} of {worst.drawn} points of {cell} "
-            f"{worst.arm}{beside}; what one arm breaks is left out in all, so that arms are compared over "
-            "the rest of the window alone"
+            f"{worst.arm}{beside}; a point that one arm breaks is left out in all, so the comparison covers "
+            "the rest of the window only"
         )
     return lines
 
 
 def _selection_warnings(plan: Plan) -> list[str]:
     lines = [
-        f"selection: {info.name} selects on the split that the final numbers are from; they will flatter"
+        f"selection: {info.name} selects on the split of the final errors, so these will be too low"
         for config, info in plan.infos.items()
         if getattr(config, "selection", "held_out") == "final"
     ]

@@ -1,4 +1,4 @@
-"""Shapes: runs that cost the same, grouped and counted once."""
+"""Shapes: groups of runs with equal cost, which is counted once per group."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,17 @@ from trainables.data.order import num_steps
 from trainables.identity import identity
 from trainables.profiling.footprint import Footprint, Work, footprint, shape_config
 
-# ---------------------------------------------------------------------------------------------------
-# Shapes: what of a trial decides its cost per epoch
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a trial decides its memory and its seconds per epoch; trials of one shape cost the same."""
+    """The settings of a trial that decide its memory and its seconds per epoch."""
 
     config: TrainConfig
     gang: Gang
 
     @property
     def name(self) -> str:
-        """Batch (over workers), optimizer, precision and averaging; the arm says the rest."""
+        """Batch size (over workers), optimizer, precision and averaging. The arm describes the rest."""
         config = self.config
         parts = [f"{config.batch_size}" + (f"/{self.gang.workers}" if self.gang.workers > 1 else "")]
         parts.append(config.optim.name)
@@ -32,18 +29,18 @@ class Shape:
 
 
 def shape_of(trial: Trial) -> Shape:
-    """The shape of a trial."""
+    """Returns the shape of a trial."""
     return Shape(shape_config(trial.config), trial.gang)
 
 
 class ShapeTable:
-    """The distinct trials of a plan, and the same by shape.
+    """The distinct trials of a plan, grouped by shape.
 
     Attributes:
       plan: the sweep.
-      trials: one per id, in the order of the plan.
-      groups: the same by shape.
-      arms: cells and arms that have a trial of a shape, also where they share it.
+      trials: one trial per id, in the order of the plan.
+      groups: these trials by shape.
+      arms: for each shape, the cells and arms that have a trial of it, shared trials included.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -58,17 +55,17 @@ class ShapeTable:
         self.arms = {shape: tuple(pairs) for shape, pairs in arms.items()}
 
     def shape(self, trial: Trial) -> Shape:
-        """The shape of a trial of the plan."""
+        """Returns the shape of a trial of the plan."""
         return self._shapes[trial.id]
 
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """What an epoch of a shape amounts to for each of its workers.
+    """The work of one epoch of a shape for each of its workers.
 
     Attributes:
-      work: training and evaluation after it.
-      decoded: images read and augmented one by one; 0 where they are kept in memory.
+      work: work of training and of the evaluation after it.
+      decoded: number of images that are read and augmented one by one. 0 if they are kept in memory.
       test: work of the evaluation on the final split, once per trial.
     """
 
@@ -78,13 +75,13 @@ class Epochs:
 
 
 def counted(plan: Plan, shape: Shape, on_gpu: bool) -> tuple[Footprint, Epochs]:
-    """The footprint of a shape, and its epochs."""
+    """Returns the footprint of a shape and the work of its epochs."""
     config, info, workers = shape.config, plan.infos[shape.config.data], shape.gang.workers
     sizes = info.sizes
     found = footprint(config, info.num_classes, sizes["train"], sum(sizes.values()), workers, on_gpu)
     networks = 2 if config.ema else 1
     evaluated = found.evaluated * (networks / workers)
-    # Batch norm is all that there are buffers for; its images are shared among the workers, too.
+    # Only batch normalisation has buffers. The workers share its images, too.
     precise = min(config.precise_bn_images, sizes["train"]) if found.has_buffers else 0
     steps = num_steps(sizes["train"], config.batch_size)
     work = found.step * steps + evaluated * (sizes["val"] + precise)
@@ -94,5 +91,5 @@ def counted(plan: Plan, shape: Shape, on_gpu: bool) -> tuple[Footprint, Epochs]:
 
 
 def shape_key(shape: Shape) -> str:
-    """A name for a shape that stays the same from one process, and one version, to the next."""
+    """Returns a key of a shape that is the same in every process and version."""
     return identity(shape.config, str(shape.gang))

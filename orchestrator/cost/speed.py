@@ -1,4 +1,4 @@
-"""Seconds per epoch, from measured rows, a fit to them, a data sheet or a probe."""
+"""Seconds per epoch, from measured rows, a fit to such rows, a data sheet or a probe."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ Basis = Literal["measured", "preflight", "scaled", "table", "probe"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """An estimate with the range it is expected in; the unit is its name's."""
+    """An estimate with its expected range. The name of the variable gives the unit."""
 
     low: float
     central: float
@@ -32,7 +32,7 @@ class Span:
         return Span(self.low * times, self.central * times, self.high * times)
 
     def __add__(self, other: "Span") -> "Span":
-        # Estimates of one device are wrong in the same direction, so their ranges add up whole.
+        # Estimates for one device err in the same direction, so their ranges add up fully.
         return Span(self.low + other.low, self.central + other.central, self.high + other.high)
 
 
@@ -41,14 +41,14 @@ NOTHING = Span(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device takes for each part of `Work`; parts do not overlap."""
+    """Seconds that a device needs per unit of each part of `Work`. The parts do not overlap."""
 
     seconds_per_flop: float
     seconds_per_byte: float
     seconds_per_kernel: float
 
     def seconds(self, work: Work) -> float:
-        """Of some work, one thing after the other."""
+        """Returns the seconds of some work, with its parts one after the other."""
         return float(np.dot(_features(work), dataclasses.astuple(self)))
 
 
@@ -56,7 +56,7 @@ def _features(work: Work) -> tuple[float, float, float]:
     return work.flops, work.moved_bytes, work.kernels
 
 
-#: Host time to start an operation: the customary 5 to 10 µs of eager torch; not measured here.
+#: Host time to start an operation: the customary 5 to 10 µs of eager torch. Not measured here.
 _KERNEL_SECONDS = Span(5e-6, 7.5e-6, 1e-5)
 
 
@@ -66,12 +66,12 @@ _KERNEL_SECONDS = Span(5e-6, 7.5e-6, 1e-5)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was measured of one shape on one device.
+    """Measurements of one shape on one device.
 
     Attributes:
-      seconds: of every epoch but a trial's last, which also evaluates on the final split.
-      peak_gib: largest peak of a worker's memory, None where none was recorded.
-      basis: whether they are of rows, or follow from a step that a preflight has made.
+      seconds: seconds of every epoch but a trial's last, which also evaluates on the final split.
+      peak_gib: largest peak memory of a worker. None if none was recorded.
+      basis: whether the seconds are from rows or computed from a preflight's step.
     """
 
     shape: Shape
@@ -83,7 +83,7 @@ class Sample:
 
 
 def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: bool) -> list[Sample]:
-    """What the records of a sweep tell about its shapes, for sweeps to come."""
+    """Returns the measurements that the records of a sweep hold, for later estimates."""
     seconds: dict[Shape, list[float]] = {}
     peaks: dict[Shape, list[float]] = {}
     for shape, trials in ShapeTable(plan).groups.items():
@@ -103,13 +103,13 @@ def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: b
 def seconds_per_epoch(
     shape: Shape, epochs: Epochs, device: str, samples: Sequence[Sample], rates: Rates | None
 ) -> tuple[Span, Basis] | None:
-    """Seconds of one epoch with a range, from the best source there is; None if there is none.
+    """Returns the seconds of one epoch with a range, from the best source available. None without a source.
 
     Args:
-      shape, epochs: what is to run.
-      device: on what; the name of a GPU of `DEVICES`, or of a processor.
-      samples: from runs before; those of other devices are passed over.
-      rates: of this device by a probe, for want of samples.
+      shape, epochs: the shape to estimate, and the work of its epochs.
+      device: name of a GPU of `DEVICES`, or of a processor.
+      samples: measurements of earlier runs. Those of other devices are ignored.
+      rates: rates of this device from a probe, used without samples.
     """
     usable = [
         sample
@@ -121,7 +121,7 @@ def seconds_per_epoch(
     if rows:
         central = statistics.median(rows)
         low, high = (float(end) for end in np.quantile(rows, [0.1, 0.9]))
-        # However quiet the rows were, tomorrow's machine may be a little busier.
+        # The range is at least 5 % either way, because the machine may be busier in later runs.
         return Span(min(low, 0.95 * central), central, max(high, 1.05 * central)), "measured"
     if same:
         return _of_steps(
@@ -140,12 +140,15 @@ def seconds_per_epoch(
 
 
 def _of_steps(central: float) -> Span:
-    """What follows from single steps, made alone on the machine by a process that had just begun."""
+    """Returns seconds with a factor of 2 either way.
+
+    A preflight makes single steps, alone on the machine, in a new process.
+    """
     return Span(central / 2, central, 2 * central)
 
 
-#: Shares of the three parts that a fit starts from and leaves only where rows say so: a core of 40 G
-#: multiply-adds and 12 GB per second. Only their ratios count; the rows set the scale.
+#: Prior of the fit: a core of 40 G multiply-adds and 12 GB per second. Only the ratios matter, because the
+#: rows set the scale.
 _PRIOR = Rates(1 / 40e9, 1 / 12e9, 1e-5)
 
 #: Weight of the prior in the fit, in rows.
@@ -153,9 +156,10 @@ _PRIOR_ROWS = 0.05
 
 
 def fit_rates(samples: Sequence[Sample]) -> Rates:
-    """Seconds per multiply-add, byte and operation, by least squares of relative errors, none below 0.
+    """Fits seconds per multiply-add, byte and operation by least squares of relative errors, none below 0.
 
-    With one sample it is the prior at the sample's scale; each further one says more of the shares.
+    With one sample, the result is the prior at the sample's scale. Each further sample adds information about
+    the shares.
     """
     seconds = np.array([statistics.median(sample.seconds) for sample in samples])
     features = np.array([_features(sample.epochs.work) for sample in samples]) * dataclasses.astuple(_PRIOR)
@@ -173,11 +177,11 @@ def fit_rates(samples: Sequence[Sample]) -> Rates:
 
 
 def scaled(epochs: Epochs, samples: Sequence[Sample]) -> Span:
-    """Seconds of an epoch from those of other shapes.
+    """Returns the seconds of an epoch, scaled from those of other shapes.
 
-    The centre is a fit to all of them. The range spans the two nearest shapes' seconds times the ratio of
-    multiply-adds, and times the ratio of bytes moved, and a tenth more either way: which of the two counts
-    is what is not known of a new shape.
+    The centre is a fit to all samples. The range spans the seconds of the two nearest shapes, scaled by the
+    ratio of multiply-adds and by that of bytes moved. It is a tenth wider at either end. Both ratios are used
+    because it is unknown which one decides the speed of a new shape.
     """
     central = fit_rates(samples).seconds(epochs.work)
 
@@ -193,17 +197,18 @@ def scaled(epochs: Epochs, samples: Sequence[Sample]) -> Span:
 
 
 #: Share of the data sheet's speed (multiply-adds at the peak, then bytes at the full bandwidth) that
-#: published training runs reach; low is slow. Source: minutes per epoch on V100 in Xiao et al. 2021, tables 1
-#: and 2, and timm's images per second on RTX 3090; `python -m benchmarks.planned_actual --table` has them.
+#: published training runs reach. The low end is slow. Source: minutes per epoch on V100 in Xiao et al. 2021,
+#: tables 1 and 2, and timm's images per second on RTX 3090. `python -m benchmarks.planned_actual --table`
+#: prints them.
 REACHED = Span(0.21, 0.42, 0.85)
 
-#: Images per second and core: decoding, random crop, AutoAugment. Source: 450 to 890 with decoding and crop
-#: alone, by library, on Zen 4; AutoAugment takes some of it.
+#: Images per second and core for decoding, random crop and AutoAugment. Source: 450 to 890 with decoding and
+#: crop alone, depending on the library, on Zen 4. AutoAugment takes some of it.
 _DECODED_PER_SECOND = Span(200.0, 350.0, 600.0)
 
 
 def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
-    """Seconds of an epoch from a data sheet: what the slowest of GPU, host and loader needs."""
+    """Returns the seconds of an epoch from a data sheet: the most that GPU, host or loader needs."""
     peak = device.fp32_tflops if shape.config.precision == "fp32" else device.half_tflops
     work = epochs.work
     ideal = 2 * work.flops / (peak * 1e12) + work.moved_bytes / (device.bandwidth_gb_s * 1e9)
@@ -212,7 +217,7 @@ def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
     def seconds(reached: float, kernel_seconds: float, decoded_per_second: float) -> float:
         decoding = epochs.decoded / (decoded_per_second * loaders)
         computing = max(ideal / reached, work.kernels * kernel_seconds)
-        # Without a core to spare, the process that trains also decodes.
+        # With one core per worker, the training process also decodes.
         return computing + decoding if shape.gang.cpus == 1 else max(computing, decoding)
 
     return Span(
@@ -223,12 +228,15 @@ def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
 
 
 def epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
-    """Of every epoch but those that end a trial, which also evaluate on the final split; else of all."""
+    """Returns seconds per epoch, without last epochs, which also evaluate the final split.
+
+    Returns those of all epochs if there are only last ones.
+    """
     found = list(rows)
     kept = [row for row in found if row.test_error_pct is None] or found
     return [row.train_seconds + row.val_seconds for row in kept]
 
 
 def probe_rates() -> Rates:
-    """What a core of this machine takes, by a second of arithmetic."""
+    """Measures the rates of a core of this machine with one second of arithmetic."""
     return Rates(*probe())

@@ -1,1 +1,1 @@
-"""The question: what a sweep file may say, and how it is read and checked."""
+"""The sweep file: its keys, how it is read, and how it is checked."""

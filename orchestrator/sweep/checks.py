@@ -1,4 +1,4 @@
-"""Reading a sweep file, and checking all that can be checked without looking at data."""
+"""Checks of a sweep that need no data: its size, its names, and the settings of its runs."""
 
 import dataclasses
 import graphlib
@@ -16,14 +16,14 @@ from orchestrator.sweep.space import DOMAIN_WORDS, Cell, Domain, Listed, Window
 from trainables.config import TrainConfig, setting
 from trainables.io.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
 
-#: More trials than anyone runs, and few enough to be listed.
+#: Largest number of trials in one sweep: more than anyone runs, and few enough to be listed.
 MAX_TRIALS = 1_000_000
-#: Arms times cells; each of them is tried before anything runs.
+#: Largest number of arms times cells. Every combination is tried before anything runs.
 MAX_ARMS_IN_CELLS = 4096
 
-#: Every path into a run.
+#: Dotted paths of the settings of a run.
 RUN_PATHS = paths_of(TrainConfig)
-#: Every path that can be set: into a run, and into what it runs on.
+#: Dotted paths of all settings: of a run, and of its resources.
 PATHS = {
     **RUN_PATHS,
     **{f"resources.{path}": fields for path, fields in paths_of(Resources).items()},
@@ -31,7 +31,7 @@ PATHS = {
 
 
 def concerns(fault: Fault, varied: Iterable[str]) -> bool:
-    """Whether a fault may only be there because these parameters have no window."""
+    """Returns whether a fault may exist only because these parameters have no window."""
     return any(fault.path.endswith(f".{path}") or fault.found == path for path in varied)
 
 
@@ -39,13 +39,13 @@ def concerns(fault: Fault, varied: Iterable[str]) -> bool:
 
 
 def check(sweep: Sweep) -> list[Fault]:
-    """What is wrong with a sweep whose form is right: its size, its names, and the settings of its runs."""
+    """Checks a sweep that pydantic has accepted: its size, its names, and the settings of its runs."""
     if faults := [*_too_large(sweep)]:
         return faults
     faults = [*_name_faults(sweep)]
     if any(fault.path.startswith(("arms", "cells")) for fault in faults):
         return faults
-    # Parameters and constraints with faulty names are left out of what follows.
+    # Parameters and constraints with faulty names are left out, because they would only cause further faults.
     faulty = {path for path in sweep.vary for fault in faults if fault.path.startswith(f"vary.{path}")}
     vary = {path: window for path, window in sweep.vary.items() if not {path, window.zip} & faulty}
     where = () if any(fault.path.startswith("where") for fault in faults) else sweep.where
@@ -69,7 +69,7 @@ def _too_large(sweep: Sweep) -> Iterator[Fault]:
 
 
 def _name_faults(sweep: Sweep) -> Iterator[Fault]:
-    """What is wrong with names that refer to each other."""
+    """Yields faults in names that refer to each other."""
     levels = [level for factor in sweep.cells.values() for level in factor]
     names = [*sweep.arms, *levels]
     for factor, its_levels in sweep.cells.items():
@@ -78,7 +78,7 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         yield Fault("cells", "names of arms and levels must all differ", f"more than once: {doubled}")
     if reserved := sorted({*names} & {*DOMAIN_WORDS, "when", "zip"}):
-        yield Fault("arms", "no arm or level may be called like a word of windows", ", ".join(reserved))
+        yield Fault("arms", "no arm or level may have the name of a keyword of windows", ", ".join(reserved))
     if sweep.primary and sweep.primary.cell and sweep.primary.cell not in (cells := sweep.cell_names()):
         cell = sweep.primary.cell
         yield Fault("primary.cell", f"must be one of {cells}", cell, nearest(cell, cells))
@@ -92,12 +92,12 @@ def _name_faults(sweep: Sweep) -> Iterator[Fault]:
         for name in constraint.names:
             if name not in FOLLOWS and name not in RUN_PATHS:
                 known = [*FOLLOWS, *RUN_PATHS]
-                rule = "names no setting of a run and nothing that follows from one"
+                rule = "names no setting of a run and no derived quantity"
                 yield Fault(f"where.{index}", rule, repr(name), nearest_path(name, known))
 
 
 def _search_faults(sweep: Sweep) -> Iterator[Fault]:
-    """What a search cannot be joined with."""
+    """Yields faults of settings that cannot be combined with a search."""
     if (search := sweep.search) is None:
         return
     if search.sampler == "design" and search.halving is None:
@@ -108,7 +108,7 @@ def _search_faults(sweep: Sweep) -> Iterator[Fault]:
         yield Fault("design.kind", rule, sweep.design.kind)
     if search.halving is not None:
         if sweep.replicates > 1 or sweep.noise is not None:
-            rule = "needs every run whole, and `search.halving` ends some of them"
+            rule = "needs complete runs, and `search.halving` ends some of them early"
             yield Fault("replicates" if sweep.replicates > 1 else "noise", rule)
         if varied := [path for path in sweep.vary if touches(path, "schedule.epochs")]:
             yield Fault(f"vary.{varied[0]}", "`search.halving` compares trials of one length")
@@ -122,7 +122,7 @@ def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]
     elif len(groups := _groups(sweep, window)) > 1:
         yield Fault(where, "name arms, or the levels of one factor", f"both of {groups}")
     if draws_data(path) and not all(isinstance(d, Listed) for d in window.domains()):
-        yield Fault(where, "what is drawn of the data must be a choice")
+        yield Fault(where, "a parameter of the data must be a choice or an ordinal")
     for needed in window.when:
         if needed not in RUN_PATHS:
             hint = nearest_path(needed, RUN_PATHS)
@@ -137,7 +137,10 @@ def _window_faults(sweep: Sweep, path: str, window: Window, names: Sequence[str]
 
 
 def _groups(sweep: Sweep, window: Window) -> list[str]:
-    """The kinds of names that a window goes by: with more than one, two domains could be meant at once."""
+    """Returns the kinds of names that a window uses: arms, or the levels of a factor.
+
+    With more than one kind, two domains could apply to one arm and cell.
+    """
     sources = {"arms": set(sweep.arms), **{f"cells.{name}": set(f) for name, f in sweep.cells.items()}}
     kinds = (
         " and ".join(source for source, names in sources.items() if names.intersection(name.split("/")))
@@ -147,7 +150,7 @@ def _groups(sweep: Sweep, window: Window) -> list[str]:
 
 
 def _setting_faults(sweep: Sweep) -> list[Fault]:
-    """What is wrong with the settings, found by trying the ends of every domain in every arm and cell."""
+    """Checks the settings by trying the ends of every domain in every arm and cell."""
     faults: dict[tuple[str, str], Fault] = {}
 
     def add(fault: Fault) -> None:
@@ -195,7 +198,7 @@ def _setting_faults(sweep: Sweep) -> list[Fault]:
     ]
 
 
-#: What to do about a setting that is missing.
+#: Rule for a missing setting. It says how to fix it.
 _NO_DEFAULT = "is missing, and has no default: set it under base, cells or arms, or draw it under vary"
 
 
@@ -211,7 +214,10 @@ def _tie_faults(sweep: Sweep, domains: Mapping[str, Domain]) -> Iterator[Fault]:
 
 
 def _tries(sweep: Sweep, arm: str, cell: Cell, domains: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
-    """Values that must be valid for every point to be: one parameter, and what is tied to it, at a time."""
+    """Yields values that must be valid for every point to be valid.
+
+    One parameter changes at a time, together with those that are tied to it by `zip`.
+    """
     heads = [path for path in domains if sweep.vary[path].zip is None]
     tied = {head: [path for path in domains if head in (path, sweep.vary[path].zip)] for head in heads}
 
@@ -228,7 +234,7 @@ def _tries(sweep: Sweep, arm: str, cell: Cell, domains: Mapping[str, Domain]) ->
     yield sweep.existing(arm, cell, first)
     for head in heads:
         for path in tied[head]:
-            # A parameter that waits for another is tried where that one has what it waits for.
+            # A parameter with `when` is tried where the other parameter has a value that `when` names.
             needed = _needed(sweep, path, domains)
             for values in values_of(head)[0 if sweep.vary[path].when else 1 :]:
                 yield sweep.existing(arm, cell, first | needed | values)
@@ -244,11 +250,11 @@ def _needed(sweep: Sweep, path: str, domains: Mapping[str, Domain]) -> dict[str,
 
 
 def _constraint_faults(sweep: Sweep, layers: Layers, valid: bool) -> list[Fault]:
-    """Constraints that the settings break, as faults without a rule, and those that mean nothing for them."""
+    """Returns constraints that the settings break, as faults without a rule, or that cannot be evaluated."""
     tree, _ = sweep.merged(layers)
     found = []
     for index, constraint in enumerate(sweep.constraints()):
-        # What a run costs is known later, when the data have told their classes and sizes.
+        # The cost of a run is known later, because it depends on the classes and sizes of the data.
         if set(constraint.names) & set(FOLLOWS):
             continue
         try:
@@ -276,7 +282,10 @@ def _faults(sweep: Sweep, layers: Layers) -> list[Fault]:
 
 
 def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
-    """The fault with the key of the layer that brought it in: those it is there without are innocent."""
+    """Returns the fault with the key of the layer that caused it.
+
+    A layer did not cause the fault if the fault is also there without it.
+    """
     if fault.rule == "is missing" and (emptied := _emptied(sweep, fault, layers)):
         return emptied
     for name in reversed(layers):
@@ -294,7 +303,10 @@ def _blamed(sweep: Sweep, fault: Fault, layers: Layers) -> Fault:
 
 
 def _emptied(sweep: Sweep, fault: Fault, layers: Layers) -> Fault | None:
-    """What is missing was set, but a layer above chose another member of the union: that empties the rest."""
+    """Explains a missing setting that a later layer removed by choosing another `name` or `family`.
+
+    Returns None if no layer did.
+    """
     keys = {path for layer in layers.values() for path in layer}
     whole = fault.path.rpartition(".")[0]
     for word in ("name", "family"):

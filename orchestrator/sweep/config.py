@@ -1,4 +1,4 @@
-"""The question of a sweep as one typed value: arms, cells, what varies, and what follows from them."""
+"""The content of a sweep file as one typed value, and what it means for each arm and cell."""
 
 import graphlib
 import itertools
@@ -18,31 +18,33 @@ from trainables.presets import set_paths
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 
-#: Settings by the key of the file that holds them; later ones win.
+#: Settings by the key of the file that holds them. Later ones win.
 Layers = dict[str, Mapping[str, Any]]
 
 
 class Price(Frozen):
-    """What an hour costs."""
+    """Prices of one hour."""
 
-    per_gpu_hour: float | None = Field(None, ge=0, description="Of one GPU, with what comes along.")
+    per_gpu_hour: float | None = Field(
+        None, ge=0, description="Of one GPU, including its share of the machine."
+    )
     per_core_hour: float | None = Field(None, ge=0, description="Of one CPU core, where there are no GPUs.")
-    currency: str = Field("", description="Printed behind the figure; any text.")
+    currency: str = Field("", description="Any text. It is printed after the number.")
 
 
 class Budget(Frozen):
-    """What a sweep may spend: a run hands out no more trials once it is reached."""
+    """Limits on what a sweep may spend. A run starts no more trials once a limit is reached."""
 
     max_gpu_hours: float | None = Field(None, gt=0, description="Hours times GPUs, of all attempts.")
     max_core_hours: float | None = Field(None, gt=0, description="Hours times cores, without GPUs.")
 
     def cap(self, unit: str) -> float | None:
-        """The limit in "GPU-hours" or "core-hours"."""
+        """Returns the limit in "GPU-hours" or "core-hours". None if the file sets no such limit."""
         return self.max_gpu_hours if unit == "GPU-hours" else self.max_core_hours
 
 
 class Resources(Frozen):
-    """What one trial gets, and how trials share the machine."""
+    """Resources of one trial, and how many trials run at a time."""
 
     workers: int = Field(1, gt=0, description="Processes that train one model together (DDP).")
     cpus_per_worker: int = Field(1, gt=0, description="CPU cores, and CPU threads, of each.")
@@ -57,7 +59,7 @@ class Resources(Frozen):
         5, gt=1, description="Trials of an arm that end with one error in a row before the run stops."
     )
     hang_minutes: float = Field(
-        30, gt=0, description="A trial that makes no step for so long is ended, and tried again."
+        30, gt=0, description="A trial that makes no step for this long is ended and tried again."
     )
     checkpoints: SharedPlace | None = Field(
         None,
@@ -70,29 +72,29 @@ class Resources(Frozen):
         "so far (by the selection split), or of every trial that finishes.",
     )
     max_checkpoint_gib: float | None = Field(
-        None, gt=0, description="A run that may have to store more states and weights does not start."
+        None, gt=0, description="A run that may store more states and weights than this does not start."
     )
     price: Price | None = Field(None, description="Of an hour, for the plan.")
 
 
 class Noise(Frozen):
-    """Extra runs that tell how much chance alone moves the error."""
+    """Extra runs that measure how much chance alone moves the error."""
 
     points: int = Field(1, gt=0, description="The first points of the design, in every arm and cell.")
     seeds: int = Field(
         3,
         gt=1,
-        description="Runs per stream (init, order, augment), the others held; the first is the sweep's.",
+        description="Runs per stream (init, order, augment), others fixed; the first is the sweep's.",
     )
 
 
 class Primary(Frozen):
-    """The one contrast declared beforehand; it needs no correction for having looked at others."""
+    """The one contrast declared beforehand. It needs no correction for multiple comparisons."""
 
     measure: Literal["area_common", "within_common_bar", "error"] = Field(
         "area_common", description="A measure that all arms of a cell take from one reference."
     )
-    cell: str | None = Field(None, description="In which cell, by its name in the plan; all if left out.")
+    cell: str | None = Field(None, description="The cell, by its name in the plan; all if left out.")
 
 
 class Halving(Frozen):
@@ -104,20 +106,20 @@ class Halving(Frozen):
 
     grace_epochs: int = Field(gt=0, description="Epochs that every trial gets.")
     reduction_factor: float = Field(
-        3, gt=1, description="One in so many goes on, asked at grace_epochs times 1, f, f^2, ..."
+        3, gt=1, description="The factor f: one trial in f goes on after grace_epochs times 1, f, f^2, ..."
     )
 
 
 class Search(Frozen):
-    """For the best setting of each arm rather than for how it fares over all of them.
+    """A search for the best setting of each arm, rather than for its distribution over all settings.
 
-    Points come in rounds. The first is the design's; the settings of a later one follow from the results of
-    those before, per arm and cell, each with the same number of points.
+    Points come in rounds. The first round is the design's. The settings of a later round follow from the
+    results of the earlier ones. Every arm gets the same number of points in every cell.
     """
 
     sampler: Literal["tpe", "gp", "design"] = Field(
         "tpe",
-        description="Who chooses after the first round: Optuna's TPE, its Gaussian process, or the design.",
+        description="The sampler after the first round: Optuna's TPE, its Gaussian process, or the design.",
     )
     round: int = Field(8, gt=1, description="Points per arm and cell between two looks at the results.")
     halving: Halving | None = Field(None, description="Ends trials that fall behind; no trial if left out.")
@@ -134,31 +136,31 @@ def _readable(text: str) -> str:
 class Sweep(Frozen):
     """One question: arms compared in cells over points of a space."""
 
-    name: Name = Field(description="Of the folder of results; the file's name if left out.")
-    question: str = Field("", description="In words; it heads the report.")
+    name: Name = Field(description="Name of the folder of results; the file's name if left out.")
+    question: str = Field("", description="The question in words; the heading of the report.")
     base: Settings = Field(
         description="Settings that all trials share, by path into TrainConfig.",
         examples=[{"model": "vit_c_1gf", "data": "digits", "schedule.epochs": 20}],
     )
     arms: dict[Name, Settings] = Field(
         min_length=1,
-        description="What is compared, by name.",
+        description="The settings that are compared, by the name of the arm.",
         examples=[{"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}}],
     )
     cells: dict[Name, dict[Name, Settings]] = Field(
         default_factory=dict,
-        description="Under which settings it is compared: factor, level, settings.",
+        description="Settings under which the arms are compared: factor, level, settings.",
         examples=[{"optimizer": {"adamw": {"optim.name": "adamw"}, "sgd": {"optim.name": "sgd"}}}],
     )
     vary: dict[str, Window] = Field(
         default_factory=dict,
         max_length=500,
-        description="What is drawn, and from where.",
+        description="Parameters that are drawn, each with its window.",
         examples=[{"optim.lr": {"log_uniform": [2.5e-4, 8e-3]}}],
     )
     where: tuple[Annotated[str, AfterValidator(_readable)], ...] = Field(
         (),
-        description="What every run must fulfil; a point that fails in one arm is left out of its cell.",
+        description="Constraints on every run; a point that breaks one in any arm is left out of that cell.",
         examples=[["optim.lr * optim.weight_decay < 1e-3", "flops_g <= 2"]],
     )
     design: Design = Field(description="How points are drawn.", examples=[{"kind": "sobol", "points": 32}])
@@ -170,59 +172,64 @@ class Sweep(Frozen):
     replicates: int = Field(1, gt=0, description="Runs of every point that differ in their seeds only.")
     noise: Noise | None = Field(None, description="Extra runs for the noise floor; none if left out.")
     resources: Resources = Field(
-        default_factory=Resources, description="What a trial gets, and how many run at a time."
+        default_factory=Resources, description="Resources of a trial, and how many trials run at a time."
     )
-    budget: Budget | None = Field(None, description="What the sweep may spend; without end if left out.")
+    budget: Budget | None = Field(
+        None, description="Limits on what the sweep may spend; no limit if left out."
+    )
     error: Literal["last_epoch", "best_epoch"] = Field(
         "last_epoch", description="Which epoch's error counts; the best one hides late divergence."
     )
     primary: Primary | None = Field(
         None, description="The one contrast declared beforehand; none if left out."
     )
-    # Never written to the folder of results, nor shown: an address may hold a secret.
+    # Never written to the folder of results and never shown, because an address may hold a secret.
     notify: str | None = Field(
         None,
         exclude=True,
         repr=False,
         min_length=1,
-        description="Whom to tell of the first result, a run that stops itself, and the end: URL or command.",
+        description="URL or command to notify of the first result, a run that stops itself, and the end.",
         examples=["https://hooks.example.org/$HOOK_TOKEN", "mail -s sweep me@example.org"],
     )
     paper: PaperSays | None = Field(
-        None, description="What a paper says of these cells and arms, to stand beside what is found."
+        None, description="Results of a paper for these cells and arms, shown next to those of the sweep."
     )
 
     def all_cells(self) -> list[Cell]:
-        """Every combination of levels, in the order of the file; one empty cell if there are none."""
+        """Returns every combination of levels, in the order of the file. One empty cell without `cells`."""
         factors = [[(factor, level) for level in levels] for factor, levels in self.cells.items()]
         return [tuple(cell) for cell in itertools.product(*factors)]
 
     def cell_names(self) -> list[str]:
-        """What the cells are called in plan, status and report."""
+        """Returns the names of the cells in plan, status and report."""
         return [cell_name(cell) for cell in self.all_cells()]
 
     def constraints(self) -> list[Constraint]:
-        """What `where` says."""
+        """Returns the constraints of `where`, parsed."""
         return [Constraint.parse(text) for text in self.where]
 
     # --- what is drawn
 
     @property
     def sampler(self) -> str | None:
-        """Who chooses the points after the first round of a search; None where the design has them all."""
+        """The sampler that chooses the points after the first round of a search.
+
+        None if the design draws all points.
+        """
         return None if self.search is None or self.search.sampler == "design" else self.search.sampler
 
     @property
     def drawn(self) -> Design:
-        """The design as far as it is drawn from: of a search with a sampler, its first round."""
+        """The part of the design that is drawn. For a search with a sampler, this is its first round."""
         if self.search is None or self.sampler is None or isinstance(self.design, GridDesign):
             return self.design
         return self.design.model_copy(update={"points": min(self.search.round, self.design.points)})
 
     def levels(self) -> dict[str, int | None]:
-        """Per parameter that the design draws how many values it has, None if too many to count.
+        """Returns the number of values of each drawn parameter. None for a continuous parameter.
 
-        A parameter tied to another by `zip` is not among them: it takes the other's quantiles.
+        A parameter tied to another by `zip` is left out, because it takes the other's quantiles.
         """
         return {
             path: max((domain.num_levels for domain in window.domains()), key=lambda count: count or 0)
@@ -231,15 +238,15 @@ class Sweep(Frozen):
         }
 
     def windows(self, arm: str, cell: Cell) -> dict[str, Domain]:
-        """What may be drawn in one arm and cell, whatever `when` says."""
+        """Returns the domains of one arm and cell, without regard to `when`."""
         found = {path: window.domain(arm, cell) for path, window in self.vary.items()}
         return {path: domain for path, domain in found.items() if domain is not None}
 
     def domains(self, arm: str, cell: Cell) -> dict[str, Domain]:
-        """What varies in one arm and cell.
+        """Returns the domains of the parameters that vary in one arm and cell.
 
-        A parameter is left out where base, cell and arm alone say that its `when` does not hold. One that
-        waits for another drawn value is in; the points where it was not drawn have no value of it.
+        A parameter is left out if base, cell and arm alone decide that its `when` does not hold. A parameter
+        that waits for another drawn value is included. Points where it was not drawn have no value for it.
         """
         found = self.windows(arm, cell)
         if not any(self.vary[path].when for path in found):
@@ -254,12 +261,12 @@ class Sweep(Frozen):
         return {path: domain for path, domain in found.items() if path not in left_out}
 
     def draw(self, arm: str, cell: Cell, quantiles: Mapping[str, float]) -> dict[str, Any]:
-        """The values of one point, by path: those that `when` lets exist.
+        """Returns the values of one point, by path. Parameters whose `when` does not hold are left out.
 
         Args:
-          arm, cell: where.
+          arm, cell: names of the arm and levels of the cell.
           quantiles: in [0, 1], for every path in `levels`. A parameter's quantile follows from its name and
-            the point alone, so two arms share it also where only one of them draws other parameters.
+            the point alone. So two arms share it even if only one of them draws other parameters.
         """
         windows = self.windows(arm, cell)
         return self.existing(
@@ -269,7 +276,7 @@ class Sweep(Frozen):
         )
 
     def existing(self, arm: str, cell: Cell, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values left after `when` has been asked, in the order of the file."""
+        """Returns the values whose `when` holds, in the order of the file."""
         kept = {path: value for path, value in values.items() if not self.vary[path].when}
         for path in self.when_order(values):
             if self._wanted(path, arm, cell, kept):
@@ -277,7 +284,7 @@ class Sweep(Frozen):
         return {path: values[path] for path in values if path in kept}
 
     def when_order(self, paths: Mapping[str, Any]) -> list[str]:
-        """The parameters with a `when`, each after those that it waits for.
+        """Returns the parameters with a `when`, each after those that it waits for.
 
         Raises:
           graphlib.CycleError: they wait for each other.
@@ -303,7 +310,7 @@ class Sweep(Frozen):
     # --- what a run is
 
     def settings(self, arm: str, cell: Cell, values: Mapping[str, Any]) -> tuple[TrainConfig, Resources]:
-        """The run and its resources for one arm, cell and point.
+        """Returns the run and its resources for one arm, cell and point.
 
         Raises:
           ValidationError: the settings do not make a run.
@@ -312,12 +319,12 @@ class Sweep(Frozen):
         return TrainConfig.model_validate(tree), Resources.model_validate(resources)
 
     def layers(self, arm: str, cell: Cell, values: Mapping[str, Any]) -> Layers:
-        """What decides one run: base, then the cell's levels, the arm, and what was drawn."""
+        """Returns the layers of one run: base, the cell's levels, the arm, and the drawn values."""
         levels = {f"cells.{factor}.{level}": self.cells[factor][level] for factor, level in cell}
         return {"base": self.base, **levels, f"arms.{arm}": self.arms[arm], "vary": values}
 
     def merged(self, layers: Layers) -> tuple[dict[str, Any], Any]:
-        """The tree of a `TrainConfig` and that of its `Resources`, neither checked."""
+        """Returns the tree of a `TrainConfig` and that of its `Resources`. Neither is checked."""
         tree: dict[str, Any] = {}
         for layer in layers.values():
             set_paths(tree, layer)
@@ -325,12 +332,16 @@ class Sweep(Frozen):
         return tree, {**self.resources.model_dump(), **own} if isinstance(own, Mapping) else own
 
     def source_of(self, path: str, arm: str, cell: Cell) -> str:
-        """The key of the file that set a path, for messages."""
+        """Returns the key of the file that set a path, for messages."""
         return source_of(path, self.layers(arm, cell, self.domains(arm, cell)))
 
 
 def source_of(path: str, layers: Layers) -> str:
-    """The key of the file that set a path: the last layer that names it or a whole it is part of."""
+    """Returns the key of the file that set a path.
+
+    It is in the last layer that names the path or a parent of it. Else it is in the last layer that names a
+    part of it.
+    """
     for prefix, layer in reversed(layers.items()):
         parts = path.split(".")
         if any(".".join(parts[:length]) in layer for length in range(1, len(parts) + 1)):
@@ -342,25 +353,29 @@ def source_of(path: str, layers: Layers) -> str:
 
 
 def touches(setting: str, path: str) -> bool:
-    """Whether setting one path may change another: the same, a part, a whole, or by a change of kind."""
+    """Returns whether setting one path may change another.
+
+    That is so if they are equal, if one contains the other, or if the setting is the `name` or `family` of a
+    block.
+    """
     parent, _, last = setting.rpartition(".")
     whole = parent if parent and last in ("name", "family") else setting
     return path == setting or path.startswith(f"{whole}.") or setting.startswith(f"{path}.")
 
 
 def draws_data(path: str) -> bool:
-    """Whether setting a path may change the data of a run, or of one that it starts from."""
+    """Returns whether setting a path may change the data of a run or of one of its first stages."""
     own = path.rpartition("start.run.")[2]
     return touches(own, "data") or touches(own, "start.run.data")
 
 
 def cell_name(cell: Cell) -> str:
-    """Levels joined by a slash; `all` where there is one cell only."""
+    """Returns the levels joined by slashes. `all` if there is only one cell."""
     return "/".join(level for _, level in cell) or "all"
 
 
 def iterate(sweep: Sweep) -> Iterator[tuple[str, Cell]]:
-    """Every arm in every cell, cells first."""
+    """Yields every arm in every cell, cell by cell."""
     for cell in sweep.all_cells():
         for arm in sweep.arms:
             yield arm, cell

@@ -1,11 +1,11 @@
-"""Constraints: comparisons over the settings of a run and what it costs. A small language, parsed, never run.
+"""Constraints: comparisons over the settings of a run and its cost. They are parsed, never run as code.
 
     optim.lr * optim.weight_decay < 1e-3
     1 <= flops_g <= 2 and model.width % model.heads == 0
     model.stem in ('patchify', 'conv') or not optim.nesterov
 
-Names are paths into `TrainConfig` or among `FOLLOWS`. There are numbers, 'words', true, false and null;
-+ - * / %; comparisons, which may be chained; in; and, or, not; parentheses. Nothing else.
+A name is a path into `TrainConfig` or one of `FOLLOWS`. The language has numbers, 'words', true, false and
+null; + - * / %; comparisons, which may be chained; in; and, or, not; parentheses. It has nothing else.
 """
 
 import ast
@@ -18,27 +18,29 @@ from typing import Any
 from trainables.errors import UserError
 from trainables.models.base import Cost
 
-#: What follows from a run's model: name in a constraint, and how it is found from the cost of one image.
+#: Quantities that follow from a run's model: name in a constraint, and how it is computed from the cost of
+#: one image.
 DERIVED: Mapping[str, Callable[[Cost], float]] = {
     "params_m": lambda cost: cost.params_m,
     "flops_g": lambda cost: cost.flops_g,
     "activations_m": lambda cost: cost.activations_m,
 }
 
-#: Most memory that a worker holds, in GiB: of a run and not of an image, counted by `trainables.footprint`.
+#: Peak memory of a worker in GiB. It depends on the run, not on one image; `trainables.profiling.footprint`
+#: counts it.
 MEMORY = "memory_gib"
 
-#: Names of what follows from a run and does not stand in it.
+#: Names of quantities that follow from a run and are not among its settings.
 FOLLOWS = (*DERIVED, MEMORY)
 
 MAX_LENGTH = 500
 
-#: The value of a name. Raises KeyError where the run has no such setting.
+#: Returns the value of a name. Raises KeyError if the run has no such setting.
 Lookup = Callable[[str], Any]
 
 
 class ConstraintError(UserError):
-    """A constraint that cannot be read, or means nothing for the values it meets."""
+    """A constraint that cannot be read, or that cannot be evaluated for the values of a run."""
 
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -63,16 +65,16 @@ _CONSTANTS = (int, float, str, bool, type(None))
 
 
 class _Absent(Exception):
-    """A name that a run has no value for."""
+    """Raised inside `_value` for a name that has no value in the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A comparison that a run has to fulfil.
+    """A comparison that every run must fulfil.
 
     Attributes:
       text: as in the file.
-      names: the settings and derived quantities it speaks of, in order.
+      names: the settings and derived quantities in it, in order.
     """
 
     text: str
@@ -90,7 +92,7 @@ class Constraint:
             raise ConstraintError(f"is longer than {MAX_LENGTH} characters")
         try:
             with warnings.catch_warnings():
-                # `1 is 1` and the like warn; they are refused below.
+                # Python warns of `1 is 1` and the like. `_check` refuses them below.
                 warnings.simplefilter("ignore")
                 tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
@@ -102,11 +104,13 @@ class Constraint:
         if not isinstance(tree, ast.Compare | ast.BoolOp | ast.UnaryOp):
             raise ConstraintError("compares nothing; write something like `optim.lr < 0.1`")
         if not names:
-            raise ConstraintError("speaks of no setting")
+            raise ConstraintError("names no setting")
         return cls(text, tuple(names), tree)
 
     def holds(self, lookup: Lookup) -> bool:
-        """Whether a run fulfils it. A constraint on a setting that the run has not, or is null, always holds.
+        """Returns whether a run fulfils the constraint.
+
+        A constraint always holds if it names a setting that the run does not have or that is null.
 
         Raises:
           ConstraintError: it compares a number with a word, or divides by 0.
@@ -123,12 +127,12 @@ class Constraint:
 
 
 def with_words(text: str, concerns: Callable[[str], bool], change: Callable[[str], str]) -> str:
-    """A constraint with other words where some settings are compared with words.
+    """Returns a constraint in which words compared with certain settings are replaced.
 
     Args:
-      text: as in the file; what is no constraint stays as it is.
-      concerns: whether it is such a setting, by path.
-      change: from a word to what takes its place.
+      text: as in the file. Text that is no constraint is returned unchanged.
+      concerns: whether words compared with this path are replaced.
+      change: returns the replacement of a word.
     """
     try:
         tree = Constraint.parse(text)._tree
@@ -143,7 +147,7 @@ def with_words(text: str, concerns: Callable[[str], bool], change: Callable[[str
             found += [
                 part for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)
             ]
-    # Columns count bytes. From the end, so that places before stay where they are.
+    # Columns count bytes. Replacing from the end keeps the earlier columns valid.
     lines = text.strip().encode().splitlines(keepends=True)
     for part in sorted(found, key=lambda part: (part.lineno, part.col_offset), reverse=True):
         if part.lineno == part.end_lineno:
@@ -160,7 +164,7 @@ def _shown(lookup: Lookup, name: str) -> str:
 
 
 def _dotted(node: ast.expr) -> str | None:
-    """The path that a name or a chain of attributes spells."""
+    """Returns the dotted path that a name or a chain of attributes spells. None if it is neither."""
     match node:
         case ast.Name(id=name):
             return name
@@ -170,10 +174,10 @@ def _dotted(node: ast.expr) -> str | None:
 
 
 def _check(node: ast.expr, names: dict[str, None]) -> None:
-    """Refuses what is not in the language; collects names.
+    """Checks that an expression is in the language, and collects its names.
 
     Raises:
-      ConstraintError: with the part that is not.
+      ConstraintError: a part is not in the language. The message names it.
     """
     match node:
         case ast.BoolOp(values=parts):

@@ -1,12 +1,12 @@
 """Designs of experiments: which points of the unit cube are tried.
 
-Every design is a pure function: quantile i of a parameter depends on the seed, the parameter's name and
-i, and on nothing else. So a longer sweep begins with the shorter one, adding a parameter keeps the values
-of the others, and two arms that share the parameters share the points.
+A random or Sobol design is a pure function: quantile i of a parameter depends only on the seed, the
+parameter's name and i. So a longer sweep begins with the shorter one. Adding a parameter keeps the values of
+the others. Two arms that share the parameters share the points.
 
-Points of one scrambled Sobol sequence are spread evenly because they know of each other, so their spread says
-nothing of how well their mean is known: another scrambling would say it. A design of several scrambles has
-those at hand, blocks of points that are independent of each other.
+Points of one scrambled Sobol sequence depend on each other, which spreads them evenly. So their spread does
+not show how well their mean is known; only another scramble can. A design of several scrambles has blocks of
+points that are independent of each other.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from scipy.stats import qmc
 
 from trainables.base import Frozen, derive_seed
 
-#: Per parameter the number of its values, or None where they are too many to count.
+#: Number of values of each parameter. None for a continuous parameter.
 Levels = Mapping[str, int | None]
 Quantiles = dict[str, NDArray[np.float64]]
 
@@ -31,14 +31,14 @@ class _Drawn(Frozen):
     extendable: ClassVar[bool] = True
 
     points: int = Field(gt=0, description="Points per arm and cell.")
-    seed: int = Field(0, ge=0, description="Another seed, other points.")
+    seed: int = Field(0, ge=0, description="Another seed gives other points.")
 
     def num_points(self, levels: Levels) -> int:
-        """How many points the design has."""
+        """Returns the number of points."""
         return self.points
 
     def block(self, point: int) -> int:
-        """Which of the design's independent parts a point belongs to; 0 where there is one part only."""
+        """Returns the index of the independent block that a point belongs to. 0 if there is only one."""
         return 0
 
 
@@ -48,14 +48,14 @@ class RandomDesign(_Drawn):
     kind: Literal["random"] = "random"
 
     def quantiles(self, levels: Levels) -> Quantiles:
-        """Per parameter a quantile in [0, 1) for each point."""
+        """Returns a quantile in [0, 1) of each parameter for each point."""
         return {
             name: np.random.default_rng(derive_seed(self.seed, "random", name)).random(self.points)
             for name in levels
         }
 
 
-# Two parameters that most questions vary get the two coordinates that fill a plane best.
+# Most sweeps vary these two parameters, so they get the two coordinates that fill a plane best.
 _FIRST_DIMENSIONS = {"optim.lr": 0, "optim.weight_decay": 1}
 _NUM_DIMENSIONS = 512
 
@@ -63,17 +63,17 @@ _NUM_DIMENSIONS = 512
 class SobolDesign(_Drawn):
     """A scrambled Sobol sequence: as unbiased as random draws, but evenly spread; best with 2^k points.
 
-    Which coordinate of the sequence a parameter gets follows from its name. Should two names meet on one
-    coordinate, the one that stands later in the file moves to the next.
+    A parameter's name decides its coordinate of the sequence. If two names hash to one coordinate, the later
+    one in the file moves to the next free coordinate.
 
-    With several scrambles the points are dealt out in turn: point i is number i // scrambles of block
-    i % scrambles. A block is a sequence of its own, best with 2^k points, too. Dealt in turn, a point depends
-    on its index alone; runs of consecutive points would have to know how many points follow. And a sweep that
-    is cut off, or not a multiple of the scrambles, has blocks that differ by one point at most.
+    Several scrambles share the points in turn: point i is number i // scrambles of block i % scrambles. Each
+    block is a sequence of its own, also best with 2^k points. So a point depends on its index alone. If each
+    block were a run of consecutive points, it would depend on their number. The sizes of blocks differ by one
+    point at most, even if a sweep is cut off.
 
-    One scramble spreads points more evenly than several do, so it is the default: up to 32 points, 8 blocks
-    lose most of the gain over independent draws (`python -m benchmarks.pairing_gain`). With six or more, the
-    spread between blocks tells how well a difference is known (`stats.block_mean`).
+    One scramble is the default because it spreads points more evenly than several do. Up to 32 points, 8
+    blocks lose most of the gain over independent draws (`python -m benchmarks.pairing_gain`). With six or
+    more blocks, the spread between them shows how well a difference is known (`stats.intervals.block_mean`).
     """
 
     kind: Literal["sobol"] = "sobol"
@@ -82,11 +82,11 @@ class SobolDesign(_Drawn):
     )
 
     def block(self, point: int) -> int:
-        """Which scrambling a point belongs to."""
+        """Returns the index of the scramble that a point belongs to."""
         return point % self.scrambles
 
     def quantiles(self, levels: Levels) -> Quantiles:
-        """Per parameter a quantile in [0, 1) for each point."""
+        """Returns a quantile in [0, 1) of each parameter for each point."""
         taken: dict[int, str] = {}
         for name in levels:
             free = _NUM_DIMENSIONS - len(_FIRST_DIMENSIONS)
@@ -94,7 +94,7 @@ class SobolDesign(_Drawn):
             while at in taken:
                 at = (at + 1) % _NUM_DIMENSIONS
             taken[at] = name
-        # The last dimension is that of the parameters.
+        # Rows are points, columns are parameters.
         points = np.empty((self.points, len(taken)))
         for block in range(min(self.scrambles, self.points)):
             rows = points[block :: self.scrambles]
@@ -102,10 +102,10 @@ class SobolDesign(_Drawn):
         return {name: points[:, column] for column, name in enumerate(taken.values())}
 
     def _scrambled(self, block: int, num_points: int) -> NDArray[np.float64]:
-        """(num_points, _NUM_DIMENSIONS): the beginning of one scrambled sequence."""
-        # The first block is what the design is without the others.
+        """Returns the beginning of one scrambled sequence, of shape (num_points, _NUM_DIMENSIONS)."""
+        # The first block has the seed of a design with one scramble.
         words = ("sobol", "block", block) if block else ("sobol",)
-        # Always all coordinates: the scrambling of one must not depend on how many are used.
+        # All coordinates are drawn, because the scramble of one must not depend on how many are used.
         engine = qmc.Sobol(
             _NUM_DIMENSIONS, scramble=True, rng=np.random.default_rng(derive_seed(self.seed, *words))
         )
@@ -113,7 +113,7 @@ class SobolDesign(_Drawn):
 
 
 class GridDesign(Frozen):
-    """Every combination: all values of a choice, `levels` values of an interval, ends included."""
+    """Every combination: all values of a choice, and `levels` values of an interval with both ends."""
 
     kind: Literal["grid"] = "grid"
     levels: int = Field(4, gt=0, description="Values per interval, evenly spaced in quantile.")
@@ -125,40 +125,40 @@ class GridDesign(Frozen):
         return np.linspace(0, 1, self.levels) if self.levels > 1 else np.array([0.5])
 
     def num_points(self, levels: Levels) -> int:
-        """How many points the design has."""
+        """Returns the number of points."""
         return math.prod(self.levels if count is None else count for count in levels.values())
 
     def block(self, point: int) -> int:
-        """A grid is one part."""
+        """Returns 0, because a grid is one block."""
         return 0
 
     def quantiles(self, levels: Levels) -> Quantiles:
-        """Per parameter a quantile in [0, 1] for each point."""
+        """Returns a quantile in [0, 1] of each parameter for each point."""
         rows = np.array(list(itertools.product(*(self._values(count) for count in levels.values()))))
         return {name: rows[:, column] for column, name in enumerate(levels)}
 
 
 class LatinDesign(_Drawn):
-    """A Latin hypercube: of `points` equal intervals of every parameter each holds one point.
+    """A Latin hypercube: each of `points` equal intervals of every parameter holds one point.
 
-    It spreads a few points well in each parameter alone. It cannot be extended: with another number of points
-    all of them move, so a folder keeps the number it began with; take `sobol` where more may be wanted.
+    It spreads a few points well in each parameter alone. It cannot be extended, because all points move when
+    their number changes. So a folder keeps its number of points; use `sobol` if more may be wanted later.
 
-    Source: McKay, Beckman and Conover 1979; `scipy.stats.qmc.LatinHypercube`, one per parameter, from the
-    parameter's name: independent permutations make a Latin hypercube.
+    Source: McKay, Beckman and Conover 1979. Each parameter has its own one-dimensional
+    `scipy.stats.qmc.LatinHypercube`, seeded by its name. Independent permutations make a Latin hypercube.
     """
 
     kind: Literal["latin"] = "latin"
     extendable: ClassVar[bool] = False
 
     def quantiles(self, levels: Levels) -> Quantiles:
-        """Per parameter a quantile in [0, 1) for each point."""
+        """Returns a quantile in [0, 1) of each parameter for each point."""
         return {name: self._stratified(name) for name in levels}
 
     def _stratified(self, name: str) -> NDArray[np.float64]:
         rng = np.random.default_rng(derive_seed(self.seed, "latin", name))
         column: NDArray[np.float64] = qmc.LatinHypercube(1, rng=rng).random(self.points)[:, 0]
-        # scipy puts point i at (i + 1 - u) / n with u in [0, 1), which may be 1; quantiles stay below.
+        # scipy puts point i at (i + 1 - u) / n with u in [0, 1), which may be 1. Quantiles must stay below 1.
         return np.minimum(column, np.nextafter(1, 0))
 
 

@@ -1,4 +1,4 @@
-"""What a sweep file says, unchecked: the file, those it extends and `--set` on top, with their places."""
+"""The unchecked content of sweep files: merged by `extends`, with `--set` on top, and with places."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from trainables.presets import leaves
 
 
 class SweepError(UserError):
-    """A sweep that cannot be run as written: the file, and everything wrong with it."""
+    """A sweep that cannot be run as written, with all its faults."""
 
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:
         self.source, self.faults = source, tuple(faults)
@@ -34,7 +34,7 @@ class Override:
 
     @classmethod
     def parse(cls, text: str) -> "Override":
-        """From `key=value`; the value is YAML.
+        """Parses `key=value`, where the value is YAML.
 
         Raises:
           SweepError: there is no `=`, or the value is not YAML.
@@ -49,7 +49,7 @@ class Override:
 
     @property
     def place(self) -> str:
-        """How messages name it."""
+        """The override as messages show it."""
         return f"--set {self.key}={shorten(self.value) if not isinstance(self.value, str) else self.value}"
 
 
@@ -59,9 +59,9 @@ class Source:
 
     Attributes:
       name: of the file, for messages.
-      tree: keys and values as they stand there.
-      places: where each key stands, by dotted path: `file:line:column`, or the option that set it.
-      in_vain: where local paths that lead nowhere were looked for, in words, by what they became.
+      tree: keys and values as in the file.
+      places: the place of each key by dotted path: `file:line:column`, or the option that set it.
+      in_vain: for local paths that do not exist, the places that were searched, as text by absolute path.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Source:
     in_vain: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def error(self, faults: Iterable[Fault]) -> SweepError:
-        """Faults with their places, in the order of the file."""
+        """Returns an error that lists faults with their places, in the order of the file."""
         found = [
             dataclasses.replace(
                 fault,
@@ -91,24 +91,24 @@ def _order(fault: Fault) -> tuple[str, list[int]]:
 
 # ------------------------------------------------------------------------------------ files and extends
 
-#: Where a mapping from dotted paths to values begins: keys deeper than this are settings.
+#: Depth at which a mapping from dotted paths to values begins. Keys below it are settings.
 _SETTINGS_DEPTH = {"base": 1, "arms": 2, "cells": 3}
-#: Files that one sweep file may come to be read from: lists of lists of files grow quickly.
+#: Largest number of files that one sweep file may extend, directly or not, because such lists grow quickly.
 MAX_FILES = 100
 
 
 def read_source(path: Path) -> Source:
-    """A sweep file with the files it extends laid under it.
+    """Reads a sweep file and merges it over the files that it extends.
 
-    `extends: other.yaml`, or a list of files of which later ones win, is relative to the file it stands in.
-    Mappings are merged key by key; settings under base, arms and cells by their dotted paths; a window
-    under vary, a list and any other value replace what was there whole. `null` takes a key away, except
-    among settings, where it is a value. A `design` of another kind keeps nothing of the old one. `name` is
-    not taken over. Local paths are made absolute: relative to the file they stand in, else to the current
-    folder if they lead somewhere there only.
+    `extends` is a file or a list of files, relative to the file that names them; later ones win. Mappings are
+    merged key by key, and settings under base, arms and cells by their dotted paths. A window under `vary`, a
+    list and any other value replace the whole earlier value. `null` removes a key, except among settings,
+    where it is a value. A `design` of another kind keeps nothing of the earlier one. `name` is not inherited.
+    Local paths are made absolute: relative to the file that holds them, or to the current folder if they
+    exist only there.
 
     Raises:
-      SweepError: a file cannot be read, is no mapping, or extends itself.
+      SweepError: a file cannot be read, is not a mapping, or extends itself.
     """
     return _read(path, str(path), (), [])
 
@@ -143,7 +143,7 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
             raise own.error([Fault("extends", "is no path of a file", shorten(parent))]) from error
         if target in here:
             way = " extends ".join(str(file) for file in (*here[here.index(target) :], target))
-            raise own.error([Fault("extends", f"goes round in a circle: {way}")])
+            raise own.error([Fault("extends", f"is circular: {way}")])
         if not exists:
             raise own.error([Fault("extends", "there is no such file", shorten(parent))])
         if len(read) >= MAX_FILES:
@@ -157,17 +157,17 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
 
 
 class _Settings(TrainConfig):
-    """What settings lead into: a run, and what it runs on."""
+    """The type that settings describe: a run and its resources."""
 
     resources: Resources
 
 
-#: The types of a sweep's keys, and of settings.
+#: Types of the keys of a sweep, and of settings.
 _KEYS, _SETTINGS = branches(Sweep), branches(_Settings)
 
 
 def with_absolute_places(tree: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
-    """The tree of a sweep file, unchecked, with every local path in it made absolute."""
+    """Returns the unchecked tree of a sweep file with every local path in it made absolute."""
     result = dict(tree)
     for key, value in tree.items():
         if key in _SETTINGS_DEPTH:
@@ -192,14 +192,14 @@ def _is_place(path: str) -> bool:
 
 
 def _in_settings(tree: Any, depth: int, lookup: Lookup) -> Any:
-    """Of settings, or of mappings of names to settings as deep as `depth`."""
+    """Makes paths absolute in settings, or in mappings of names to settings that are `depth` levels deep."""
     if depth and isinstance(tree, Mapping):
         return {name: _in_settings(inner, depth - 1, lookup) for name, inner in tree.items()}
     return with_absolute_paths(tree, _SETTINGS, lookup)
 
 
 def _in_window(window: Any, kinds: Sequence[Branch], lookup: Lookup, path: str) -> Any:
-    """Of a domain, or of several by arm or level, and of the settings that it waits for."""
+    """Makes paths absolute in a domain, or in several by arm or level, and in the settings under `when`."""
     if not isinstance(window, Mapping):
         return window
     result = dict(window)
@@ -217,14 +217,14 @@ def _in_window(window: Any, kinds: Sequence[Branch], lookup: Lookup, path: str) 
 
 
 def _each(value: Any, kinds: Sequence[Branch], lookup: Lookup, path: str) -> Any:
-    """Of a value of a setting, or of a list of such values."""
+    """Makes paths absolute in a value of a setting, or in a list of such values."""
     values = value if isinstance(value, list | tuple) else [value]
     found = [with_absolute_paths(one, kinds, lookup, path) for one in values]
     return found if isinstance(value, list | tuple) else found[0]
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """One mapping of a sweep file laid over another; `path` says which."""
+    """Returns one mapping of a sweep file merged over another. `path` is their place in the file."""
     result = dict(under)
     if path and len(path) == _SETTINGS_DEPTH.get(path[0]):
         for key, value in leaves(over):
@@ -249,14 +249,14 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, 
 def with_overrides(
     source: Source, overrides: Sequence[Override], points: int | None, sweep_keys: Iterable[str]
 ) -> Source:
-    """The file with what the command line sets on top.
+    """Returns the source with the settings of the command line on top.
 
     Args:
       source: the file.
-      overrides: in order; a key that begins with none of `sweep_keys` is a path into `base`. Local paths in
-        them are relative to the current folder.
-      points: of the design, if given.
-      sweep_keys: the keys that a sweep file has at its top.
+      overrides: in order. A key that begins with none of `sweep_keys` is a path into `base`. Local paths in
+        values are relative to the current folder.
+      points: number of points of the design. None keeps the file's.
+      sweep_keys: the top-level keys of a sweep file.
     """
     tree, places, known = dict(source.tree), dict(source.places), set(sweep_keys)
     for override in overrides:
@@ -272,7 +272,7 @@ def with_overrides(
         places = {key: place for key, place in places.items() if not key.startswith(f"{path}.")}
         places[path] = override.place
     if overrides:
-        # Those of files are absolute by now.
+        # Paths from files are absolute by now, so this changes only those of the overrides.
         tree = with_absolute_places(tree, Lookup.here())
     if points is not None and isinstance(tree.get("design"), dict):
         tree["design"] = tree["design"] | {"points": points}
@@ -281,7 +281,7 @@ def with_overrides(
 
 
 def _replace(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a path in a tree whose keys may themselves be dotted; what lay below it is dropped."""
+    """Sets a path in a tree whose keys may be dotted. Everything below the path is dropped."""
     for key in [key for key in tree if key == path or key.startswith(f"{path}.")]:
         del tree[key]
     wholes = [key for key in tree if path.startswith(f"{key}.") and isinstance(tree[key], dict)]

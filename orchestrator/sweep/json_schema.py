@@ -1,8 +1,8 @@
-"""The JSON Schema (2020-12) of sweep files: what an editor completes and checks them by.
+"""The JSON Schema (2020-12) of sweep files, with which editors complete and check them.
 
-Taken from the pydantic models, so it says what the program says, but for what a schema cannot: whether names
-refer to each other, whether values drawn together make a run, and what a constraint means. It is stricter in
-two ways: numbers in quotes are refused, and inside a nested setting no key may be dotted.
+The schema is derived from the pydantic models, so it agrees with the program. A schema cannot check whether
+names refer to each other, whether values drawn together make a run, and what a constraint means. It is
+stricter in two ways: numbers in quotes are refused, and keys inside a nested setting may not be dotted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +21,11 @@ _PERCENT: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]*)?%$", "examp
 
 
 def sweep_schema() -> Schema:
-    """The schema, self-contained: every definition is in it."""
+    """Returns the schema. It is self-contained: every definition is in it."""
     run, run_defs = _taken_apart(TrainConfig)
     for definition in run_defs.values():
-        # base, cells, arms and what is drawn each give a part; a size or a recipe fills in others.
+        # Nothing is required, because base, cells, arms and drawn values each give a part, and a size or a
+        # recipe fills in others.
         definition.pop("required", None)
     _add_percentages({"run": run, **run_defs})
     resources, resources_defs = _taken_apart(Resources)
@@ -46,7 +47,7 @@ def sweep_schema() -> Schema:
     defs |= _window_defs(paths)
     top: dict[str, Schema] = {
         "extends": {
-            "description": "The file this one is laid over, relative to it; or several, later ones win.",
+            "description": "A file that this one extends, relative to it; or a list, later ones win.",
             "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
             "examples": ["lr_wd.yaml"],
         }
@@ -88,7 +89,7 @@ def sweep_schema() -> Schema:
         "type": "object",
         "properties": top,
         "additionalProperties": False,
-        # A file that extends another may leave all of it to that one.
+        # A file that extends another may leave all required keys to that one.
         "anyOf": [
             {"required": ["extends"]},
             {"required": ["base", "arms", "design"], "properties": {"design": {"anyOf": designs}}},
@@ -101,7 +102,7 @@ def sweep_schema() -> Schema:
 
 
 def _taken_apart(model: type[BaseModel]) -> tuple[Schema, dict[str, Schema]]:
-    """A model's schema and its definitions, in the form in which files are written."""
+    """Returns a model's schema and its definitions, in the form in which files are written."""
     schema = _tidied(model.model_json_schema())
     definitions: dict[str, Schema] = schema.pop("$defs", {})
     for definition in definitions.values():
@@ -111,7 +112,10 @@ def _taken_apart(model: type[BaseModel]) -> tuple[Schema, dict[str, Schema]]:
 
 
 def _tidied(node: Any) -> Any:
-    """Without titles, which repeat the names; unions as `anyOf`, since a part may fit several members."""
+    """Returns a schema without titles, because they repeat the names, and with unions as `anyOf`.
+
+    `oneOf` would refuse a part that fits several members.
+    """
     if isinstance(node, list):
         return [_tidied(item) for item in node]
     if not isinstance(node, dict):
@@ -130,7 +134,7 @@ def _tidied(node: Any) -> Any:
 
 
 def _describe(definition: Schema) -> None:
-    """The word that names a member of a union says what the member is."""
+    """Copies the description of a union's member to the constant that selects the member."""
     for field in definition.get("properties", {}).values():
         if "const" in field and "description" not in field and "description" in definition:
             field["description"] = definition["description"].split("\n\n")[0].replace("\n", " ")
@@ -141,7 +145,7 @@ def _summary(model: type[BaseModel]) -> str:
 
 
 def _or_null(schema: Schema) -> Schema:
-    """Null takes away what an extended file says."""
+    """Returns a schema that also allows null, which removes the key of an extended file."""
     return {"anyOf": [schema, _NULL]}
 
 
@@ -154,7 +158,7 @@ def _add_percentages(schemas: Mapping[str, Schema]) -> None:
 
 
 def _add_short_forms(paths: Mapping[str, Schema], defs: Mapping[str, Schema]) -> None:
-    """`model: vit_c_4gf`, `data: digits` or a path, `augment: paper`, `optim: sgd`."""
+    """Adds short forms: `model: vit_c_4gf`, `data: digits` or a path, `augment: paper`, `optim: sgd`."""
     words: dict[str, Schema] = {
         "model": {"enum": list(NAMED_MODELS), "description": "A model by its name."},
         "data": {"type": "string", "description": "digits, or a Parquet file, folder or URI."},
@@ -165,14 +169,14 @@ def _add_short_forms(paths: Mapping[str, Schema], defs: Mapping[str, Schema]) ->
             for field in _fields(_objects(paths[path], defs)).get("name", [])
             if "const" in field
         ]
-        words[path] = {"enum": names, "description": "By its name, all else by default."}
+        words[path] = {"enum": names, "description": "A name; all other settings take their defaults."}
     for path, schema in words.items():
         whole = {key: paths[path].pop(key) for key in ("$ref", "anyOf") if key in paths[path]}
         paths[path]["anyOf"] = [schema, *whole.get("anyOf", [whole])]
 
 
 def _fields(objects: Iterable[Schema]) -> dict[str, list[Schema]]:
-    """The properties of objects, by name."""
+    """Returns the properties of objects, by name."""
     found: dict[str, list[Schema]] = {}
     for member in objects:
         for name, field in member.get("properties", {}).items():
@@ -193,9 +197,9 @@ def _objects(schema: Schema, defs: Mapping[str, Schema]) -> Iterator[Schema]:
 def _paths(
     schema: Schema, defs: Mapping[str, Schema], prefix: str = "", around: frozenset[int] = frozenset()
 ) -> dict[str, Schema]:
-    """A schema for every dotted path; what several members of a union call the same stands together.
+    """Returns a schema for every dotted path. Settings of one name in several members share a path.
 
-    Paths end where an object is in itself: those `around` are passed over.
+    Paths end where an object contains itself: objects in `around` are skipped.
     """
     objects = [member for member in _objects(schema, defs) if id(member) not in around]
     within = around | {id(member) for member in objects}
@@ -217,7 +221,7 @@ def _together(fields: Sequence[Schema]) -> Schema:
 
 
 def _window_defs(paths: Mapping[str, Schema]) -> dict[str, Schema]:
-    """Windows as files have them: a domain, or domains by arm or level, with `when` and `zip` beside."""
+    """Returns the definitions of windows: a domain, or domains by arm or level, with `when` and `zip`."""
     fields = TypeAdapter(Window).json_schema()["properties"]
     beside: dict[str, Schema] = {
         "when": {
@@ -251,7 +255,7 @@ def _window_defs(paths: Mapping[str, Schema]) -> dict[str, Schema]:
 
 
 def _reachable(node: Any, defs: Mapping[str, Schema], seen: set[str] | None = None) -> set[str]:
-    """Names of the definitions that a schema refers to, however indirectly."""
+    """Returns the names of the definitions that a schema refers to, directly or indirectly."""
     seen = set() if seen is None else seen
     if isinstance(node, dict):
         name = str(node.get("$ref", "")).rpartition("/")[2]

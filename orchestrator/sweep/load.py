@@ -1,4 +1,4 @@
-"""A sweep file read, with all its faults at once."""
+"""Loads sweep files and reports all their faults at once."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from trainables.io.faults import Fault, faults_in, nearest, nearest_path, shorte
 
 
 def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | None = None) -> Sweep:
-    """Reads a sweep file and checks all that can be checked without looking at data.
+    """Reads a sweep file and checks everything that can be checked without the data.
 
     Raises:
       SweepError: with every fault there is.
@@ -27,7 +27,7 @@ def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | Non
 def build_sweep(
     tree: dict[str, Any], source: str, overrides: Sequence[Override] = (), points: int | None = None
 ) -> Sweep:
-    """A sweep from the content of a file that extends no other.
+    """Returns a sweep from the content of a file that extends no other.
 
     Raises:
       SweepError: with every fault there is.
@@ -40,7 +40,7 @@ def build_sweep(
 def located(
     faults: Iterable[Fault], path: Path, overrides: Sequence[Override] = (), points: int | None = None
 ) -> SweepError:
-    """Faults found after a sweep was loaded, as what loading it would have raised."""
+    """Returns the error that loading would have raised for faults that were found later."""
     return _overridden(path, overrides, points).error(faults)
 
 
@@ -62,7 +62,7 @@ def _built(source: Source) -> Sweep:
 
 
 def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:
-    """What else is wrong where the form is faulty: checked with harmless things in the faulty places."""
+    """Checks the rest of a faulty file, with valid placeholders in place of faulty values."""
     rest = dict(tree)
     silent = set()
     for fault in faults:
@@ -91,7 +91,10 @@ _HOLDS = "batch_size > 0"
 
 
 def _as_written(fault: Fault) -> Fault:
-    """A fault of the file's form: paths as they stand there, and keys of a run that stand at the top."""
+    """Returns a fault of the file's form with its path as written in the file.
+
+    Also adds a hint for misspelt domains and for settings of a run at the top of the file.
+    """
     path = fault.path.replace(".everywhere", "", 1).replace(".by_name", "", 1)
     fault = dataclasses.replace(fault, path=path if fault.path.startswith("vary.") else fault.path)
     if fault.rule == WANTED and fault.found:

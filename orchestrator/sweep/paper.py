@@ -1,4 +1,4 @@
-"""What a paper says of the arms of a sweep, so that it can stand beside what the sweep finds."""
+"""Results and claims of a paper about the arms of a sweep, to compare with those of the sweep."""
 
 from collections.abc import Collection
 from typing import Literal, Self
@@ -7,28 +7,28 @@ from pydantic import Field, model_validator
 
 from trainables.base import Frozen
 
-#: What a paper may have claimed of two arms: a verdict of the report, by its name there.
+#: Quantities that a claim may be about, by the names of the report's verdicts.
 ClaimMeasure = Literal["area_common", "within_common_bar", "error", "optimizer_gap", "training_length_gap"]
 
 
 class PaperValues(Frozen):
-    """Errors that a paper prints, by cell and arm."""
+    """Errors that a paper reports, by cell and arm."""
 
-    source: str = Field(min_length=1, description="Where it prints them, as `table 2`.")
+    source: str = Field(min_length=1, description="Place in the paper, such as `table 2`.")
     top1_error_pct: dict[str, dict[str, float]] = Field(
-        description="By the cell's name in the plan, then by arm; what has no number is left out."
+        description="Error by the cell's name in the plan, then by arm; leave out what has no number."
     )
 
 
 class Claim(Frozen):
-    """One arm is better than another, says the paper."""
+    """A claim of a paper that one arm is better than another."""
 
-    says: str = Field(min_length=1, description="In its words, or nearly.")
-    source: str = Field(min_length=1, description="Where, as `section 5.3, figure 5`.")
-    measure: ClaimMeasure = Field(description="By what.")
+    says: str = Field(min_length=1, description="The claim, in the paper's words or close to them.")
+    source: str = Field(min_length=1, description="Place in the paper, such as `section 5.3, figure 5`.")
+    measure: ClaimMeasure = Field(description="The quantity that is compared.")
     better: str = Field(description="The better arm.")
-    than: str = Field(description="The other one.")
-    why_not: str = Field("", description="Where a sweep has not found so, why we think so.")
+    than: str = Field(description="The other arm.")
+    why_not: str = Field("", description="Likely reason why a sweep does not reproduce the claim.")
 
     @model_validator(mode="after")
     def _two_arms(self) -> Self:
@@ -38,13 +38,13 @@ class Claim(Frozen):
 
 
 class PaperSays(Frozen):
-    """What a paper says; nothing of it decides anything."""
+    """Results and claims of a paper. They decide nothing in the sweep."""
 
-    values: tuple[PaperValues, ...] = Field((), description="Numbers, for a table of the report.")
-    claims: tuple[Claim, ...] = Field((), description="Verdicts, each set beside the sweep's.")
+    values: tuple[PaperValues, ...] = Field((), description="Errors, for a table of the report.")
+    claims: tuple[Claim, ...] = Field((), description="Claims, each shown next to the sweep's verdict.")
 
     def unknown_names(self, cells: Collection[str], arms: Collection[str]) -> list[tuple[str, str]]:
-        """Cells and arms it names that the sweep does not have, each with its place in the file."""
+        """Returns cells and arms that the sweep does not have, each with its place in the file."""
         found: list[tuple[str, str]] = []
         for index, values in enumerate(self.values):
             place = f"paper.values.{index}.top1_error_pct"

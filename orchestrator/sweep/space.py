@@ -1,4 +1,4 @@
-"""What varies: domains, each a function from a quantile to a value, and windows, which say where."""
+"""Domains, which map a quantile to a value, and windows, which assign domains to arms and levels."""
 
 import math
 import sys
@@ -13,12 +13,12 @@ from trainables.presets import leaves
 
 Cell = tuple[tuple[str, str], ...]
 
-#: More than any window needs; every value is tried before anything runs.
+#: Largest number of values in a list: more than any window needs. Every value is tried before anything runs.
 MAX_VALUES = 1000
 
 
 class Listed(Frozen):
-    """Shared by the domains that list their values, each equally likely."""
+    """Base of the domains that list their values. Each value is equally likely."""
 
     @property
     def values(self) -> tuple[Any, ...]:
@@ -27,25 +27,25 @@ class Listed(Frozen):
 
     @property
     def num_levels(self) -> int | None:
-        """How many values there are."""
+        """The number of values."""
         return len(self.values)
 
     def at(self, quantile: float) -> Any:
-        """The value at a quantile of [0, 1)."""
+        """Returns the value at a quantile in [0, 1)."""
         return self.values[min(int(quantile * len(self.values)), len(self.values) - 1)]
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must all be valid for every value to be."""
+        """Returns values that must all be valid for every value of the domain to be valid."""
         return self.values
 
 
 class Choice(Listed):
-    """One of the values listed, each equally likely. Nearness in the list means nothing."""
+    """One of the listed values, each equally likely. Their order has no meaning."""
 
     choice: tuple[Any, ...] = Field(
         min_length=1,
         max_length=MAX_VALUES,
-        description="The values: numbers, words, or whole structures such as a model.",
+        description="The values: numbers, words, or structures such as a model.",
         examples=[[16, 32], ["patchify", "conv"]],
     )
 
@@ -56,7 +56,7 @@ class Choice(Listed):
 
 
 class Ordinal(Listed):
-    """One of the values listed, each equally likely, in an order that means something: small to large."""
+    """One of the listed values, each equally likely. They are in a meaningful order, from small to large."""
 
     ordinal: tuple[Any, ...] = Field(
         min_length=1, max_length=MAX_VALUES, description="The values, in order.", examples=[[64, 128, 256]]
@@ -69,20 +69,20 @@ class Ordinal(Listed):
 
 
 class _Interval(Frozen):
-    """Shared by the domains with two ends; both ends can be drawn."""
+    """Base of the domains with two ends. Both ends can be drawn."""
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Low and high."""
+        """The low and the high end."""
         raise NotImplementedError
 
     @property
     def num_levels(self) -> int | None:
-        """None: there are more than anyone counts."""
+        """None, because a continuous domain has no list of values."""
         return None
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must all be valid for every value to be."""
+        """Returns values that must all be valid for every value of the domain to be valid."""
         return self.ends
 
     @model_validator(mode="after")
@@ -96,19 +96,19 @@ class _Interval(Frozen):
 
 
 class Uniform(_Interval):
-    """A number between two ends."""
+    """A number between two ends, both included."""
 
     uniform: tuple[float, float] = Field(description="Low and high.", examples=[[0, 0.3]])
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Low and high."""
+        """The low and the high end."""
         return self.uniform
 
     def at(self, quantile: float) -> float:
-        """The value at a quantile of [0, 1]."""
+        """Returns the value at a quantile in [0, 1]."""
         low, high = self.uniform
-        # Rounding may lead a little past the end.
+        # Rounding may exceed the upper end.
         return min(low + quantile * (high - low), high)
 
 
@@ -121,21 +121,21 @@ class LogUniform(_Interval):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Low and high."""
+        """The low and the high end."""
         return self.log_uniform
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
         if self.log_uniform[0] <= 0:
-            raise ValueError(f"a log_uniform domain must lie above 0, got {list(self.log_uniform)}")
+            raise ValueError(f"a log_uniform domain must be above 0, got {list(self.log_uniform)}")
         if not math.isfinite(self.log_uniform[1] / self.log_uniform[0]):
             raise ValueError("the ends are too far apart")
         return self
 
     def at(self, quantile: float) -> float:
-        """The value at a quantile of [0, 1]."""
+        """Returns the value at a quantile in [0, 1]."""
         low, high = self.log_uniform
-        # Exactly the ends at 0 and 1, so that rounding never leaves the window.
+        # Clipping keeps rounding from leaving the window: quantiles 0 and 1 give exactly the ends.
         return min(max(low * math.exp(quantile * math.log(high / low)), low), high)
 
 
@@ -146,16 +146,16 @@ class IntRange(_Interval):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Low and high."""
+        """The low and the high end."""
         return self.int_range
 
     @property
     def num_levels(self) -> int | None:
-        """How many whole numbers there are."""
+        """The number of whole numbers in the range."""
         return self.int_range[1] - self.int_range[0] + 1
 
     def at(self, quantile: float) -> int:
-        """The value at a quantile of [0, 1]."""
+        """Returns the value at a quantile in [0, 1]."""
         low, high = self.int_range
         return min(low + int(quantile * (high - low + 1)), high)
 
@@ -168,10 +168,10 @@ DOMAINS: tuple[type[Choice | Ordinal | Uniform | LogUniform | IntRange], ...] = 
     IntRange,
 )
 
-#: The word that names a domain in a file is its one field.
+#: Words that name a domain in a file. Each is the one field of its class.
 DOMAIN_WORDS: tuple[str, ...] = tuple(word for domain in DOMAINS for word in domain.model_fields)
 
-#: The rule for what is no domain.
+#: The rule that a value breaks if it is not a domain.
 WANTED = f"a domain is one of {{{', '.join(DOMAIN_WORDS)}}}, as in {{uniform: [0, 1]}}"
 
 
@@ -191,7 +191,7 @@ Domain = Annotated[
 
 
 def _flat(value: Any) -> Any:
-    """Nested mappings as dotted paths; nothing may be said twice."""
+    """Flattens nested mappings to dotted paths. Refuses a path that is set twice."""
     if not isinstance(value, Mapping):
         return value
     flat: dict[str, Any] = {}
@@ -202,24 +202,24 @@ def _flat(value: Any) -> Any:
     return flat
 
 
-#: Settings by dotted path; nested mappings mean the same.
+#: Settings by dotted path. Nested mappings are flattened.
 Settings = Annotated[dict[str, Any], BeforeValidator(_flat)]
 
 
 class Window(Frozen):
-    """Where one parameter is drawn: one domain for all, or one per arm or level of a cell factor.
+    """The window of one parameter: one domain, or one per arm or level of a cell factor.
 
-    A name may join several by slashes, `vit_p/sgd`: the domain where all of them hold.
+    A name may join several by slashes: the domain of `vit_p/sgd` applies where both hold.
 
-    Beside the domain may stand `when`, which other settings the parameter needs to exist, and `zip`, the
-    parameter it moves together with.
+    A window may also have `when`, the settings that the parameter depends on, and `zip`, the parameter whose
+    quantile it shares.
     """
 
     everywhere: Domain | None = Field(None, description="The domain in every arm and cell.")
     by_name: dict[str, Domain] = Field(default_factory=dict, description="Domains by arm or level.")
     when: Settings = Field(
         default_factory=dict,
-        description="Drawn only where these settings have this value, or one of these values.",
+        description="The parameter is drawn only where these settings have this or one of these values.",
         examples=[{"optim.name": "sgd"}],
     )
     zip: str | None = Field(
@@ -237,7 +237,7 @@ class Window(Frozen):
             return data
         beside = {key: data[key] for key in ("when", "zip") if key in data}
         domains = {key: value for key, value in data.items() if key not in beside}
-        # A name stands for a mapping; what stands for a list was meant as a domain.
+        # A name of an arm or level maps to a mapping. A key with a list was meant as a domain.
         if any(word in DOMAIN_WORDS for word in domains):
             return {"everywhere": domains, **beside}
         if not domains or not all(isinstance(value, Mapping) for value in domains.values()):
@@ -246,17 +246,17 @@ class Window(Frozen):
         return {"by_name": domains, **beside}
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """Returns the window in the form of a sweep file."""
         domains = {name: domain.model_dump(mode="json") for name, domain in self.by_name.items()}
         whole = self.everywhere.model_dump(mode="json") if self.everywhere is not None else domains
         return whole | ({"when": self.when} if self.when else {}) | ({"zip": self.zip} if self.zip else {})
 
     def domains(self) -> list[Domain]:
-        """Every domain it has."""
+        """Returns all domains of the window."""
         return [self.everywhere] if self.everywhere is not None else list(self.by_name.values())
 
     def domain(self, arm: str, cell: Cell) -> Domain | None:
-        """The domain in force; None where the parameter does not vary."""
+        """Returns the domain that applies in one arm and cell. None if the parameter does not vary there."""
         if self.everywhere is not None:
             return self.everywhere
         here = {arm, *(level for _, level in cell)}

@@ -1,1 +1,1 @@
-"""The trials of a sweep: what is planned, and what is known of it afterwards."""
+"""The trials of a sweep: which ones are planned, and what the journal records of them."""

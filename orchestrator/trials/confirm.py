@@ -1,4 +1,4 @@
-"""Which settings are worth running again with fresh seeds."""
+"""Confirmation: the best settings are run again with fresh seeds."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,11 +11,11 @@ from trainables.config import Seeds
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Which points are run again with fresh seeds: chosen once, from the selection split.
+    """The points that are run again with fresh seeds. They are chosen once, by the selection split.
 
     Attributes:
-      points: per cell name and arm, best first.
-      seeds: runs of each.
+      points: indices of points, best first, by cell name and arm.
+      seeds: number of runs of each point.
     """
 
     points: Mapping[tuple[str, str], tuple[int, ...]]
@@ -23,7 +23,7 @@ class Confirmation:
 
 
 def with_confirmation(plan: Plan, confirmation: Confirmation) -> Plan:
-    """The plan with its chosen points run again, with seeds that no trial of the sweep had."""
+    """Returns the plan with extra runs of the chosen points, under seeds that no trial of the sweep had."""
     trials = []
     for trial in plan.trials:
         chosen = confirmation.points.get((trial.cell_name, trial.arm), ())
@@ -36,11 +36,11 @@ def with_confirmation(plan: Plan, confirmation: Confirmation) -> Plan:
 
 
 def choose(results: Iterable[Result], top: int, seeds: int) -> Confirmation:
-    """The `top` points of lowest selection error per cell and arm, each to be run `seeds` times.
+    """Chooses the `top` points of lowest selection error per cell and arm, to be run `seeds` times each.
 
-    Replicates of a point are averaged first. The winner of a sweep was lucky as well as good; its own
-    error flatters it, and only runs that had no part in the choice can say by how much. Points that
-    diverged or have no result are never chosen.
+    Replicates of a point are averaged first. The winner of a sweep is partly lucky, so its own error is too
+    low. Only runs that had no part in the choice show by how much. Points that diverged or have no result are
+    never chosen.
     """
     ranked = (r for r in results if r.trial.is_tried and r.rule is not None and r.rule.ranked)
     groups = by_cell_and_arm(result for result in ranked if result.error_pct is not None)
@@ -48,10 +48,10 @@ def choose(results: Iterable[Result], top: int, seeds: int) -> Confirmation:
 
 
 def _best(results: Iterable[Result], top: int) -> tuple[int, ...]:
-    """The points of the lowest mean error, best first."""
+    """Returns the points of lowest mean error, best first."""
     means = {}
     for point, replicates in by_point(results).items():
         errors = [error for result in replicates if (error := result.error_pct) is not None]
         means[point] = sum(errors) / len(errors)
-    # Equal errors are common on small test sets; the earlier point wins, for want of a reason.
+    # Equal errors are common on small test sets. The earlier point wins, which makes the choice reproducible.
     return tuple(sorted(means, key=lambda point: (means[point], point))[:top])

@@ -1,4 +1,4 @@
-"""One point in one arm and cell, before constraints are asked."""
+"""Drafts of trials: the settings of a point in one arm and cell, checked against the constraints."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -25,10 +25,10 @@ def can_run(
     cell: Cell,
     quantiles: Mapping[str, float],
 ) -> bool:
-    """Whether the settings at these quantiles make a run that fulfils all constraints.
+    """Returns whether the settings at these quantiles make a valid run that fulfils all constraints.
 
     Raises:
-      ConstraintError: a constraint compares what cannot be compared.
+      ConstraintError: a constraint cannot be evaluated for these settings.
     """
     draft = Draft.of(sweep, arm, cell, quantiles)
     return draft.fault is None and not draft.broken(sweep.constraints(), infos)
@@ -36,7 +36,7 @@ def can_run(
 
 @dataclass(frozen=True)
 class Draft:
-    """One point in one arm and cell, which constraints may yet remove."""
+    """The settings of one point in one arm and cell. A constraint may still remove it."""
 
     arm: str
     values: dict[str, Any]
@@ -59,7 +59,7 @@ class Draft:
         return self.sweep.merged(self.layers)[0]
 
     def broken(self, rules: Iterable[Constraint], infos: Mapping[DataConfig, DataInfo]) -> list[Constraint]:
-        """Those of the constraints that it does not fulfil."""
+        """Returns the constraints that the settings break."""
         return [rule for rule in rules if not self.fulfils(rule, infos)]
 
     def fulfils(self, rule: Constraint, infos: Mapping[DataConfig, DataInfo]) -> bool:
@@ -86,7 +86,10 @@ class Draft:
 
 
 def _memory_gib(config: TrainConfig, info: DataInfo, resources: Resources) -> float:
-    """Of one worker, as on a GPU unless the file gives trials none: points must not depend on the machine."""
+    """Returns the peak memory of one worker in GiB.
+
+    It is that on a GPU unless the file gives trials no GPU, because points must not depend on the machine.
+    """
     on_gpu = resources.gpus_per_worker != 0
     num_images = sum(info.sizes.values())
     found = footprint(config, info.num_classes, info.sizes["train"], num_images, resources.workers, on_gpu)

@@ -1,7 +1,7 @@
-"""What the journal says: one class per kind of event, and its one way to JSON and back.
+"""The events of the journal: one class per kind, and their conversion to and from JSON.
 
-Readers take events by `match`. Those that must account for every kind end in `assert_never`, so that the type
-checker names them when a kind is added.
+Readers handle events with `match`. A reader that must handle every kind ends in `assert_never`, so that the
+type checker reports it when a kind is added.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from trainables.base import Epoch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
-    """Sizes in bytes of the journal's earlier files; what is beyond them does not count."""
+    """Sizes in bytes of the journal's earlier files. Data beyond these sizes are ignored."""
 
     kind: ClassVar[str] = "seal"
     sizes: dict[str, int]
@@ -23,12 +23,12 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionBegan:
-    """A run is up.
+    """A run has started.
 
     Attributes:
-      time: in seconds since 1970, here and in every event.
-      began: when its starting up began.
-      lanes: worker groups at a time, per phase.
+      time: seconds since 1970, here and in every event.
+      began: time when its start-up began.
+      lanes: number of worker groups at a time, per phase.
     """
 
     kind: ClassVar[str] = "session"
@@ -39,7 +39,7 @@ class SessionBegan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightDone:
-    """Checks before the first trial took so many of the seconds since the session began."""
+    """The checks before the first trial have ended. `seconds` is how long they took."""
 
     kind: ClassVar[str] = "preflight"
     time: float
@@ -48,7 +48,7 @@ class PreflightDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseBegan:
-    """From here on a session has so many lanes, on so many devices of one kind in all."""
+    """A phase of a session has begun, with `lanes` lanes on `devices` devices of one kind in total."""
 
     kind: ClassVar[str] = "phase"
     time: float
@@ -59,7 +59,7 @@ class PhaseBegan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionClosed:
-    """A run has ended in good order."""
+    """A run has ended properly."""
 
     kind: ClassVar[str] = "close"
     time: float
@@ -67,7 +67,7 @@ class SessionClosed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptBegan:
-    """A lane has taken a trial up; `node` is the id of the machine of its rank 0, empty where unknown."""
+    """A lane has started a trial. `node` is the id of the machine of rank 0, or "" if unknown."""
 
     kind: ClassVar[str] = "attempt"
     trial: str
@@ -89,16 +89,16 @@ class EpochDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
-    """An attempt is over.
+    """An attempt has ended.
 
     Attributes:
-      end, detail: how it ended, and one line of cause.
-      seconds: how long it took.
-      final: the trial is over, too.
-      weights: digest of the final weights, empty without them.
-      from_step, step: where it began and how far it was known to be; -1 if nothing was heard.
-      heard: when that was heard; 0 if it is not known.
-      epochs: number of the last epoch it put on record, by which a reader sees that no row of it is missing.
+      end, detail: how it ended, and the cause in one line.
+      seconds: duration of the attempt.
+      final: whether the trial has ended, too.
+      weights: digest of the final weights. "" if there are none.
+      from_step, step: the first step, and the last step that was reported. -1 if none was.
+      heard: time of that report. 0 if unknown.
+      epochs: number of the last recorded epoch. A reader uses it to detect missing rows.
     """
 
     kind: ClassVar[str] = "end"
@@ -117,7 +117,7 @@ class AttemptEnded:
 
 
 class InFlight(NamedTuple):
-    """A trial under way: the step it began at, the step it is at, and when that was heard."""
+    """A running trial: the step it began at, the last reported step, and the time of that report."""
 
     from_step: int
     step: int
@@ -126,7 +126,7 @@ class InFlight(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
-    """The run lives, with these trials in flight."""
+    """A sign of life of the run, with the trials that are running."""
 
     kind: ClassVar[str] = "pulse"
     time: float
@@ -135,7 +135,7 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryWanted:
-    """A person wants a trial that has ended run anew, from its beginning."""
+    """A request of the user to run an ended trial again from its beginning."""
 
     kind: ClassVar[str] = "retry"
     trial: str
@@ -144,7 +144,7 @@ class RetryWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerTripped:
-    """A run has stopped itself, as trial after trial of an arm ended with the same error."""
+    """A run has stopped itself because several trials of an arm in a row ended with the same error."""
 
     kind: ClassVar[str] = "breaker"
     time: float
@@ -154,7 +154,7 @@ class BreakerTripped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A line for the person at the run; it is not put on record."""
+    """A message to the user. It is not written to the journal."""
 
     kind: ClassVar[str] = "notice"
     detail: str
@@ -162,17 +162,17 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """An event of a kind that this version does not know: carried as it is, and passed over."""
+    """An event of a kind that this version does not know. It is kept unchanged and ignored."""
 
     tree: dict[str, Any]
 
     @property
     def kind(self) -> str:
-        """What it calls itself."""
+        """The kind that the event names."""
         return str(self.tree["kind"])
 
 
-#: Kinds of which nothing but their fields is read.
+#: Kinds whose JSON is the kind and their fields.
 _Plain = (
     Sealed
     | PreflightDone
@@ -194,7 +194,7 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """An event as the journal holds it; values that JSON does not know are not looked for."""
+    """Returns an event in the form of the journal. Values are assumed to be valid JSON."""
     match event:
         case EpochDone():
             row = _values(event.row)
@@ -206,10 +206,10 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_json(tree: Mapping[str, Any]) -> Event:
-    """The event of a JSON object; keys that are not known are passed over.
+    """Returns the event of a JSON object. Unknown keys are ignored.
 
     Raises:
-      KeyError, TypeError, ValueError: it makes no sense.
+      KeyError, TypeError, ValueError: the object is no valid event.
     """
     match tree["kind"]:
         case "epoch":
@@ -219,7 +219,7 @@ def from_json(tree: Mapping[str, Any]) -> Event:
             return Pulse(time=tree["time"], in_flight=in_flight)
         case "session":
             time, lanes = tree["time"], tuple(tree.get("lanes", ()))
-            # The first version did not say when starting up began.
+            # Journals of the first version do not have `began`.
             return SessionBegan(time=time, began=tree.get("began", time), lanes=lanes)
         case str(kind) if kind in _PLAIN_KINDS:
             return _PLAIN_KINDS[kind](**_known(tree, _FIELDS[_PLAIN_KINDS[kind]]))
@@ -228,7 +228,7 @@ def from_json(tree: Mapping[str, Any]) -> Event:
 
 
 def row_of(tree: Mapping[str, Any]) -> Epoch:
-    """The row of an epoch from its JSON; columns that are not known are passed over.
+    """Returns the row of an epoch from its JSON. Unknown columns are ignored.
 
     Raises:
       TypeError: a column is missing.
@@ -237,17 +237,17 @@ def row_of(tree: Mapping[str, Any]) -> Epoch:
 
 
 def _known(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """What stands in an object under these names; what is missing takes the default of its field."""
+    """Returns the values of an object under these names. Missing ones take their field's default."""
     return {name: tree[name] for name in names if name in tree}
 
 
 def _values(record: Any) -> dict[str, Any]:
-    """Fields of an event or row by name, in their order; not copied, as `dataclasses.asdict` would."""
+    """Returns the fields of an event or row by name, in order, uncopied unlike `dataclasses.asdict`."""
     return {name: getattr(record, name) for name in _FIELDS[type(record)]}
 
 
 def time_of(event: Event) -> float | None:
-    """When it happened, in seconds since 1970; None for kinds that do not say."""
+    """Returns the time of an event, in seconds since 1970. None for kinds without a time."""
     match event:
         case EpochDone() | Sealed() | Notice():
             return None
@@ -258,7 +258,7 @@ def time_of(event: Event) -> float | None:
 
 
 def trial_of(event: Event) -> str | None:
-    """Id of the trial it is about; None for kinds that are about the run."""
+    """Returns the id of the event's trial. None for events about the run."""
     match event:
         case EpochDone() | AttemptBegan() | AttemptEnded() | RetryWanted():
             return event.trial

@@ -1,4 +1,4 @@
-"""What a trial needs all at once, what machines have, and how many trials that makes at a time."""
+"""Gangs, the resources that a trial needs at once, and how many of them fit on a cluster."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """What a trial needs all at once, or not at all: equal workers, each with CPUs and perhaps GPUs.
+    """The resources that a trial needs at once: equal workers, each with CPUs and possibly GPUs.
 
     Attributes:
-      workers: processes that train one model.
-      cpus: CPU cores of each; also its number of CPU threads.
-      gpus: GPUs of each; None means one where there are any.
+      workers: number of processes that train one model.
+      cpus: CPU cores of each worker, and also its number of CPU threads.
+      gpus: GPUs of each worker. None means one if the cluster has GPUs, else none.
     """
 
     workers: int
@@ -24,12 +24,12 @@ class Gang:
 
     @property
     def size(self) -> tuple[float, ...]:
-        """By which gangs are in order: GPUs in all, or workers; no two gangs have the same."""
+        """The sort key of gangs: total GPUs first, then workers. No two gangs have the same key."""
         gpus = -1.0 if self.gpus is None else self.gpus
         return self.workers * max(gpus, 1.0), self.workers, self.cpus, gpus
 
     def on(self, nodes: Sequence["Node"]) -> "Gang":
-        """With the number of GPUs settled for a cluster."""
+        """Returns the gang with its number of GPUs decided for a cluster."""
         if self.gpus is not None:
             return self
         return Gang(self.workers, self.cpus, 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0)
@@ -41,16 +41,16 @@ class Gang:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine of a cluster, by what it has in all."""
+    """One machine of a cluster, with its total CPUs and GPUs."""
 
     cpus: float
     gpus: float
 
 
 def num_lanes(gang: Gang, nodes: Sequence[Node], num_trials: int) -> int:
-    """How many whole gangs fit on a cluster at once, at most one per trial; 0 if none does.
+    """Returns how many whole gangs fit on a cluster at once, at most one per trial. 0 if none fits.
 
-    Workers of one gang may sit on different nodes; no worker is split.
+    Workers of one gang may be on different nodes. A worker is not split.
     """
     slots = 0
     for node in nodes:
@@ -63,9 +63,10 @@ def num_lanes(gang: Gang, nodes: Sequence[Node], num_trials: int) -> int:
 
 
 def by_gang(trials: Iterable["Trial"]) -> dict[Gang, list["Trial"]]:
-    """Trials by what they run on, the largest gang first, so that small ones fill up at the end.
+    """Groups trials by gang, the largest gang first, so that small trials fill the end of a run.
 
-    A first stage has the largest gang of those that start from it, so it is in their group or in one before.
+    A first stage has the largest gang of the trials that start from it. So it is in the group of each of them
+    or in an earlier one.
     """
     groups: dict[Gang, list[Trial]] = {}
     for trial in trials:
@@ -74,12 +75,12 @@ def by_gang(trials: Iterable["Trial"]) -> dict[Gang, list["Trial"]]:
 
 
 class Phase(NamedTuple):
-    """Trials that run in the same lanes, one phase of a run after the other.
+    """Trials that run in the same lanes. The phases of a run follow each other.
 
     Attributes:
-      gang: what each of them runs on, with its number of GPUs settled.
-      trials: in the order they are to run.
-      lanes: how many of them run at a time; 0 if the cluster has no room for one.
+      gang: resources of each trial, with the number of GPUs decided.
+      trials: in the order in which they run.
+      lanes: number of trials at a time. 0 if the cluster has no room for one.
     """
 
     gang: Gang
@@ -88,12 +89,12 @@ class Phase(NamedTuple):
 
 
 def lane_plan(trials: Iterable["Trial"], nodes: Sequence[Node], lanes: int | None = None) -> list[Phase]:
-    """Phases in the order they run, the largest gang first.
+    """Returns the phases in the order they run, the largest gang first.
 
     Args:
-      trials: what is to run, each once.
-      nodes: of the cluster.
-      lanes: trials at a time by the file (`resources.lanes`). None takes as many as there is room for.
+      trials: the trials to run, each once.
+      nodes: machines of the cluster.
+      lanes: number of trials at a time by the file (`resources.lanes`). None takes as many as fit.
     """
     phases = []
     for wanted, members in by_gang(trials).items():

@@ -1,12 +1,12 @@
-"""Arms of several sweeps as the arms of one, where one sweep file could have asked for them all.
+"""Joins several sweeps into one, with the arms of all, if one sweep file could have asked for them.
 
-What a sweep file gives an arm of its own may differ between sweeps, as it may between the arms of one: the
-model, what `arms` sets, and windows that `vary` gives by arm. All else must agree: data and splits, length
-of training, cells, points, seeds and the rule for errors. That the result is one sweep is not assumed but
-looked at: the joint file is planned anew, and every trial must come out with the id it ran under.
+Arms of different sweeps may differ in what the arms of one sweep may differ in: the model, settings under
+`arms`, and windows that `vary` gives by arm. All else must agree: data and splits, length of training, cells,
+points, seeds and the rule for errors. The result is verified: the joint file is planned again, and every
+trial must get the id under which it ran.
 
-Limits: a trial has one record. Two sweeps that ran the very same trials (the same arm twice, on two
-machines, say) share the arm, with the records of the first; they cannot be compared to each other.
+Limits: a trial has one record. Two sweeps that ran the same trials (for example the same arm on two machines)
+share the arm, with the records of the first. They cannot be compared with each other.
 """
 
 import re
@@ -24,19 +24,19 @@ from orchestrator.trials.trial import Plan, Trial
 from trainables.errors import UserError
 from trainables.presets import leaves, set_paths
 
-#: Settings an arm may not have to itself when its sweep is joined with another: under them errors of two
-#: sweeps are not the same quantity. Arms of one sweep may differ in them, since there it is the question.
+#: Settings in which arms of different sweeps may not differ, because their errors would not be the same
+#: quantity. Arms of one sweep may differ in them, because there it is the question.
 _ALWAYS_SHARED = ("schedule.epochs",)
 
-#: Settings that say nothing of comparability: models are what is compared, seeds follow from the design,
-#: data count by their fingerprint, and a recipe by what it filled in.
+#: Settings that do not decide comparability: models are what is compared, seeds follow from the design, data
+#: are compared by fingerprint, and a recipe by the settings it filled in.
 _NOT_COMPARED = ("model", "seeds", "data", "recipe")
 
 _MAX_NAME = 60
 
 
 class MergeError(UserError):
-    """Sweeps that cannot be compared, and every reason why."""
+    """Sweeps that cannot be compared, with every reason."""
 
     def __init__(self, names: Iterable[str], reasons: Sequence[str]) -> None:
         self.reasons = tuple(dict.fromkeys(reasons))
@@ -46,7 +46,7 @@ class MergeError(UserError):
 
 @dataclass(frozen=True)
 class Part:
-    """One of the sweeps: its plan, and what the journal says of its trials."""
+    """One of the sweeps: its plan, and the records of its trials."""
 
     plan: Plan
     records: Mapping[str, Record]
@@ -54,15 +54,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Merged:
-    """Several sweeps as one, for statistics and report.
+    """Several sweeps joined into one, for statistics and report.
 
     Attributes:
-      plan: one sweep with the arms of all, in the order given; the first arm of the first part is the one
-        that the others are compared to.
+      plan: one sweep with the arms of all, in the order given. The other arms are compared with the first arm
+        of the first part.
       records: by trial id.
-      origin: per trial id the name of the part whose record it is.
-      notices: what was renamed or shared, a line each; for people.
-      confirmation: what has been run again with fresh seeds; it is part of `plan`.
+      origin: by trial id, the name of the part that its record comes from.
+      notices: messages for the user about what was renamed or shared, one line each.
+      confirmation: the points that have been run again with fresh seeds. These runs are part of `plan`.
     """
 
     plan: Plan
@@ -74,7 +74,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """An arm of a part, and what it is called in the joint sweep."""
+    """An arm of a part, and its name in the joint sweep."""
 
     part: str
     old: str
@@ -85,11 +85,11 @@ def merge(parts: Mapping[str, Part]) -> Merged:
     """Joins the arms of several sweeps into one sweep.
 
     Args:
-      parts: by the name of the sweep, in the order in which arms are to appear; the names serve in
-        messages, and arms of different sweeps that share a name are renamed `arm.sweep`.
+      parts: by the name of the sweep, in the order in which arms are to appear. The names are used in
+        messages. Arms of different sweeps that share a name are renamed `arm.sweep`.
 
     Raises:
-      MergeError: the sweeps are not comparable, with every reason at once; or fewer than two were given.
+      MergeError: the sweeps are not comparable, or fewer than two were given. It lists every reason.
     """
     if len(parts) < 2:
         raise MergeError(parts, ["it takes two sweeps or more"])
@@ -130,7 +130,7 @@ def merge(parts: Mapping[str, Part]) -> Merged:
 
 
 def _differences(parts: Mapping[str, Part], first: str, other: str) -> Iterator[str]:
-    """Why two sweeps are not comparable."""
+    """Yields the reasons why two sweeps are not comparable."""
     a, b = parts[first].plan.sweep, parts[other].plan.sweep
 
     def differ(what: str, of_a: object, of_b: object) -> str:
@@ -193,7 +193,7 @@ def _design_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[
 
 
 def _window_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[str]:
-    """Where the same point would not have the same values."""
+    """Yields the windows in which the same point would get different values."""
     for path in dict.fromkeys([*a.vary, *b.vary]):
         windows = [sweep.vary.get(path) for sweep in (a, b)]
         by_arm = [
@@ -224,7 +224,7 @@ def _window_text(window: Window | None) -> str:
 
 
 def _facts(plan: Plan, cell: Cell, own: Sequence[str], varied: Sequence[str]) -> dict[str, str]:
-    """What a cell's errors were measured under, all that is no arm's own, as text."""
+    """Returns the conditions of a cell's errors as text, without settings that belong to an arm."""
     found: dict[str, set[str]] = {}
     for trial in plan.trials:
         if set(trial.cell) != set(cell) or (trial.point, trial.replicate, trial.role) != (0, 0, "sweep"):
@@ -245,7 +245,7 @@ def _facts(plan: Plan, cell: Cell, own: Sequence[str], varied: Sequence[str]) ->
 
 
 def _arms(parts: Mapping[str, Part]) -> tuple[list[_Arm], list[str]]:
-    """Every arm under a name of its own, and what is to be said of it."""
+    """Returns every arm under a unique name, and notices about renamed or shared arms."""
     holders: dict[str, list[str]] = {}
     for name, part in parts.items():
         for arm in part.plan.sweep.arms:
@@ -275,7 +275,7 @@ def _arms(parts: Mapping[str, Part]) -> tuple[list[_Arm], list[str]]:
 
 
 def _coinciding(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Iterator[str]:
-    """Arms of different sweeps that differ in their names only: no difference between them means a thing."""
+    """Yields notices of arms of different sweeps that differ only in name: comparing them is pointless."""
     first: dict[frozenset[str], _Arm] = {}
     for arm in arms:
         other = first.setdefault(frozenset(_ids(parts[arm.part].plan, arm.old).values()), arm)
@@ -295,7 +295,7 @@ def _key(trial: Trial) -> tuple[frozenset[tuple[str, str]], int, str, int]:
 
 
 def _new_name(arm: str, sweep: str, number: int, taken: set[str]) -> str:
-    """`arm.sweep`, in characters and at a length that a sweep file allows."""
+    """Returns `arm.sweep`, in the characters and length that a sweep file allows."""
     for tail in (re.sub(r"[^A-Za-z0-9_.+-]", "-", sweep), str(number)):
         name = f"{arm[: _MAX_NAME - len(tail) - 1]}.{tail}"
         if len(tail) <= _MAX_NAME // 2 and name not in taken:
@@ -304,13 +304,13 @@ def _new_name(arm: str, sweep: str, number: int, taken: set[str]) -> str:
 
 
 def _joint_sweep(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Sweep:
-    """One sweep with the settings of the first part and the arms of all."""
+    """Returns one sweep with the settings of the first part and the arms of all."""
     first = next(iter(parts.values())).plan.sweep
     bases = {name: _flat(part.plan.sweep.base) for name, part in parts.items()}
     models = [{p: v for p, v in base.items() if touches(p, "model")} for base in bases.values()]
     base = dict(first.base)
     if any(model != models[0] for model in models):
-        # Models are the arms' own: none of them may stand in the settings that all arms share.
+        # Models belong to the arms, so none of them may remain in the shared settings.
         base = {path: value for path, value in base.items() if not touches(path, "model")}
     shared, joint_arms = _flat(base), {}
     for arm in arms:
@@ -319,7 +319,8 @@ def _joint_sweep(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Sweep:
         extra: dict[str, Any] = {
             path: value
             for path, value in bases[arm.part].items()
-            # An arm's settings come after a cell's, its base's came before: where cells set it, leave it out.
+            # A cell's settings override its base, and an arm's settings override both. A base setting that
+            # cells set is left out, because in an arm it would override the cells.
             if shared.get(path, ...) != value
             and not path.startswith("data.")
             and not any(path == setting or path.startswith(f"{setting}.") for setting in in_cells)
@@ -337,17 +338,17 @@ def _joint_sweep(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> Sweep:
         "primary": first.primary if len(primaries) == 1 else None,
     }
     kept = {key: getattr(first, key) for key in first.model_fields_set}
-    # All was checked when the parts were read; names are checked once more by `check`.
+    # The parts were checked when they were read, and `check` checks names again.
     return Sweep.model_construct(**kept | changes)
 
 
 def _hides(setting: str, path: str) -> bool:
-    """Whether an arm's own setting replaces another, or changes the kind of what it belongs to."""
+    """Returns whether an arm's own setting replaces another or contains it."""
     return path == setting or path.startswith(f"{setting}.")
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
-    """Settings with short forms written out, so that two ways of saying the same are the same."""
+    """Returns settings with short forms written out, so that equal settings compare equal."""
     tree: dict[str, Any] = {}
     set_paths(tree, settings)
     return dict(leaves(tree))
@@ -364,14 +365,14 @@ def _joint_windows(parts: Mapping[str, Part], arms: Sequence[_Arm]) -> dict[str,
             for name, domain in its.by_name.items()
             if arm.old in name.split("/")
         }
-        # Windows by arm are joined; all others are known to be equal.
+        # Windows by arm are joined. All others are equal in all parts, which was checked before.
         window = next(w for w in found if w is not None)
         windows[path] = window.model_copy(update={"by_name": by_arm}) if by_arm else window
     return windows
 
 
 def _confirmation(parts: Mapping[str, Part], arms: Sequence[_Arm], sweep: Sweep) -> Confirmation | None:
-    """What the parts have run again with fresh seeds, as one choice."""
+    """Returns the points that the parts have run again with fresh seeds. None if there are none."""
     cells = {frozenset(cell): cell_name(cell) for cell in sweep.all_cells()}
     points: dict[tuple[str, str], set[int]] = {}
     seeds = 0
@@ -390,7 +391,7 @@ def _num_confirm_seeds(plan: Plan) -> int:
 
 
 def _changed(plan: Plan, parts: Mapping[str, Part], arms: Sequence[_Arm]) -> list[str]:
-    """Arms whose trials would not be the same runs in the joint sweep."""
+    """Returns a reason for each arm whose trials would have other ids in the joint sweep."""
     reasons = []
     for arm in arms:
         before, after = _ids(parts[arm.part].plan, arm.old), _ids(plan, arm.new)
@@ -404,7 +405,10 @@ def _changed(plan: Plan, parts: Mapping[str, Part], arms: Sequence[_Arm]) -> lis
 
 
 def _records(plan: Plan, parts: Mapping[str, Part]) -> tuple[dict[str, Record], dict[str, str]]:
-    """The record of each trial: the first that is settled, else the first there is."""
+    """Returns the record of each trial and the part it comes from.
+
+    The first settled record is preferred, else the first record.
+    """
     records: dict[str, Record] = {}
     origin: dict[str, str] = {}
     for trial in plan.trials:

@@ -1,4 +1,4 @@
-"""Names that people call a trial by."""
+"""Names of trials that the user can type."""
 
 import difflib
 import re
@@ -6,38 +6,38 @@ import re
 from orchestrator.trials.trial import Plan, Trial
 from trainables.errors import UserError
 
-#: Names that are told when one is not found, or several are.
+#: Largest number of names in the message about a name that is unknown or ambiguous.
 _MOST_NAMES = 8
 
 
 class UnknownTrial(UserError):
-    """No trial goes by that name, or several do; the message names the nearest."""
+    """A name that fits no trial or several. The message lists the nearest names."""
 
 
 def name_of(trial: Trial) -> str:
-    """A trial as one word to type: vit_c/adamw/3, with its extra run behind it: vit_c/adamw/3/confirm/r1."""
+    """Returns a trial's name: vit_c/adamw/3, or for an extra run vit_c/adamw/3/confirm/r1."""
     extra = "" if trial.is_tried else f"/{trial.role}"
     replicate = f"/r{trial.replicate}" if trial.replicate or extra else ""
     return f"{trial.arm}/{trial.cell_name}/{trial.point}{extra}{replicate}"
 
 
 def find_trial(plan: Plan, text: str) -> Trial:
-    """The one trial that somebody means.
+    """Finds the trial that the user means.
 
     Args:
-      plan: its sweep.
-      text: its id or the beginning of it; or its name, `vit_c/adamw/3`, also as `vit_c adamw p3`, with its
-        parts in any order and the cell left out where that is clear.
+      plan: the plan of the sweep.
+      text: its id or the beginning of it; or its name, such as `vit_c/adamw/3` or `vit_c adamw p3`. The parts
+        may be in any order, and the cell may be left out if that is unambiguous.
 
     Raises:
-      UnknownTrial: there is none, or several.
+      UnknownTrial: no trial or several trials fit.
     """
     first = {trial.id: trial for trial in reversed(plan.trials)}
     if text in first:
         return first[text]
     words = _words(text)
     named = [trial for trial in plan.trials if words and words <= _words_of(trial)]
-    # A point stands for its own run and not for the extra ones with other seeds.
+    # A point means its own run rather than the extra runs with other seeds.
     own = [trial for trial in named if trial.is_tried and trial.replicate == 0]
     for found in (named, own):
         if len(distinct := {trial.id: trial for trial in reversed(found)}) == 1:

@@ -1,15 +1,15 @@
-"""Numbers as people read them: percentages, durations, few characters."""
+"""Formats numbers for text: percentages, durations, and few digits."""
 
 
 def percent(value: float | None) -> str:
-    """An error in %, two digits after the point below 10 and one above."""
+    """Returns an error in %, with two decimals below 10 and one above. "–" for None."""
     if value is None:
         return "–"
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
 def short(value: float) -> str:
-    """A number in few characters: 0.02, 1.5e-4, 2048."""
+    """Returns a number in few characters: 0.02, 1.5e-4, 2048."""
     if value != 0 and not 1e-2 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -17,7 +17,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.3 s, 45 s, 4 min 47 s, 1 h 20 min."""
+    """Returns a duration in seconds as text: 4.3 s, 45 s, 4 min 47 s, 1 h 20 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""How trials end, and what follows from it: who runs them again, whether they rank, what they count as."""
+"""Outcomes of trials, and the rules that follow: whether they run again, rank, and count in an EDF."""
 
 import re
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ AttemptEnd = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What follows from an outcome; every statistic reads it here.
+    """The consequences of an outcome. Every statistic reads them here.
 
     Attributes:
-      means: for people.
-      again: who runs the trial again: nobody; this run, up to `retries`; this run, unless it is lost over and
-        over without getting on; this run, always; the next run.
-      ranked: whether its error may be the arm's best.
-      error_pct: the error it counts as in an EDF: its own (None with `in_edf`), or a fixed one.
-      in_edf: whether it counts there at all. What does not is shown as missing, never dropped silently.
-      censors: it ends a trial on a judgement of how that was doing, so that what is missing is not missing by
-        chance. A distribution that leaves such trials out is wrong, and so none is given.
+      means: explanation for the user.
+      again: when the trial is run again. `never`: not at all. `retries`: in this run, up to
+        `resources.retries` times. `losses`: in this run, unless it is lost repeatedly without progress.
+        `always`: in this run. `next run`: in the next run.
+      ranked: whether its error may be the best of its arm.
+      error_pct: the error it counts as in an EDF. None with `in_edf` means its own error.
+      in_edf: whether it counts in an EDF. If not, it is reported as missing and never dropped silently.
+      censors: whether the trial was ended because of its results so far. Such trials are not missing at
+        random. A distribution that leaves them out is wrong, so none is given.
     """
 
     means: str
@@ -56,11 +57,11 @@ SETTLED: frozenset[str] = frozenset(
 
 
 def held_up_by(first: str, end: AttemptEnd, detail: str) -> str:
-    """The cause of the end of a trial that was never begun, as what it starts from came to this one."""
+    """Returns the cause for a trial that never started because its first stage ended without weights."""
     verb = {"out_of_memory": "ran out of memory", "invalid": "cannot be built"}.get(end, end)
     return f"{first}, which it starts from, {verb}" + (f": {detail}" if detail else "")
 
 
 def fingerprint(end: str, detail: str) -> str:
-    """What two failures of one cause have in common: their message without numbers and addresses."""
+    """Returns what two failures of one cause share: their message without numbers and addresses."""
     return f"{end}: {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', detail)}"

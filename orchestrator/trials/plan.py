@@ -1,4 +1,4 @@
-"""From a sweep to its trials: identities, order, gangs, and how many run at a time."""
+"""Makes the plan of a sweep: draws the points, and gives each trial its id, order and gang."""
 
 import dataclasses
 import itertools
@@ -15,11 +15,11 @@ from trainables.config import DataConfig, Seeds, TrainConfig
 
 
 def data_configs(sweep: Sweep) -> dict[DataConfig, str]:
-    """The data sets a sweep needs, each with the key of the file that named it."""
+    """Returns the data sets that a sweep needs, each with the key of the file that names it."""
     found: dict[DataConfig, str] = {}
     for arm, cell in iterate(sweep):
         domains = sweep.windows(arm, cell)
-        # Data are drawn from lists only, so these are all that can be drawn.
+        # Data are drawn from lists only, so `extremes` gives every value that can be drawn.
         tried = [
             [(path, value) for value in (domain.extremes() if draws_data(path) else domain.extremes()[:1])]
             for path, domain in domains.items()
@@ -37,20 +37,20 @@ def make_plan(
 ) -> Plan:
     """Draws the points and makes the trials.
 
-    Points come first in the order, then cells, then arms: a sweep cut off anywhere has its arms paired. A
-    point that breaks a constraint in one arm is left out in every arm of the cell, so that they stay paired;
-    no other is drawn for it, so that a point is the same whatever became of those before it. The runs that
-    trials start from are trials, too, before the first that does.
+    Trials are ordered by point, then cell, then arm. So the arms stay paired if a sweep is cut off. A point
+    that breaks a constraint in one arm is left out in every arm of the cell, so that the arms stay paired. No
+    other point replaces it, so that a point does not depend on those before it. First stages are trials, too.
+    Each comes before the trials that start from it.
 
     Args:
-      sweep: what is asked.
-      infos: of its data.
-      suggestions: of a search, what its sampler has chosen so far. None stands for a search that has not
-        begun: the design takes the place of what the sampler would choose.
+      sweep: the sweep to plan.
+      infos: sizes and classes of its data sets.
+      suggestions: points that the sampler of a search has chosen so far. None means a search that has not
+        begun: the design then supplies the points that the sampler would choose.
 
     Raises:
       ValueError: a drawn combination of values is no valid run, though each value alone is.
-      ConstraintError: a constraint compares what cannot be compared, or leaves a cell without points.
+      ConstraintError: a constraint cannot be evaluated, or leaves a cell without points.
     """
     levels = sweep.levels()
     design = sweep.design if suggestions is None else sweep.drawn
@@ -93,14 +93,14 @@ def make_plan(
         first = dataclasses.replace(bare, after=stages.before(bare.config))
         for role, replicate, seeds in _runs_of_point(sweep, first.point, rank_or_none, first.config):
             trials.append(again(first, infos, role, replicate, seeds))
-    # A stable sort: replicates of a point stay together, cells and arms in the order of the file.
+    # The sort is stable: replicates of a point stay together, with cells and arms in the order of the file.
     trials.sort(key=_order)
     removals = [Removal(*key, count, num_points) for key, count in removed.items()]
     return Plan(sweep, tuple(trials), infos, tuple(removals), tuple(suggestions or ()))
 
 
 def _order(trial: Trial) -> tuple[int, int, int]:
-    """What is started from comes before what starts from it."""
+    """Sort key: first stages come before the trials that start from them."""
     if trial.role == "first_stage":
         return trial.point, -1, -trial.replicate
     return trial.point, int(not trial.is_tried), trial.replicate
@@ -109,9 +109,9 @@ def _order(trial: Trial) -> tuple[int, int, int]:
 def _runs_of_point(
     sweep: Sweep, point: int, rank: int | None, config: TrainConfig
 ) -> Iterator[tuple[Role, int, Seeds]]:
-    """The seeds of every run of a point, the same in every arm.
+    """Yields role, replicate and seeds of every run of a point, the same in every arm.
 
-    `rank` counts the points of the design that were kept; a sampler's have none.
+    `rank` counts the points of the design that were kept. It is None for points that a sampler chose.
     """
     role: Role = "sweep"
     if sweep.search is not None and (rank is None or sweep.search.halving or point >= sweep.search.round):

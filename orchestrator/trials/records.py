@@ -1,4 +1,4 @@
-"""The record of each trial, folded from the journal, and the results of a plan."""
+"""Records of trials, computed from the events of the journal, and the results of a plan."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -24,23 +24,23 @@ from orchestrator.trials.events import (
 from orchestrator.trials.outcomes import RULES, SETTLED, Outcome, Rule
 from trainables.base import Epoch
 
-if TYPE_CHECKING:  # the clerk writes events without knowing plans, and starts in no time for it
+if TYPE_CHECKING:  # not at run time, so that the coordinator starts fast
     from orchestrator.trials.trial import Plan, Trial
 
 
 @dataclass(slots=True)
 class Record:
-    """What the journal says of one trial.
+    """The state of one trial by the journal.
 
     Attributes:
-      outcome: how it ended; None while it has not.
-      detail: one line of cause where it did not finish.
-      attempts: how often it was started.
-      rows: its epochs, by number; a repeated epoch counts once, the later attempt's.
-      busy_seconds: worker group time spent on it, all attempts.
-      running: an attempt has begun and not ended.
-      weights: digest of the final weights; equal runs have equal ones.
-      started, ended: seconds since 1970 of the first start and the last end.
+      outcome: how it ended. None before it has ended.
+      detail: the cause in one line if it did not finish.
+      attempts: number of times it was started.
+      rows: its epochs by number. The later attempt's row replaces a repeated epoch.
+      busy_seconds: time that a worker group spent on it, over all attempts.
+      running: whether an attempt has begun and not ended.
+      weights: digest of the final weights. Equal runs have equal digests.
+      started, ended: time of the first start and of the last end, in seconds since 1970.
     """
 
     outcome: Outcome | None = None
@@ -55,22 +55,22 @@ class Record:
 
     @property
     def settled(self) -> bool:
-        """Whether `run` leaves it alone."""
+        """Returns whether `run` leaves the trial as it is."""
         return self.outcome in SETTLED
 
     @property
     def whole_epochs(self) -> int:
-        """How many epochs from the first on are on record without a gap."""
+        """The number of epochs, counted from the first, that are recorded without a gap."""
         return next(number for number in itertools.count() if number + 1 not in self.rows)
 
     @property
     def last(self) -> Epoch | None:
-        """The row of the last epoch."""
+        """The row of the last epoch. None before the first."""
         return self.rows[max(self.rows)] if self.rows else None
 
 
 def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict[str, Record]:
-    """Records by trial id; constant work per event of a trial. Kinds it does not know are passed over."""
+    """Returns records by trial id, updated with events. The work per event of a trial is constant."""
     records = {} if into is None else into
     for event in events:
         match event:
@@ -88,7 +88,7 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 record.outcome, record.detail, record.weights = None, "", ""
                 record.rows.clear()
             case SessionBegan():
-                # What an earlier run had in flight went with it.
+                # Trials that were running in an earlier run ended with it.
                 for record in records.values():
                     record.running = False
             case (
@@ -112,7 +112,7 @@ def _fold_end(event: AttemptEnded, record: Record) -> None:
     record.busy_seconds += event.seconds
     record.ended = event.time
     record.detail = event.detail
-    # A damaged record may have been one of its rows: then it has to be run again.
+    # A row is missing if its line in the journal was damaged. Then the trial has to be run again.
     whole = event.epochs == 0 or record.whole_epochs == len(record.rows) >= event.epochs
     record.outcome = cast(Outcome, event.end) if event.final and whole else None
     record.weights = event.weights
@@ -120,7 +120,7 @@ def _fold_end(event: AttemptEnded, record: Record) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One trial with its record: a row of the results table."""
+    """One trial with its record, a row of the results table."""
 
     trial: "Trial"
     record: Record
@@ -128,35 +128,35 @@ class Result:
 
     @property
     def state(self) -> str:
-        """Its outcome, or `running` or `missing`."""
+        """The outcome, or `running` or `missing`."""
         return self.record.outcome or ("running" if self.record.running else "missing")
 
     @property
     def rule(self) -> Rule | None:
-        """The rule of its outcome, None while it has none."""
+        """The rule of the outcome. None without an outcome."""
         return RULES[self.record.outcome] if self.record.outcome else None
 
     @property
     def censored(self) -> bool:
-        """Whether it was ended on a judgement of how it was doing."""
+        """The trial was ended early because of its results so far."""
         return self.rule is not None and self.rule.censors
 
     @property
     def held_up(self) -> bool:
-        """Whether it ended without having been begun, as what it starts from left no weights."""
+        """The trial ended without starting, because its first stage left no weights."""
         first = self.trial.after
         return bool(first) and self.record.detail.startswith(f"{first}, which it starts from, ")
 
     @property
     def error_pct(self) -> float | None:
-        """The error on the selection split as the EDF counts it; None where the trial is missing there."""
+        """The error on the selection split as it counts in an EDF. None if it does not count there."""
         if self.rule is None or not self.rule.in_edf:
             return None
         return self.rule.error_pct if self.rule.error_pct is not None else self.own_error_pct
 
     @property
     def own_error_pct(self) -> float | None:
-        """The error on the selection split as measured, whatever the outcome."""
+        """The measured error on the selection split, whatever the outcome. None without an epoch."""
         if not self.record.rows:
             return None
         if self.error_rule == "best_epoch":
@@ -165,16 +165,16 @@ class Result:
 
     @property
     def test_error_pct(self) -> float | None:
-        """The error on the final split, after the last epoch."""
+        """The error on the final split after the last epoch. None if it was not measured."""
         return self.record.last.test_error_pct if self.record.last else None
 
 
 def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]:
-    """Trials that are to run anew because what they start from does: ended without an epoch of their own.
+    """Returns the trials to run again because their first stage is. They ended without an epoch of their own.
 
     Args:
-      results: of the plan, what is started from before what starts from it.
-      retried: ids of trials that run anew; they are not returned.
+      results: results of the plan, with first stages before the trials that start from them.
+      retried: ids of trials that are run again. They are not returned.
     """
     found = dict.fromkeys(retried)
     chosen = len(found)
@@ -186,7 +186,7 @@ def brought_back(results: Iterable[Result], retried: Iterable[str]) -> list[str]
 
 
 def results_of(plan: "Plan", records: Mapping[str, Record]) -> list[Result]:
-    """Every planned trial with what is known of it, in the order of the plan."""
+    """Returns a result for every planned trial, in the order of the plan."""
     return [Result(trial, records.get(trial.id, Record()), plan.sweep.error) for trial in plan.trials]
 
 

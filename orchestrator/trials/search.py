@@ -1,8 +1,8 @@
-"""A search for the best setting of each arm: rounds of points, each chosen from the results of those before.
+"""Search for the best setting of each arm, in rounds of points chosen from earlier results.
 
-A round is chosen when the one before has ended, whole. So what is chosen follows from the sweep, its seed
-and the results alone, and not from which trial happened to end first: a search that was killed goes on as it
-would have, and another machine chooses alike. Every arm gets as many points in every cell.
+A round is chosen when all trials of the previous round have ended. So the choice follows only from the sweep,
+its seed and the results, whichever trial ended first. A search that was killed continues as it would have,
+and another machine makes the same choices. Every arm gets the same number of points in every cell.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,13 +19,13 @@ from trainables.base import derive_seed
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A point that has ended, for a sampler.
+    """A point that has ended, as input to a sampler.
 
     Attributes:
       quantiles: in [0, 1], by path.
-      state: `ended` with its error; `stopped` by a rule, with the error it had then; `failed`, with none.
-      error_pct: on the selection split, the mean over replicates; a diverged run counts as 100.
-      epoch: after which the error was measured.
+      state: `ended`, with its error; `stopped` by a rule, with its error at that time; `failed`, without one.
+      error_pct: error on the selection split, the mean over replicates. A diverged run counts as 100.
+      epoch: the epoch after which the error was measured.
     """
 
     quantiles: Mapping[str, float]
@@ -46,16 +46,16 @@ class Propose(Protocol):
         seed: int,
         fits: Callable[[Mapping[str, float]], bool],
     ) -> list[dict[str, float]]:
-        """Up to `count` points that fit, as quantiles by path; fewer where hardly any fit."""
+        """Returns up to `count` points that fit, as quantiles by path. Fewer if hardly any fit."""
 
 
 def num_rounds(sweep: Sweep) -> int:
-    """How many rounds a search has in all; 1 for any other sweep."""
+    """Returns the number of rounds of a search. 1 for any other sweep."""
     return _rounds_of(sweep, sweep.design.num_points(sweep.levels()))
 
 
 def rounds_given(plan: Plan) -> int:
-    """How many of them the points of a plan make up."""
+    """Returns the number of rounds that a plan has points for."""
     return _rounds_of(plan.sweep, _num_given(plan))
 
 
@@ -64,18 +64,18 @@ def _rounds_of(sweep: Sweep, points: int) -> int:
 
 
 def _num_given(plan: Plan) -> int:
-    """Points of each arm in each cell that have been drawn or chosen."""
+    """Returns the number of points per arm and cell that have been drawn or chosen."""
     drawn = plan.sweep.drawn.num_points(plan.sweep.levels())
     return max((suggestion.point + 1 for suggestion in plan.suggestions), default=drawn)
 
 
 def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple[Suggestion, ...]:
-    """What a search tries next; nothing when it has had all its points, or something has not ended.
+    """Returns the next points of a search. Empty if it has had all its points, or a trial has not ended.
 
     Args:
-      plan: of the rounds so far.
-      results: of all its trials.
-      propose: asks the sampler.
+      plan: plan of the rounds so far.
+      results: results of all its trials.
+      propose: calls the sampler.
     """
     sweep, search = plan.sweep, plan.sweep.search
     if search is None or sweep.sampler is None:
@@ -112,7 +112,7 @@ def next_round(plan: Plan, results: Iterable[Result], propose: Propose) -> tuple
 
 
 def _quantiles(plan: Plan) -> Callable[[str, str, int], Mapping[str, float]]:
-    """Where in the windows a point of a cell and arm lies."""
+    """Returns a function from cell, arm and point to the point's quantiles."""
     drawn = plan.sweep.drawn.quantiles(plan.sweep.levels())
     chosen = {(s.cell, s.arm, s.point): s.quantiles for s in plan.suggestions}
 
@@ -124,7 +124,7 @@ def _quantiles(plan: Plan) -> Callable[[str, str, int], Mapping[str, float]]:
 
 
 def _filled(quantiles: Mapping[str, float], levels: Iterable[str]) -> dict[str, float]:
-    """With a middle one for what this arm does not vary, which is never read."""
+    """Fills in 0.5 for parameters that this arm does not vary. Nothing reads these values."""
     return {path: quantiles.get(path, 0.5) for path in levels}
 
 
@@ -139,22 +139,23 @@ def _tried(quantiles: Mapping[str, float], replicates: list[Result]) -> Tried:
     return Tried(quantiles, "ended", sum(errors) / len(errors), epoch)
 
 
-#: Share of the window at either end in which the best point is said to lie at the edge. Half of the audit's
-#: `fairness.OPTIMUM_EDGE_SHARE`, because a sampler gathers its points around the best, which then lies closer
-#: to the optimum than the best point of a design does.
+#: The best point is at the edge if it is within this share of either end of the window. This is half of
+#: `window_audit.OPTIMUM_EDGE_SHARE`, because a sampler gathers its points around the best. So its best point
+#: is closer to the optimum than that of a design.
 BEST_EDGE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What a search did for one arm in one cell.
+    """Results of a search for one arm in one cell.
 
     Attributes:
-      num_points, num_stopped, num_diverged: tried; ended early by the rule; diverged.
-      num_epochs: trained in all.
-      first_round_pct, best_pct: lowest error on the selection split after the first round, and after all.
-      best_point: whose that is.
-      edges: parameters of which it lies within BEST_EDGE_SHARE of an end of the window.
+      num_points, num_stopped, num_diverged: points that were tried; trials ended early by the rule; trials
+        that diverged.
+      num_epochs: epochs trained in total.
+      first_round_pct, best_pct: lowest error on the selection split in the first round, and in all rounds.
+      best_point: the point with `best_pct`.
+      edges: parameters in which that point is within BEST_EDGE_SHARE of an end of the window.
     """
 
     cell: str
@@ -170,7 +171,7 @@ class Searched:
 
 
 def searched(plan: Plan, results: Iterable[Result]) -> list[Searched]:
-    """Every arm in every cell, in the order of the plan; nothing of a sweep that is no search."""
+    """Returns the results of each arm in each cell, in the order of the plan. Empty without a search."""
     if plan.sweep.search is None:
         return []
     groups = by_cell_and_arm(result for result in results if result.trial.is_tried)

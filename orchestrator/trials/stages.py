@@ -1,4 +1,4 @@
-"""First stages: runs that other trials start from."""
+"""First stages: the runs that other trials start from."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,23 +11,23 @@ from trainables.identity import identity
 
 
 def first_runs(config: TrainConfig) -> Iterator[TrainConfig]:
-    """The run that one starts from, the run which that one starts from, and so on."""
+    """Yields the run that a run starts from, the run that this one starts from, and so on."""
     while config.start is not None:
         config = config.start.run
         yield config
 
 
 class FirstStages:
-    """The runs that trials start from: each content once, whichever points, arms and cells start from it."""
+    """The first stages of a plan. Each distinct run occurs once, however many trials start from it."""
 
     def __init__(self, trials: Sequence[Trial], infos: Mapping[DataConfig, DataInfo]) -> None:
         """
         Args:
-          trials: of the sweep, without ids.
-          infos: of their data and of those of the runs they start from.
+          trials: trials of the sweep, without ids.
+          infos: sizes and classes of their data, and of the data of their first stages.
         """
         self._trials, self._infos = trials, infos
-        #: By content, whatever it runs on: the largest gang of those that start from it.
+        #: Largest gang of the trials that start from a run, by the run's content.
         self._gangs: dict[str, Gang] = {}
         self._contents: dict[TrainConfig, str] = {}
         for trial in trials:
@@ -44,16 +44,16 @@ class FirstStages:
         return self._contents[run]
 
     def before(self, config: TrainConfig) -> str:
-        """The id of the trial that a run starts from; empty where it starts from none."""
+        """Returns the id of the trial that a run starts from. "" if there is none."""
         return self._id(config.start.run) if config.start is not None else ""
 
     def _id(self, run: TrainConfig) -> str:
         return identity_of(run, self._gangs[self._content(run)], self._infos, self.before(run))
 
     def trials(self) -> list[Trial]:
-        """A trial for every one of them in each cell and arm, at the first point there that starts from it.
+        """Returns a trial for every first stage in each cell and arm, at the first point that starts from it.
 
-        Like those of arms that coincide, they have one id and are trained once.
+        These trials share one id, as those of arms that coincide do. So a first stage is trained once.
         """
         found: dict[tuple[str, str, str], Trial] = {}
         for trial in self._trials:
@@ -74,9 +74,9 @@ class FirstStages:
 
 
 def with_first_seeds(config: TrainConfig, seed: int) -> TrainConfig:
-    """A run whose first stages have their seeds: those of the file, else the same for all of a sweep.
+    """Returns a run with the seeds of its first stages set: the file's, else seeds shared by the whole sweep.
 
-    They do not depend on the point, so that all points of an arm start from one run.
+    The seeds do not depend on the point, so that all points of an arm start from the same run.
     """
     if config.start is None:
         return config

@@ -1,4 +1,4 @@
-"""A sweep file, what is changed in it, and the plan of both."""
+"""A sweep file with its overrides, and the plan that follows from them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from trainables.io.faults import Fault
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep file, and what is set on top of it.
+    """A sweep file and the settings that override it.
 
     Attributes:
       path: the YAML file.
-      overrides: settings in place of the file's.
-      points: points per arm and cell in place of the file's; None keeps them.
+      overrides: settings that replace those of the file.
+      points: points per arm and cell. None keeps the file's.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class SweepFile:
 
     @cached_property
     def sweep(self) -> Sweep:
-        """The sweep, checked as far as possible without the data; read once.
+        """The sweep, checked as far as possible without the data. It is read once.
 
         Raises:
           SweepError: with every fault there is.
@@ -42,16 +42,16 @@ class SweepFile:
         return load_sweep(self.path, self.overrides, self.points)
 
     def error(self, faults: Iterable[Fault]) -> SweepError:
-        """Returns later faults as what loading the file would have raised."""
+        """Returns the error that loading the file would have raised for faults found later."""
         return located(faults, self.path, self.overrides, self.points)
 
     def plan(self, sweep: Sweep | None = None, expected: list[str] | None = None) -> Plan:
-        """Looks at the data and draws the trials.
+        """Reads the sizes and classes of the data, and draws the trials.
 
         Args:
-          sweep: the file's sweep, extended; the file's if left out.
-          expected: takes the paths of data that are missing and planned as the file expects them. If left
-            out, missing data are a fault.
+          sweep: the sweep to plan, such as the file's sweep extended. None takes the file's.
+          expected: receives the paths of missing data, which are planned as the file expects them. If None,
+            missing data are a fault.
 
         Raises:
           SweepError: with every fault there is.
@@ -71,7 +71,7 @@ class SweepFile:
             try:
                 return make_plan(sweep, infos)
             except ValidationError as error:
-                # Each value alone is valid; which of them do not go together, only the rule can say.
+                # Each value alone is valid. Only the rule can name the values that do not go together.
                 faults = [
                     Fault(
                         "vary",

@@ -1,4 +1,4 @@
-"""A trial, and the plan that holds all of them."""
+"""Trials, and the plan that holds them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -14,10 +14,10 @@ from trainables.data.order import num_steps
 from trainables.identity import identity
 from trainables.models.base import Cost
 
-#: What a trial is for: the design itself; a run that others start from; a best setting run again with fresh
-#: seeds; or a point of the design run again with one stream of randomness changed, to see how much that
-#: stream alone moves the error. Trials of a `search` were chosen, or may be ended, for what others gave: they
-#: say nothing of the space as a whole.
+#: The purpose of a trial: a run of the design; a first stage, which others start from; a best setting run
+#: again with fresh seeds; or a point of the design run again with one stream of randomness changed, to
+#: measure how much that stream alone moves the error. Trials of role `search` were chosen or may be ended
+#: because of other results, so they do not describe the space as a whole.
 Role = Literal["sweep", "search", "first_stage", "confirm", "noise_init", "noise_order", "noise_augment"]
 
 
@@ -26,17 +26,17 @@ class Trial:
     """One training run of a sweep.
 
     Attributes:
-      id: a digest of what decides the result; the same settings have the same id anywhere.
-      arm, cell, cell_name: what is compared, and under which settings.
-      point: index into the design; the same point in every arm has the same quantiles and seeds.
-      block: which independent part of the design the point belongs to; 0 where there is one only.
-      replicate: which of the runs that differ in their seeds only; of a first stage, how many others lie
-        between it and the trials of the sweep.
-      values: what was drawn, by path.
-      config: the run, whole.
-      gang: what it runs on.
-      role: what it is for; only `sweep` trials are draws from the space, and only they enter an EDF.
-      after: id of the first stage whose final weights it starts from; empty where it starts from none.
+      id: digest of everything that decides the result. The same settings have the same id anywhere.
+      arm, cell, cell_name: the compared arm, and the settings under which it is compared.
+      point: index into the design. The same point in every arm has the same quantiles and seeds.
+      block: index of the point's independent block of the design. 0 if there is only one.
+      replicate: index among the runs that differ only in their seeds. For a first stage, the number of other
+        first stages between it and the trials of the sweep.
+      values: drawn values by path.
+      config: all settings of the run.
+      gang: resources that it runs on.
+      role: its purpose. Only `sweep` trials are draws from the space, and only they enter an EDF.
+      after: id of the first stage whose final weights it starts from. "" if there is none.
     """
 
     id: str
@@ -53,22 +53,22 @@ class Trial:
 
     @property
     def cell_name(self) -> str:
-        """The cell as people call it."""
+        """The name of the cell."""
         return cell_name(self.cell)
 
     @property
     def is_tried(self) -> bool:
-        """Whether it is the run of a point, not a run of the same settings for another purpose."""
+        """Returns whether the trial is the run of a point, rather than an extra run of the same settings."""
         return self.role in ("sweep", "search")
 
     @property
     def arm_and_stage(self) -> str:
-        """The arm, and that it is a first stage where it is one: their costs are not to be mixed."""
+        """The arm, with a note if the trial is a first stage, because their costs must not be mixed."""
         return f"{self.arm} (first stage)" if self.role == "first_stage" else self.arm
 
     @property
     def label(self) -> str:
-        """The trial as people call it: arm, cell, point, and what tells it from the first run there."""
+        """A readable name: arm, cell, point, and what distinguishes the trial from the point's first run."""
         role = "" if self.is_tried else f" {self.role.replace('_', ' ')}"
         replicate = f" r{self.replicate}" if self.replicate or role else ""
         return f"{self.arm} {self.cell_name} p{self.point}{role}{replicate}"
@@ -76,12 +76,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialCost:
-    """What a trial amounts to before it has run.
+    """The computation of a trial, known before it runs.
 
     Attributes:
-      model: of one forward pass of one image.
+      model: cost of one forward pass of one image.
       epochs, steps: length of the run.
-      train_flops: multiply-adds of the whole run: a training step costs three forward passes.
+      train_flops: multiply-adds of the whole run. A training step costs three forward passes.
     """
 
     model: Cost
@@ -92,13 +92,13 @@ class TrialCost:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """How much of one arm's window a constraint takes away.
+    """The number of points that a constraint removes in one arm.
 
     Attributes:
-      cell_name, arm: whose window.
+      cell_name, arm: the cell and arm.
       constraint: as in the file.
-      removed: points of the design that break it in this arm.
-      drawn: points of the design.
+      removed: number of points of the design that break it in this arm.
+      drawn: number of points of the design.
     """
 
     cell_name: str
@@ -113,11 +113,11 @@ class Suggestion:
     """A point that a sampler chose for one arm in one cell.
 
     Attributes:
-      cell: its name.
+      cell: name of the cell.
       arm: as in the file.
-      point: its index, after those of the design.
-      by: which sampler.
-      quantiles: in [0, 1], by path, as a design has them.
+      point: its index, which follows those of the design.
+      by: name of the sampler.
+      quantiles: in [0, 1] by path, as a design has them.
     """
 
     cell: str
@@ -129,14 +129,15 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every trial of a sweep, in the order they are to run.
+    """Every trial of a sweep, in the order in which they run.
 
     Attributes:
-      sweep: what was asked.
-      trials: what is to run.
-      infos: of every data set that is needed.
-      removals: per cell, arm and constraint. A point that one arm breaks is missing in all arms of the cell.
-      suggestions: of a search, what its sampler has chosen so far.
+      sweep: the sweep that is planned.
+      trials: the trials to run.
+      infos: sizes and classes of every data set that is needed.
+      removals: by cell, arm and constraint. A point that breaks a constraint in one arm is missing in all
+        arms of the cell.
+      suggestions: points that the sampler of a search has chosen so far.
     """
 
     sweep: Sweep
@@ -146,7 +147,7 @@ class Plan:
     suggestions: tuple[Suggestion, ...] = ()
 
     def cost(self, trial: Trial) -> TrialCost:
-        """From closed forms; nothing is built."""
+        """Returns the computation of a trial from closed forms, without building the model."""
         info, config = self.infos[trial.config.data], trial.config
         cost = config.model.cost(info.num_classes)
         steps = config.schedule.epochs * num_steps(info.sizes["train"], config.batch_size)
@@ -154,7 +155,7 @@ class Plan:
         return TrialCost(cost, config.schedule.epochs, steps, 3 * cost.flops * images)
 
     def remaining(self, done: Iterable[str]) -> list[Trial]:
-        """Trials whose ids are not among those that are done."""
+        """Returns the trials whose ids are not in `done`."""
         ended = set(done)
         return [trial for trial in self.trials if trial.id not in ended]
 
@@ -162,7 +163,7 @@ class Plan:
 def again(
     trial: Trial, infos: Mapping[DataConfig, DataInfo], role: Role, replicate: int, seeds: Seeds
 ) -> Trial:
-    """A trial's settings under other seeds."""
+    """Returns a trial with the same settings under other seeds."""
     config = trial.config.model_copy(update={"seeds": seeds})
     new_id = identity_of(config, trial.gang, infos, trial.after)
     return dataclasses.replace(trial, id=new_id, role=role, replicate=replicate, config=config)
@@ -171,14 +172,14 @@ def again(
 def identity_of(
     config: TrainConfig, gang: Gang, infos: Mapping[DataConfig, DataInfo], after: str = ""
 ) -> str:
-    """The id of the trial that a run is, which starts from the trial `after` if from any."""
-    # How many workers share a batch decides which images meet in batch normalisation and mixup.
+    """Returns the id of the trial of a run that starts from the trial `after`, or from none if that is ""."""
+    # The number of workers that share a batch decides which images meet in batch normalisation and mixup.
     fingerprint = f"{infos[config.data].fingerprint} x{gang.workers}"
     return identity(config, fingerprint, after or None)
 
 
 def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
-    """One trial per id: arms that coincide in a cell need training once."""
+    """Returns one trial per id, because arms that coincide in a cell are trained once."""
     first: dict[str, Trial] = {}
     for trial in trials:
         first.setdefault(trial.id, trial)
@@ -186,10 +187,10 @@ def unique_trials(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def error_term(trials: Iterable[Trial]) -> str:
-    """The error that trials are judged by, in words; all of them where trials have several tasks."""
+    """Returns the error that trials are judged by, in words. It lists all if trials have several tasks."""
     return " or ".join(dict.fromkeys(trial.config.data.task.objective.term for trial in trials))
 
 
 def error_label(trials: Iterable[Trial]) -> str:
-    """The same for axes and table heads."""
+    """Returns the label of that error for axes and table heads."""
     return " or ".join(dict.fromkeys(trial.config.data.task.objective.label for trial in trials))

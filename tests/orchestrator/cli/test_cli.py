@@ -146,7 +146,7 @@ BAD = {
     ),
     "an lr domain with 0": (
         {"vary": {"optim.lr": {"log_uniform": [0, 0.1]}, "optim.weight_decay": {"uniform": [0, 1]}}},
-        ["vary.optim.lr: a log_uniform domain must lie above 0, got [0.0, 0.1]"],
+        ["vary.optim.lr: a log_uniform domain must be above 0, got [0.0, 0.1]"],
     ),
     "a wrong type": (
         {"design": {"kind": "sobol", "points": "many"}},

@@ -379,7 +379,7 @@ def test_selecting_on_the_split_of_the_final_numbers_is_remarked(write_parquet, 
     data = {"name": "parquet", "path": str(path), "selection": "final"}
     plan = plan_of(base={"data": data})
     warnings = plan_warnings(plan, estimate(plan, CPU))
-    assert [line for line in warnings if "selects on the split that the final numbers are from" in line]
+    assert [line for line in warnings if "selects on the split of the final errors" in line]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():

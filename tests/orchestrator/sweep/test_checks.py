@@ -221,11 +221,11 @@ def base_with(**changes) -> dict:
         ),
         (
             {"vary": {"optim.lr": {"log_uniform": [0, 1]}}},
-            "vary.optim.lr: a log_uniform domain must lie above 0, got [0.0, 1.0]",
+            "vary.optim.lr: a log_uniform domain must be above 0, got [0.0, 1.0]",
         ),
         (
             {"vary": {"optim.lr": {"p": {"log_uniform": [0, 1]}, "c": {"log_uniform": [1, 2]}}}},
-            "vary.optim.lr.p: a log_uniform domain must lie above 0, got [0.0, 1.0]",
+            "vary.optim.lr.p: a log_uniform domain must be above 0, got [0.0, 1.0]",
         ),
         (
             {"vary": {"optim.lr": {"uniform": [2, 1]}}},

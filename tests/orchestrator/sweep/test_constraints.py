@@ -88,7 +88,7 @@ def test_a_constraint_says_nothing_of_a_setting_that_is_absent_or_null():
         ("lr = 1", "is no comparison"),
         ("lr", "compares nothing"),
         ("lr * 2", "compares nothing"),
-        ("1 < 2", "speaks of no setting"),
+        ("1 < 2", "names no setting"),
         ("lr ** 2 < 1", "`lr ** 2` is not in the language"),
         ("lr // 2 < 1", "is not in the language"),
         ("abs(lr) < 1", "`abs(lr)` is not in the language"),

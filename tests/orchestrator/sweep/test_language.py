@@ -219,7 +219,9 @@ def test_data_may_be_drawn_from_a_list_and_nothing_else():
     plan = plan_of(vary={"optim.lr": LR, "data.split_seed": {"choice": [1, 2]}})
     assert {data.split_seed for data in plan.infos} == {1, 2}
     vary = {"optim.lr": LR, "data.val_share": {"uniform": [0.1, 0.2]}}
-    assert fault_of(vary=vary) == "vary.data.val_share: what is drawn of the data must be a choice"
+    assert (
+        fault_of(vary=vary) == "vary.data.val_share: a parameter of the data must be a choice or an ordinal"
+    )
 
 
 # --- where --------------------------------------------------------------------------------------------

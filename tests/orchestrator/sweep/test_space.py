@@ -95,7 +95,7 @@ def test_choice_draws_every_value_equally_often():
     ("domain", "words"),
     [
         ({"uniform": [2, 1]}, "low <= high must hold, got 2.0 and 1.0"),
-        ({"log_uniform": [0, 1]}, "must lie above 0, got [0.0, 1.0]"),
+        ({"log_uniform": [0, 1]}, "must be above 0, got [0.0, 1.0]"),
         ({"log_uniform": [1, 0.1]}, "low <= high must hold, got 1.0 and 0.1"),
         ({"int_range": [3, 2]}, "low <= high must hold, got 3 and 2"),
         ({"int_range": [1.5, 3]}, "valid integer"),

@@ -142,7 +142,7 @@ def test_what_is_drawn_of_the_first_stage_makes_one_for_every_point():
     order = [trial.id for trial in plan.trials]
     assert all(not trial.after or order.index(trial.after) < order.index(trial.id) for trial in plan.trials)
     interval = {"start.run.data.split_seed": {"int_range": [1, 2]}}
-    with pytest.raises(SweepError, match="what is drawn of the data must be a choice"):
+    with pytest.raises(SweepError, match="a parameter of the data must be a choice or an ordinal"):
         plan_of(vary=tree_of()["vary"] | interval)
 
 
