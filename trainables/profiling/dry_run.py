@@ -157,7 +157,7 @@ def check_model(model: ModelConfig, task: Task, num_classes: int) -> None:
     """Builds a network on the `meta` device, and runs two images through it.
 
     Raises:
-      Unfit: the network cannot be built, fails on the images, or gives outputs of the wrong shape for the task.
+      Unfit: the network cannot be built, fails on the images, or gives outputs of a wrong shape.
     """
     with _blaming("model", "cannot be built"), torch.device("meta"):
         network: nn.Module = model.build(num_classes)
