@@ -150,7 +150,7 @@ class TrainConfig(Frozen):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability given to all classes alike.")
     ema: Ema | None = Field(None, description="Averaging of weights; none if left out.")
     precise_bn_images: int = Field(
-        0, ge=0, description="Training images from which BN statistics are taken anew before evaluation."
+        0, ge=0, description="Training images from which BN statistics are computed again before evaluation."
     )
     sync_batch_norm: bool = Field(False, description="BN statistics over all workers instead of each alone.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -20,7 +20,7 @@ from trainables.base import Frozen
 class _Base(Frozen):
     lr: float = Field(gt=0, description="Peak learning rate, for a batch of `lr_batch_size`.")
     lr_batch_size: int | None = Field(
-        None, gt=0, description="Batch size that `lr` is quoted for; left out, lr is used as it stands."
+        None, gt=0, description="Batch size that `lr` is quoted for; left out, lr is used unchanged."
     )
     lr_scaling: Literal["linear", "sqrt"] = Field(
         "linear", description="How lr follows from lr_batch_size to batch_size."

@@ -33,7 +33,7 @@ class Expected(Frozen):
     files.
     """
 
-    classes: int = Field(gt=1, description="Classes; exactly so many.")
+    classes: int = Field(gt=1, description="Exact number of classes.")
     train: int = Field(gt=0, description="Training images, before any are held out.")
     val: int | None = Field(None, gt=0, description="Images of a validation split; none if left out.")
     test: int | None = Field(None, gt=0, description="Images of a test split; none if left out.")
@@ -86,7 +86,7 @@ class Parquet(Frozen):
         "error", description="error: an image that does not decode ends the trial. skip: leave out and count."
     )
     expects: Expected | None = Field(
-        None, description="What they must hold; with it, a sweep can be planned where they do not lie."
+        None, description="Expected sizes; with them, a sweep can be planned on a machine without the data."
     )
 
     def lies_there(self) -> bool:

@@ -26,7 +26,7 @@ class ShiftedSet(Frozen):
     training classes by name. If it has only some of them (200 in -R and -A), only those can be predicted.
     """
 
-    name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="What its error is called in the results.")
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="Name of its error in the results.")
     uri: Place = Field(min_length=1, description="A Parquet file, a folder of them, or of class folders.")
     image_column: str = Field("image", description="Column of structs with `bytes`.")
     label_column: str = Field("label", description="Column of class numbers.")
