@@ -111,9 +111,9 @@ class Start(Frozen):
 class Divergence(Frozen):
     """Rule for when a run counts as diverged. It is fixed before the run and is the same for every arm.
 
-    A non-finite loss ends a run at once. A run ends early if it learns nothing for `window` in a row: its
-    error stays within `margin_pct` of chance, and its training loss is no better than guessing. A run whose
-    final error is within `margin_pct` of chance counts as diverged at its end.
+    A non-finite loss ends a run at once. A run ends early if it learns nothing for `window` in a row.
+    That means that its error is within `margin_pct` of chance, and its training loss no better than guessing.
+    A run whose final error is within `margin_pct` of chance counts as diverged at its end.
     """
 
     margin_pct: float = Field(1.0, ge=0, description="Percentage points below chance that still are chance.")
