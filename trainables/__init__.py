@@ -1,4 +1,4 @@
 """A small training library for vision transformers and their baselines.
 
-It knows no Ray, no sweeps and no tracker: a `TrainConfig` goes in, `(Epoch, State)` pairs come out.
+It depends on no Ray, no sweep and no tracker: a `TrainConfig` goes in, `(Epoch, State)` pairs come out.
 """

@@ -1,6 +1,6 @@
-"""`python -m trainables config.yaml`: trains one model, without Ray; prints one line per epoch.
+"""`python -m trainables config.yaml` trains one model without Ray and prints one line per epoch.
 
-With --checkpoint, the same command goes on where the last one was killed. A row may then come twice, equal.
+With --checkpoint, the same command continues a run that was killed. A row may then be printed twice.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from trainables.training.loop import train
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code.
+    """Trains the run of the command line. Returns the exit code.
 
-    0 finished; 1 diverged; 2 a configuration, data or checkpoint that cannot be used; 75 (EX_TEMPFAIL) ended
-    by SIGTERM, its state written: the same command goes on from there.
+    0: finished. 1: diverged. 2: the configuration, data or checkpoint cannot be used. 75 (EX_TEMPFAIL): ended
+    by SIGTERM with its state written; the same command continues from there.
     """
     parser = argparse.ArgumentParser(prog="python -m trainables", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file with the fields of TrainConfig")
@@ -90,7 +90,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None
                     store, is_stopping, options.checkpoint_share, options.checkpoint_seconds
                 )
                 stack.enter_context(keeper)
-            # The state is wanted once the last row is out.
+            # The loop variable `state` is used after the loop.
             start = stack.enter_context(options.start.open("rb")) if options.start else None
             here = this_process(threads=options.threads)
             for row, state in train(config, here, keeper=keeper, start=start):  # noqa: B007
@@ -116,7 +116,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None
 
 @contextlib.contextmanager
 def _instead_of_sigterm() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGTERM has come, which no longer ends the process."""
+    """Yields a function that returns whether SIGTERM has arrived. SIGTERM does not end the process inside."""
     stopping = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:

@@ -1,6 +1,6 @@
-"""What every part of the training library shares: the config base, the result row, seeds.
+"""Types that every part of the training library shares: the config base, the result row, errors, seeds.
 
-Nothing heavy is imported here: processes that only pass rows on import it, too.
+This module imports nothing heavy, because processes that only pass rows on import it as well.
 """
 
 import dataclasses
@@ -13,41 +13,41 @@ from pydantic import BaseModel, ConfigDict
 
 from trainables.errors import UserError
 
-#: The largest error there is, in percent; a diverged run counts as it.
+#: The largest possible error, in percent; a diverged run counts as this.
 WORST_PCT = 100.0
 
 
 class Frozen(BaseModel):
-    """A configuration: immutable, hashable, refuses keys it does not know."""
+    """A configuration that is immutable and hashable, and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Diverged(Exception):
-    """Training is over because nothing can come of it: a non-finite loss, or no learning at all."""
+    """Training ended early because the loss is not finite or the run learns nothing."""
 
 
 class Invalid(Exception):
-    """A configuration that passes its checks but cannot be built on the data or workers it got."""
+    """A valid configuration that cannot be built with the given data or number of workers."""
 
 
 class DataError(UserError):
-    """The data cannot be used as asked; the message names the file and, where there is one, the row."""
+    """Data that cannot be used as configured. The message names the file and, if there is one, the row."""
 
 
 class Preempted(Exception):
-    """Training was asked to stop, and all ranks have; the checkpoint is written."""
+    """Training was asked to stop. All ranks have stopped, and the checkpoint is written."""
 
 
 def derive_seed(*names: object) -> int:
-    """A seed of 63 bits that depends on every name and on nothing else, the same in every process."""
-    # A digest, not hash(): Python salts the hash of a string anew in every process.
+    """Returns a seed of 63 bits that depends on the names alone. It is the same in every process."""
+    # A digest, not hash(), because Python salts the hash of a string differently in every process.
     text = "\x1f".join(str(name) for name in names)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-#: Names in `Epoch.extra`: the error on the images that were corrupted, before they were; errors under each
-#: kind of corruption; errors on shifted sets.
+#: Names in `Epoch.extra`: the error on the images of the corruption test without corruption; the prefix of
+#: errors under each kind of corruption; the prefix of errors on shifted sets.
 CLEAN, CORRUPTION, SHIFTED = "clean", "corruption/", "shifted/"
 
 
@@ -70,17 +70,17 @@ class Epoch:
     val_seconds: float = _column("seconds of evaluation after this epoch")
     test_error_pct: float | None = _column("error on the final split (%), last epoch only")
     peak_memory_gib: float | None = _column("peak of a GPU's memory in this epoch (GiB)", default=None)
-    #: Errors in % under `corruption/fog` and on `shifted/imagenet_v2`, after the last epoch; and what else a
-    #: task measures, by names of its own.
+    #: Errors in % after the last epoch, named as `corruption/fog` and `shifted/imagenet_v2`; and other
+    #: measurements of the task, by the task's own names.
     extra: dict[str, float] | None = field(
         default=None, metadata={"label": "numbers that decide nothing", "several": True}
     )
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Epoch":
-        """Reads a row as a journal holds it, in the columns of today or of earlier versions.
+        """Reads a row of a journal, with the columns of this or an earlier version.
 
-        Columns that are not known are passed over.
+        Unknown columns are ignored.
 
         Raises:
           TypeError: a column is missing.
@@ -92,7 +92,7 @@ class Epoch:
 
 _COLUMNS = tuple(f.name for f in dataclasses.fields(Epoch))
 
-#: Columns by the names that they had while every task was classification.
+#: Column names of earlier versions, in which every task was classification, and the present ones.
 _OLD_COLUMNS = {
     "val_top1_error_pct": "val_error_pct",
     "val_raw_top1_error_pct": "val_raw_error_pct",
@@ -100,7 +100,7 @@ _OLD_COLUMNS = {
     "shift_top1_error_pct": "extra",
 }
 
-#: The corruptions there were then; every other error of `shift_top1_error_pct` was of a shifted set.
+#: The corruptions of those versions; every other error in `shift_top1_error_pct` was of a shifted set.
 _OLD_CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
     "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
@@ -115,10 +115,10 @@ def _with_names_of_today(row: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-#: Fields of a row that measure the machine and not the run: two identical runs may differ in them.
+#: Fields of a row that measure the machine, not the run; two identical runs may differ in them.
 TIMING_FIELDS = ("train_seconds", "val_seconds", "peak_memory_gib")
 
-#: Fields of one number each.
+#: Labels of the fields that hold one number each.
 EPOCH_LABELS: dict[str, str] = {
     f.name: f.metadata["label"] for f in dataclasses.fields(Epoch) if "several" not in f.metadata
 }
@@ -129,17 +129,17 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """What a data set holds, told without decoding an image.
+    """The content of a data set, found without decoding an image.
 
     Attributes:
-      name: for people.
-      num_classes: labels run from 0 to one less.
+      name: for display.
+      num_classes: labels run from 0 to `num_classes` - 1.
       class_names: one per class.
       sizes: images per split.
-      splits: where each split comes from, in words; the report prints it.
-      fingerprint: changes when the images or labels do, not when the files move.
+      splits: the source of each split in words; the report prints it.
+      fingerprint: changes when images or labels change, but not when the files move.
       skipped: images left out because they do not decode (policy `skip`).
-      chance_error_pct: the error of guessing, as the task has it.
+      chance_error_pct: the error of guessing, as the task defines it.
     """
 
     name: str

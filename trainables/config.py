@@ -1,4 +1,4 @@
-"""The configuration of one training run: the unions that are the registry, and `TrainConfig`."""
+"""The configuration of one training run: `TrainConfig`, and the unions that register its parts."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -47,14 +47,14 @@ def _known(model: Any) -> Any:
 
 Model = Annotated[ModelConfig, Field(discriminator="family"), BeforeValidator(_known)]
 
-#: Every model that has a name of its own, whole.
+#: The whole configuration of every named model.
 NAMED_MODELS: dict[str, ModelConfig] = {
     name: TypeAdapter[ModelConfig](Model).validate_python(short) for name, short in SHORT_MODELS.items()
 }
 
 
 class Ema(Frozen):
-    """Averages the weights (and BN statistics) over training; the average is what gets evaluated."""
+    """Averages the weights (and BN statistics) over training; the average is evaluated."""
 
     time_constant: float = Field(
         0.078, gt=0, le=1, description="Share of the run that the average looks back on; the paper's value."
@@ -64,14 +64,14 @@ class Ema(Frozen):
     )
 
     def interval(self, total_steps: int) -> int:
-        """Steps between two updates: `every_steps`, but at least ten updates to a time constant.
+        """Steps between two updates: `every_steps`, or fewer for at least ten updates per time constant.
 
-        Otherwise a run of a few hundred steps would be judged by weights it left an epoch ago.
+        Without this limit, a run of a few hundred steps would be judged by weights of an epoch ago.
         """
         return max(1, min(self.every_steps, int(self.time_constant * total_steps / 10)))
 
     def decay(self, total_steps: int) -> float:
-        """What the average keeps of itself at each update.
+        """Share of the average that each update keeps.
 
         The paper's alpha = 1e-5 x batch x 32 / epochs is every_steps / (time_constant x total_steps) with
         a time constant of 7.8 % on ImageNet.
@@ -80,7 +80,7 @@ class Ema(Frozen):
 
 
 class Evaluation(Frozen):
-    """What the final weights are asked besides the final split; the errors stand in the last row."""
+    """Further tests of the final weights, besides the final split; the last row holds the errors."""
 
     corruptions: Corruptions | None = Field(None, description="The final split again, corrupted.")
     shifted: tuple[ShiftedSet, ...] = Field((), description="Other images of the same classes.")
@@ -95,10 +95,10 @@ class Evaluation(Frozen):
 
 
 class Start(Frozen):
-    """Another run, whole, whose final weights this one starts from.
+    """Another run, written out in full, whose final weights this run starts from.
 
-    What stands here is a configuration and not a file: the first run is known by its content, as every
-    run is, and many second ones share it.
+    The first run is given as a configuration instead of a file. Its content identifies it, as for every
+    run, so many second runs can share it.
     """
 
     run: "TrainConfig" = Field(description="The first run.")
@@ -109,11 +109,11 @@ class Start(Frozen):
 
 
 class Divergence(Frozen):
-    """When a run counts as diverged. Fixed before the run, the same for every arm.
+    """Rule for when a run counts as diverged. It is fixed before the run and is the same for every arm.
 
-    A non-finite loss ends it at once. A run that has learnt nothing (error within `margin_pct` of chance
-    and training loss no better than guessing) for `window` in a row ends early; one whose final error is
-    within `margin_pct` of chance counts as diverged at its end.
+    A non-finite loss ends a run at once. A run ends early if it learns nothing for `window` in a row.
+    That means that its error is within `margin_pct` of chance, and its training loss no better than guessing.
+    A run whose final error is within `margin_pct` of chance counts as diverged at its end.
     """
 
     margin_pct: float = Field(1.0, ge=0, description="Percentage points below chance that still are chance.")
@@ -121,7 +121,7 @@ class Divergence(Frozen):
 
 
 class Seeds(Frozen):
-    """One seed for each stream of randomness, so that each can be varied alone."""
+    """One seed for each stream of random numbers, so that each can be varied alone."""
 
     init: int = Field(0, ge=0, lt=2**63, description="Initial weights.")
     order: int = Field(0, ge=0, lt=2**63, description="Order of the training images.")
@@ -129,12 +129,12 @@ class Seeds(Frozen):
 
     @classmethod
     def derived(cls, *names: object) -> "Seeds":
-        """Streams that follow from names."""
+        """Derives the seeds of all streams from names."""
         return cls(**{stream: derive_seed(*names, stream) % 2**32 for stream in cls.model_fields})
 
 
 class TrainConfig(Frozen):
-    """One training run, whole. Equal configurations give equal results."""
+    """The whole configuration of one training run. Equal configurations give equal results."""
 
     recipe: Literal["light", "paper"] = Field(
         "light", description="light: small images. paper: ImageNet. Both fill only what is not set."
@@ -150,7 +150,7 @@ class TrainConfig(Frozen):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability given to all classes alike.")
     ema: Ema | None = Field(None, description="Averaging of weights; none if left out.")
     precise_bn_images: int = Field(
-        0, ge=0, description="Training images from which BN statistics are taken anew before evaluation."
+        0, ge=0, description="Training images from which BN statistics are computed again before evaluation."
     )
     sync_batch_norm: bool = Field(False, description="BN statistics over all workers instead of each alone.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -177,14 +177,14 @@ class TrainConfig(Frozen):
         recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
         tree: dict[str, Any] = {}
         for source in (recipe, data):
-            # A recipe's augmentation gives way whole to one of another name.
+            # An augmentation of another name replaces all settings of the recipe's augmentation.
             set_paths(tree, dict(leaves(source)))
         return tree
 
     @field_validator("data")
     @classmethod
     def _model_answers(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
-        # A model that is faulty itself is not among what has been validated.
+        # `info.data` lacks the model if the model itself is faulty.
         model: ModelConfig | None = info.data.get("model")
         if model is not None and data.task.name not in model.tasks:
             raise ValueError(
@@ -199,16 +199,16 @@ TrainConfig.model_rebuild()
 
 
 def faults_of(error: ValidationError) -> list[Fault]:
-    """What is wrong with a run's configuration."""
+    """Lists the faults of a run's configuration."""
     return faults_in(error, TrainConfig)
 
 
 def setting(tree: Mapping[str, Any], path: str) -> Any:
-    """The value that a path has in a run, which may not be whole yet: from the tree, or by default.
+    """Returns the value of a setting, from the tree or by default. The tree may be incomplete.
 
     Args:
-      tree: of a `TrainConfig`, as `set_paths` leaves it.
-      path: dotted.
+      tree: settings of a `TrainConfig`, as `set_paths` leaves them.
+      path: the dotted path of the setting.
 
     Raises:
       KeyError: the run has no such setting.
@@ -222,7 +222,7 @@ def setting(tree: Mapping[str, Any], path: str) -> Any:
     if field is None:
         raise KeyError(path)
     try:
-        # Validated if it can be, since a size or a stem's word stands for other fields.
+        # Validated if possible, because a size or a stem's word stands for other fields.
         value = _PARTS[first].validate_python(whole[first])
     except KeyError:
         value = field.get_default(call_default_factory=True)
@@ -240,9 +240,9 @@ def setting(tree: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-#: Each field of a run alone.
+#: A validator for each field of a run alone.
 _PARTS: dict[str, TypeAdapter[Any]] = {
-    # pydantic keeps a field's rules beside its type.
+    # pydantic keeps a field's rules apart from its type.
     name: TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)  # type: ignore[arg-type]
     for name, field in TrainConfig.model_fields.items()
 }

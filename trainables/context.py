@@ -1,4 +1,4 @@
-"""Where one process of a run works."""
+"""The device, rank and group of one process of a run."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where one process of a run works.
+    """The device, rank and group of one process of a run.
 
     Attributes:
-      device: where the model lives.
-      rank: this process among `world_size`; 0 reports.
-      world_size: processes that train this model together; above 1 a default process group exists.
-      loader_workers: processes that decode images for this one; 0 decodes in line.
+      device: the device of the model.
+      rank: the number of this process among `world_size`; rank 0 reports.
+      world_size: processes that train this model together; above 1, a default process group exists.
+      loader_workers: processes that decode images for this one; with 0 it decodes them itself.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -24,14 +24,14 @@ class Context:
     loader_workers: int = 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks; every rank gets it, so decisions made on it agree."""
+        """Returns the sum over all ranks to every rank, so that all make the same decision from it."""
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
 
 def this_process(rank: int = 0, world_size: int = 1, threads: int = 1) -> Context:
-    """The context of this process, on a GPU if it sees one; fixes the number of CPU threads.
+    """Returns the context of this process, on a GPU if it sees one, and sets the number of CPU threads.
 
     The number of threads is part of a result: a different one may round differently.
     """

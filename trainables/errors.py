@@ -1,5 +1,5 @@
-"""The base of all errors that the input is at fault for. Imports nothing, so that anybody may import it."""
+"""The base of all errors that are the input's fault. Imports nothing, so that any module may import it."""
 
 
 class UserError(ValueError):
-    """Something that a person gave is at fault; the message says what, and a traceback would add nothing."""
+    """An error in the user's input. The message is complete, so programs print it without a traceback."""

@@ -10,14 +10,14 @@ from trainables.config import TrainConfig
 
 
 def identity(config: TrainConfig, data_fingerprint: str, start_identity: str | None = None) -> str:
-    """A digest of everything that decides a run's result, of 16 hexadecimal digits.
+    """Returns a digest of everything that decides a run's result, as 16 hexadecimal digits.
 
     Defaults are left out, so that a field added to the code later does not rename finished runs. Data
-    count by their fingerprint, not by where they lie. A run that this one starts from counts by its own
+    enter by their fingerprint, not by their location. A run that this one starts from enters by its own
     identity, `start_identity`.
 
     Raises:
-      ValueError: the run starts from another, whose identity is not given, or the other way round.
+      ValueError: the run starts from another and `start_identity` is missing, or the other way round.
     """
     content = _content(config) | {"data": data_fingerprint}
     if (config.start is None) != (start_identity is None):
@@ -32,8 +32,8 @@ def _content(config: BaseModel) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        # What a name or size stands for is written out in the other fields; where a set lies is not what
-        # it is.
+        # Other fields already hold what a size or recipe stands for. The location of a set is left out
+        # because it does not change the result.
         if name in ("size", "recipe", "uri"):
             continue
         if name in ("name", "family") or value != field.get_default(call_default_factory=True):

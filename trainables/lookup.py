@@ -1,7 +1,7 @@
-"""Local paths that a file names, made absolute where it is read: workers run in folders of their own.
+"""Makes local paths in a configuration file absolute, because workers run in folders of their own.
 
-Which texts name a place is said by the types of their fields (`places.Place`), so a new setting that holds a
-path is looked up without a word here.
+Fields that hold paths have the type `trainables.io.storage.Place`. A new setting of this type needs no
+change here.
 """
 
 import os
@@ -16,12 +16,12 @@ from trainables.presets import expand
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Where relative paths are looked for.
+    """The folders in which relative paths are looked up.
 
     Attributes:
-      folders: in order; a path is taken from the first one that has it, else it is of the first one.
-      keeps: whether a path that none of them has stays as it is written.
-      in_vain: where a path that none of them has was looked for, in words, by what it became.
+      folders: in order of search. A path that exists in none of them is taken relative to the first one.
+      keeps: whether a path that exists in none of them stays relative instead.
+      in_vain: for each absolute path whose file was not found, a sentence that names the searched folders.
     """
 
     folders: Sequence[Path]
@@ -30,21 +30,21 @@ class Lookup:
 
     @classmethod
     def beside(cls, file: Path) -> "Lookup":
-        """In the folder of a file, then in the current one."""
+        """Searches the folder of a file, then the current folder."""
         return cls([file.parent.absolute(), Path.cwd()])
 
     @classmethod
     def here(cls) -> "Lookup":
-        """In the current folder."""
+        """Searches the current folder."""
         return cls([Path.cwd()])
 
     @classmethod
     def above(cls, folder: Path) -> "Lookup":
-        """In the folders that a folder of results lies in, the nearest first, then in the current one."""
+        """Searches the parents of a folder of results, the nearest first, then the current folder."""
         return cls([*folder.absolute().parents, Path.cwd()], keeps=True)
 
     def absolute(self, written: str) -> str:
-        """A path as every process can open it; URIs and absolute paths stay as they are."""
+        """Returns a path that every process can open. URIs and absolute paths stay unchanged."""
         path = os.path.expanduser(written)
         if not path or "://" in path or os.path.isabs(path):
             return path
@@ -61,29 +61,29 @@ class Lookup:
 
 
 def _normal(path: str) -> str:
-    """The path without `.` and `..`, unless a link makes that another place."""
+    """Returns the path without `.` and `..`, unless a symbolic link makes that a different file."""
     normal = os.path.normpath(path)
     try:
         return normal if os.path.realpath(normal) == os.path.realpath(path) else path
     except ValueError:
-        # What no file can be called; whoever opens it says so.
+        # The text cannot be a path; opening it raises the error.
         return path
 
 
 def explained(message: str, in_vain: Mapping[str, str]) -> str:
-    """The message with where a path that it names was looked for."""
+    """Returns the message with the folders in which a path that it names was searched."""
     notes = [note for place, note in in_vain.items() if f"{place}:" in message]
     return message + "".join(f" ({note})" for note in notes)
 
 
 def with_absolute_paths(value: Any, kinds: Sequence[Branch], lookup: Lookup, path: str = "") -> Any:
-    """A part of a configuration, unchecked, with every local path in it made absolute.
+    """Returns a part of an unchecked configuration with every local path made absolute.
 
     Args:
-      value: keys may be dotted; short forms stay short.
-      kinds: the types that may stand there.
-      lookup: where relative paths are looked for.
-      path: of the part in a run.
+      value: the part; keys may be dotted, and short forms stay short.
+      kinds: the types that this part may have.
+      lookup: the folders in which relative paths are looked up.
+      path: the dotted path of the part in a run.
     """
     if isinstance(value, str):
         # `data: photos.parquet` is short for a mapping with the place in it.
@@ -92,7 +92,8 @@ def with_absolute_paths(value: Any, kinds: Sequence[Branch], lookup: Lookup, pat
         is_place = any(kind.is_place for found in (kinds, *whole) for kind in found)
         return lookup.absolute(value) if is_place else value
     if isinstance(value, Mapping):
-        # Not in a comprehension: what was not nested too deeply for YAML is not for us.
+        # Not a comprehension, whose extra stack frames could exceed the recursion limit on a nested file
+        # that the YAML reader accepted.
         result = {}
         for key, part in value.items():
             inner = f"{path}.{key}".lstrip(".")
@@ -107,7 +108,7 @@ def with_absolute_paths(value: Any, kinds: Sequence[Branch], lookup: Lookup, pat
 
 
 def kinds_at(kinds: Sequence[Branch], path: str) -> Sequence[Branch]:
-    """The types that may stand at a dotted path."""
+    """Returns the types that a value at a dotted path may have."""
     for key in str(path).split("."):
         kinds = below(kinds, key)
     return kinds

@@ -1,4 +1,4 @@
-"""Optimizers, what of a model decays, and the learning-rate schedule as a function of progress."""
+"""Optimizers, the parameters that decay, and the learning-rate schedule as a function of progress."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from trainables.base import Frozen
 class _Base(Frozen):
     lr: float = Field(gt=0, description="Peak learning rate, for a batch of `lr_batch_size`.")
     lr_batch_size: int | None = Field(
-        None, gt=0, description="Batch size that `lr` is quoted for; left out, lr is used as it stands."
+        None, gt=0, description="Batch size that `lr` is quoted for; left out, lr is used unchanged."
     )
     lr_scaling: Literal["linear", "sqrt"] = Field(
         "linear", description="How lr follows from lr_batch_size to batch_size."
@@ -30,7 +30,7 @@ class _Base(Frozen):
     )
 
     def peak_lr(self, batch_size: int) -> float:
-        """The learning rate the optimizer gets at its peak."""
+        """Returns the peak learning rate of the optimizer for a batch size."""
         if self.lr_batch_size is None:
             return self.lr
         ratio = batch_size / self.lr_batch_size
@@ -52,7 +52,7 @@ class AdamW(_Base):
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
 
     def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """The optimizer of a model, at its peak learning rate."""
+        """Builds the optimizer of a model, at its peak learning rate."""
         return torch.optim.AdamW(self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2))
 
 
@@ -64,7 +64,7 @@ class SGD(_Base):
     nesterov: bool = Field(True, description="Nesterov's form of momentum.")
 
     def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """The optimizer of a model, at its peak learning rate."""
+        """Builds the optimizer of a model, at its peak learning rate."""
         nesterov = self.nesterov and self.momentum > 0
         return torch.optim.SGD(
             self._groups(model), self.peak_lr(batch_size), momentum=self.momentum, nesterov=nesterov
@@ -72,11 +72,11 @@ class SGD(_Base):
 
 
 class Lion(_Base):
-    """The sign of an interpolated momentum, so that all steps are equally long; decay as in AdamW.
+    """Steps by the sign of an interpolated momentum, so that all steps have equal length; decays as AdamW.
 
     Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms",
-    https://arxiv.org/abs/2302.06675, by timm. They advise an lr 3 to 10 times below AdamW's and a weight
-    decay as many times above it.
+    https://arxiv.org/abs/2302.06675, by timm. They advise an lr 3 to 10 times lower than AdamW's and a
+    weight decay higher by the same factor.
     """
 
     name: Literal["lion"] = "lion"
@@ -84,7 +84,7 @@ class Lion(_Base):
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
 
     def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """The optimizer of a model, at its peak learning rate."""
+        """Builds the optimizer of a model, at its peak learning rate."""
         optimizer: Optimizer = TimmLion(
             self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2)
         )
@@ -92,11 +92,11 @@ class Lion(_Base):
 
 
 class LAMB(_Base):
-    """Adam whose step of each tensor is as long as the tensor times lr.
+    """Adam with the step of each tensor scaled to the norm of the tensor times lr.
 
     Source: You et al. 2020, "Large Batch Optimization for Deep Learning",
-    https://arxiv.org/abs/1904.00962, by timm. Biases and gains, which do not decay, are not scaled, as in
-    NVIDIA's code; gradients are clipped by the run's `clip_grad_norm` and not here.
+    https://arxiv.org/abs/1904.00962, by timm. Biases and gains do not decay and are not scaled, as in
+    NVIDIA's code. The run's `clip_grad_norm` clips gradients; LAMB itself does not.
     """
 
     name: Literal["lamb"] = "lamb"
@@ -105,7 +105,7 @@ class LAMB(_Base):
     eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
 
     def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """The optimizer of a model, at its peak learning rate."""
+        """Builds the optimizer of a model, at its peak learning rate."""
         optimizer: Optimizer = Lamb(
             self._groups(model),
             self.peak_lr(batch_size),
@@ -116,15 +116,15 @@ class LAMB(_Base):
         return optimizer
 
 
-#: Parameters that embed or classify, by the first part of their names; a first convolution counts, too.
+#: Parameters that embed or classify, by the first part of their names. The first convolution also counts.
 _OUTER = ("class_token", "position", "head", "fc", "classifier")
 
 
 class MuonAdamW(_Base):
     """Muon for the matrices inside the network, AdamW for the rest, under one learning rate.
 
-    A step of a matrix is its momentum made orthogonal, scaled to the size AdamW's steps have. Convolutions
-    count as matrices (out, in x kernel). Depthwise ones, the first layer, the head, positions, class
+    The step of a matrix is its momentum made orthogonal, scaled to the size of AdamW's steps. Convolutions
+    count as matrices (out, in x kernel). Depthwise convolutions, the first layer, the head, positions, class
     token, biases and gains get AdamW.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the scale
@@ -138,13 +138,13 @@ class MuonAdamW(_Base):
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's second moment.")
 
     def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """The optimizer of a model, at its peak learning rate."""
+        """Builds the optimizer of a model, at its peak learning rate."""
         matrices = {id(p) for name, p in model.named_parameters() if _is_inner_matrix(name, p)}
         groups = []
         for group in self._groups(model):
             inner = [p for p in group["params"] if id(p) in matrices]
             outer = [p for p in group["params"] if id(p) not in matrices]
-            # timm would make the rest NAdamW under nesterov, and Muon's epsilon is not AdamW's.
+            # With nesterov, timm would use NAdamW for the rest. AdamW also needs its own epsilon.
             groups.append(group | {"params": outer, "use_fallback": True, "nesterov": False, "eps": 1e-8})
             groups.append(group | {"params": inner, "use_muon": True})
         optimizer: Optimizer = Muon(
@@ -160,7 +160,7 @@ class MuonAdamW(_Base):
 
 
 def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # Of 3 channels in: the first layer. Of 1: depthwise, and no matrix.
+    # 3 input channels: the first layer. 1: depthwise, so not a matrix.
     is_thin = parameter.ndim == 4 and parameter.shape[1] in (1, 3)
     return parameter.ndim >= 2 and not is_thin and name.split(".")[0] not in _OUTER
 
@@ -193,12 +193,12 @@ Duration = Annotated[
 
 
 def in_epochs(duration: float | Share, epochs: int) -> float:
-    """A duration of a run of `epochs`, in epochs."""
+    """Converts a duration to epochs, for a run of `epochs`."""
     return duration.share * epochs if isinstance(duration, Share) else duration
 
 
 class Cosine(Frozen):
-    """Half a cosine from the peak to a floor, with a linear warm-up laid over its start."""
+    """Half a cosine from the peak to a floor, whose start is multiplied by a linear warm-up."""
 
     epochs: int = Field(gt=0, description="Length of the run.")
     warmup: Duration = Field(Share(share=0.1), description="Length of the warm-up: epochs, or as `10%`.")
@@ -207,9 +207,9 @@ class Cosine(Frozen):
     per: Literal["step", "epoch"] = Field("step", description="When lr changes; the paper's code: epoch.")
 
     def factor(self, epoch: float) -> float:
-        """Learning rate over its peak after `epoch` epochs, a fraction where `per` is step.
+        """Learning rate over its peak after `epoch` epochs, which is fractional if `per` is step.
 
-        Source: pycls, `get_epoch_lr`: the warm-up multiplies the cosine, it does not precede it.
+        Source: pycls, `get_epoch_lr`. The warm-up multiplies the cosine instead of preceding it.
         """
         if self.per == "epoch":
             epoch = math.floor(epoch)

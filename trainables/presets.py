@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: What a model's own name stands for: `model: vit_c_4gf`. Only what tells it apart, so that a size or a
-#: stem set on top of a name still counts.
+#: The settings that a model's name stands for, as in `model: vit_c_4gf`. They are the distinguishing ones
+#: only, so that a size or stem set in addition to a name takes effect.
 SHORT_MODELS: dict[str, dict[str, Any]] = {
     **{
         f"vit_{letter}_{size}": {"family": "vit", "size": size, "stem": stem}
@@ -21,7 +21,7 @@ SHORT_MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-#: Settings that belong together; what a file sets itself comes on top.
+#: Settings that belong together; settings of the file override them.
 RECIPES: dict[str, dict[str, Any]] = {
     "light": {
         "augment": {"name": "light"},
@@ -29,7 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "label_smoothing": 0.1,
     },
-    # paper.md 2.1: section 3 and appendix of the paper, and its code.
+    # Xiao et al. 2021, section 3 and appendix, and the authors' code.
     "paper": {
         "augment": {"name": "paper"},
         "mixup": {},
@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested mapping with its dotted path; an empty mapping is a value."""
+    """Yields every value of a nested mapping with its dotted path. An empty mapping is a value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -52,7 +52,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def expand(path: str, value: Any) -> Any:
-    """What a short form at a place stands for: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
+    """Expands a short form at a path: `model: vit_c_4gf`, `data: digits`, `augment: paper`."""
     path = _in_its_run(path)
     if isinstance(value, str):
         if path == "model" and value in SHORT_MODELS:
@@ -65,14 +65,14 @@ def expand(path: str, value: Any) -> Any:
 
 
 def _in_its_run(path: str) -> str:
-    """A path as the run that it belongs to has it: `model.stem` for `start.run.model.stem`."""
+    """Returns a path relative to its own run: `model.stem` for `start.run.model.stem`."""
     return path.rpartition("start.run.")[2]
 
 
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a dotted path in a tree of dicts, in place; short forms on the way and at the end expand.
+    """Sets a dotted path in a tree of dicts, in place. Short forms along the path and in the value expand.
 
-    Setting `name` or `family` to another one empties the rest: what belonged to it means nothing now.
+    Changing `name` or `family` removes the settings next to it, because they belonged to the old member.
     """
     *parents, last = path.split(".")
     where = ""
@@ -80,7 +80,7 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
         where = f"{where}.{key}".lstrip(".")
         child = expand(where, tree.get(key))
         if _in_its_run(where) == "model" and isinstance(child, str):
-            # No model has this name: it stays to be refused by it.
+            # No model has this name. It stays, so that validation reports it.
             return
         tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
         tree = child
@@ -91,7 +91,7 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Sets many dotted paths: wholes before parts, and names first, as they decide what parts there are."""
+    """Sets many dotted paths: wholes before parts, and names first, because they decide which parts exist."""
 
     def rank(path: str) -> tuple[int, bool]:
         return path.count("."), path.rpartition(".")[2] not in ("name", "family")

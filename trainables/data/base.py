@@ -1,4 +1,4 @@
-"""What a data set holds, and how its images are split."""
+"""The images of a split, and the functions that draw splits."""
 
 import dataclasses
 import hashlib
@@ -14,17 +14,17 @@ from trainables.tasks.base import Task
 
 
 def with_chance(info: DataInfo, task: Task) -> DataInfo:
-    """Fills in the error of guessing, which the task tells from all the rest."""
+    """Fills in the error of guessing, which the task computes from the other fields."""
     return dataclasses.replace(info, chance_error_pct=task.chance_error_pct(info))
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One split: labels at hand, images on demand.
+    """One split, with labels in memory and images read on demand.
 
     Attributes:
       labels: class of every image.
-      read: the image at a position, PIL, RGB.
+      read: reads the image at a position, as an RGB PIL image.
     """
 
     labels: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Images:
 def held_out(
     labels: NDArray[np.int64], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions that stay and positions held out, `share` of every class, at least one of each.
+    """Splits positions into those that stay and those held out: `share` of every class, at least one image.
 
     A class of a single image stays whole.
     """
@@ -52,7 +52,7 @@ def held_out(
 
 
 def drawn_from(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """`count` positions, every class in proportion to within one image (largest remainders)."""
+    """Draws `count` positions, each class in proportion to within one image (largest remainders)."""
     rng = np.random.default_rng(seed)
     classes, sizes = np.unique(labels, return_counts=True)
     whole, rest = np.divmod(sizes * count, len(labels))

@@ -1,4 +1,4 @@
-"""Decoded images kept in memory or on disk."""
+"""Copies of a data set's images in memory and on disk."""
 
 import os
 from collections.abc import Callable
@@ -10,17 +10,18 @@ from torch import Tensor
 
 from trainables.data.base import Images
 
-#: Encoded images up to this size are held in memory; above, a memory-mapped copy is made once.
+#: Encoded images of a split up to this total size are held in memory. Above it, a memory-mapped copy is made
+#: once.
 IN_MEMORY_BYTES = 2**30
 
 
 def cache_folder() -> Path:
-    """Where decoded copies of large data sets go; VITC_SWEEP_CACHE overrides."""
+    """Returns the folder for copies of large data sets. The variable VITC_SWEEP_CACHE overrides it."""
     return Path(os.environ.get("VITC_SWEEP_CACHE", "~/.cache/vitc-sweep")).expanduser()
 
 
 class Collected:
-    """Images of one size as bytes in memory, on the device where they are used."""
+    """Images of one size as bytes in memory, on the device that uses them."""
 
     def __init__(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
         self.pixels_NCHW = pixels_NCHW
@@ -35,8 +36,8 @@ def collect(images: Images, prepare: Callable[[Image.Image], Tensor], device: to
 
     Args:
       images: the split.
-      prepare: a picture to uint8 of shape (3, side, side).
-      device: where the bytes are to lie.
+      prepare: turns an image into uint8 of shape (3, side, side).
+      device: the device that holds the bytes.
     """
     first = prepare(images.read(0))
     pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Encoded images to RGB; the bytes may be anybody's."""
+"""Decodes images to RGB, from bytes of untrusted origin."""
 
 import io
 import warnings
@@ -8,21 +8,21 @@ from PIL import Image, UnidentifiedImageError
 
 from trainables.base import DataError
 
-#: An image of more pixels is refused undecoded: a few kilobytes can ask for gigabytes.
+#: An image of more pixels is refused before decoding, because a few kilobytes can expand to gigabytes.
 MAX_PIXELS = 2**26
 
-#: So is a JPEG of more scans. Each costs a pass over the whole picture and may be a few bytes long: 80 KB can
-#: ask for minutes. Progressive JPEGs have about ten.
+#: A JPEG of more scans is refused too. Each scan costs a pass over the whole image and may be a few bytes
+#: long, so 80 KB can take minutes. Progressive JPEGs have about ten scans.
 MAX_SCANS = 100
 
-#: Kinds of images that are read. Others that PIL knows are rare, and some start other programs (EPS).
+#: Formats that are read. Other formats of PIL are rare, and some start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB: grey, palette, transparency, CMYK, 16 bits a channel."""
+    """Converts any PIL image to 8-bit RGB: grey, palette, transparency, CMYK, 16 bits a channel."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        # PIL clips these at 255; the eye, and a network, want them scaled.
+        # Scaled here, because PIL would clip these values at 255.
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
             "RGB"
         )
@@ -35,12 +35,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in an encoded image file, as RGB; of an animation the first one.
+    """Decodes an image file to RGB. Of an animation it returns the first frame.
 
-    The bytes may be anybody's: size and kind are looked at before anything is decoded.
+    The bytes are not trusted, so size and format are checked before decoding.
 
     Raises:
-      DataError: the bytes are no image of FORMATS, are cut off, or ask for more than MAX_PIXELS or MAX_SCANS.
+      DataError: the bytes are not an image of FORMATS, are truncated, or exceed MAX_PIXELS or MAX_SCANS.
     """
     try:
         with warnings.catch_warnings():
@@ -48,7 +48,7 @@ def decode(data: bytes) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"has {image.width} x {image.height} pixels, over {MAX_PIXELS}")
-                # In what a scan encodes, these two bytes cannot follow each other.
+                # Each match starts a scan, because coded data cannot contain these two bytes in a row.
                 if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
                     raise DataError(f"has {scans} scans, over {MAX_SCANS}")
                 image.load()
@@ -58,9 +58,9 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"has over {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
-        # PIL's own words are about the address of a buffer.
+        # PIL's own message would only name the address of a buffer.
         raise DataError("does not decode: it is no image of a kind that is known") from error
-    # PIL raises whatever its format plug-ins do on hostile bytes: OSError, SyntaxError, struct.error...
+    # On hostile bytes PIL raises any exception of its format plug-ins: OSError, SyntaxError, struct.error...
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"does not decode: {told[:200]}") from error

@@ -1,4 +1,4 @@
-"""scikit-learn's digits."""
+"""The digits data set of scikit-learn."""
 
 import functools
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ from trainables.tasks.classification import Classification
 
 
 class Digits(Frozen):
-    """scikit-learn's digits: 1,797 real 8x8 scans of ten handwritten digits, inside its wheel."""
+    """scikit-learn's digits: 1,797 real 8x8 scans of ten handwritten digits, part of its wheel."""
 
     task: ClassVar[Task] = Classification()
     name: Literal["digits"] = "digits"
@@ -26,7 +26,7 @@ class Digits(Frozen):
     )
 
     def info(self) -> DataInfo:
-        """Sizes, classes and fingerprint."""
+        """Describes the data: sizes, classes and fingerprint."""
         splits = _digits_splits(self)
         shares = {"train": "the rest", "val": "held out by seed", "test": "held out by seed"}
         info = DataInfo(
@@ -42,7 +42,7 @@ class Digits(Frozen):
         return with_chance(info, self.task)
 
     def open(self) -> dict[Split, Images]:
-        """The images of every split."""
+        """Returns the images of every split."""
         return _digits_splits(self)
 
 
@@ -51,7 +51,7 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # Grey levels 0 to 16.
+    # Scaled to bytes, because the grey levels run from 0 to 16.
     return (bunch.images * 255 / 16).round().astype(np.uint8), bunch.target.astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""A folder of images packed into one Parquet file."""
+"""Packs a folder of images into one Parquet file."""
 
 import os
 from pathlib import Path
@@ -13,13 +13,13 @@ from trainables.data.decode import IMAGE_EXTENSIONS, decode
 def import_folder(source: Path, target: Path) -> tuple[int, tuple[str, ...]]:
     """Writes an ImageFolder tree (one folder of images per class) as one Parquet file.
 
-    Bytes are copied as they are; each image is decoded once to see that it can be.
+    Bytes are copied unchanged. Each image is decoded once to check it.
 
     Returns:
-      How many images, and the class names in label order.
+      The number of images, and the class names in label order.
 
     Raises:
-      DataError: no class folders, no images, or one that does not decode; nothing is written then.
+      DataError: there are no class folders or no images, or an image does not decode. No file is written.
     """
     import json
 

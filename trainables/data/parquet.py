@@ -1,7 +1,4 @@
-"""Data sets, their splits, and batches whose every sample is a function of (seed, epoch, position).
-
-Shape suffixes: B batch, C channels, H W image side.
-"""
+"""Data sets of Parquet files: finds their splits, checks their columns, and reads their images."""
 
 import functools
 import os
@@ -30,12 +27,13 @@ from trainables.tasks.classification import Classification
 
 
 class Expected(Frozen):
-    """What data must hold to be those that a file means, so that it can be planned where they are not.
+    """Expected sizes of a data set, which allow a sweep to be planned on a machine without the data.
 
-    Numbers of images count to within `EXPECTED_WITHIN`: copies of one set differ by a few broken files.
+    Numbers of images may differ by up to `EXPECTED_WITHIN`, because copies of a set differ by a few broken
+    files.
     """
 
-    classes: int = Field(gt=1, description="Classes; exactly so many.")
+    classes: int = Field(gt=1, description="Exact number of classes.")
     train: int = Field(gt=0, description="Training images, before any are held out.")
     val: int | None = Field(None, gt=0, description="Images of a validation split; none if left out.")
     test: int | None = Field(None, gt=0, description="Images of a test split; none if left out.")
@@ -45,7 +43,7 @@ class Expected(Frozen):
         return {split: size for split, size in sizes.items() if size is not None}
 
     def check(self, path: str, num_classes: int, sizes: Mapping[Split, int]) -> None:
-        """Raises `DataError` if the data at a path are others."""
+        """Raises `DataError` if the data at a path do not have the expected sizes."""
         wrong = [f"{num_classes} classes, not {self.classes}"] if num_classes != self.classes else []
         expected = self._sizes()
         for split in SPLITS:
@@ -56,16 +54,16 @@ class Expected(Frozen):
             raise DataError(f"{path}: these are not the data that `expects` describes: {'; '.join(wrong)}")
 
 
-#: Largest share by which a number of images may differ from what is expected.
+#: Largest share by which a number of images may differ from the expected one.
 EXPECTED_WITHIN = 0.05
 
 
 class Parquet(Frozen):
     """Parquet files in the Hugging Face image layout, on any storage pyarrow can open.
 
-    A column of structs {bytes, path} holds encoded images, an integer column their labels; class names
-    stand in the `huggingface` metadata. Files are told apart by name: train*, val* or validation*,
-    test*. A split that is missing is held out: selection from train, the final one too if need be.
+    A column of structs {bytes, path} holds encoded images, and an integer column their labels. Class names
+    come from the `huggingface` metadata. The name of a file decides its split: train*, val* or validation*,
+    test*. A missing split is held out: the selection split from train, and the final split too if necessary.
     """
 
     task: ClassVar[Task] = Classification()
@@ -88,14 +86,14 @@ class Parquet(Frozen):
         "error", description="error: an image that does not decode ends the trial. skip: leave out and count."
     )
     expects: Expected | None = Field(
-        None, description="What they must hold; with it, a sweep can be planned where they do not lie."
+        None, description="Expected sizes; with them, a sweep can be planned on a machine without the data."
     )
 
     def lies_there(self) -> bool:
-        """Whether there is anything at the path.
+        """Returns whether the path exists.
 
         Raises:
-          DataError: the storage cannot be asked.
+          DataError: the storage cannot be read.
         """
         filesystem, inner = open_filesystem(self.path)
         try:
@@ -104,10 +102,10 @@ class Parquet(Frozen):
             raise DataError(f"{self.path}: {error}") from error
 
     def expected_info(self) -> DataInfo:
-        """What `info` would tell of data as expected, for plans; held-out sizes to within a few images.
+        """Derives `info` from `expects`, for plans. Sizes of held-out splits are exact to a few images.
 
         Raises:
-          DataError: nothing is expected.
+          DataError: `expects` is not set.
         """
         if self.expects is None:
             raise DataError(f"{self.path}: `expects` does not say what they hold")
@@ -135,7 +133,9 @@ class Parquet(Frozen):
         return with_chance(info, self.task)
 
     def info(self) -> DataInfo:
-        """Sizes, classes and fingerprint; reads labels and footers, no image unless bad ones are skipped.
+        """Describes the data: sizes, classes and fingerprint. Reads labels, footers and one image per file.
+
+        If bad images are skipped, it decodes all images.
 
         Raises:
           DataError: no files, not Parquet, columns missing or of another type, labels outside the classes.
@@ -143,7 +143,7 @@ class Parquet(Frozen):
         return _parquet(self).info
 
     def open(self) -> dict[Split, Images]:
-        """The images of every split."""
+        """Returns the images of every split."""
         return _parquet(self).images
 
 
@@ -155,7 +155,7 @@ class _ParquetData:
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of one source split: labels in memory, images where they lie."""
+    """The rows of one source split: labels in memory, images read on demand."""
 
     files: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -202,7 +202,7 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
 def _read_images(
     filesystem: pyarrow.fs.FileSystem, names: list[str], column: str, num_bytes: int, fingerprint: str
 ) -> pa.ChunkedArray:
-    """The encoded images of some files, for random access."""
+    """Reads the encoded images of some files, for random access."""
 
     def batches() -> Any:
         for name in names:
@@ -212,7 +212,7 @@ def _read_images(
 
     if num_bytes <= IN_MEMORY_BYTES:
         return pa.chunked_array(list(batches()), type=pa.large_binary())
-    # Parquet cannot be read row by row in a shuffled order; an Arrow file under the page cache can.
+    # A copy in an Arrow file, because Parquet does not allow fast reads of single rows in random order.
     path = cache_folder() / f"{fingerprint}.arrow"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,7 @@ def _locate(names: Sequence[str], bounds: Sequence[int], row: int) -> tuple[str,
 
 
 def _samples(filesystem: pyarrow.fs.FileSystem, names: list[str], config: Parquet) -> list[bytes]:
-    """The first image of every file: footers alone would not notice pixels changed in place."""
+    """Reads the first image of every file, because footers alone do not show pixels changed in place."""
     samples = []
     for name in names:
         with pq.ParquetFile(name, filesystem=filesystem) as file:
@@ -313,7 +313,7 @@ def _parquet(config: Parquet) -> _ParquetData:
     classes = {split: table.class_names for split, table in tables.items()}
     if any(names != classes["train"] for names in classes.values()):
         counts = ", ".join(f"{split} {len(names)}" for split, names in classes.items())
-        # Without names in the metadata a small split may just miss the last classes.
+        # Without names in the metadata, a small split may merely lack the last classes.
         if any(not all(n.isdigit() for n in names) for names in classes.values()):
             raise DataError(f"{config.path}: the splits have different classes ({counts})")
     class_names = max(classes.values(), key=len)
@@ -339,7 +339,7 @@ def _parquet(config: Parquet) -> _ParquetData:
         parts[target] = (table, kept[out], f"{share:.0%} of {table.describe}, held out by seed")
 
     if "test" not in parts and "val" in parts:
-        # One evaluation split, as ImageNet has: the final number is taken there.
+        # With only one evaluation split, as in ImageNet, that is the final split.
         parts["test"] = parts.pop("val")
     if "test" not in parts:
         hold_out("test", config.test_share, config.split_seed)

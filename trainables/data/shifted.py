@@ -1,4 +1,4 @@
-"""Further test sets, whose images are shifted from the training images."""
+"""Further test sets, whose distribution is shifted from that of the training images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from trainables.io.storage import Place, open_filesystem
 
 
 class ShiftedSet(Frozen):
-    """Other images of the training classes, or of some of them, for the end of a run.
+    """Other images of all or some training classes, for a test at the end of a run.
 
-    ImageNet-V2, -R, -A and -Sketch, say: Parquet files in the Hugging Face image layout, or a folder of
-    images per class, on any storage pyarrow can open. Its classes are found among the training classes
-    by name; where it has some of them only (200 in -R and -A), answers are taken among those only.
+    Examples are ImageNet-V2, -R, -A and -Sketch. A set is Parquet files in the Hugging Face image layout, or
+    a folder of images per class, on any storage that pyarrow can open. Its classes are matched with the
+    training classes by name. If it has only some of them (200 in -R and -A), only those can be predicted.
     """
 
-    name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="What its error is called in the results.")
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="Name of its error in the results.")
     uri: Place = Field(min_length=1, description="A Parquet file, a folder of them, or of class folders.")
     image_column: str = Field("image", description="Column of structs with `bytes`.")
     label_column: str = Field("label", description="Column of class numbers.")
@@ -37,13 +37,13 @@ class ShiftedSet(Frozen):
     )
 
     def open(self, class_names: Sequence[str]) -> "Shifted":
-        """Its images under the labels of the training data.
+        """Reads the images of the set, with the labels of the training data.
 
         Args:
-          class_names: of the training data, in the order of its labels.
+          class_names: the classes of the training data, in the order of its labels.
 
         Raises:
-          DataError: no images, no class names, or a class that the training data lack.
+          DataError: there are no images, no class names, or a class that the training data lack.
         """
         if self.training_names == "imagenet_wnids":
             from timm.data import ImageNetInfo  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ class ShiftedSet(Frozen):
         return Shifted(Images(numbers[labels], read), np.unique(numbers[present]))
 
     def _read(self) -> tuple[NDArray[np.int64], Sequence[str], Callable[[int], Image.Image]]:
-        """Labels, the names they stand for, and the image of a row."""
+        """Returns the labels, the class names, and a function that reads the image of a row."""
         filesystem, inner = open_filesystem(self.uri)
         try:
             kind = filesystem.get_file_info(inner).type
@@ -83,7 +83,7 @@ class ShiftedSet(Frozen):
             config = Parquet(path=self.uri, image_column=self.image_column, label_column=self.label_column)
             table = read_table(filesystem, tables, config)
             return table.labels, table.class_names, table.read
-        # A folder per class: whatever lies directly in the folder is no image of one.
+        # With a folder per class, files directly in the top folder have no class and are ignored.
         inside = [(path, path.removeprefix(inner).strip("/").split("/")) for path in files]
         images = [
             (path, parts[0])
@@ -108,11 +108,11 @@ class ShiftedSet(Frozen):
 
 @dataclass(frozen=True)
 class Shifted:
-    """A shifted set, ready to be asked.
+    """A shifted set that is ready for evaluation.
 
     Attributes:
-      images: labelled with the numbers of the training classes.
-      classes: the training classes it has, ascending; only these may be answered.
+      images: the images, labelled with the numbers of the training classes.
+      classes: the training classes in the set, ascending; only these may be predicted.
     """
 
     images: Images

@@ -1,1 +1,1 @@
-"""YAML with places, faults of an input, and storage."""
+"""Reading of YAML, faults in input files, and storage."""

@@ -1,4 +1,4 @@
-"""Faults in what people write: where, which rule, what was found, and what was probably meant."""
+"""Faults in input files: the place, the broken rule, the value found, and the name probably meant."""
 
 import difflib
 import re
@@ -18,13 +18,13 @@ Location = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with an input.
+    """One fault of an input.
 
     Attributes:
-      path: the key, dotted.
-      rule: what should hold there.
-      found: what stands there instead.
-      hint: the nearest name that would have been right.
+      path: the dotted path of the key.
+      rule: the rule that the value breaks.
+      found: the value found.
+      hint: the valid name that is most similar.
       place: `file:line:column`, or the option of the command line, if it is known.
     """
 
@@ -44,14 +44,14 @@ class Fault:
 
 
 def fault_lines(source: str, faults: Iterable[Fault]) -> str:
-    """All faults of one input under its name, one per line."""
+    """Lists all faults of one input below its name, one per line."""
     lines = [f"  {fault}" for fault in faults]
     return "\n".join([f"{source}: {len(lines)} fault{'s' if len(lines) != 1 else ''}", *lines])
 
 
 # ------------------------------------------------------------------------------------- the nearest name
 
-#: What other programs call the same thing.
+#: Names that other programs use for our settings.
 _ALSO_CALLED = {
     "learning_rate": "lr",
     "wd": "weight_decay",
@@ -66,14 +66,14 @@ _ALSO_CALLED = {
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """The name most like a word; empty if none is."""
+    """Returns the name most similar to a word. Returns "" if none is similar."""
     names = list(known)
     plain = str(word)[:80].strip().lower().replace("-", "_").replace(" ", "_")
     also = _ALSO_CALLED.get(plain, plain)
     by_lower = {name.lower(): name for name in names}
     if also in by_lower:
         return by_lower[also]
-    # Of short words, and of sizes such as 2gf, almost any other is a neighbour.
+    # Stricter for short words and sizes such as 2gf, because almost any other short word is similar.
     short = len(plain) < 4
     if short and not plain.isalpha():
         return ""
@@ -82,7 +82,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 
 def nearest_path(path: str, known: Iterable[str]) -> str:
-    """The dotted path most like one; the last key counts first, wherever it stands."""
+    """Returns the known path most similar to a dotted path. The last key counts before the others."""
     paths = list(known)
     last = path.rpartition(".")[2]
     found = nearest(last, [other.rpartition(".")[2] for other in paths])
@@ -101,8 +101,8 @@ class Branch:
 
     Attributes:
       kind: the type.
-      tags: the words by which pydantic tells it from the others.
-      is_place: whether it is text that names a place.
+      tags: the words by which pydantic distinguishes it from the others.
+      is_place: whether it is text that names a path or URI.
     """
 
     kind: Any
@@ -111,7 +111,7 @@ class Branch:
 
 
 def branches(annotation: Any, tags: frozenset[str] = frozenset(), is_place: bool = False) -> list[Branch]:
-    """Every type that an annotation allows: unions, annotations and aliases taken apart."""
+    """Lists every type that an annotation allows, with unions, annotations and aliases resolved."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         inner, *notes = typing.get_args(annotation)
@@ -123,7 +123,7 @@ def branches(annotation: Any, tags: frozenset[str] = frozenset(), is_place: bool
         tags |= {
             field.default
             for field in annotation.model_fields.values()
-            # A word of its own and no other is what pydantic tells members apart by.
+            # A literal with its default as the only value is the tag that distinguishes members.
             if typing.get_origin(field.annotation) is typing.Literal
             and typing.get_args(field.annotation) == (field.default,)
         }
@@ -135,16 +135,16 @@ def _models(found: Iterable[Branch]) -> list[type[BaseModel]]:
 
 
 def below(found: Sequence[Branch], key: int | str) -> list[Branch]:
-    """The types of what a key of a model, mapping or list holds."""
+    """Lists the types of the value at a key of a model, mapping or list."""
     fields = [model.model_fields[key] for model in _models(found) if key in model.model_fields]
     if not fields:
         return items(found)
-    # pydantic keeps a field's marks and rules beside its type.
+    # Joined here, because pydantic keeps a field's marks and rules apart from its type.
     return [b for field in fields for b in branches(Annotated[field.annotation, None, *field.metadata])]
 
 
 def items(found: Iterable[Branch]) -> list[Branch]:
-    """The types of what a list, tuple or mapping holds."""
+    """Lists the types of the items of a list, tuple or mapping."""
     return [
         item
         for branch in found
@@ -155,7 +155,7 @@ def items(found: Iterable[Branch]) -> list[Branch]:
 
 
 def _walk(root: type[BaseModel], location: Location) -> tuple[list[int | str], list[Branch]]:
-    """The keys of a pydantic location without its tags of unions, and the types allowed where it ends."""
+    """Returns the keys of a pydantic location without tags of unions, and the types allowed at its end."""
     here, keys = [Branch(root, frozenset())], []
     for part in location:
         tagged = [branch for branch in here if part in branch.tags]
@@ -168,9 +168,9 @@ def _walk(root: type[BaseModel], location: Location) -> tuple[list[int | str], l
 
 
 def paths_of(root: type[BaseModel]) -> dict[str, list[FieldInfo]]:
-    """Every dotted path into a model, with the fields that may stand there: one per member of a union.
+    """Lists every dotted path into a model with its possible fields, one per member of a union.
 
-    Paths end where a model is in itself, as a run is in the run that starts from it.
+    Paths end where a model contains itself, as a run contains the run it starts from.
     """
     found: dict[str, list[FieldInfo]] = {}
 
@@ -187,7 +187,7 @@ def paths_of(root: type[BaseModel]) -> dict[str, list[FieldInfo]]:
 
 # --------------------------------------------------------------------------------------- from pydantic
 
-#: pydantic's rules in fewer words.
+#: Shorter wordings of pydantic's rules.
 _RULES = {
     "extra_forbidden": "unknown key",
     "missing": "is missing",
@@ -220,12 +220,12 @@ def _rule(message: str) -> str:
 
 
 def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
-    """A pydantic error as faults.
+    """Converts a pydantic error to faults.
 
     Args:
-      error: as pydantic raised it.
-      root: the model that was validated; by it paths lose what pydantic puts in at unions, and names that
-        are nearly right are found.
+      error: the error that pydantic raised.
+      root: the validated model; it serves to remove pydantic's tags of unions from paths, and to find similar
+        names.
     """
     faults = []
     for item in error.errors(include_url=False):
@@ -240,7 +240,7 @@ def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
             hint = _sibling(root, location)
             prefix = f"{'.'.join(map(str, keys[:-1]))}.".lstrip(".")
             if isinstance(item["input"], str) and f"{prefix}{hint}.name" in paths_of(root):
-                # A word is the name of one, not all of it.
+                # A single word sets the `name` of the member, not the whole setting.
                 hint = f"{hint}.name"
         elif kind == "literal_error":
             rule = f"must be one of {_listed(context['expected'])}"
@@ -252,7 +252,7 @@ def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
             rule, found = f"must be one of {context['expected_tags']}", shorten(context["tag"])
             hint = nearest(context["tag"], _quoted(context["expected_tags"]))
         faults.append(Fault(path or "file", rule, found, hint))
-    # A key that is misspelt is not missing as well.
+    # A misspelt key is not reported as missing as well.
     meant = {f"{fault.path.rpartition('.')[0]}.{fault.hint}".lstrip(".") for fault in faults if fault.hint}
     return [fault for fault in faults if fault.rule != "is missing" or fault.path not in meant]
 
@@ -262,7 +262,7 @@ def _listed(expected: str) -> str:
 
 
 def _owners(root: type[BaseModel], keys: Sequence[int | str]) -> list[str]:
-    """Names of the members of a union that do have the key that another member does not know."""
+    """Names of the union members that have a key which the chosen member lacks."""
     _, around = _walk(root, tuple(keys[:-1]))
     return sorted(
         tag
@@ -274,7 +274,7 @@ def _owners(root: type[BaseModel], keys: Sequence[int | str]) -> list[str]:
 
 
 def _sibling(root: type[BaseModel], location: Location) -> str:
-    """The name that an unknown key probably stands for: next to it, else anywhere below the root."""
+    """Returns the name that an unknown key probably means, of its own model if possible, else of any."""
     keys, _ = _walk(root, location)
     _, around = _walk(root, location[:-1])
     names = [name for model in _models(around) for name in model.model_fields]
@@ -282,18 +282,18 @@ def _sibling(root: type[BaseModel], location: Location) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value for a message, of at most 60 characters."""
+    """Formats a value for a message, in at most 60 characters."""
     try:
-        # Before it is cut: half a password is not told from a host.
+        # Redacted before it is cut, because half a password looks like a host.
         text = redacted(repr(value))
     except ValueError:
-        # Python writes out no number of thousands of digits.
+        # Python refuses to print a number of thousands of digits.
         text = "a very long number"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def placed(fault: Fault, places: Mapping[str, str]) -> str:
-    """Where the key of a fault stands: itself, else the first of its parts, else the whole it belongs to."""
+    """Returns the place of a fault: of its key, else of the first key below it, else of the nearest above."""
     if fault.path in places:
         return places[fault.path]
     if inside := next((place for path, place in places.items() if path.startswith(f"{fault.path}.")), ""):

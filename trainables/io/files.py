@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all. Imports nothing but the standard library."""
+"""Atomic writes of files. Imports only the standard library."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(path: Path, durable: bool) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that takes the place of `path`, whole, at the end of the block.
+    """Opens a file for writing that atomically replaces `path` at the end of the block.
 
-    A reader sees the old one or the new one. If the block raises, the old one stays.
+    A reader sees either the old file or the complete new one. If the block raises, the old file stays.
 
     Args:
       path: the file; missing folders are made.
-      durable: whether it must survive a crash of the machine from then on.
+      durable: whether the new file must survive a crash of the machine after the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name that no other writer of the same file has, on whatever machine.
+    # A random name, because writers on other machines may write the same file.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with partial.open("wb") as file:
@@ -35,13 +35,13 @@ def replacing(path: Path, durable: bool) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> None:
-    """Writes a file so that a reader sees the old one or the new one, whole; see `replacing`."""
+    """Writes a file so that a reader sees either the old or the complete new content; see `replacing`."""
     with replacing(path, durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a crash of the machine."""
+    """Syncs a folder, so that the names in it survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

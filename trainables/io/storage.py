@@ -1,6 +1,6 @@
-"""Places where files lie: opened, written to durably, and without the secrets that addresses can carry.
+"""Storage at a path or URI: opens file systems, writes durably, and keeps secrets out of addresses.
 
-Nothing heavy is imported here: processes that only pass messages on delete files, too.
+This module imports nothing heavy, because processes that only pass messages on delete files as well.
 """
 
 import re
@@ -22,17 +22,16 @@ _SECRET_NAME = re.compile(
     r"secret|passw|pwd|token|signature|credential|access_?key|api_?key|^sig$|^key$", re.I
 )
 
-#: `user:password@`. Passwords hold slashes and at signs where somebody forgot to escape them; what is digits
-#: up to a slash is a port.
+#: `user:password@`. A password may contain unescaped slashes and at signs. Digits before a slash are a port.
 _USERINFO = re.compile(r"(?<=//)[^/\s?#@:]*:(?!\d+/)[^\s?#'\"]*@")
 
 _PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]+)")
 
 
 def secret_in(uri: str) -> str:
-    """What kind of secret an address carries, in words; empty if none.
+    """Describes the secret that an address contains. Returns "" if there is none.
 
-    A user without a password is none: `gs://anonymous@bucket`, `abfs://container@account...`.
+    A user without a password is not a secret: `gs://anonymous@bucket`, `abfs://container@account...`.
     """
     if "://" not in uri:
         return ""
@@ -43,7 +42,7 @@ def secret_in(uri: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """Text that may be shown: addresses in it lose user and password, and queries the values of secrets."""
+    """Removes users, passwords and the values of secret query parameters from all addresses in a text."""
     return _PARAMETER.sub(
         lambda found: f"{found[1]}=***" if _SECRET_NAME.search(found[1]) else found[0],
         _USERINFO.sub("***@", text),
@@ -51,11 +50,11 @@ def redacted(text: str) -> str:
 
 
 def without_secret(uri: str) -> str:
-    """The address itself.
+    """Returns the address unchanged.
 
     Raises:
-      ValueError: it carries a secret. To hide it would not do: a sweep's folder keeps its addresses to be
-        opened again, and so do journals, trackers and bundles that others get.
+      ValueError: the address contains a secret. Hiding the secret would not be enough, because a sweep's
+        folder, journals, trackers and bundles for other people store addresses to open them again.
     """
     if kind := secret_in(uri):
         raise ValueError(
@@ -72,21 +71,21 @@ def _same_everywhere(place: str) -> str:
 
 
 class IsPlace:
-    """Marks the type of text that names a place: what reads files makes relative paths in it absolute."""
+    """Marks text that names a path or URI, so that readers of files make relative paths in it absolute."""
 
 
 #: A path or URI that a file names.
 Place = Annotated[str, IsPlace(), AfterValidator(without_secret)]
 
-#: One that several machines open.
+#: A path or URI that several machines open.
 SharedPlace = Annotated[Place, AfterValidator(_same_everywhere)]
 
 
 def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
-    """The file system of a path or URI, and the path inside it.
+    """Returns the file system of a path or URI, and the path inside it.
 
     Raises:
-      DataError: a URI of a kind pyarrow does not know, or with a password or key in it.
+      DataError: pyarrow does not support the URI, or the URI contains a password or key.
     """
     import pyarrow.fs
 
@@ -103,13 +102,13 @@ def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
 def write_durably(
     filesystem: "pyarrow.fs.FileSystem", path: str, write: Callable[[IO[bytes]], object]
 ) -> None:
-    """Writes a file that is there whole or not at all, and stays when this returns.
+    """Writes a file atomically and durably.
 
-    It is written under a name that ends in `.part` and then moved, or put at once where the file system is
-    an object store.
+    It is written under a name that ends in `.part` and then moved. An object store receives it in one upload
+    instead.
 
     Raises:
-      OSError: the storage refuses.
+      OSError: the storage refuses the write.
     """
     import pyarrow.fs
 

@@ -1,7 +1,8 @@
-"""Reading YAML as people mean it: data only, numbers as numbers, no key twice, every key with its place.
+"""A strict reader of YAML: it accepts data only, refuses repeated keys, and records the place of every key.
 
 PyYAML follows YAML 1.1, in which 1e-4 is text, `no` is false, 1:30 is ninety, 010 is eight and 2021-06-28 is
-a date. Here the first is a number and the others are what stands there, as in YAML 1.2. Keys are text.
+a date. Here, as in YAML 1.2, 1e-4 is a number, 010 is ten, and `no`, 1:30 and 2021-06-28 are text. Keys are
+text.
 """
 
 import re
@@ -14,9 +15,9 @@ import yaml
 
 from trainables.errors import UserError
 
-#: A configuration is a few kilobytes; what is larger is another kind of file, or hostile.
+#: A configuration is a few kilobytes; a larger file is of another kind, or hostile.
 MAX_BYTES = 256 * 1024
-#: Values after every alias has been written out: a few lines of aliases of aliases can mean billions.
+#: Most values after every alias is expanded, because a few lines of nested aliases can mean billions.
 MAX_VALUES = 50_000
 
 
@@ -24,8 +25,8 @@ class YamlError(UserError):
     """The file cannot be read as YAML.
 
     Attributes:
-      place: file, and line and column where they are known.
-      rule: what is wrong.
+      place: file, and line and column if they are known.
+      rule: the fault.
     """
 
     def __init__(self, place: str, rule: str) -> None:
@@ -35,10 +36,10 @@ class YamlError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a YAML text says, and where.
+    """The content of a YAML text with the place of each key.
 
     Attributes:
-      value: the content, as dicts, lists, numbers, texts, truth values and None.
+      value: the content, as dicts, lists, numbers, strings, booleans and None.
       places: `file:line:column` of every key and list item, by dotted path; of the file under "".
     """
 
@@ -47,7 +48,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Only composes; what plain scalars mean is said below."""
+    """A loader that only composes nodes. The resolvers below decide the types of plain scalars."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - as PyYAML wants it
 
@@ -66,7 +67,7 @@ for _tag, _pattern, _first in (
 
 
 class _Reader:
-    """Turns composed nodes into values, counting them and noting where they stand."""
+    """Converts composed nodes to values, counts them, and records their places."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -103,7 +104,7 @@ class _Reader:
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == f"{_CORE}merge":
-                # `<<: *anchor` takes another mapping's keys over; what stands here itself wins.
+                # `<<: *anchor` copies another mapping's keys; keys of this mapping override them.
                 sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 for source in sources:
                     if not isinstance(source, yaml.MappingNode):
@@ -112,7 +113,7 @@ class _Reader:
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.fail(key_node, "a key must be a word")
-            # Keys are names: the level 10 of a factor is called "10".
+            # Keys stay text, because they are names: the level 10 of a factor is called "10".
             key = key_node.value
             if key in lines:
                 raise self.fail(
@@ -140,7 +141,7 @@ class _Reader:
                 case "float":
                     plain = text.replace("_", "").lower()
                     return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
-        # A tag that is written out may not fit: `!!int x`. Python refuses numbers of thousands of digits.
+        # An explicit tag may not fit, as in `!!int x`. Python also refuses numbers of thousands of digits.
         except (ValueError, KeyError) as error:
             raise self.fail(
                 node, f"{_short(text)} is not of the type {node.tag.removeprefix(_CORE)}"
@@ -164,7 +165,7 @@ def _place(name: str, mark: yaml.Mark) -> str:
     return f"{name}:{mark.line + 1}:{mark.column + 1}"
 
 
-#: PyYAML speaks of tokens; people think of lists, quotes and indentation.
+#: Replacements for PyYAML's messages about tokens, in terms of lists, quotes and indentation.
 _SAID_SIMPLER = (
     (r"found character '\\t' that cannot start any token", "a tab stands here; YAML is indented by spaces"),
     (r"found character (.*) that cannot start any token", r"a word cannot begin with \1; quote it"),
@@ -187,10 +188,10 @@ def _said_simpler(problem: str) -> str:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """What a YAML text says, and where.
+    """Parses a YAML text to its value and the place of each key.
 
     Raises:
-      YamlError: it is not YAML, a key stands twice in one mapping, or it holds more than data.
+      YamlError: the text is not YAML, repeats a key in a mapping, or contains more than data.
     """
     reader = _Reader(name)
     try:
@@ -225,7 +226,7 @@ def parse_document(text: str, name: str) -> Document:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The value a YAML text stands for.
+    """Parses a YAML text to its value.
 
     Raises:
       YamlError: as `parse_document`.
@@ -234,13 +235,13 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def load_document(path: Path) -> Document:
-    """What a YAML file says, and where.
+    """Reads a YAML file to its value and the place of each key.
 
     Raises:
-      YamlError: no such file, too large, not text, or not YAML.
+      YamlError: the file does not exist, is too large, is not text, or is not YAML.
     """
     try:
-        # Bounded, so that no file, device or pipe is read without end.
+        # Bounded, because a device or pipe may never end.
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
@@ -259,7 +260,7 @@ def load_document(path: Path) -> Document:
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """Reads a YAML file to its value.
 
     Raises:
       YamlError: as `load_document`.

@@ -1,1 +1,1 @@
-"""Networks, and what they cost."""
+"""Networks and their costs."""

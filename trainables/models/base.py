@@ -1,14 +1,14 @@
-"""What a network costs."""
+"""The cost of a network."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one forward pass of one image costs, in the paper's convention (its appendix D).
+    """The cost of one forward pass of one image, in the paper's convention (its appendix D).
 
     Attributes:
-      params: numbers that are learnt, or would be were they not frozen.
+      params: parameters, including frozen ones.
       flops: multiply-adds of convolutions and matrix products.
       activations: elements that convolutions and matrix products write.
     """
@@ -29,7 +29,7 @@ class Cost:
 
     @property
     def flops_g(self) -> float:
-        """Multiply-adds in thousands of millions."""
+        """Multiply-adds in units of 1e9."""
         return self.flops / 1e9
 
     @property

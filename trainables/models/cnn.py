@@ -1,7 +1,7 @@
-"""Convolutional baselines from timm, under the interface of `ViTConfig`.
+"""Convolutional baselines from timm, with the interface of `ViTConfig`.
 
-Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs. The RegNetY are the
-"fast scaling" variants of Dollar et al. 2021, not the ones of the model zoo.
+Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs. The RegNetY models are
+the "fast scaling" variants of Dollar et al. 2021, not those of the model zoo.
 """
 
 import functools
@@ -26,9 +26,9 @@ from trainables.tasks.classification import Classification
 
 
 def count_cost(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
-    """The cost of a network on the meta device, by running one input of shape (C, H, W) through it.
+    """Counts the cost of a network on the meta device, by a forward pass of one input of shape (C, H, W).
 
-    Convolutions, linear layers and the stem's pooling write activations, as the authors' code counts.
+    Activations are outputs of convolutions, linear layers and the stem's pooling, as in the authors' code.
     """
     activations = 0
 
@@ -44,14 +44,14 @@ def count_cost(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     model.train(was_training)
     for handle in handles:
         handle.remove()
-    # torch counts a multiply and an add; the paper counts the pair.
+    # Halved, because torch counts a multiply and an add as two, and the paper as one.
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations)
 
 
 class _Baseline(Frozen):
-    """A CNN that timm builds; its cost is counted on the meta device, where nothing is allocated."""
+    """A CNN that timm builds. Its cost is counted on the meta device, without allocating memory."""
 
-    #: Names of the tasks that it answers.
+    #: Names of the tasks that the model supports.
     tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
 
     image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
@@ -63,11 +63,11 @@ class _Baseline(Frozen):
         return (3, self.image_size, self.image_size)
 
     def build(self, num_classes: int) -> nn.Module:
-        """The network, its initial weights drawn from torch's global generator."""
+        """Builds the network, with initial weights drawn from torch's global generator."""
         raise NotImplementedError
 
     def cost(self, num_classes: int) -> Cost:
-        """Counted without allocating the network."""
+        """Counts the cost without allocating the network."""
         return _counted(self, num_classes)
 
 
@@ -82,7 +82,7 @@ def _counted(config: _Baseline, num_classes: int) -> Cost:
 _REGNETY: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
     "nano": ((1, 1, 2, 1), (16, 32, 64, 128), 16, 32),
     "1gf": ((1, 4, 10, 3), (40, 120, 328, 904), 4, 232),
-    # depth 26, w0 88, wa 30.3, wm 2.404, written out as those parameters give it.
+    # The stages that follow from depth 26, w0 88, wa 30.3, wm 2.404.
     "4gf": ((2, 6, 16, 2), (96, 192, 512, 1216), 32, 240),
     "16gf": ((2, 7, 18, 2), (168, 336, 896, 2128), 56, 256),
     "32gf": ((2, 7, 20, 2), (216, 432, 1152, 2808), 72, 268),
@@ -105,7 +105,7 @@ class RegNetYConfig(_Baseline):
     def _fill_size(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(size := data.get("size"), str):
             names = ("depths", "widths", "group_width", "image_size")
-            # An unknown size is one fault; what it would have filled is not three more.
+            # An unknown size is filled with `nano`, so that the missing fields are not reported as well.
             data = dict(zip(names, _REGNETY.get(size, _REGNETY["nano"]), strict=True)) | data
         return data
 
@@ -116,7 +116,7 @@ class RegNetYConfig(_Baseline):
         return self
 
     def build(self, num_classes: int) -> nn.Module:
-        """The network, its initial weights drawn from torch's global generator."""
+        """Builds the network, with initial weights drawn from torch's global generator."""
         cfg = RegNetCfg(group_size=self.group_width, se_ratio=0.25, stem_width=32)
         return _StagedRegNet(
             cfg, self.depths, self.widths, num_classes=num_classes, drop_path_rate=self.drop_path
@@ -124,7 +124,7 @@ class RegNetYConfig(_Baseline):
 
 
 class _StagedRegNet(RegNet):
-    """timm's RegNet from stages written out, which its linear parameters cannot always give."""
+    """timm's RegNet with explicit stages, because timm's linear parameters cannot express all of them."""
 
     def __init__(
         self, cfg: RegNetCfg, depths: tuple[int, ...], widths: tuple[int, ...], **kwargs: Any
@@ -145,7 +145,7 @@ class _StagedRegNet(RegNet):
                     "dilation": 1,
                     "depth": depth,
                     "bottle_ratio": cfg.bottle_ratio,
-                    # The convolution in groups is as wide as the bottleneck.
+                    # Limited, because the grouped convolution is as wide as the bottleneck.
                     "group_size": min(cfg.group_size, round(width * cfg.bottle_ratio)),
                     "drop_path_rates": rates[:depth],
                 }
@@ -164,7 +164,7 @@ class _StagedRegNet(RegNet):
 #: depths, widths, group width, training resolution, channels before the classifier.
 _REGNETZ: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = {
     "nano": ((1, 1, 2, 1), (16, 24, 32, 64), 8, 32, 128),
-    # depth 28, w0 48, wa 14.5, wm 2.226, written out as those parameters give it.
+    # The stages that follow from depth 28, w0 48, wa 14.5, wm 2.226.
     "4gf": ((2, 6, 14, 6), (48, 104, 240, 528), 8, 256, 1024),
 }
 
@@ -172,8 +172,8 @@ _REGNETZ: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = {
 class RegNetZConfig(_Baseline):
     """RegNetZ: inverted bottlenecks of 4, no activation after a block, SiLU, a wide layer before the head.
 
-    Source: Dollar et al. 2021, https://arxiv.org/abs/2103.06877; the shape of 4gf as in timm. Those of the
-    1, 16 and 32 GF models of Xiao et al. are not published with their code.
+    Source: Dollar et al. 2021, https://arxiv.org/abs/2103.06877; the shape of 4gf as in timm. The
+    shapes of the 1, 16 and 32 GF models of Xiao et al. are not published with their code.
     """
 
     family: Literal["regnetz"] = "regnetz"
@@ -192,7 +192,7 @@ class RegNetZConfig(_Baseline):
     def _fill_size(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(size := data.get("size"), str):
             names = ("depths", "widths", "group_width", "image_size", "head_width")
-            # An unknown size is one fault; what it would have filled is not four more.
+            # An unknown size is filled with `nano`, so that the missing fields are not reported as well.
             data = dict(zip(names, _REGNETZ.get(size, _REGNETZ["nano"]), strict=True)) | data
         return data
 
@@ -203,7 +203,7 @@ class RegNetZConfig(_Baseline):
         return self
 
     def build(self, num_classes: int) -> nn.Module:
-        """The network, its initial weights drawn from torch's global generator."""
+        """Builds the network, with initial weights drawn from torch's global generator."""
         cfg = RegNetCfg(
             group_size=self.group_width,
             bottle_ratio=4.0,
@@ -233,7 +233,7 @@ _EFFICIENTNETS: dict[str, tuple[Any, int]] = {
 
 
 class EfficientNetConfig(_Baseline):
-    """EfficientNet, without the dropout its own recipe has before the classifier.
+    """EfficientNet, without the dropout of its own recipe before the classifier.
 
     Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946.
     """
@@ -250,7 +250,7 @@ class EfficientNetConfig(_Baseline):
         return data
 
     def build(self, num_classes: int) -> nn.Module:
-        """The network, its initial weights drawn from torch's global generator."""
+        """Builds the network, with initial weights drawn from torch's global generator."""
         make, _ = _EFFICIENTNETS[self.variant]
         model: nn.Module = make(num_classes=num_classes, drop_path_rate=self.drop_path)
         return model
@@ -272,8 +272,8 @@ class ResNetConfig(_Baseline):
     layers: Literal[18, 50, 101, 152, 200] = Field(50, description="Which one, by its number of layers.")
 
     def build(self, num_classes: int) -> nn.Module:
-        """The network, its initial weights drawn from torch's global generator."""
-        # timm wants the class, and its annotation says an instance.
+        """Builds the network, with initial weights drawn from torch's global generator."""
+        # Any, because timm expects the class but annotates an instance.
         block: Any = Bottleneck if self.layers >= 50 else BasicBlock
         return ResNet(
             block, _RESNET_DEPTHS[self.layers], num_classes=num_classes, drop_path_rate=self.drop_path

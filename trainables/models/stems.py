@@ -18,8 +18,8 @@ Activation = Literal["relu", "gelu", "none"]
 class Stem(Frozen):
     """Convolutions, each with normalisation and activation, then one convolution to the width.
 
-    Without convolutions the projection is the whole stem, and that is patchify. Kernels of 3 are
-    padded by 1, all others are not, as in the paper's table 3.
+    Without the first convolutions, the projection is the whole stem, which is patchify. Kernels of 3 are
+    padded by 1 and all others are not, as in the paper's table 3.
     """
 
     channels: tuple[int, ...] = Field((), description="Output channels of each convolution.")
@@ -67,7 +67,7 @@ class Stem(Frozen):
         return math.prod(self.strides) * self.projection
 
     def sides(self, image_size: int) -> list[int]:
-        """The side of the feature map after each convolution."""
+        """Computes the side of the feature map after each convolution."""
         sides = []
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             padding = 1 if kernel == 3 else 0
@@ -76,7 +76,7 @@ class Stem(Frozen):
         return sides
 
     def cost(self, image_size: int, width: int) -> Cost:
-        """Of the whole stem, projection included."""
+        """Computes the cost of the whole stem, projection included."""
         total, previous = Cost(0, 0, 0), 3
         for channels, kernel, side in zip(self.channels, self.kernels, self.sides(image_size), strict=True):
             weights = kernel**2 * previous * channels
@@ -90,13 +90,13 @@ class Stem(Frozen):
 
 
 def conv_stem(width: int, patch_size: int) -> Stem:
-    """The paper's C stem for a width and patch size: strides of 2, channels double up to the width.
+    """Returns the paper's C stem for a width and patch size. Strides are 2; channels double up to the width.
 
-    From a width of 768 on, at a patch of 16, the paper uses one fixed stem of six convolutions.
+    For widths of 768 and above and patches of 16, the paper uses one fixed stem of six convolutions.
 
     Raises:
-      ValueError: the patch size is not a power of two of 2 or more, or the width cannot be halved
-        often enough.
+      ValueError: the patch size is not a power of two of 2 or more, or the width is not divisible by
+        the necessary power of two.
     """
     if width >= 768 and patch_size == 16:
         return Stem(channels=(64, 128, 128, 256, 256, 512), kernels=(3,) * 6, strides=(2, 2, 1, 2, 1, 2))
@@ -112,10 +112,10 @@ def conv_stem(width: int, patch_size: int) -> Stem:
 
 
 def hmlp_stem(width: int, patch_size: int) -> Stem:
-    """Patches that are merged step by step and never overlap: a 4x4 convolution, then 2x2 ones.
+    """Returns a stem that merges patches step by step without overlap: a 4x4 convolution, then 2x2 ones.
 
-    Batch norm after each, GELU between them. The published code also gives biases to convolutions
-    under a batch norm, which takes them off again; they are left out here.
+    Batch norm follows each, and GELU is between them. The published code also has biases in convolutions
+    before a batch norm, which subtracts them again; they are left out here.
 
     Raises:
       ValueError: the patch size is not a power of two of 8 or more, or 4 does not divide the width.
@@ -146,7 +146,7 @@ def _patchify(patch_size: int, **settings: Any) -> Stem:
 
 
 def _of_16_pixels(**settings: Any) -> Callable[[int, int], Stem]:
-    """A stem of the paper's table 3: channels as printed, for patches of 16 pixels and no others."""
+    """Returns a stem of the paper's table 3, with its channels, for patches of 16 pixels only."""
 
     def make(width: int, patch_size: int) -> Stem:
         if patch_size != 16:
@@ -172,12 +172,12 @@ StemWord = Literal[
     "hmlp",
 ]
 
-#: What a stem's word stands for, given width and patch size. All but `conv` and its kin and s1 to s4
-#: leave every transformer block in place.
+#: The stem of each word, given width and patch size. `conv`, its variants and s1 to s4 replace a transformer
+#: block; the others replace none.
 STEMS: dict[StemWord, Callable[[int, int], Stem]] = {
     # Xiao et al. 2021, section 3.
     "patchify": lambda width, patch_size: _patchify(patch_size),
-    # Its figure 7: what the C stem has after its convolutions, after the one of P.
+    # Its figure 7: the convolution of P followed by the batch norm and ReLU of the C stem.
     "patchify_bn_relu": lambda width, patch_size: _patchify(
         patch_size, projection_norm="batch", projection_activation="relu"
     ),
@@ -192,13 +192,13 @@ STEMS: dict[StemWord, Callable[[int, int], Stem]] = {
     # Xiao et al. 2021, section 3 and, with layer norm, figure 7.
     "conv": conv_stem,
     "conv_ln": lambda width, patch_size: conv_stem(width, patch_size).model_copy(update={"norm": "layer"}),
-    # The arm that Xiao et al. lack and Wang et al. 2022, "Scaled ReLU Matters",
-    # https://arxiv.org/abs/2109.03810, call decisive.
+    # Not tested by Xiao et al.; Wang et al. 2022, "Scaled ReLU Matters",
+    # https://arxiv.org/abs/2109.03810, call norm and ReLU decisive.
     "conv_bare": lambda width, patch_size: conv_stem(width, patch_size).model_copy(
         update={"norm": "none", "activation": "none"}
     ),
-    # Xiao et al. 2021, table 3. It prints 42 for the first channels of S1, which breaks its own rule of
-    # doubling and its own count of multiply-adds; 52 keeps both.
+    # Xiao et al. 2021, table 3. It prints 42 for the first channels of S1, which contradicts its rule of
+    # doubling and its count of multiply-adds; 52 agrees with both.
     "s1": _of_16_pixels(channels=(52, 104, 208, 416), kernels=(3, 3, 3, 2), strides=(2, 2, 2, 2)),
     "s2": _of_16_pixels(channels=(32, 64, 128, 256), kernels=(3, 3, 3, 4), strides=(2, 2, 1, 4)),
     "s3": _of_16_pixels(channels=(17, 34, 68, 136), kernels=(3, 3, 3, 8), strides=(2, 1, 1, 8)),
@@ -206,7 +206,7 @@ STEMS: dict[StemWord, Callable[[int, int], Stem]] = {
     "hmlp": hmlp_stem,
 }
 
-#: By a word, or written out; told apart by form, so that a fault is reported of the one that was meant.
+#: A stem by its word or written out. The form decides which, so that faults are reported for that one only.
 AnyStem = Annotated[
     Annotated[StemWord, Tag("stem word")] | Annotated[Stem, Tag("stem layers")],
     Discriminator(lambda stem: "stem layers" if isinstance(stem, dict | Stem) else "stem word"),
@@ -231,10 +231,10 @@ def _after(channels: int, norm: Norm, activation: Activation) -> list[nn.Module]
 
 
 def build_stem(stem: Stem, width: int) -> nn.Sequential:
-    """Images of shape (B, 3, H, H) to features of shape (B, D, H / patch_size, H / patch_size)."""
+    """Builds a stem from (B, 3, H, H) images to (B, D, H / patch_size, H / patch_size) features."""
     layers: list[nn.Module] = []
     if stem.patch_norm:
-        # A patch becomes the channels of one place, and is laid out again.
+        # For a layer norm over all pixels of a patch, these become channels and are put back afterwards.
         side = stem.patch_size
         layers += [nn.PixelUnshuffle(side), LayerNorm2d(3 * side**2), nn.PixelShuffle(side)]
     previous = 3
@@ -252,5 +252,5 @@ def build_stem(stem: Stem, width: int) -> nn.Sequential:
 
 
 def before_projection(stem: nn.Sequential) -> nn.Sequential:
-    """The layers before the last convolution, which projects to the width."""
+    """Returns the layers before the last convolution, which projects to the width."""
     return stem[: max(place for place, layer in enumerate(stem) if isinstance(layer, nn.Conv2d))]

@@ -1,7 +1,7 @@
-"""Vision transformers with a patchify or a convolutional stem, and what they cost.
+"""Vision transformers with a patchify, convolutional or other stem, and their cost.
 
 Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better", arXiv 2106.14881,
-with the authors' code (pycls) for what the paper leaves out.
+with the authors' code (pycls) for details that the paper leaves out.
 
 Shape suffixes: B batch, C channels, H W image side, N patches, T tokens (N and the class token),
 D width, K classes.
@@ -23,8 +23,8 @@ from trainables.tasks.classification import Classification
 Positive = Field(gt=0)
 
 
-#: Width, depth, heads, MLP ratio. The four of the paper's table 1, the deep and narrow one of its figure 8,
-#: the one of its appendix C, and one for 32-pixel images on a CPU.
+#: Width, depth, heads, MLP ratio. The four models of the paper's table 1, the deep and narrow one of its
+#: figure 8, the one of its appendix C, and one for 32-pixel images on a CPU.
 SIZES: dict[str, dict[str, float]] = {
     "nano": {"width": 64, "depth": 4, "heads": 4, "mlp_ratio": 3},
     "1gf": {"width": 192, "depth": 12, "heads": 3, "mlp_ratio": 3},
@@ -41,7 +41,7 @@ Init = Literal["pycls_2021", "pycls_2022", "torchvision"]
 class ViTConfig(Frozen):
     """A pre-norm vision transformer with a class token and learned positions."""
 
-    #: Names of the tasks that it answers.
+    #: Names of the tasks that the model supports.
     tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
 
     family: Literal["vit"] = "vit"
@@ -49,7 +49,8 @@ class ViTConfig(Frozen):
         None, description="Named sizes fill width, depth, heads and mlp_ratio where these are not given."
     )
     stem: AnyStem = Field(
-        "patchify", description="A word, as the derivation from width and patch_size, or one written out."
+        "patchify",
+        description="A word, which derives the stem from width and patch_size, or a stem written out.",
     )
     freeze_stem: bool | Literal["convolutions"] = Field(
         False,
@@ -65,13 +66,15 @@ class ViTConfig(Frozen):
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth."
     )
-    init: Init = Field("pycls_2021", description="Whose initial weights; the paper's are pycls_2021.")
+    init: Init = Field(
+        "pycls_2021", description="Code whose initial weights are used; the paper: pycls_2021."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_size(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(size := data.get("size"), str):
-            # An unknown size is one fault; what it would have filled is not four more.
+            # An unknown size is filled with `nano`, so that the missing fields are not reported as well.
             data = SIZES.get(size, SIZES["nano"]) | data
         return data
 
@@ -122,12 +125,12 @@ class ViTConfig(Frozen):
 
     @property
     def num_blocks(self) -> int:
-        """Transformer blocks that are really there."""
+        """Transformer blocks in the model, after the stem has replaced some."""
         return self.depth - self.layers.replaces_blocks
 
     @property
     def num_tokens(self) -> int:
-        """Patches and the class token."""
+        """Number of patches plus one for the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
@@ -136,7 +139,7 @@ class ViTConfig(Frozen):
         return int(self.width * self.mlp_ratio)
 
     def block_cost(self) -> Cost:
-        """Of one transformer block."""
+        """Computes the cost of one transformer block."""
         width, tokens, hidden = self.width, self.num_tokens, self.hidden
         matrices = 4 * width**2 + 2 * width * hidden
         return Cost(
@@ -148,7 +151,7 @@ class ViTConfig(Frozen):
         )
 
     def cost(self, num_classes: int) -> Cost:
-        """In closed form; nothing is built."""
+        """Computes the cost in closed form, without building the model."""
         block, n = self.block_cost(), self.num_blocks
         head = Cost(self.width * num_classes + num_classes, self.width * num_classes, num_classes)
         # Class token, positions and the last layer norm.
@@ -157,7 +160,7 @@ class ViTConfig(Frozen):
         return self.layers.cost(self.image_size, self.width) + blocks + head + loose
 
     def build(self, num_classes: int) -> "VisionTransformer":
-        """The network, its initial weights drawn from torch's global generator."""
+        """Builds the network, with initial weights drawn from torch's global generator."""
         return VisionTransformer(self, num_classes)
 
 
@@ -186,13 +189,13 @@ class VisionTransformer(nn.Module):
         self.norm = layer_norm(config.width)
         self.head = nn.Linear(config.width, num_classes)
         init_weights(self, config.init)
-        # Chen et al. 2021, MoCo v3, https://arxiv.org/abs/2104.02057: a random patch projection that is
-        # never trained. No gradient is computed for it, and no optimizer sees it.
+        # A frozen stem gets no gradient and is not given to the optimizer. Source: Chen et al. 2021, MoCo v3,
+        # https://arxiv.org/abs/2104.02057, with a random patch projection.
         for layer in self.stem if config.freeze_stem is True else before_projection(self.stem):
             layer.requires_grad_(not config.freeze_stem)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits of shape (B, K)."""
+        """Returns logits of shape (B, K)."""
         x_BND = self.stem(images_BCHW).flatten(2).transpose(1, 2)
         x_BTD = torch.cat([self.class_token.expand(len(x_BND), -1, -1), x_BND], dim=1) + self.position
         x_BD = self.norm(self.blocks(x_BTD)[:, 0])
@@ -204,9 +207,9 @@ class VisionTransformer(nn.Module):
 def init_weights(model: VisionTransformer, init: Init) -> None:
     """Sets the initial weights as the code named by `init` does.
 
-    The paper says nothing of initialisation. `pycls_2021` is the code that most likely made its
-    numbers; `pycls_2022` is pycls since March 2022; `torchvision` is its `conv_stem_configs`. All agree
-    on a zero head, so every model starts at a loss of ln(classes) exactly.
+    The paper does not describe its initialisation. `pycls_2021` is the code that most likely produced its
+    results. `pycls_2022` is pycls since March 2022. `torchvision` is torchvision's
+    `conv_stem_configs`. All have a zero head, so every model starts at a loss of exactly ln(classes).
     """
     *convs, projection = [layer for layer in model.stem if isinstance(layer, nn.Conv2d)]
     for conv in convs:

@@ -1,1 +1,1 @@
-"""Runs that are counted and tried without training."""
+"""Memory and work of a run, counted without training, and dry runs that check whether it can start."""

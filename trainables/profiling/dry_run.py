@@ -1,10 +1,11 @@
-"""Whether one run can start: built without memory, then two real steps, a checkpoint, a batch of every split.
+"""Checks that a run can start: builds it without memory, then tries two steps, a checkpoint and every split.
 
-What is a fault here is so before the first update: a learning rate that makes a run diverge is a result.
+Faults are found before the first update only. A learning rate that makes a run diverge is a result, not a
+fault.
 
 `python -m trainables.profiling.dry_run FOLDER` answers requests, one JSON object per line, until its input
-ends. It is a process of its own, so that one that is killed for its memory takes nobody with it. On a CPU it
-may take no more memory than is free, so that nobody has to be killed.
+ends. It runs in its own process, so that no other process ends if it is killed for its memory. On a CPU it
+may take no more memory than is free, so that the kernel kills no process.
 """
 
 import contextlib
@@ -36,10 +37,10 @@ from trainables.training.loop import TrainingRun, steps_per_epoch
 from trainables.training.transfer import take_over
 from trainables.transforms.light import COLLECT_BYTES
 
-#: A second step is timed where the first, which also warms up, took no longer than this.
+#: A second step is timed if the first, which includes the warm-up, took less than this.
 PATIENCE_SECONDS = 5.0
 
-#: The first words of a message about memory; those who read it add what they know of it.
+#: The first words of a message about memory. Callers recognise it and add the planned and free memory.
 OUT_OF_MEMORY = "runs out of memory"
 
 
@@ -47,8 +48,8 @@ class Unfit(Exception):
     """A run that cannot start.
 
     Attributes:
-      setting: the path of the setting that most likely has to change, in `TrainConfig`; `--out` for storage.
-      rule: what is wrong, without the place.
+      setting: the path in `TrainConfig` of the setting that most likely has to change; `--out` for storage.
+      rule: the fault, without its place.
     """
 
     def __init__(self, setting: str, rule: str) -> None:
@@ -58,14 +59,14 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be tried.
+    """A run to try.
 
     Attributes:
       config: the run.
       workers: processes that share its batch; one of them is tried.
       threads: CPU threads of a worker.
-      planned_bytes: what one worker should take at most, as counted; 0 where it was not.
-      together: workers on the same memory at a time.
+      planned_bytes: counted peak memory of one worker; 0 if it was not counted.
+      together: workers that use the same memory at the same time.
       folder: an existing folder on the storage of the results; a checkpoint is written there and deleted.
     """
 
@@ -77,24 +78,24 @@ class Request:
     folder: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the request as plain values for JSON."""
         other = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
         return {"config": self.config.model_dump(mode="json"), **other}
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> "Request":
-        """From `plain`."""
+        """Builds a request from the result of `plain`."""
         return cls(**{**content, "config": TrainConfig.model_validate(content["config"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of it.
+    """The result of a try.
 
     Attributes:
-      setting, rule: of `Unfit`; both empty where the run can start.
-      step_seconds: of one training step of one worker; of the second where there was one.
-      peak_bytes: of a GPU's memory; None on a CPU.
+      setting, rule: those of `Unfit`; both empty if the run can start.
+      step_seconds: duration of one training step of one worker; of the second step if there was one.
+      peak_bytes: peak of a GPU's memory; None on a CPU.
     """
 
     setting: str = ""
@@ -104,7 +105,7 @@ class Reply:
 
 
 def answer(request: Request) -> Reply:
-    """Tries a run in this process; every failure is a reply."""
+    """Tries a run in this process. Every failure becomes a reply."""
     context = this_process(threads=request.threads)
     try:
         _check_room(request, context.device)
@@ -130,10 +131,10 @@ def answer(request: Request) -> Reply:
 
 
 def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
-    """What needs neither an image nor a network: splits, shares of the batch, decoded images.
+    """Checks sizes of splits, shares of the batch and decoded images, without reading images.
 
     Raises:
-      Unfit: a split is empty, a share is too small, or the images are too many to be kept.
+      Unfit: a split is empty, a share is too small, or the images are too many for memory.
     """
     for split in SPLITS:
         if not info.sizes[split]:
@@ -153,10 +154,10 @@ def check_sizes(config: TrainConfig, info: DataInfo, workers: int) -> None:
 
 
 def check_model(model: ModelConfig, task: Task, num_classes: int) -> None:
-    """Builds a network on `meta`, and sends two images through it.
+    """Builds a network on the `meta` device, and runs two images through it.
 
     Raises:
-      Unfit: it cannot be built, they do not go through, or what comes out has not the shape of the task.
+      Unfit: the network cannot be built, fails on the images, or gives outputs of a wrong shape.
     """
     with _blaming("model", "cannot be built"), torch.device("meta"):
         network: nn.Module = model.build(num_classes)
@@ -168,15 +169,15 @@ def check_model(model: ModelConfig, task: Task, num_classes: int) -> None:
 
 
 def check_start(start: Start, model: ModelConfig, num_classes: int, first_classes: int) -> None:
-    """Takes weights over as training will, on `meta`: before days of pre-training and not after.
+    """Copies initial weights on the `meta` device, so that a mismatch is found before days of pre-training.
 
     Args:
-      start: of a run.
-      model, num_classes: that run's.
-      first_classes: of the data of the run it starts from.
+      start: the run that weights are taken from, and which parts.
+      model, num_classes: the model that takes them, and its number of classes.
+      first_classes: number of classes in the data of the run in `start`.
 
     Raises:
-      Unfit: the weights will be of another model.
+      Unfit: the weights will not fit the model.
     """
     with _blaming("model", "cannot be built"), torch.device("meta"):
         first, network = start.run.model.build(first_classes), model.build(num_classes)
@@ -191,16 +192,16 @@ def check_start(start: Start, model: ModelConfig, num_classes: int, first_classe
 
 
 def check(config: TrainConfig, context: Context, workers: int = 1, folder: str = "") -> Reply:
-    """Does once what training does often, with the first images that it will see.
+    """Performs each operation of training once or twice, with the first images of the run.
 
     Args:
       config: the run.
-      context: where.
-      workers: processes that will share the batch; here is one of them, with its share.
-      folder: where a checkpoint is to be tried; none is if empty.
+      context: the device and rank of this process.
+      workers: processes that will share the batch; this one tries the share of one of them.
+      folder: the folder for a trial checkpoint; if empty, no checkpoint is tried.
 
     Raises:
-      Unfit: something failed, or the first loss or its gradient is not finite.
+      Unfit: an operation failed, or the first loss or its gradient is not finite.
     """
     try:
         with _blaming("data", "cannot be read"):
@@ -225,7 +226,7 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
 
 
 def _first(splits: dict[Split, Images], count: int, order_seed: int) -> dict[Split, Images]:
-    """Of every split the images of its first batch; the training images as the first epoch orders them."""
+    """Returns the images of the first batch of every split; training images are in the order of epoch 0."""
 
     def some(images: Images, rows: list[int]) -> Images:
         return Images(images.labels[rows], lambda i: images.read(rows[i]))
@@ -236,7 +237,7 @@ def _first(splits: dict[Split, Images], count: int, order_seed: int) -> dict[Spl
 
 
 def _evaluate(run: TrainingRun, images: dict[Split, Images]) -> None:
-    """One batch of the splits that are not trained on; before any update, so that no rate can matter."""
+    """Evaluates one batch of `val` and `test` before any update, so the learning rate has no influence."""
     run.state.model.eval()
     for split in ("val", "test"):
         with _blaming("data", f"the first batch of {split} cannot be read"):
@@ -249,7 +250,7 @@ def _evaluate(run: TrainingRun, images: dict[Split, Images]) -> None:
 
 
 def _evaluate_elsewhere(run: TrainingRun, images: Images, info: DataInfo) -> None:
-    """What comes at the very end of a run: an image under each corruption, a batch of each shifted set."""
+    """Tries the tests after the last epoch: an image under each corruption, a batch of each shifted set."""
     if (evaluation := run.config.evaluate) is None:
         return
     with _blaming("evaluate", "cannot be evaluated"):
@@ -268,7 +269,7 @@ def _evaluate_elsewhere(run: TrainingRun, images: Images, info: DataInfo) -> Non
 
 
 def _train(run: TrainingRun, images: Images, share: int) -> float:
-    """Seconds of a step."""
+    """Takes one or two training steps. Returns the seconds of the last."""
     run.learner.network.train()
     with _blaming("data", "the first batch of train cannot be read"):
         batch = next(iter(run.pipeline.train_batches(images, run.config.seeds.order, share, 0)))
@@ -279,7 +280,7 @@ def _train(run: TrainingRun, images: Images, share: int) -> float:
         if not math.isfinite(loss):
             raise Unfit(blamed, f"the loss is {loss} at step 0, before any update")
         gradients = [p.grad for p in run.state.model.parameters() if p.grad is not None]
-        # A scale that is too large for fp16 is found and lowered in the first steps; that is no fault.
+        # Infinite gradients with a scaler are no fault: the first steps lower a scale too large for fp16.
         if not run.state.scaler.is_enabled() and not all(bool(g.isfinite().all()) for g in gradients):
             raise Unfit(blamed, "the gradient is not finite at step 0, before any update")
         if seconds < PATIENCE_SECONDS:
@@ -288,14 +289,14 @@ def _train(run: TrainingRun, images: Images, share: int) -> float:
 
 
 def _timed(step: Callable[[], float]) -> tuple[float, float]:
-    """Seconds until the loss is known, which is when the device has come so far, and the loss."""
+    """Returns seconds and loss of a step. Reading the loss waits for the device."""
     began = time.perf_counter()
     loss = step()
     return time.perf_counter() - began, loss
 
 
 def _checkpoint(run: TrainingRun, folder: Path) -> None:
-    """Writes the state as training does, takes it up again, and compares what would be written then."""
+    """Writes the state as training does, restores it, and checks that it is unchanged."""
     if not folder.is_dir():
         raise Unfit("--out", f"this machine does not see {folder}, where the results are to go")
     store = Store(folder / "checkpoint")
@@ -321,7 +322,7 @@ def _checkpoint(run: TrainingRun, folder: Path) -> None:
 
 
 def _reason(notices: list[str]) -> str:
-    """Why a store has found nothing, without the name of the file, which is gone, and torch's advice."""
+    """Extracts the reason from a store's notices, without the name of the deleted file and torch's advice."""
     if not notices:
         return "there is none"
     text = notices[0].partition(".ckpt: ")[2]
@@ -331,7 +332,7 @@ def _reason(notices: list[str]) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the last bit, whatever the device."""
+    """Returns whether two states are equal to the last bit, even on different devices."""
     leaves, form = tree_flatten(one)
     others, other_form = tree_flatten(other)
     return form == other_form and all(map(_equal, leaves, others))
@@ -339,7 +340,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        # By bytes: what is not a number must be the same one.
+        # Compares bytes, because NaN is not equal to itself.
         return one.dtype == other.dtype and torch.equal(_bytes(one), _bytes(other))
     return bool(one == other)
 
@@ -349,12 +350,12 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------
-# What went wrong
+# Errors
 
 
 @contextlib.contextmanager
 def _blaming(setting: str, rule: str) -> Iterator[None]:
-    """Turns what is raised inside into `Unfit`; what says by itself what it is passes."""
+    """Converts exceptions of the block to `Unfit`. `Unfit`, `DataError` and `Invalid` pass unchanged."""
     try:
         yield
     except (Unfit, DataError, Invalid):
@@ -368,7 +369,7 @@ def _blaming(setting: str, rule: str) -> Iterator[None]:
 
 
 def _wanted_bytes(error: Exception) -> int | None:
-    """What an allocation that failed had asked for, 0 if nobody says; None if it is another error."""
+    """Bytes that a failed allocation requested, 0 if unknown. None if the error is of another kind."""
     text = str(error)
     if found := re.search(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", text, re.IGNORECASE):
         units = {"bytes": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -382,7 +383,7 @@ def _wanted_bytes(error: Exception) -> int | None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a process could still get; of the device, or of the machine for a CPU. None if unknown."""
+    """Free memory of a GPU, or for a CPU of the machine and its container. None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration, ValueError):
@@ -393,14 +394,14 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _group_free_bytes() -> int:
-    """What a container's limit leaves; very much where there is none."""
+    """Bytes left below the container's memory limit. `sys.maxsize` if there is no limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit == "max":
             return sys.maxsize
         used = int((folder / "memory.current").read_text())
-        # The cache of files is given back when there is need.
+        # Not counted as used, because the kernel frees the file cache on demand.
         for line in (folder / "memory.stat").read_text().splitlines():
             if line.startswith("inactive_file "):
                 used -= int(line.split()[1])
@@ -410,14 +411,14 @@ def _group_free_bytes() -> int:
 
 
 def _check_room(request: Request, device: torch.device) -> None:
-    """Refuses what has been counted to be too much before it is tried."""
+    """Raises `Unfit` before the try if the planned memory exceeds the free memory."""
     free = free_bytes(device)
     if free is not None and request.planned_bytes * request.together > free:
         raise Unfit("batch_size", OUT_OF_MEMORY)
 
 
 def _room(request: Request, free: int | None) -> str:
-    """What was planned, and what there is."""
+    """Describes the planned and the free memory."""
     parts = []
     if request.planned_bytes:
         parts.append(f"{_gib(request.planned_bytes)} planned for a worker")
@@ -436,7 +437,7 @@ def _gib(num_bytes: int) -> str:
 
 @contextlib.contextmanager
 def _limited(device: torch.device) -> Iterator[None]:
-    """On a CPU, makes an allocation fail that would take more than is free: the kernel would kill instead."""
+    """Limits memory on a CPU to the free memory, so that an allocation fails before the kernel kills."""
     free = free_bytes(device)
     if device.type != "cpu" or free is None:
         yield
@@ -459,9 +460,9 @@ def _least(*limits: int) -> int:
 
 
 def main() -> None:
-    """Answers requests from standard input on standard output, in the folder that the command line names."""
+    """Answers requests from standard input on standard output, in the folder named on the command line."""
     os.chdir(sys.argv[1])
-    # Whatever libraries print must not come between the replies.
+    # Output of libraries goes to standard error, because it must not mix with the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -1,12 +1,12 @@
-"""What one training step holds in memory and has to do, found without training anything.
+"""Memory and work of one training step, counted without training.
 
-The step of `trainables.training.loop` runs on fake tensors, which have shapes and lifetimes but no content,
-while a dispatch mode sees every operation: which storages are alive after it, how many multiply-adds it
-makes, how many bytes it reads and writes. What is counted is what autograd, the optimizer and mixed precision
-really do at this batch size; nothing is a factor that was fitted.
+The step of `trainables.training.step` runs on fake tensors, which have shapes and lifetimes but no content.
+A dispatch mode observes every operation: the storages alive after it, its multiply-adds, and the bytes it
+reads and writes. So the counts are those of autograd, the optimizer and mixed precision at this batch size,
+without any fitted factor.
 
-Not in it, since no operation shows it: scratch inside a kernel (oneDNN, cuDNN, cuBLAS), an allocator's
-rounding and fragmentation, the interpreter and its libraries, a CUDA context.
+Not included, because no operation shows it: scratch memory inside a kernel (oneDNN, cuDNN, cuBLAS), rounding
+and fragmentation of an allocator, the interpreter and its libraries, a CUDA context.
 
 Shape suffixes: B batch, C channels, H W image side.
 """
@@ -39,12 +39,12 @@ from trainables.transforms.mixup import Mixup
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What has to be done, in the three things that time goes into.
+    """An amount of work, in the three quantities that take time.
 
     Attributes:
       flops: multiply-adds of matrix products and convolutions.
-      moved_bytes: read and written by all operations, each as if nothing stayed in a cache.
-      kernels: operations; each costs the host the time to start it.
+      moved_bytes: bytes read and written by all operations, without caches.
+      kernels: number of operations; the host needs time to start each.
     """
 
     flops: float = 0.0
@@ -65,16 +65,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Of one worker: bytes held, and work of a training step and of an evaluated image.
+    """Memory of one worker, and its work for a training step and for an evaluated image.
 
     Attributes:
-      params, gradients, optimizer, ema: bytes that live between steps; BN buffers count as parameters.
-      images: bytes of decoded images that stay in memory, of all splits; 0 where they are read each time.
-      activations: bytes that the end of the forward pass holds beyond all of these: what autograd saved,
+      params, gradients, optimizer, ema: bytes that stay between steps; BN buffers count as parameters.
+      images: bytes of decoded images of all splits that stay in memory; 0 if they are read each time.
+      activations: bytes held at the end of the forward pass beyond all of these: tensors that autograd saved,
         the batch, copies of weights in half precision.
-      buckets: bytes of the flat gradients that DDP keeps beside the gradients; 0 for one worker.
-      peak: bytes at the largest moment of a step or of an evaluation; not the sum of the above, since
-        activations go while gradients come.
+      buckets: bytes of the flat gradients that DDP keeps in addition to the gradients; 0 for one worker.
+      peak: largest number of bytes during a step or an evaluation. It is not the sum of the above, because
+        activations are freed while gradients are made.
       state: bytes of a checkpoint: model, optimizer and average.
       batch: images of one worker in one step.
       has_buffers: whether there is batch normalisation.
@@ -105,25 +105,25 @@ def footprint(
     workers: int = 1,
     on_gpu: bool = False,
 ) -> Footprint:
-    """The footprint of a run, counted on fake tensors in a second or so.
+    """Counts the footprint of a run on fake tensors, in about a second.
 
     Runs of equal `shape_config` are counted once.
 
     Args:
       config: the run.
-      num_classes: of the head.
+      num_classes: classes of the head.
       num_train: images of the training split.
-      num_images: of all splits.
+      num_images: images of all splits.
       workers: processes that share a batch.
-      on_gpu: whether `precision: auto` means half precision, and optimizers take all tensors at once.
+      on_gpu: whether `precision: auto` means half precision, and optimizers update all tensors at once.
     """
     return _counted(shape_config(config), num_classes, num_train, num_images, workers, on_gpu)
 
 
 def shape_config(config: TrainConfig) -> TrainConfig:
-    """A run without what does not matter to its cost: rates, lengths, seeds, what it starts from.
+    """Returns a run with defaults for settings that do not affect its cost: rates, lengths, seeds, `start`.
 
-    Of strengths of regularisation only whether there are any matters, so all of them are made equal.
+    For a strength of regularisation it matters only whether it is zero, so all others are made equal.
     """
     return config.model_copy(
         update={
@@ -150,7 +150,7 @@ def _counted(
     light = config.augment.name == "light"
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and on_gpu)
     autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=half)
-    # The largest share that a worker gets: an epoch is cut into equal steps.
+    # The largest share of a worker. It may be below its part of batch_size, because steps are equal.
     batch = math.ceil(math.ceil(num_train / num_steps(num_train, config.batch_size)) / workers)
     with torch.device("meta"):
         shapes = config.model.build(num_classes)
@@ -166,8 +166,8 @@ def _counted(
         optimizer = _optimizer(config, model, on_gpu)
         buckets = torch.empty(params if workers > 1 else 0, dtype=torch.uint8)
         gradients = sum(p.numel() * p.element_size() for p in model.parameters())
-        # The second step is like all later ones: the optimizer has its state, and the old gradients are
-        # there until the forward pass is over.
+        # Two steps, because the second is like all later ones: the optimizer has its state, and the old
+        # gradients exist until the end of the forward pass.
         for _ in range(2):
             activations, step = _step(watch, config, model, optimizer, autocast, batch, num_classes)
         state = watch.live - images - buckets.numel() - gradients
@@ -197,12 +197,12 @@ def _counted(
 
 
 def _optimizer(config: TrainConfig, model: nn.Module, on_gpu: bool) -> Optimizer:
-    """Builds the optimizer as it works on the device; fake tensors would get the choices of a CPU."""
+    """Builds the optimizer with its options for the device; fake tensors would get those of a CPU."""
     optimizer = config.optim.build(model, config.batch_size)
     for group in optimizer.param_groups:
         group["foreach"] = on_gpu
         for parameter in group["params"] if group.get("use_fallback") else ():
-            # timm's AdamW beside Muon reads its count of steps: fake, it must be a constant.
+            # timm's AdamW next to Muon reads the value of its step count, so this must be a constant here.
             optimizer.state[parameter] = {
                 "step": torch.tensor(0.0),
                 "exp_avg": torch.zeros_like(parameter),
@@ -220,7 +220,7 @@ def _step(
     rows: int,
     num_classes: int,
 ) -> tuple[int, Work]:
-    """Takes a step of training; returns what the end of its forward pass holds, in bytes, and its work."""
+    """Takes a training step. Returns the bytes held at the end of its forward pass, and its work."""
     held, began, activations = watch.live, watch.work, 0
 
     def loss_sum(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def _step(
         autocast,
         config.clip_grad_norm,
     )
-    # The name keeps alive what the pipeline holds while its batch is used.
+    # `beside` keeps the tensors alive that the pipeline holds while its batch is used.
     beside, inputs, targets = _batch(config, rows, num_classes)
     training_step(learner, inputs, targets, config.optim.lr, 1 / rows)
     del beside
@@ -247,7 +247,7 @@ def _step(
 def _evaluation(
     watch: "_Watch", config: TrainConfig, model: nn.Module, autocast: Autocast, rows: int, num_classes: int
 ) -> Work:
-    """Evaluates a whole batch, as every worker does; returns the work per image."""
+    """Evaluates a whole batch, as every worker does. Returns the work per image."""
     began = watch.work
     model.eval()
     with torch.no_grad(), autocast():
@@ -256,10 +256,10 @@ def _evaluation(
 
 
 def probe(seconds: float = 0.4) -> tuple[float, float, float]:
-    """Seconds per multiply-add, per byte moved and per operation of one thread of this CPU.
+    """Measures seconds per multiply-add, per byte moved and per operation of one thread of this CPU.
 
     Args:
-      seconds: spent on each of the three; the median burst counts.
+      seconds: time spent on each of the three measurements; each is a median over bursts.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -285,7 +285,7 @@ def _per_call(call: Callable[[], Any], seconds: float) -> float:
 
 
 def _placed(model: nn.Module) -> nn.Module:
-    """The network with tensors of the mode that is in force in place of its own; `to` would swap them."""
+    """Gives a network new tensors, made under the active mode. `Module.to` would swap tensors instead."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             empty = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -296,7 +296,7 @@ def _placed(model: nn.Module) -> nn.Module:
 
 
 def _batch(config: TrainConfig, rows: int, num_classes: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What a pipeline holds while its batch is used, the images, and the targets."""
+    """Returns the tensors that a pipeline holds while its batch is used, the images, and the targets."""
     shape = (rows, *config.model.input_shape)
     images_BCHW = torch.empty(shape)
     output_shape = config.data.task.output_shape(rows, config.model.input_shape, num_classes)
@@ -304,18 +304,18 @@ def _batch(config: TrainConfig, rows: int, num_classes: int) -> tuple[list[Tenso
         targets = torch.empty(output_shape[:1] + output_shape[2:], dtype=torch.int64)
         unmixed = []
     else:
-        # The loop still has the batch that the mixed one was made of.
+        # The loop still holds the batch from which the mixed one was made.
         targets, unmixed = torch.empty(output_shape), [torch.empty(shape)]
     pixels = [torch.empty(shape, dtype=torch.uint8)] if config.augment.name == "light" else []
     return [*pixels, *unmixed], images_BCHW, targets
 
 
 class _Watch(TorchDispatchMode):
-    """Follows the storages that operations make, and what the operations do.
+    """Tracks the storages that operations create, and counts the work of the operations.
 
     Attributes:
-      live, peak: bytes of storages alive now, and at most so far.
-      work: of all operations so far.
+      live, peak: bytes of storages alive now, and the largest number so far.
+      work: work of all operations so far.
     """
 
     def __init__(self) -> None:
@@ -341,10 +341,10 @@ class _Watch(TorchDispatchMode):
                 if (flop_count := _FLOPS.get(func.overloadpacket))
                 else 0
             )
-            # What is written in place was counted among what is read.
+            # Tensors written in place are already counted as read.
             written = [tensor for tensor in made if tensor.untyped_storage()._cdata not in storages]
             moved = sum(t.numel() * t.element_size() for t in (*given, *written))
-            # torch counts a multiply and an add; the paper counts the pair.
+            # Halved, because torch counts a multiply and an add as two, and the paper as one.
             self.work += Work(flops / 2, moved, 1)
         return out
 
@@ -374,7 +374,8 @@ def _attention_backward_flops(
     return int(count)
 
 
-#: Multiplies and adds of an operation by its name; torch's own, and its formula for the one it leaves out.
+#: Functions that count multiplies and adds of an operation: torch's own, and attention on a CPU, which torch
+#: leaves out.
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,

@@ -1,1 +1,1 @@
-"""What is learnt from a data set, and the error that it is judged by."""
+"""Tasks: the loss that a network learns from, and the error that judges it."""

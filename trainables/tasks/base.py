@@ -1,4 +1,4 @@
-"""What a task has to say: its loss, its error, and how good a guess is.
+"""The interface of tasks: loss, error, and the error of guessing.
 
 Shape suffixes: K classes.
 """
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # data sets name their task, so that this would be a circle
+if TYPE_CHECKING:  # data sets import their task, so this import would be circular
     from trainables.base import DataInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The number that a task is judged by: an error in percent, 0 at best and 100 at worst.
+    """The number that judges a network on a task: an error in percent, 0 at best and 100 at worst.
 
     Attributes:
-      name: in keys, `top1_error` for example.
-      term: in sentences, "top-1 error" for example.
-      score: what people quote instead, 100 minus the error ("mIoU"); None where they quote the error.
+      name: its name in keys, for example `top1_error`.
+      term: its name in sentences, for example "top-1 error".
+      score: name of the usual score, which is 100 minus the error ("mIoU"). None if the error is usual.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Objective:
 
     @property
     def label(self) -> str:
-        """The text of axes and table heads."""
+        """Text of axes and table headings."""
         return f"{self.term} (%)"
 
 
@@ -39,9 +39,9 @@ class Score:
     """The result of one evaluation.
 
     Attributes:
-      loss: mean over what is learnt from, without label smoothing.
+      loss: mean over the labelled elements (images or pixels), without label smoothing.
       error_pct: the error of the task's objective.
-      extra: other numbers by name, which decide nothing: `iou/car`.
+      extra: other numbers by name, which decide nothing, for example `iou/car`.
     """
 
     loss: float
@@ -50,45 +50,45 @@ class Score:
 
 
 class Task(Protocol):
-    """What is learnt from a data set.
+    """The loss and error for a kind of label.
 
-    Dimension 1 of the outputs of a network is the class. Targets have the other dimensions, or all of them
-    where a target is a probability of each class.
+    Dimension 1 of the outputs of a network is the class. Targets have the other dimensions only, or all of
+    them if they are probabilities of each class.
     """
 
     @property
     def name(self) -> str:
-        """The name by which model families say that they answer it."""
+        """Name by which model families list the tasks that they support."""
 
     @property
     def objective(self) -> Objective:
-        """The error that decides."""
+        """The error that decides between runs."""
 
     def output_shape(
         self, num_inputs: int, input_shape: tuple[int, int, int], num_classes: int
     ) -> torch.Size:
-        """The shape of the outputs for a batch of inputs of shape (C, H, W)."""
+        """Returns the shape of the outputs for a batch of inputs of shape (C, H, W)."""
 
     def loss_sum(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """The training loss, summed over the samples of a batch.
+        """Computes the training loss, summed over the samples of a batch.
 
         Args:
-          outputs: as the network gives them, possibly in half precision.
+          outputs: outputs of the network, possibly in half precision.
           targets: classes, or probabilities of each class.
-          smoothing: probability that is given to all classes alike.
+          smoothing: probability that is shared equally by all classes.
         """
 
     def new_totals(self, info: "DataInfo", device: torch.device) -> Tensor:
-        """Zeros in float64, for `add`; the sum over ranks is the total of all ranks."""
+        """Returns zeros in float64 for `add`. Totals of several ranks are combined by their sum."""
 
     def add(self, totals: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Adds a batch to the totals, in place; outputs are in single precision."""
+        """Adds a batch to the totals, in place. Outputs are in single precision."""
 
     def score(self, totals: Tensor) -> Score:
-        """The score that totals amount to."""
+        """Computes the score from the totals."""
 
     def chance_error_pct(self, info: "DataInfo") -> float:
-        """The error of guessing."""
+        """Returns the error of guessing, in percent."""
 
     def guessing_loss(self, info: "DataInfo") -> float:
-        """The mean loss of an answer that gives all classes the same probability."""
+        """Returns the mean loss of a prediction that gives all classes the same probability."""

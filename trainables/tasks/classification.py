@@ -1,4 +1,4 @@
-"""One class for every image, judged by the top-1 error.
+"""Classification: one class for every image, judged by the top-1 error.
 
 Shape suffixes: B batch, K classes.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification:
-    """One class for every image; totals are the loss, the wrong answers and the answers."""
+    """One class for every image. The totals are the loss, the number of errors, and the number of images."""
 
     name: ClassVar[str] = "classification"
     objective: ClassVar[Objective] = Objective("top1_error", "top-1 error")
@@ -27,32 +27,32 @@ class Classification:
     def output_shape(
         self, num_inputs: int, input_shape: tuple[int, int, int], num_classes: int
     ) -> torch.Size:
-        """(B, K), whatever the image."""
+        """Returns (B, K), for any shape of the images."""
         return torch.Size((num_inputs, num_classes))
 
     def loss_sum(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """The cross-entropy."""
+        """Computes the cross-entropy, summed over the batch."""
         return cross_entropy(outputs.float(), targets, reduction="sum", label_smoothing=smoothing)
 
     def new_totals(self, info: "DataInfo", device: torch.device) -> Tensor:
-        """Three zeros."""
+        """Returns three zeros."""
         return torch.zeros(3, device=device, dtype=torch.float64)
 
     def add(self, totals: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Adds a batch; the answer is the class of the largest output."""
+        """Adds a batch. The predicted class is that of the largest output."""
         totals[0] += cross_entropy(outputs, targets, reduction="sum").double()
         totals[1] += (outputs.argmax(1) != targets).sum()
         totals[2] += len(targets)
 
     def score(self, totals: Tensor) -> Score:
-        """The mean cross-entropy, and the share of wrong answers."""
+        """Returns the mean cross-entropy and the share of errors in percent."""
         loss, wrong = (totals[:2] / totals[2]).tolist()
         return Score(loss, 100 * wrong)
 
     def chance_error_pct(self, info: "DataInfo") -> float:
-        """The error of an answer that any class is as likely to be."""
+        """Returns the error in percent of guessing each class with the same probability."""
         return 100 * (1 - 1 / info.num_classes)
 
     def guessing_loss(self, info: "DataInfo") -> float:
-        """ln(classes), with or without smoothing and mixing."""
+        """Returns ln(classes), which smoothing and mixing do not change."""
         return math.log(info.num_classes)

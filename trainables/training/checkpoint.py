@@ -1,11 +1,11 @@
-"""Checkpoints: when one is taken, how it is written beside the training, and how it is read again.
+"""Checkpoints: decides when to take one, writes it while training continues, and reads it back.
 
-What a checkpoint holds is the loop's business (`State.content`): here it is a tree of tensors and plain
+`State.content` defines the content of a checkpoint. This module treats it as a tree of tensors and plain
 values.
 
-One checkpoint is one file: `MAGIC`, what `torch.save` wrote, and a footer of its length and SHA-256. The
-checksum comes last so that a state of gigabytes streams through it and is never in memory twice. A file that
-was cut or changed anywhere does not check, and the one before it is taken.
+A checkpoint is one file: `MAGIC`, the output of `torch.save`, and a footer with its length and SHA-256. The
+checksum comes last so that a state of gigabytes streams through it and is never in memory twice. If a file
+was truncated or changed anywhere, its checksum does not match, and the previous checkpoint is used.
 
 Rates are in GB/s of 1e9 bytes; all times are in seconds.
 """
@@ -37,28 +37,28 @@ MAGIC = b"vitc-ck1"
 _FOOTER = struct.Struct(">Q32s")
 _SUFFIX = ".ckpt"
 
-#: Checkpoints of a run that are kept: the newest, and one more should that turn out not to be readable.
+#: Checkpoints of a run that are kept: the newest, and one more in case the newest cannot be read.
 KEPT = 2
 
-#: Part of a run's time that its checkpoints may take.
+#: Share of a run's time that its checkpoints may take.
 SHARE = 0.005
 
-#: Least seconds between two checkpoints: to start a worker group again takes longer than this.
+#: Least seconds between two checkpoints. Restarting a worker group takes longer than this.
 LEAST_SECONDS = 10.0
 
-#: How fast a state is taken to be copied, hashed and written until the first one has been measured.
+#: Assumed speed of copying, hashing and writing a state, until the first checkpoint has been measured.
 GUESSED_GB_PER_SECOND = 0.5
 
-#: Seconds before each new try of a write that failed; after the last one the checkpoint is given up.
+#: Seconds before each retry of a failed write. After the last retry the checkpoint is given up.
 BACKOFF_SECONDS = (1.0, 2.0, 4.0)
 
 
 class Corrupt(ValueError):
-    """Bytes that are no whole checkpoint of this version."""
+    """Bytes that are not a complete checkpoint of this version."""
 
 
 class _Abandoned(Exception):
-    """Nobody wants this checkpoint any more."""
+    """The checkpointer has closed and needs this checkpoint no longer."""
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class _Abandoned(Exception):
 
 
 class _Checked(io.RawIOBase):
-    """A file for `torch.save` that counts and hashes what goes through it."""
+    """A file for `torch.save` that counts and hashes the bytes written to it."""
 
     def __init__(self, file: IO[bytes], abandoned: threading.Event) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ class _Checked(io.RawIOBase):
         self._digest, self._length = hashlib.sha256(), 0
 
     def writable(self) -> bool:
-        """It is."""
+        """Returns True."""
         return True
 
     def write(self, data: Any) -> int:
-        """Passes bytes on."""
+        """Counts and hashes bytes, and writes them to the file."""
         if self._abandoned.is_set():
             raise _Abandoned
         view = memoryview(data)
@@ -88,12 +88,12 @@ class _Checked(io.RawIOBase):
         return view.nbytes
 
     def footer(self) -> bytes:
-        """What stands behind the content."""
+        """Returns the bytes that follow the content: its length and its digest."""
         return _FOOTER.pack(self._length, self._digest.digest())
 
 
 def dump(content: Content, file: IO[bytes], abandoned: threading.Event | None = None) -> None:
-    """Writes a checkpoint front to back; raises when `abandoned` is set meanwhile."""
+    """Writes a checkpoint front to back. Raises `_Abandoned` if `abandoned` is set during the write."""
     file.write(MAGIC)
     checked = _Checked(file, abandoned or threading.Event())
     torch.save(content, cast(IO[bytes], checked))
@@ -101,10 +101,10 @@ def dump(content: Content, file: IO[bytes], abandoned: threading.Event | None = 
 
 
 def parse(data: bytes | memoryview) -> Content:
-    """The content of a checkpoint, on the CPU.
+    """Reads the content of a checkpoint into the memory of the CPU.
 
     Raises:
-      Corrupt: a byte is missing, too many or changed, or another version wrote it.
+      Corrupt: bytes are missing, added or changed, or another version wrote the checkpoint.
     """
     view = memoryview(data)
     body = view[len(MAGIC) : -_FOOTER.size]
@@ -120,29 +120,29 @@ def parse(data: bytes | memoryview) -> Content:
 
 
 # ---------------------------------------------------------------------------------------------------
-# The place
+# Storage
 
 
 class Store:
-    """The checkpoints of one run: a folder of its own, on any file system that pyarrow knows.
+    """The checkpoints of one run, in a folder of its own on any file system that pyarrow supports.
 
-    A file is written under a name that no reader looks at and then moved, or put at once where the file
-    system is an object store. Either way reading checks it.
+    A file is written under a name that readers ignore and then moved. An object store receives it in one
+    upload instead. Reading verifies it in both cases.
     """
 
     def __init__(self, place: str | Path) -> None:
         """
         Args:
-          place: a folder, or the URI of one (`s3://`, `gs://`, `file://`); it need not exist.
+          place: a folder, or its URI (`s3://`, `gs://`, `file://`); it need not exist.
 
         Raises:
-          DataError: no file system has such paths.
+          DataError: no file system supports such paths.
         """
         self.place = str(place)
         self._filesystem, self._folder = open_filesystem(self.place)
 
     def paths(self) -> list[str]:
-        """The checkpoints there are, oldest first."""
+        """Returns the paths of the existing checkpoints, oldest first."""
         return sorted(path for path in self._all() if path.endswith(_SUFFIX))
 
     def _all(self) -> list[str]:
@@ -150,17 +150,17 @@ class Store:
         return [entry.path for entry in self._filesystem.get_file_info(selector) if entry.is_file]
 
     def write(self, content: Content, abandoned: threading.Event | None = None) -> str:
-        """Makes a state durable, then deletes what that makes superfluous.
+        """Writes a state durably, then deletes the checkpoints that are no longer needed.
 
-        Equal positions mean equal states, so a second writer of the same run, left over from an attempt
-        that was taken for lost, does no harm.
+        Equal positions mean equal states. So a second writer, left over from an attempt of the same run that
+        was considered lost, does no harm.
 
         Args:
           content: the state; its `epoch` and `step` name the file.
-          abandoned: ends the writing early when set.
+          abandoned: ends the write early when set.
 
         Returns:
-          The path.
+          The path of the file.
         """
         name = f"{content['epoch']:06d}-{content['step']:09d}{_SUFFIX}"
         path = f"{self._folder}/{name}"
@@ -170,12 +170,13 @@ class Store:
         return path
 
     def read(self, most_epochs: int | None = None) -> tuple[Content | None, list[str]]:
-        """The newest whole checkpoint, None if there is none, and a line about each that is not whole.
+        """Returns the newest complete checkpoint, and a notice about each newer one that failed.
 
-        What is not whole is deleted; what only could not be read just now is left.
+        The checkpoint is None if there is none. Damaged files are deleted. Files that could not be read
+        because of an error of the storage stay.
 
         Args:
-          most_epochs: passes over checkpoints that have more finished epochs behind them.
+          most_epochs: ignores checkpoints with more finished epochs than this.
         """
         notices: list[str] = []
         for path in reversed(self.paths()):
@@ -187,13 +188,13 @@ class Store:
             except (OSError, pa.ArrowException) as error:
                 notices.append(f"{path}: could not be read: {error}")
             except Exception as error:
-                # Whatever a damaged file makes of torch.load, it is a damaged file.
+                # torch.load may raise any exception on a damaged file.
                 notices.append(f"{path}: {error}")
                 self._delete(path)
         return None, notices
 
     def clear(self) -> None:
-        """Deletes every checkpoint and what a killed writer left; other files stay."""
+        """Deletes every checkpoint and the partial files of killed writers; other files stay."""
         for path in self._all():
             if path.endswith((_SUFFIX, f"{_SUFFIX}.part")) or f"{_SUFFIX}." in path:
                 self._delete(path)
@@ -204,18 +205,18 @@ class Store:
 
 
 # ---------------------------------------------------------------------------------------------------
-# When, and beside the training
+# Schedule and background writes
 
 
 class Checkpointer:
-    """Takes a run's checkpoints: each rank has one, and that of rank 0 has the store.
+    """Takes the checkpoints of a run. Each rank has a checkpointer, and only that of rank 0 has the store.
 
-    What a checkpoint costs is measured: the copy, during which training waits, and the processor time of the
-    thread that writes. The next one is taken as soon as all of them together stay within `share` of the time
-    since the start, one by one and at least `least_seconds` apart. So a run loses
-    max(least_seconds, cost / share) at worst, plus the writing, and half of that on average.
+    The cost of a checkpoint is measured: the copy, during which training waits, and the processor time of the
+    writing thread. The next one is taken as soon as the total cost stays within `share` of the time since the
+    start. Checkpoints are written one at a time, at least `least_seconds` apart. So a run loses at most
+    max(least_seconds, cost / share) plus the time of the write, and half of that on average.
 
-    A write that fails is tried again, then given up with a notice; it never fails the run.
+    A failed write is tried again, then given up with a notice; it never fails the run.
     """
 
     def __init__(
@@ -230,13 +231,13 @@ class Checkpointer:
     ) -> None:
         """
         Args:
-          store: where to; None on all ranks but 0.
-          should_stop: whether this process is about to be taken away. Polled, so it must be cheap.
-          share: part of the time that checkpoints may take, 0 to 1.
-          least_seconds: between two of them.
+          store: the storage of the checkpoints; None on all ranks but 0.
+          should_stop: returns whether this process is about to be stopped. It is polled, so it must be cheap.
+          share: share of the time that checkpoints may take, 0 to 1.
+          least_seconds: least time between two checkpoints.
           backoff_seconds: waits before the second and every further try of a write.
-          most_epochs: finished epochs whose rows are on record; no checkpoint beyond them is taken up.
-          on_look: hears of the run's step when it begins, about once a second, and before evaluating.
+          most_epochs: finished epochs whose rows are on record; later checkpoints are not used.
+          on_look: called with the run's step at its beginning, about once a second, and before evaluation.
         """
         self._store, self.should_stop, self.on_look = store, should_stop, on_look
         self.share, self.least_seconds, self._backoff = share, least_seconds, backoff_seconds
@@ -254,12 +255,12 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives up what is being written; afterwards nothing is written any more."""
+        """Abandons the write in progress. Nothing is written afterwards."""
         self._abandoned.set()
         self._join()
 
     def read(self, context: Context) -> Content | None:
-        """The newest whole checkpoint, read by rank 0 for all of them; every rank must call this."""
+        """Returns the newest complete checkpoint, which rank 0 reads for all. Every rank must call this."""
         read: list[Any] = [None]
         if self._store is not None:
             try:
@@ -273,7 +274,7 @@ class Checkpointer:
         return content
 
     def is_due(self, content: Callable[[], Content]) -> bool:
-        """Whether a checkpoint can be afforded now; always False where there is no store."""
+        """Returns whether a checkpoint is within the allowed cost now. Without a store it is always False."""
         if self._store is None or self._is_writing():
             return False
         now = time.perf_counter()
@@ -285,11 +286,11 @@ class Checkpointer:
         return self.spent_seconds + self._cost <= self.share * (now - self._started)
 
     def take(self, content: Content, wait: bool = False) -> None:
-        """Copies a state and has it written; training may go on when this returns.
+        """Copies a state and starts to write it. Training may continue when this returns.
 
         Args:
           content: the live state.
-          wait: return only when it is durable or given up.
+          wait: whether to return only once the checkpoint is durable or given up.
         """
         if self._store is None:
             return
@@ -298,7 +299,7 @@ class Checkpointer:
         copied = self._copy(content)
         ready = None
         if any(tensor.is_cuda for tensor in _tensors(content)):
-            # The copies are queued before the next step's kernels, which cannot overtake them.
+            # The copies are queued before the kernels of the next step, so those cannot change them.
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         self._last = time.perf_counter()
@@ -317,7 +318,7 @@ class Checkpointer:
             self._thread.join()
 
     def _copy(self, content: Content) -> Content:
-        """A copy in memory that is kept for the next one: pinning or touching new pages costs more."""
+        """Copies into buffers that are kept, because pinning or touching new pages would cost more."""
         live = list(_tensors(content))
         if [_kind(tensor) for tensor in live] != [_kind(tensor) for tensor in self._buffers]:
             self._buffers = [
@@ -357,7 +358,7 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a tree, in the order of `_map_tensors`."""
+    """Yields the tensors of a tree, in the order of `_map_tensors`."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, dict):
@@ -369,7 +370,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A tree of new containers with its tensors replaced."""
+    """Returns a tree of new containers with each tensor replaced by a function of it."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
@@ -380,16 +381,16 @@ def _map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------
-# How large
+# Size
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:
-    """Bytes of one checkpoint's tensors, without building anything: weights, their average, the optimizer.
+    """Bytes of the tensors in one checkpoint: weights, their average, the optimizer. Allocates no tensors.
 
-    The file is larger by about 0.4 KB a tensor. A run holds `KEPT` of them, and one more while it writes.
+    The file is larger by about 0.4 KB a tensor. A run stores `KEPT` of them, and one more during a write.
 
     Raises:
-      DataError: the data, which say how many classes there are, cannot be read.
+      DataError: the data cannot be read, so the number of classes is unknown.
     """
     return _state_bytes(config.model, config.optim, config.ema is not None, config.data.info().num_classes)
 
@@ -403,7 +404,7 @@ def _state_bytes(
     optimizer = optim_config.build(model, 1)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
-    # On the meta device a step computes nothing, and leaves the state it would leave.
+    # On the meta device a step computes nothing but creates the state of the optimizer.
     optimizer.step()
     weights: int = sum(tensor.nbytes for tensor in model.state_dict().values())
     moments: int = sum(tensor.nbytes for tensor in _tensors(optimizer.state_dict()))

@@ -1,4 +1,4 @@
-"""The training loop: a generator of (Epoch, State), driven by whoever wants the next epoch.
+"""The training loop: a generator of (Epoch, State) that trains one epoch each time its caller advances it.
 
 Shape suffixes: B batch, C channels, H W image side, K classes.
 """
@@ -47,10 +47,11 @@ from trainables.transforms.base import Batch, Change
 from trainables.transforms.imagenet import PaperPipeline
 from trainables.transforms.light import LightPipeline
 
-#: Most steps between two looks; a look waits for the device and for the other ranks, so not every step.
+#: Most steps between two looks. A look waits for the device and for the other ranks, so it does not
+#: follow every step.
 LOOK_STEPS = 20
 
-#: Where steps are slow there are fewer of them between two looks, so that these are about so far apart.
+#: Target time between two looks. If steps are slow, fewer of them are taken between two looks.
 LOOK_SECONDS = 1.0
 
 
@@ -61,29 +62,29 @@ def train(
     keeper: Checkpointer | None = None,
     start: BinaryIO | None = None,
 ) -> Iterator[tuple[Epoch, State]]:
-    """Trains one model; every rank runs this and gets the same rows.
+    """Trains one model. Every rank runs this and gets the same rows.
 
     Args:
       config: the run.
-      context: this process's place in it.
-      checkpoint: what `State.save` wrote, to go on from there.
-      keeper: goes on from the last checkpoint it finds, takes new ones at any step, and says when to stop.
-        Every rank needs one or none.
-      start: what `State.save` wrote at the end of the run that `config.start` names; not needed with a
+      context: the device and rank of this process.
+      checkpoint: a file of `State.save` from which to continue.
+      keeper: provides the last checkpoint, takes new ones at any step, and decides when to stop.
+        Either every rank has one, or none.
+      start: a file of `State.save` from the end of the run that `config.start` names; not needed with a
         checkpoint.
 
     Yields:
-      After each epoch its row and the state, which is live: it moves on with the next `next`.
+      After each epoch its row and the state. The state is live: the next epoch changes it in place.
 
     Raises:
-      Invalid: the batch is too small for the data and the workers, or the checkpoint is of another run; or
-        `start` is missing, not asked for, or of another model.
+      Invalid: the batch is too small for the data and the workers; the checkpoint is of another run; or
+        `start` is missing, not expected, or of another model.
       Diverged: see `Divergence`; all ranks raise it together.
-      Preempted: `keeper` said so on one rank; all ranks raise it together, once the state is written.
-      DataError: an image that does not decode.
+      Preempted: `keeper` stopped the run on one rank; all ranks raise it together, once the state is written.
+      DataError: an image does not decode.
     """
     info, splits = config.data.info(), config.data.open()
-    # Opened now, so that a set that cannot be read ends the run before it has cost anything.
+    # Opened now, so that an unreadable set ends the run before any training.
     shifted = {
         one.name: one.open(info.class_names) for one in (config.evaluate.shifted if config.evaluate else ())
     }
@@ -103,7 +104,7 @@ def train(
     window = max(1.0, in_epochs(config.divergence.window, config.schedule.epochs))
 
     while True:
-        # Before an epoch and not after it: a checkpoint may be the last thing a dead run left behind.
+        # Checked before an epoch, not after it, because a diverged run may be resumed from its checkpoint.
         if run.state.dead_epochs >= window:
             raise Diverged(
                 f"learnt nothing for {run.state.dead_epochs} epochs, until epoch {run.state.epoch}"
@@ -153,27 +154,27 @@ def train(
 
 
 def _peak_gib(device: torch.device) -> float | None:
-    """Of torch's allocations since the epoch began; None on a CPU, where torch does not count them.
+    """Peak of torch's allocations since the epoch began. None on a CPU, where torch does not count them.
 
-    A process's resident memory would not do: in a lane it holds what earlier trials left.
+    The resident memory of the process would be wrong, because in a lane it includes memory of earlier trials.
     """
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
 class TrainingRun:
-    """One run under way: builds everything once, then trains and evaluates an epoch at a time.
+    """A run in progress: builds everything once, then trains and evaluates an epoch at a time.
 
-    `train` drives it to the end; a dry run takes single steps of it.
+    `train` runs it to the end; a dry run takes single steps.
 
     Attributes:
       config, context, info, keeper: as given.
-      task: what is learnt from the data.
+      task: the task of the data.
       steps_per_epoch, total_steps: optimizer steps.
       pipeline: makes batches of images.
-      state: what is trained, and how far it has come; a checkpoint holds all of it.
-      learner: what every optimizer step uses; its network is the model of the state, or the
+      state: the trained parts and the progress; a checkpoint holds all of it.
+      learner: the parts that every optimizer step uses. Its network is the model of the state, or the
         `DistributedDataParallel` around it.
-      autocast_dtype: the type of mixed precision; None where all is fp32.
+      autocast_dtype: the type of mixed precision; None if everything is fp32.
     """
 
     def __init__(
@@ -189,10 +190,10 @@ class TrainingRun:
 
         Args:
           config: the run.
-          context: this process's place in it.
-          info: of the data.
+          context: the device and rank of this process.
+          info: the description of the data.
           images: the training split.
-          keeper: takes checkpoints at any step and says when to stop; none if left out.
+          keeper: takes checkpoints at any step and decides when to stop; none if left out.
           weights: final weights of the run that `config.start` names.
 
         Raises:
@@ -221,7 +222,7 @@ class TrainingRun:
             warmup_steps = round(
                 in_epochs(config.schedule.warmup, config.schedule.epochs) * self.steps_per_epoch
             )
-            # Until the end of the warm-up the average is the weights themselves.
+            # Until the end of the warm-up the average equals the weights.
             ema = ModelEmaV3(model, config.ema.decay(self.total_steps), update_after_step=warmup_steps)
         self.state = State(
             model=model,
@@ -239,15 +240,15 @@ class TrainingRun:
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Enters mixed precision where the configuration and the device want it."""
+        """Enters mixed precision if the configuration and the device call for it."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.context.device.type, self.autocast_dtype)
 
     def train_epoch(self, images: Images) -> tuple[float, float]:
-        """Trains to the end of the epoch; returns the mean loss over all ranks, and the last learning rate.
+        """Trains to the end of the epoch. Returns the mean loss over all ranks and the last learning rate.
 
-        Goes on from `state.step`, and leaves it and `state.train_seconds` at the end of the epoch.
+        Continues from `state.step`. Updates it and `state.train_seconds` to the end of the epoch.
         """
         config, state, context = self.config, self.state, self.context
         self.learner.network.train()
@@ -275,7 +276,7 @@ class TrainingRun:
         return sum(state.loss_sums) / len(images), self.lr_at((state.epoch + 1) * self.steps_per_epoch - 1)
 
     def _own_loss_sum(self) -> float:
-        """This rank's part of the sums in the state; what other ranks than these had goes to the first."""
+        """Loss sum of this rank in the state. If the number of ranks has changed, rank 0 gets the total."""
         sums, context = self.state.loss_sums, self.context
         if len(sums) == context.world_size:
             return sums[context.rank]
@@ -289,17 +290,17 @@ class TrainingRun:
         )
 
     def _look(self, loss_sum: Tensor, seconds: float) -> float:
-        """Where all ranks learn of each other, decide alike, and take a checkpoint if one is due.
+        """Exchanges losses and requests between ranks, and takes a checkpoint if one is due.
 
-        One all-reduce of a few numbers carries the losses, the wishes and the pace. A rank that decided alone
-        would leave the others waiting in the next collective for ever.
+        One all-reduce of a few numbers carries the losses, the requests and the pace, so all ranks decide
+        alike. A rank that decided alone would leave the others waiting forever in the next collective.
 
         Args:
-          loss_sum: this rank's over the epoch so far.
-          seconds: a step's time on this rank since the last look.
+          loss_sum: this rank's sum of losses over the epoch so far.
+          seconds: time per step on this rank since the last look.
 
         Returns:
-          Seconds a step takes, averaged over ranks.
+          Seconds per step, averaged over ranks.
         """
         state, context, keeper = self.state, self.context, self.keeper
         self.tell_step()
@@ -316,18 +317,18 @@ class TrainingRun:
         if keeper is not None and (due or stop):
             keeper.take(state.content(), wait=bool(stop))
         if stop:
-            # Whoever leaves first takes the group down, and the writing rank with it.
+            # Waits for all ranks, because the first one to leave ends the group and the rank that writes.
             context.sum(torch.zeros(1, device=context.device))
             raise Preempted(f"after step {state.step} of epoch {state.epoch + 1}")
         return seconds / context.world_size
 
     def tell_step(self) -> None:
-        """Lets who keeps watch know that the run goes on, and where it is."""
+        """Reports the current step of the run to `keeper.on_look`, as a sign of progress."""
         if self.keeper is not None:
             self.keeper.on_look(self.state.epoch * self.steps_per_epoch + self.state.step)
 
     def _agree_on_buffers(self) -> None:
-        """Gives every rank the BN statistics of rank 0, so that what is evaluated is what is saved."""
+        """Gives every rank the BN statistics of rank 0, so that the evaluated weights are the saved ones."""
         if self.context.world_size > 1:
             models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
             for buffer in (buffer for model in models for buffer in model.buffers()):
@@ -338,12 +339,12 @@ class TrainingRun:
         return num_images * (step + 1) // steps - num_images * step // steps
 
     def train_step(self, batch: Batch, lr: float, global_step: int, batch_images: int) -> Tensor:
-        """Takes one optimizer step, and updates the average where one is due.
+        """Takes one optimizer step, and updates the average if an update is due.
 
         Args:
-          batch: this rank's share.
+          batch: this rank's share of the batch.
           lr: the learning rate of this step.
-          global_step: steps taken since the beginning of the run; decides the random numbers.
+          global_step: steps taken since the beginning of the run; it determines the random numbers.
           batch_images: images of all ranks in this step.
 
         Returns:
@@ -356,7 +357,7 @@ class TrainingRun:
         torch.manual_seed(seed)
         if config.mixup:
             images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.info.num_classes, seed)
-        # DDP averages over ranks, whose shares of the batch may differ by one image.
+        # The factor corrects for DDP, which averages over ranks whose shares may differ by one image.
         scale = context.world_size / batch_images
         loss_sum = training_step(self.learner, images_BCHW, targets, lr, scale)
         if (
@@ -368,16 +369,17 @@ class TrainingRun:
         return loss_sum
 
     def evaluate(self, images: Images) -> tuple[Score, Score]:
-        """Scores of the weights themselves and of their average; the same where nothing is averaged."""
+        """Scores the weights and their average. Without an average, both scores are those of the weights."""
         raw = self._score(self.state.model, images)
         if self.state.ema is None:
             return raw, raw
         return raw, self._score(self.state.ema.module, images)
 
     def shift_errors(self, images: Images, shifted: Mapping[str, Shifted]) -> dict[str, float]:
-        """Errors in per cent of the evaluated network under each kind of corruption and on each shifted set.
+        """Errors in percent of the evaluated network under each kind of corruption and on each shifted set.
 
-        That of a kind is the mean over its severities; `clean` is that of the same images uncorrupted.
+        The error of a kind is the mean over its severities. `clean` is the error on the same images without
+        corruption.
         """
         evaluation = self.config.evaluate
         assert evaluation is not None
@@ -412,10 +414,10 @@ class TrainingRun:
         """Scores a network with the batch norm statistics that it has.
 
         Args:
-          model: is put into evaluation mode.
-          images: what it is asked; the score is over all ranks.
-          change: happens to every image after cropping.
-          classes: the only ones that it may answer; all if left out.
+          model: the network; it is put into evaluation mode.
+          images: the test images; the score is over all ranks.
+          change: applied to every image after cropping.
+          classes: the only classes that the network may answer; all if left out.
         """
         model.eval()
         totals = self.task.new_totals(self.info, self.context.device)
@@ -423,7 +425,7 @@ class TrainingRun:
         if classes is not None:
             others = np.setdiff1d(np.arange(self.info.num_classes), classes)
             barred = torch.from_numpy(others).to(self.context.device)
-        # As large a batch as training has: it fits, and without gradients twice over.
+        # The batch size of training is safe, because evaluation needs less memory without gradients.
         for images_BCHW, targets in self.pipeline.eval_batches(images, self.config.batch_size, change):
             with self.autocast():
                 outputs = model(images_BCHW).float()
@@ -434,7 +436,7 @@ class TrainingRun:
 
     @torch.no_grad()
     def _with_precise_bn(self, model: nn.Module) -> nn.Module:
-        """A copy whose BN statistics are averages over training images, taken with its own weights."""
+        """Returns a copy with BN statistics averaged over training images, computed with its own weights."""
         count = self.config.precise_bn_images
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if not count or not norms:
@@ -443,7 +445,7 @@ class TrainingRun:
         images = self.config.data.open()["train"]
         seeds = Seeds.derived(self.config.seeds.order, "precise_bn")
         batches = self.pipeline.train_batches(images, seeds.order, self.config.batch_size, self.state.epoch)
-        # Stochastic depth is at work here, too, and must not depend on what was drawn before.
+        # Stochastic depth is active here as well, and must not depend on earlier random numbers.
         torch.manual_seed(derive_seed(seeds.augment, self.state.epoch, self.context.rank))
         steps = max(1, round(min(count, len(images)) / self.config.batch_size))
         with self.autocast():
@@ -456,16 +458,16 @@ class TrainingRun:
 
 
 def _identity(config: TrainConfig, fingerprint: str) -> str:
-    """Of a run among its own checkpoints. The first run counts as written: its data need not be at hand."""
+    """Identity of a run among its checkpoints. The first run enters without its data, which may be absent."""
     first = None if config.start is None else _identity(config.start.run, "")
     return identity(config, fingerprint, first)
 
 
 def steps_per_epoch(num_images: int, batch_size: int, workers: int) -> int:
-    """Optimizer steps of an epoch.
+    """Number of optimizer steps in an epoch.
 
     Raises:
-      Invalid: a worker would get a single image, which is too few for batch norm.
+      Invalid: a worker would get a single image per step, which is too few for batch norm.
     """
     steps = num_steps(num_images, batch_size)
     if num_images // steps // workers < 2:

@@ -14,18 +14,18 @@ from trainables.base import Invalid
 
 @dataclass
 class State:
-    """All that a run needs to go on from any step, by reference; `save` copies it out.
+    """The live objects and values that a run needs to continue from any step; `save` writes them.
 
-    No generator states: every random number is a function of seeds, epoch and step. Nothing of it depends on
-    the number of workers, either, so another number of them may go on.
+    There are no generator states, because every random number is a function of seeds, epoch and step. Nothing
+    depends on the number of workers, so a different number of workers may continue.
 
     Attributes:
-      model, optimizer, scaler, ema: what is trained, with the buffers of rank 0.
-      run: the identity of the run this is a state of.
+      model, optimizer, scaler, ema: the trained parts, with the buffers of rank 0.
+      run: the identity of the run.
       epoch: epochs finished and evaluated.
-      step: optimizer steps taken since.
+      step: optimizer steps taken in the current epoch.
       loss_sums: each rank's sum of losses over these steps.
-      train_seconds: what these steps took.
+      train_seconds: duration of these steps.
       dead_epochs: finished epochs in a row without learning.
       error_pct: the error after the last finished epoch.
     """
@@ -43,7 +43,7 @@ class State:
     error_pct: float = 0.0
 
     def content(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that it loads without unpickling code."""
+        """Returns the state as tensors and plain values only, so that it loads without unpickling code."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
@@ -54,11 +54,11 @@ class State:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose error counts: the average where there is one."""
+        """The network whose error counts: the average if there is one, else the model."""
         return self.ema.module if self.ema else self.model
 
     def weights_digest(self) -> str:
-        """16 hexadecimal digits that change with any bit of the evaluated weights."""
+        """Returns 16 hexadecimal digits that change with any bit of the evaluated weights."""
         digest = hashlib.sha256()
         for name, tensor in self.evaluated.state_dict().items():
             digest.update(name.encode())
@@ -70,18 +70,18 @@ class State:
         torch.save(self.content(), file)
 
     def save_weights(self, file: IO[bytes]) -> None:
-        """Writes the evaluated weights alone, in the form of `save`: another run can start from them."""
+        """Writes the evaluated weights alone, in the format of `save`, for another run to start from."""
         torch.save({"run": self.run, "model": self.evaluated.state_dict(), "ema": None}, file)
 
     def load(self, file: BinaryIO) -> None:
-        """Takes up what `save` wrote."""
+        """Restores a state that `save` wrote."""
         self.restore(torch.load(file, map_location="cpu", weights_only=True))
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Takes up a `content`.
+        """Restores a state from its `content`.
 
         Raises:
-          Invalid: it is of another run, or does not fit.
+          Invalid: the content is of another run, or does not fit.
         """
         if content.get("run") != self.run:
             raise Invalid("the checkpoint is of a run with other settings or other data")

@@ -1,4 +1,4 @@
-"""One optimizer step: the same code trains, is tried before a sweep, and is counted on fake tensors."""
+"""One optimizer step, shared by training, the dry run before a sweep, and the footprint on fake tensors."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-#: Enters mixed precision, or nothing where all is fp32.
+#: Returns a context of mixed precision, or an empty context if everything is fp32.
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
@@ -18,11 +18,11 @@ class Learner:
     """The parts of a run that every optimizer step uses.
 
     Attributes:
-      network: gives the outputs; with several workers, the `DistributedDataParallel` around the model.
+      network: the model, or with several workers the `DistributedDataParallel` around it.
       optimizer: holds the parameters of the network.
       scaler: scales the loss for fp16; a disabled one changes nothing.
-      loss_sum: the sum of the losses of a batch, from its outputs and targets.
-      autocast: enters mixed precision, or nothing where all is fp32.
+      loss_sum: computes the sum of the losses of a batch from its outputs and targets.
+      autocast: returns a context of mixed precision, or an empty context if everything is fp32.
       clip_grad_norm: the largest norm of the gradient; None does not clip.
     """
 
@@ -38,9 +38,9 @@ def training_step(learner: Learner, inputs: Tensor, targets: Tensor, lr: float, 
     """Takes one optimizer step.
 
     Args:
-      learner: what is trained, in place.
-      inputs: a batch as the network gets it; mixing is done already.
-      targets: of these inputs.
+      learner: the parts of the run, which are trained in place.
+      inputs: a batch for the network, after mixing.
+      targets: the targets of these inputs.
       lr: the learning rate of this step.
       scale: factor from the sum of the losses to the loss whose gradient is taken.
 

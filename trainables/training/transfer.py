@@ -1,4 +1,4 @@
-"""A run that starts from another one's final weights: what fits is taken over, what cannot fit is made to.
+"""Initial weights from the final weights of another run, adapted to other numbers of classes and patches.
 
 Shape suffixes: T tokens (patches and the class token), D width.
 """
@@ -22,22 +22,22 @@ _HEADS = ("head", "fc", "classifier")
 
 
 def final_weights(checkpoint: BinaryIO) -> dict[str, Tensor]:
-    """The weights a run was judged by, out of what `State.save` wrote: their average where there is one."""
+    """Reads the weights a run was judged by from a file of `State.save`: the average if there is one."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     weights: dict[str, Tensor] = content["model"] if content["ema"] is None else content["ema"]
     return weights
 
 
 def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> None:
-    """Puts weights of another run into a freshly built model, in place.
+    """Copies weights of another run into a newly built model, in place.
 
-    The classifier keeps its own initial weights where the number of classes differs. Position embeddings
-    are interpolated where the number of patches does (bicubic, as Dosovitskiy et al. 2021, section 3.2,
-    https://arxiv.org/abs/2010.11929, by timm); the class token's stays. With `stem`, everything but the
-    stem keeps its own initial weights, and so does the stem's projection to the width where this differs.
+    If the number of classes differs, the classifier keeps its own initial weights. If the number of patches
+    differs, position embeddings are interpolated except for the class token's (bicubic, by timm, as in
+    Dosovitskiy et al. 2021, section 3.2, https://arxiv.org/abs/2010.11929). With `stem`, everything but the
+    stem keeps its own initial weights; so does the stem's projection to the width if the widths differ.
 
     Raises:
-      Invalid: the models differ in more than that; the message names the first tensors that do.
+      Invalid: the models differ in other ways; the message names the first tensors that differ.
     """
     own = model.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if parts == "all" or name.startswith("stem.")}
@@ -50,7 +50,7 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> 
     }
     if parts == "stem" and isinstance(model, VisionTransformer):
         kept = {f"stem.{name}" for name in before_projection(model.stem).state_dict()}
-        # Another width, and nothing else: a stem of other convolutions is another stem.
+        # Only the width may differ, because other convolutions make a different stem.
         fresh = {
             name
             for name in wanted.keys() - kept

@@ -1,1 +1,1 @@
-"""What happens to an image before it reaches the network."""
+"""Augmentation and corruption of images, and the pipelines that make batches."""

@@ -1,4 +1,4 @@
-"""Batches, and steps that all pipelines share."""
+"""Operations that all pipelines share."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,12 +13,12 @@ from torchvision.transforms.v2 import functional as F
 from trainables.context import Context
 
 Batch = tuple[Tensor, Tensor]
-#: Something done to an evaluation image after cropping: bytes of shape (H, W, C) and its row in the split.
+#: A change of an evaluation image after cropping, given bytes of shape (H, W, C) and its row in the split.
 Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 
 def resize_and_crop(image: Image.Image, resize: int, crop: int) -> Image.Image:
-    """Shorter side to `resize`, then the centre square of side `crop`."""
+    """Resizes the shorter side to `resize`, then crops the centre square of side `crop`."""
     resized: Image.Image = F.resize(image, [resize], InterpolationMode.BILINEAR, antialias=True)
     cropped: Image.Image = F.center_crop(resized, [crop, crop])
     return cropped

@@ -1,17 +1,17 @@
-"""Fifteen common corruptions of images at five severities, made on the fly for any image size.
+"""Fifteen common corruptions of images at five severities, computed on the fly for any image size.
 
 Source: Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", https://arxiv.org/abs/1903.12261, and their code, https://github.com/hendrycks/robustness,
-whose parameters for CIFAR-C (32 pixels) and ImageNet-C (224 pixels) these are. Other sizes take the table
-that is nearer (as a ratio) and scale its lengths with the image; noise, contrast and compression levels
-have no length and stay as they are. Far below 32 pixels, lengths under a pixel do little.
+Perturbations", https://arxiv.org/abs/1903.12261, and their code, https://github.com/hendrycks/robustness.
+The parameters are theirs for CIFAR-C (32 pixels) and ImageNet-C (224 pixels). Other sizes use the table whose
+size is nearer (as a ratio), with lengths scaled to the image. Levels of noise, contrast and compression are
+not lengths and stay unchanged. Far below 32 pixels, lengths under a pixel have little effect.
 
-What differs from the published sets: numpy, scipy and Pillow do what OpenCV, scikit-image and ImageMagick
-did there, each by its definition; images are not stored as JPEG in between; and frost, which is
-photographs there, is drawn (see `_frost`). Errors compare between models measured here; they do not
-compare, digit by digit, with published ones.
+Differences from the published sets: numpy, scipy and Pillow replace OpenCV, scikit-image and ImageMagick,
+with the same definitions; images are not stored as JPEG in between; and frost is drawn instead of taken from
+photographs (see `_frost`). So errors are comparable between models measured here, but not digit by digit
+with published ones.
 
-Every random choice is a function of (seed, kind, severity, image): arms see the same corrupted images.
+Every random choice is a function of (seed, kind, severity, image), so all arms see the same corrupted images.
 
 Shape suffixes: H W image side, C channels. Values are floats from 0 to 1 inside, bytes outside.
 """
@@ -50,11 +50,11 @@ Kind = Literal[
 Severity = Literal[1, 2, 3, 4, 5]
 Floats = NDArray[np.float64]
 
-#: Sides that the published parameters are for.
+#: Image sides of the published parameters.
 CIFAR_SIDE, IMAGENET_SIDE = 32, 224
 
-# One entry per severity. Lengths, in pixels of a 32-pixel image: defocus radius; glass sigma and reach;
-# motion radius and sigma; of snow the flakes' zoom, radius and sigma; all three of the elastic transform.
+# One entry per severity. These are lengths, in pixels of a 32-pixel image: defocus radius; glass sigma and
+# reach; motion radius and sigma; zoom, radius and sigma of snowflakes; all three of the elastic transform.
 _CIFAR: dict[Kind, tuple[Any, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "shot_noise": (500, 250, 100, 75, 50),
@@ -84,7 +84,7 @@ _CIFAR: dict[Kind, tuple[Any, ...]] = {
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg_compression": (80, 65, 58, 50, 40),
 }
-# The same, in pixels of a 224-pixel image; 244 in the elastic transform is theirs.
+# The same, in pixels of a 224-pixel image; the published code has 244 in the elastic transform.
 _IMAGENET: dict[Kind, tuple[Any, ...]] = {
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
     "shot_noise": (60, 25, 12, 5, 3),
@@ -117,7 +117,7 @@ _IMAGENET: dict[Kind, tuple[Any, ...]] = {
 
 
 def _parameters(kind: Kind, severity: Severity, side: int) -> tuple[Any, float]:
-    """The published parameters, and the factor their lengths take for this image side."""
+    """Returns the published parameters, and the factor of their lengths for this image side."""
     table, base = (_CIFAR, CIFAR_SIDE) if side**2 < CIFAR_SIDE * IMAGENET_SIDE else (_IMAGENET, IMAGENET_SIDE)
     return table[kind][severity - 1], side / base
 
@@ -131,7 +131,7 @@ def _shot_noise(image: Floats, c: float, scale: float, rng: np.random.Generator)
 
 
 def _impulse_noise(image: Floats, c: float, scale: float, rng: np.random.Generator) -> Floats:
-    # Each channel of each pixel on its own, half of them black.
+    # Channels of a pixel are hit independently; half of the hits are black.
     hit, white = rng.random(image.shape) < c, rng.random(image.shape) < 0.5
     return np.where(hit, white.astype(np.float64), image)
 
@@ -142,7 +142,7 @@ def _defocus_blur(image: Floats, c: Any, scale: float, rng: np.random.Generator)
 
 
 def _disk(radius: float, alias_sigma: float) -> Floats:
-    """A disk of weight 1 whose edge is softened by a Gaussian of 3 taps, or 5 for a large one."""
+    """Returns a disk of weight 1 with edges softened by a Gaussian of 3 taps, or 5 for large disks."""
     reach, taps = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
     at = np.arange(-reach, reach + 1)
     disk = (at[:, None] ** 2 + at**2 <= radius**2).astype(np.float64)
@@ -162,8 +162,8 @@ def _glass_blur(image: Floats, c: Any, scale: float, rng: np.random.Generator) -
     side = len(image)
     pixels = np.floor(255 * _blurred(image, sigma)) / 255
     at = range(side - reach, reach, -1)
-    # The published code means to swap two pixels; as numpy reads it, the first becomes a copy of the
-    # second. On lists: the steps depend on each other, and numpy is slow at single numbers.
+    # The published code intends to swap two pixels, but in numpy it makes the first a copy of the second.
+    # Lists, because each step depends on the one before, and numpy is slow on single numbers.
     order = np.arange(side * side).tolist()
     for _ in range(rounds):
         moves = rng.integers(-reach, reach, (len(at) ** 2, 2))
@@ -179,7 +179,7 @@ def _motion_blur(image: Floats, c: Any, scale: float, rng: np.random.Generator) 
 
 
 def _along(image: Floats, radius: float, sigma: float, angle_degrees: float) -> Floats:
-    """Each pixel a Gaussian mean of those ahead of it, as ImageMagick's motion blur."""
+    """Blurs along a line, as ImageMagick: each pixel is a one-sided Gaussian mean of those ahead of it."""
     length = 2 * math.ceil(radius) + 1
     weights = np.exp(-(np.arange(length) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -199,7 +199,7 @@ def _zoom_blur(image: Floats, c: Any, scale: float, rng: np.random.Generator) ->
 
 
 def _zoomed(image: Floats, factor: float) -> Floats:
-    """The centre, enlarged to the size of the whole."""
+    """Enlarges the centre of an image to the size of the whole."""
     side = len(image)
     kept = math.ceil(side / factor)
     top = (side - kept) // 2
@@ -211,7 +211,7 @@ def _zoomed(image: Floats, factor: float) -> Floats:
 
 def _snow(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Floats:
     mean, spread, zoom, threshold, radius, sigma, kept = c
-    # Flakes below the size of a pixel are pixels.
+    # Flakes are at least one pixel large.
     flakes = _zoomed(rng.normal(mean, spread, (*image.shape[:2], 1)), max(1.0, zoom * scale))
     flakes = np.floor(255 * np.where(flakes < threshold, 0, flakes).clip(0, 1)) / 255
     flakes = _along(flakes, radius * scale, sigma * scale, rng.uniform(-135, -45))
@@ -221,10 +221,10 @@ def _snow(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Floa
 
 
 def _frost(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Floats:
-    """Published: a crop of one of five photographs of frost. Here: bluish ridges of fractal noise.
+    """Draws frost as bluish ridges of fractal noise. The published code crops one of five photographs.
 
-    Where a fractal crosses its middle it makes a line; lines of two fractals, a coarse and a fine one,
-    lie on a pale ground, thicker towards the edges of the pane.
+    A fractal makes a line at its middle level. Lines of a coarse and a fine fractal are drawn on a pale
+    ground, which is thicker towards the edges of the image.
     """
     side = len(image)
     coarse, fine = (1 - np.abs(2 * _plasma(side, decay, rng) - 1) for decay in (2.0, 1.4))
@@ -241,10 +241,10 @@ def _fog(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Float
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> Floats:
-    """A height map from 0 to 1 by the diamond-square algorithm, of which the first `side` are taken.
+    """Returns the first `side` rows and columns of a diamond-square height map from 0 to 1.
 
-    Each point is the mean of four others, half a step away, and a random offset whose range goes down by
-    `decay` squared with each halving of the step.
+    Each point is the mean of four points half a step away, plus a random offset. The range of the offset
+    shrinks by `decay` squared with each halving of the step.
     """
     size = 2 ** math.ceil(math.log2(side)) if side > 1 else 2
     heights = np.zeros((size, size))
@@ -269,7 +269,7 @@ def _plasma(side: int, decay: float, rng: np.random.Generator) -> Floats:
 
 
 def _brightness(image: Floats, c: float, scale: float, rng: np.random.Generator) -> Floats:
-    # The value of HSV is the largest channel; hue and saturation stay when all channels keep their ratio.
+    # The HSV value is the largest channel. Scaling all channels alike keeps hue and saturation.
     value = image.max(2, keepdims=True)
     brighter = (value + c).clip(0, 1)
     return np.where(value > 0, image * (brighter / np.where(value > 0, value, 1)), brighter)  # type: ignore[no-any-return]
@@ -283,7 +283,7 @@ def _contrast(image: Floats, c: float, scale: float, rng: np.random.Generator) -
 def _elastic_transform(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Floats:
     shift, sigma, jitter = (length * scale for length in c)
     side = len(image)
-    # Three points of the plane move; the affine map that takes them along moves the rest.
+    # Three points move at random; their affine map moves all other points.
     middle, reach = side // 2, side // 3
     before = np.array(
         [
@@ -328,7 +328,7 @@ def _jpeg_compression(image: Floats, c: int, scale: float, rng: np.random.Genera
 
 
 def _bytes(image: Floats) -> NDArray[np.uint8]:
-    """Rounded down, as the published code; what was a whole number of 255ths stays one."""
+    """Converts to bytes, rounded down as in the published code. The small offset keeps exact bytes exact."""
     return np.floor(image.clip(0, 1) * 255 + 1e-6).astype(np.uint8)
 
 
@@ -356,14 +356,14 @@ SEVERITIES: tuple[Severity, ...] = (1, 2, 3, 4, 5)
 def corrupt(
     pixels_HWC: NDArray[np.uint8], kind: Kind, severity: Severity, *, seed: int, index: int
 ) -> NDArray[np.uint8]:
-    """A corrupted copy of a square image.
+    """Returns a corrupted copy of a square image.
 
     Args:
-      pixels_HWC: 8-bit RGB.
-      kind: which of the 15.
-      severity: 1, the mildest, to 5.
-      seed, index: with kind and severity these decide every random number; index is the image's place
-        in its split.
+      pixels_HWC: the image, 8-bit RGB.
+      kind: one of the 15 kinds.
+      severity: 1 (mildest) to 5.
+      seed, index: with kind and severity they determine every random number; index is the position of the
+        image in its split.
     """
     parameters, scale = _parameters(kind, severity, len(pixels_HWC))
     rng = np.random.default_rng(derive_seed(seed, kind, severity, index))
@@ -371,7 +371,7 @@ def corrupt(
 
 
 class Corruptions(Frozen):
-    """The final split again, corrupted: 15 kinds at 5 severities, a mean error for each kind."""
+    """A test on the final split under corruption: 15 kinds at 5 severities, and a mean error per kind."""
 
     kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Which corruptions; all 15 if left out.")
     severities: tuple[Severity, ...] = Field(
@@ -383,11 +383,11 @@ class Corruptions(Frozen):
     seed: int = Field(0, ge=0, description="Which noise; no trial's seed changes it.")
 
     def change(self, kind: Kind, severity: Severity) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
-        """What corrupts an image, given its row in the split."""
+        """Returns a function that corrupts an image, given its row in the split."""
         return functools.partial(_corrupt_row, kind=kind, severity=severity, seed=self.seed)
 
 
-# A function of the module: loader processes get it by name.
+# At the top of the module, because loader processes unpickle it by name.
 def _corrupt_row(
     pixels_HWC: NDArray[np.uint8], row: int, *, kind: Kind, severity: Severity, seed: int
 ) -> NDArray[np.uint8]:

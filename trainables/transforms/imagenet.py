@@ -1,7 +1,7 @@
-"""What happens to images between the file and the network.
+"""The paper's ImageNet pipeline: images decoded and augmented one at a time.
 
-Every random choice is a function of (seed, epoch, sample): a sample is augmented alike whatever its
-place in the batch, the number of ranks, and whether training was resumed.
+Every random choice is a function of (seed, epoch, sample). So the augmentation of a sample does not depend on
+its position in the batch, the number of ranks, or whether training was resumed.
 
 Shape suffixes: B batch, C channels, H W image side, N samples of a split.
 """
@@ -28,7 +28,7 @@ from trainables.data.base import Images
 from trainables.data.order import epoch_order, num_steps, step_samples
 from trainables.transforms.base import Batch, Change, eval_rows, normalise, resize_and_crop
 
-# Mean and standard deviation per channel of ImageNet, as customary; and its colour axes (AlexNet).
+# ImageNet's usual mean and standard deviation per channel, and its colour axes (AlexNet).
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _PCA_VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
@@ -53,7 +53,7 @@ class Paper(Frozen):
         0.0, ge=0, le=1, description="Probability that a rectangle becomes noise; DeiT: 0.25."
     )
     repeats: int = Field(
-        1, gt=0, description="Times an image comes in a row, augmented anew; that many fewer per epoch."
+        1, gt=0, description="Augmented copies of an image in a row; an epoch has 1/repeats of the images."
     )
     pca_std: float = Field(0.1, ge=0, description="AlexNet colour jitter along ImageNet's colour axes.")
     eval_resize: float = Field(256 / 224, ge=1, description="Shorter side over image_size at evaluation.")
@@ -65,12 +65,12 @@ class Paper(Frozen):
         return self
 
     def pipeline(self, image_size: int, seed: int, context: Context) -> "PaperPipeline":
-        """The pipeline for one run; `seed` governs augmentation only."""
+        """Builds the pipeline of one run. `seed` affects augmentation only."""
         return PaperPipeline(self, image_size, seed, context)
 
 
 class PaperPipeline:
-    """Batches decoded and augmented one image at a time, in loader processes where there are any."""
+    """Makes batches from images decoded and augmented one at a time, in loader processes if there are any."""
 
     def __init__(self, config: Paper, image_size: int, seed: int, context: Context) -> None:
         self.config, self.image_size, self.seed, self.context = config, image_size, seed, context
@@ -78,10 +78,10 @@ class PaperPipeline:
     def train_batches(
         self, images: Images, order_seed: int, batch_size: int, epoch: int, first_step: int = 0
     ) -> Iterator[Batch]:
-        """This rank's batches of one epoch, from step `first_step` on."""
+        """Yields the batches of this rank in one epoch, from step `first_step` on."""
         order = epoch_order(len(images), order_seed, epoch)
         if self.config.repeats > 1:
-            # Which time an image comes is written into its number: `copy * len(images) + row`.
+            # The number of a repeated sample encodes its copy: `copy * len(images) + row`.
             copies = np.tile(np.arange(self.config.repeats), len(order))
             order = (np.repeat(order, self.config.repeats) + len(images) * copies)[: len(order)]
         rows = [
@@ -92,7 +92,7 @@ class PaperPipeline:
         yield from self._load(_TrainImages(images, self.config, self.image_size, seed), rows)
 
     def eval_batches(self, images: Images, batch_size: int, change: Change | None = None) -> Iterator[Batch]:
-        """This rank's share of a split, not augmented, but changed where a change is given."""
+        """Yields this rank's share of a split without augmentation, after `change` if it is given."""
         rows = [part.tolist() for part in eval_rows(len(images), batch_size, self.context)]
         yield from self._load(_EvalImages(images, self.config, self.image_size, change), rows)
 
@@ -109,7 +109,7 @@ class PaperPipeline:
 
 
 def _rand_augment(word: str) -> Callable[[Image.Image], Image.Image]:
-    # What a shift or a turn uncovers is as grey as the mean, as in DeiT.
+    # Areas uncovered by shifts and rotations get the mean colour, as in DeiT.
     grey = tuple(round(255 * mean) for mean in _IMAGENET_MEAN)
     policy = rand_augment_transform(word, {"img_mean": grey})
     for operation in policy.ops:
@@ -119,13 +119,13 @@ def _rand_augment(word: str) -> Callable[[Image.Image], Image.Image]:
 
 
 def _posterize(image: Image.Image, bits: int, **unused: object) -> Image.Image:
-    """The highest `bits` of each byte. timm asks for 0 of them at times, which Pillow has come to refuse."""
+    """Keeps the highest `bits` of each byte. timm may pass 0, which Pillow's version refuses."""
     return image.point([value & ~(2 ** (8 - bits) - 1) for value in range(256)] * 3)
 
 
 @contextlib.contextmanager
 def _global_generators(seed: int) -> Iterator[None]:
-    """torchvision draws from torch's generator, timm from Python's and numpy's; all are put back after."""
+    """Seeds the generators of torch (for torchvision), Python and numpy (for timm), and restores them."""
     python, array = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -157,12 +157,12 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         copy, row = divmod(number, len(self.images))
         image = self.images.read(row)
-        # The first time is seeded as if there were no other.
+        # The first copy has the same seed as without repeats.
         with _global_generators(derive_seed(self.seed, row, *([copy] if copy else []))):
             pixels_CHW = F.pil_to_tensor(self.transform(image))
             if self.config.pca_std:
                 shift_C = _PCA_VECTORS @ (_PCA_VALUES * torch.randn(3) * self.config.pca_std)
-                # Kept as floats: bytes would round the jitter away.
+                # Kept as floats, because bytes would round the jitter away.
                 pixels_CHW = normalise(
                     pixels_CHW[None] + 255 * shift_C[:, None, None], _IMAGENET_MEAN, _IMAGENET_STD
                 )[0]

@@ -19,24 +19,24 @@ from trainables.data.cache import Collected, collect
 from trainables.data.order import epoch_order, num_steps, step_samples
 from trainables.transforms.base import Batch, Change, eval_rows, normalise, resize_and_crop
 
-#: Where images stay in memory for training they may take this much; evaluation images, too.
+#: Most bytes that the images of a split may take in memory.
 COLLECT_BYTES = 8 * 2**30
 
 
 class Light(Frozen):
-    """For small images: random shifts, optional mirroring, all images decoded once and kept in memory."""
+    """Augmentation of small images by shifts and mirroring. Images are decoded once and kept in memory."""
 
     name: Literal["light"] = "light"
     shift: float = Field(0.1, ge=0, lt=0.5, description="Largest shift either way, share of the image side.")
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a left-right mirror image.")
 
     def pipeline(self, image_size: int, seed: int, context: Context) -> "LightPipeline":
-        """The pipeline for one run; `seed` governs augmentation only."""
+        """Builds the pipeline of one run. `seed` affects augmentation only."""
         return LightPipeline(self, image_size, seed, context)
 
 
 class LightPipeline:
-    """Batches from images held in memory, augmented all at once on the device that trains."""
+    """Makes batches from images in memory, and augments a whole batch at once on the training device."""
 
     def __init__(self, config: Light, image_size: int, seed: int, context: Context) -> None:
         self.config, self.image_size, self.seed, self.context = config, image_size, seed, context
@@ -44,10 +44,10 @@ class LightPipeline:
     def train_batches(
         self, images: Images, order_seed: int, batch_size: int, epoch: int, first_step: int = 0
     ) -> Iterator[Batch]:
-        """This rank's batches of one epoch, from step `first_step` on."""
+        """Yields the batches of this rank in one epoch, from step `first_step` on."""
         collected = _collected_light(images, self.image_size, self.context.device)
         order = epoch_order(len(images), order_seed, epoch)
-        # One row of uniform numbers per sample, whoever asks for it: shift down, shift right, mirror.
+        # One row of uniform numbers per sample, the same on all ranks: shift down, shift right, mirror.
         uniforms_N3 = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).random((len(images), 3))
         for step in range(first_step, num_steps(len(order), batch_size)):
             rows = step_samples(order, batch_size, step, self.context.rank, self.context.world_size)
@@ -56,7 +56,7 @@ class LightPipeline:
             yield normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
 
     def eval_batches(self, images: Images, batch_size: int, change: Change | None = None) -> Iterator[Batch]:
-        """This rank's share of a split, not augmented, but changed where a change is given."""
+        """Yields this rank's share of a split without augmentation, after `change` if it is given."""
         collected = _collected_light(images, self.image_size, self.context.device)
         for rows in eval_rows(len(images), batch_size, self.context):
             at = torch.from_numpy(rows).to(self.context.device)
@@ -75,7 +75,7 @@ class LightPipeline:
             offsets_B2 = torch.from_numpy((uniforms_B3[:, :2] * (2 * reach + 1)).astype(np.int64))
             at_B2S = (offsets_B2[:, :, None] + torch.arange(side)).to(pixels_BCHW.device)
             batch = torch.arange(len(padded), device=pixels_BCHW.device)[:, None, None]
-            # Indexing with the channels sliced moves them last.
+            # Permuted, because indexing with sliced channels moves them last.
             pixels_BCHW = padded[batch, :, at_B2S[:, 0, :, None], at_B2S[:, 1, None, :]].permute(0, 3, 1, 2)
         if self.config.flip:
             mirror = torch.from_numpy(uniforms_B3[:, 2] < self.config.flip).to(pixels_BCHW.device)
@@ -83,7 +83,7 @@ class LightPipeline:
         return pixels_BCHW
 
 
-# Trials of one lane that share data and image size share the decoded images, too; six splits are enough.
+# Trials of one lane with the same data and image size share decoded images. Six splits are two data sets.
 @functools.lru_cache(maxsize=6)
 def _collected_light(images: Images, image_size: int, device: torch.device) -> Collected:
     if (size := len(images) * 3 * image_size**2) > COLLECT_BYTES:

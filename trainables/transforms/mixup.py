@@ -9,7 +9,7 @@ from trainables.base import Frozen
 
 
 class Mixup(Frozen):
-    """Mixup or CutMix, one of them per batch by a coin, with one mixing weight per batch and rank."""
+    """Mixup or CutMix, chosen at random for each batch, with one mixing weight per batch and rank."""
 
     mixup_alpha: float = Field(0.8, ge=0, description="Beta parameter of mixup; 0 switches it off.")
     cutmix_alpha: float = Field(1.0, ge=0, description="Beta parameter of CutMix; 0 switches it off.")
@@ -17,7 +17,7 @@ class Mixup(Frozen):
     def apply(
         self, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Mixed images and their labels as class probabilities, shape (B, K); `seed` decides everything."""
+        """Returns mixed images, and labels as class probabilities of shape (B, K), all decided by `seed`."""
         choices = [
             kind(alpha=alpha, num_classes=num_classes)
             for kind, alpha in ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))

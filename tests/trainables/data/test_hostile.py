@@ -1,4 +1,4 @@
-"""Images and paths that mean harm: one line about file and row, and neither a hang nor gigabytes."""
+"""Hostile images and paths: each gives one line with file and row, without a hang or gigabytes of memory."""
 
 import io
 import resource

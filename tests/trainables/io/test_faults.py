@@ -1,4 +1,7 @@
-"""Messages for faulty sweep files, as people get them; `python tests/test_faults.py` writes them anew."""
+"""Messages for faulty sweep files as users see them.
+
+`python tests/trainables/io/test_faults.py` writes the golden files again.
+"""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Secrets in addresses are refused where they would be kept, and hidden where they are shown."""
+"""Tests that secrets in addresses are refused before they are stored, and hidden in messages."""
 
 import json
 

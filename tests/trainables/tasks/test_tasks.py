@@ -1,4 +1,4 @@
-"""A second task, defined here: which pixels of a digit are ink. It trains as any does, by its own error."""
+"""A second task, defined here: which pixels of a digit are ink. It trains like any task, by its own error."""
 
 import dataclasses
 import io

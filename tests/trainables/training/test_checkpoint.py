@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was stopped anywhere, any number of times, ends like one left alone."""
+"""Checkpoints: a run that was stopped at any points ends exactly like an uninterrupted one."""
 
 import asyncio
 import dataclasses
