@@ -1,1 +1,1 @@
-"""What the results of a sweep say: summaries, contrasts, and checks of its windows."""
+"""Analysis of a sweep's results: summaries, contrasts, gaps, noise, power, and the window audit."""

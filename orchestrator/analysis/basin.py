@@ -1,23 +1,23 @@
-"""How wide the basin around an arm's optimum is: a smooth surrogate of its error, and what follows from it.
+"""Size of the basin around an arm's optimum, and its sensitivity to lr, from a surrogate of the error.
 
-Everything is computed in quantiles: coordinate u in [0, 1] of a parameter is the share of its window below
-the value, in the logarithm for a `log_uniform` one. So the same sweep has the same measures whether the file
-says lr with a log-uniform window or log2 lr with a uniform one. Widths are quantiles times the window's
-width: octaves (factors of two) on a log axis, the parameter's own unit otherwise.
+All computations use quantiles. The coordinate u in [0, 1] of a parameter is the share of its window below the
+value, in the logarithm for `log_uniform`. So lr with a log-uniform window and log2 lr with a uniform one give
+the same measures. Widths are quantiles times the window's width: octaves (factors of two) on a log axis,
+the parameter's own unit otherwise.
 
 The surrogate is kriging (a Gaussian process with a linear trend, Matern 3/2 along each parameter) of
-z = log(1 + min(Delta, cap) / 3 pp): errors are followed closely near the optimum and coarsely where a run
-was lost anyway, so that a cliff of 80 pp does not ring through the basin. Length scales and the noise are
-those of the least leave-one-out error. Every choice was settled on planted surfaces, with and without cliffs.
+z = log(1 + min(Delta, cap) / 3 pp). It is accurate near the optimum and coarse at large errors, so that a
+cliff of 80 pp does not cause oscillations inside the basin. Length scales and noise minimise the
+leave-one-out error. Every choice was made on planted surfaces, with and without cliffs.
 
-Intervals are bootstraps over the points of the design: the surrogate is refitted to each resample with the
-length scales held. A refit sees 63 % of the places and is biased for it, so the interval is not made of its
-percentiles but reaches 2.2 t standard deviations to both sides, the deviation taken from the estimate itself:
-the bias counts as spread. A twentieth of the value is added to that deviation in squares: the surface is
-smoother than the truth and its basin too wide by a few percent, which no resample shows. Both numbers are
-calibrated on planted bowls, plateaus and cliffs, oblique ones too: with 1.5 and nothing, intervals of 95 %
-covered 63 to 95 %. Below 24 points there is none. Across a cliff the basin's edge is known to about the
-distance between points, and no better.
+Intervals are bootstraps over the points of the design. The surrogate is refitted to each resample with fixed
+length scales. A refit has 63 % of the points and is biased by that, so percentiles are not used. The interval
+reaches 2.2 t standard deviations to both sides. The deviation is measured from the estimate itself, so that
+it includes the bias. A twentieth of the value is added to it in quadrature: the surface is smoother than the
+truth and its basin a few percent too wide, which no resample shows. Both numbers were calibrated on planted
+bowls, plateaus and cliffs, including oblique ones. With 1.5 and no addition, 95 % intervals covered 63 to
+95 %. There is no interval below 24 points. Across a cliff, the accuracy of the basin's edge is about the
+distance between points.
 
 Shape suffixes in names: B resamples, N points of the design, M places to predict at, D parameters.
 """
@@ -53,27 +53,27 @@ from orchestrator.trials.records import Result, by_cell_and_arm, by_point
 from orchestrator.trials.trial import Plan, Trial
 from trainables.base import WORST_PCT
 
-#: The basin is where the predicted error is at most this much above the arm's reference, in pp.
+#: The basin is the region with a predicted error at most this much above the arm's reference, in pp.
 WITHIN_PP = 2.0
-#: With fewer points a basin has no interval.
+#: The interval of a basin needs at least this many points.
 MIN_INTERVAL_POINTS = 24
-#: Refits share the smoothing and most places, so their spread is too small; see the module's docstring.
+#: Corrections of the spread of refits, which share the smoothing and most points; see the module's docstring.
 _WIDENING, _SMOOTHER = 2.2, 0.05
 
 LR, WEIGHT_DECAY = "optim.lr", "optim.weight_decay"
 
 
 def landscapes(plan: Plan, results: Iterable[Result]) -> list[Landscape]:
-    """Every arm in every cell, cells first, from the draws of the sweep alone.
+    """Returns the landscape of every arm in every cell, cells first, from the trials of role `sweep`.
 
-    Confirmations and runs for the noise floor are no draws from the window and are left out.
+    Confirmations and runs for the noise floor are left out, because they are no draws from the window.
     """
     draws = by_cell_and_arm(result for result in results if result.trial.role == "sweep")
     return [_landscape(plan, group) for group in draws.values()]
 
 
 def axis_of(name: str, domain: Domain) -> Axis:
-    """Returns the coordinate of a parameter from what the sweep file says of it."""
+    """Returns the axis of a parameter with the domain that the sweep file gives it."""
     if isinstance(domain, Listed):
         kind: Literal["choice", "ordinal"] = "choice" if isinstance(domain, Choice) else "ordinal"
         return Axis(name, kind, 0.0, float(len(domain.values)), domain.values)
@@ -84,7 +84,7 @@ def axis_of(name: str, domain: Domain) -> Axis:
 def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
     trials = [result.trial for result in draws]
     first = trials[0]
-    # A parameter that exists at some points only, or moves with another, is no coordinate of its own.
+    # A parameter that exists at some points only, or is zipped with another, is no independent coordinate.
     domains = {
         name: domain
         for name, domain in plan.sweep.domains(first.arm, first.cell).items()
@@ -119,17 +119,16 @@ def _landscape(plan: Plan, draws: Sequence[Result]) -> Landscape:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How far a basin reaches, clipped by the window.
+    """The width or area of a basin, clipped by the window.
 
     Attributes:
-      names: the one parameter of a width, the two of an area.
-      size: in `unit`, with its interval.
-      unit: octaves, for instance, or octaves x octaves.
-      window: how much there is at most.
-      share: `size` over `window`: for an area over all that varies, the share F(t) that a dense design
-        would see.
-      touches: parameter and side of each edge of the window that the basin reaches: it may go on there,
-        and the size is a lower bound.
+      names: the parameter of a width, or both parameters of an area.
+      size: width or area in `unit`, with its interval.
+      unit: for example octaves, or octaves x octaves.
+      window: size of the window, the largest possible value.
+      share: `size` over `window`. For an area over all varied parameters it is the F(t) of a dense design.
+      touches: parameter and side of each edge of the window that the basin reaches. If there is any, the size
+        is a lower bound.
     """
 
     names: tuple[str, ...]
@@ -145,20 +144,21 @@ class Basin:
     """The basin of one arm in one cell.
 
     Attributes:
-      cell, arm: which.
+      cell, arm: names of the two.
       within_pp: t; the basin is {Delta <= t}.
-      because: why there is no basin; empty if there is one.
-      quality: of the surrogate; None if it could not be fitted.
+      because: the reason if there is no basin, else empty.
+      quality: accuracy of the surrogate; None if it could not be fitted.
       optimum: setting of the lowest predicted error.
-      optimum_pct: that error.
-      reference_pct: what Delta is measured from: as given, else the surrogate's lowest error, which is that
-        of a surface and not of one lucky run.
+      optimum_pct: the lowest predicted error.
+      reference_pct: the error from which Delta is measured. If none was given, it is the surrogate's lowest
+        error, which does not depend on a single lucky run.
       widths: per ordered parameter, on the line through the optimum.
       area: in the plane of lr and weight decay through the optimum; None unless both vary.
-      lr_sensitivity_pp: mean over log-spaced lr at the best of the rest of min(error, chance) minus the best
-        error; None unless lr varies, and without an interval where a point diverged. It depends on the
-        window's width, so it is comparable at equal widths only. Source: Wortsman et al. 2023, "Small-scale
-        proxies for large-scale Transformer training instabilities", https://arxiv.org/abs/2309.14322
+      lr_sensitivity_pp: mean over log-spaced lr of min(error, chance) minus the best error, with all other
+        parameters at their best. None unless lr varies. It has no interval if a point diverged. It depends
+        on the window's width, so it is comparable at equal widths only. Source: Wortsman et al. 2023,
+        "Small-scale proxies for large-scale Transformer training instabilities",
+        https://arxiv.org/abs/2309.14322
     """
 
     cell: str
@@ -175,10 +175,10 @@ class Basin:
 
 
 def basin(landscape: Landscape, within_pp: float = WITHIN_PP, reference_pct: float | None = None) -> Basin:
-    """Width, area and sensitivity around the optimum of one arm in one cell.
+    """Returns width, area and lr sensitivity of the basin of one arm in one cell.
 
     Args:
-      landscape: of the arm.
+      landscape: the errors of the arm.
       within_pp: the t of {Delta <= t}, in pp, above 0.
       reference_pct: the arm's confirmed error, if there is one.
 
@@ -229,7 +229,10 @@ def basin(landscape: Landscape, within_pp: float = WITHIN_PP, reference_pct: flo
 
 
 def _lr_sensitivity(landscape: Landscape, lr: int, counts_BN: NDArray[np.int64]) -> Estimate | None:
-    """From a surrogate of its own, capped at chance: here it matters how much is lost far away."""
+    """Returns the lr sensitivity, from a second surrogate capped at chance. None if that is not useful.
+
+    The larger cap is necessary because errors far from the optimum contribute to the mean.
+    """
     room_pp = landscape.chance_pct - float(landscape.errors_pct.min())
     if room_pp <= 0:
         return None
@@ -244,13 +247,13 @@ def _lr_sensitivity(landscape: Landscape, lr: int, counts_BN: NDArray[np.int64])
 
     value = float(sensitivity(surrogate)[0])
     if num_diverged := int(np.count_nonzero(landscape.errors_pct >= WORST_PCT)):
-        # Between points that train at random, the surface is no mean: intervals would hold in 25 to 90 %.
+        # No interval, because a surface through random divergences is no mean: coverage would be 25 to 90 %.
         return Estimate(value, because=f"{num_diverged} points diverged, and the surface cannot weigh them")
     return _around(value, sensitivity(surrogate.refits(counts_BN)), len(landscape.points), room_pp)
 
 
 def _around(value: float, resampled_B: Array, num_points: int, most: float = math.inf) -> Estimate:
-    """A value of at least 0 with its interval from refits; see the module's docstring."""
+    """Returns a value of at least 0 with its interval from refits; see the module's docstring."""
     if num_points < MIN_INTERVAL_POINTS:
         return Estimate(value, because=f"{num_points} points, {MIN_INTERVAL_POINTS} are needed")
     error = math.hypot(_WIDENING * math.sqrt(float(np.mean((resampled_B - value) ** 2))), _SMOOTHER * value)
@@ -282,14 +285,17 @@ def _touched(name: str, at_low: Array, at_high: Array, level: float) -> tuple[tu
 
 
 def _share_below(lines_BM: Array, levels_B: Array) -> Array:
-    """The share (B) of lines on which a value is at most the level, linear between neighbours."""
+    """Returns the share (B) of each line at or below the level, with linear interpolation."""
     lower = np.minimum(lines_BM[:, :-1], lines_BM[:, 1:])
     rise = np.maximum(np.abs(np.diff(lines_BM, axis=1)), 1e-12)
     return np.asarray(np.clip((levels_B[:, None] - lower) / rise, 0, 1).mean(axis=1))
 
 
 def _share_of_plane(planes_BMM: Array, levels_B: Array) -> Array:
-    """The share (B) of planes at most at the level: exact along the first axis, trapezoid over the second."""
+    """Returns the share (B) of each plane at or below the level.
+
+    The integral is that of `_share_below` along the first axis, and the trapezoid rule along the second.
+    """
     count, size, _ = planes_BMM.shape
     lines = planes_BMM.transpose(0, 2, 1).reshape(count * size, size)
     shares = _share_below(lines, np.repeat(levels_B, size)).reshape(count, size)

@@ -1,4 +1,4 @@
-"""Differences between arms, with intervals, tests, and a verdict where one is due."""
+"""Differences between arms, with intervals, tests and verdicts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,26 +28,25 @@ class Contrast:
     """One measure of one arm against the reference arm, in one cell, on the points that both have.
 
     Attributes:
-      cell, measure: which.
-      primary: declared in the sweep file beforehand.
-      base_arm, arm: the first arm of the sweep, and the one compared to it.
-      base_value, value: of the measure on the paired points.
-      difference: `value` minus `base_value`, with the interval of `bounded_mean` or of `block_mean`. It
-        allows for pairs of which one diverges that the sweep happened not to draw, so it may hold 0 where the
-        test has decided.
+      cell, measure: names of the two.
+      primary: True if the sweep file declared this contrast as the primary one.
+      base_arm, arm: the first arm of the sweep, and the arm compared to it.
+      base_value, value: the measure of each arm on the paired points.
+      difference: `value` minus `base_value`, with the interval of `bounded_mean` or `block_mean`. The
+        interval allows for divergences that were not drawn, so it may contain 0 although the test is settled.
       interval_over: points or blocks.
       num_pairs: points that both arms have.
       num_unpaired: planned points that at least one arm lacks.
       num_differing: pairs on which the measure differs.
-      num_higher: those of them on which it is higher in `arm`.
-      better: the arm that is better, by the adjusted test and the sign of the mean difference, which have
-        to agree; None if that is not settled.
-      because: why it is not settled; empty if it is.
-      test: what the p-value is of: `wilcoxon` signed ranks, or exact `mcnemar` for shares.
+      num_higher: differing pairs on which it is higher in `arm`.
+      better: the better arm by the adjusted test and by the sign of the mean difference, which must agree.
+        None if the contrast is not settled.
+      because: the reason if it is not settled, else empty.
+      test: the test of the p-value: `wilcoxon` signed ranks, or exact `mcnemar` for shares.
       p_value: two-sided; None without a pair.
-      p_adjusted: by Holm's method over the contrasts of the same measure. A primary contrast and the others
-        are families apart, so one that was declared alone is not adjusted.
-      num_in_family: over how many contrasts it is adjusted; 1 if it is not.
+      p_adjusted: by Holm's method over the contrasts of the same measure. Primary contrasts are a separate
+        family, so a single primary contrast is not adjusted.
+      num_in_family: number of contrasts of the adjustment; 1 if there is none.
     """
 
     cell: str
@@ -76,11 +75,11 @@ class PeakContrast:
     """The confirmed best of one arm against that of the reference arm.
 
     Attributes:
-      cell, base_arm, arm: which.
-      split: `val` the selection split, `test` the final one.
-      difference: error of `arm` minus that of `base_arm` in pp, with Welch's t interval over seeds. It tells
-        these two settings apart and knows nothing of the luck of having found them.
-      p_value: of Welch's test; None where all seeds agree.
+      cell, base_arm, arm: names of the three.
+      split: `val` is the selection split, `test` the final one.
+      difference: error of `arm` minus that of `base_arm` in pp, with Welch's t interval over seeds. It
+        compares these two settings. The chance of the search that found them is not included.
+      p_value: of Welch's test; None if all seeds agree.
       p_adjusted: by Holm's method over all contrasts on the same split.
     """
 
@@ -94,7 +93,7 @@ class PeakContrast:
 
 
 def contrasts(summaries: Sequence[Summary], primary: Primary | None) -> list[Contrast]:
-    """Every arm against the first one of its cell, for every measure."""
+    """Returns the contrast of every arm with the first one of its cell, for every measure."""
     by_cell: dict[str, list[Summary]] = {}
     for summary in summaries:
         by_cell.setdefault(summary.cell, []).append(summary)
@@ -116,7 +115,7 @@ def contrasts(summaries: Sequence[Summary], primary: Primary | None) -> list[Con
 
 
 def _judged(contrast: Contrast) -> Contrast:
-    """With its verdict, which is the adjusted test's."""
+    """Returns the contrast with the verdict of its adjusted test."""
     if contrast.because or contrast.difference is None or contrast.p_adjusted is None:
         return contrast
     if contrast.p_adjusted >= 1 - CONFIDENCE:
@@ -126,7 +125,7 @@ def _judged(contrast: Contrast) -> Contrast:
 
 
 def peak_contrasts(summaries: Sequence[Summary]) -> list[PeakContrast]:
-    """The confirmed best of every arm against that of the first one of its cell, where both are confirmed."""
+    """Returns the contrasts of confirmed bests with the first arm of each cell, if both are confirmed."""
     first: dict[str, Summary] = {}
     found: list[PeakContrast] = []
     splits: tuple[Literal["val", "test"], ...] = ("val", "test")
@@ -151,7 +150,7 @@ def _contrast(base: Summary, other: Summary, measure: Measure, primary: Primary 
     refused = [f"{s.arm}: {s.refused[measure]}" for s in (base, other) if measure in s.refused]
     points = [point for point in base.errors_pct if point in other.errors_pct]
     base_errors, errors = ([summary.errors_pct[point] for point in points] for summary in (base, other))
-    # Each arm is measured from its own reference, the best of all its points, paired or not.
+    # The own reference of an arm is the best of all its points, paired or not.
     base_own, own = (Reference.of(s.reference_pct, s.reference_interval) for s in (base, other))
     common = base.common_reference_pct
 

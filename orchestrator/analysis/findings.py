@@ -1,4 +1,4 @@
-"""All that the statistics say of a sweep, gathered once: what the tables, the words and the page tell."""
+"""All statistics of a sweep, computed once for the tables, the text and the page of the report."""
 
 import dataclasses
 import math
@@ -23,15 +23,16 @@ from orchestrator.stats.surrogate import Landscape
 from orchestrator.trials.records import Record, Result, results_of
 from orchestrator.trials.trial import Plan, Trial, TrialCost
 
-#: Importance, transfer regret and the audit of windows cost a second per cell. Of a sweep of more cells than
-#: this only NUM_DEEP_CELLS get them, those of the primary contrast first, and the page names the others.
+#: Largest number of cells with importance, transfer regret and window audit, which take a second per cell. In
+#: a larger sweep only NUM_DEEP_CELLS get them, those of the primary contrast first. The page names the
+#: others.
 MAX_DEEP_CELLS = 12
 NUM_DEEP_CELLS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class CellDetails:
-    """What takes long, of one cell; the last three are empty where the sweep is too large for them."""
+    """The slow statistics of one cell. The last three are empty if the sweep is too large for them."""
 
     cell: str
     curves: dict[str, TuningCurve]
@@ -45,15 +46,15 @@ class CellDetails:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What the statistics say of a sweep.
+    """The statistics of a sweep.
 
     Attributes:
-      cost: of a trial, worked out once per model and length.
-      deep: the cells that get what takes a second each.
-      evidence: what takes long, by cell in the order of the sweep; empty until it has been worked out.
-      spent: where the time of the devices went; None where there is no journal of its own.
-      planned: what was expected before the first trial; None where nobody said.
-      The others are as the module of their type has them.
+      cost: cost of a trial, computed once per model and length.
+      deep: the cells with the statistics that take a second each.
+      evidence: the slow statistics by cell, in the order of the sweep; empty until they are computed.
+      spent: use of the devices' time; None if there is no journal of its own.
+      planned: expected costs from before the first trial; None if the plan was not recorded.
+      The modules of their types describe the other attributes.
     """
 
     plan: Plan
@@ -75,15 +76,15 @@ class Findings:
     planned: Planned | None = None
 
     def of(self, cell: str) -> list[Summary]:
-        """The arms of a cell."""
+        """Returns the summaries of the arms of a cell."""
         return [summary for summary in self.summaries if summary.cell == cell]
 
     def grounds(self, cell: str) -> list[Landscape]:
-        """The arms of a cell, as far as they have a landscape."""
+        """Returns the landscapes of the arms of a cell."""
         return [landscape for landscape in self.landscapes if landscape.cell == cell]
 
     def with_evidence(self, evidence: Iterable[CellDetails]) -> "Findings":
-        """The same, with what takes long."""
+        """Returns the findings with the slow statistics added."""
         return dataclasses.replace(self, evidence=tuple(evidence))
 
 
@@ -93,7 +94,7 @@ def gather(
     spent: Ledger | None = None,
     planned: Planned | None = None,
 ) -> Findings:
-    """All but the evidence, which may be worked out cell by cell in several processes."""
+    """Computes all but the evidence, which several processes may compute cell by cell."""
     results = results_of(plan, records)
     summaries = summarise(results)
     compared = contrasts(summaries, plan.sweep.primary)
@@ -121,7 +122,7 @@ def gather(
 
 
 def evidence_of(found: Findings, cell: str) -> CellDetails:
-    """What takes long, of one cell."""
+    """Computes the slow statistics of one cell."""
     summaries = {summary.arm: summary for summary in found.of(cell)}
     grounds = found.grounds(cell)
     references = {
@@ -137,7 +138,7 @@ def evidence_of(found: Findings, cell: str) -> CellDetails:
         },
         optimism={
             arm: (
-                # The best of a search is not that of its draws, and how a sampler chose is not modelled.
+                # No optimism for a search, because there is no model of how its sampler chose the points.
                 optimism(list(s.errors_pct.values()), _noise_sd(found, cell, arm))
                 if found.plan.sweep.search is None
                 else None
@@ -154,7 +155,7 @@ def evidence_of(found: Findings, cell: str) -> CellDetails:
 
 
 def _noise_sd(found: Findings, cell: str, arm: str) -> float | None:
-    """Of a point's error, which is a mean over replicates."""
+    """Returns the standard deviation of a point's error, which is a mean over replicates. None if unknown."""
     measured = found.noise.get((cell, arm))
     if measured is None or measured.floor is None:
         return None
@@ -162,24 +163,24 @@ def _noise_sd(found: Findings, cell: str, arm: str) -> float | None:
 
 
 def not_worked_out(found: Findings) -> list[str]:
-    """Cells without importances, transfers and audits, as the sweep is large."""
+    """Returns the cells without importances, transfers and audits, because the sweep is large."""
     return [cell for cell in found.plan.sweep.cell_names() if cell not in found.deep]
 
 
 def gap_floor(found: Findings, gap: Gap) -> Estimate | None:
-    """The standard deviation of a difference between one run of each cell; None where it was not measured."""
+    """Returns the standard deviation of the difference of two runs, one per cell. None if not measured."""
     sides = [found.noise.get((cell, gap.arm)) for cell in (gap.pair.cell, gap.pair.base_cell)]
     return noise_floor_pp(sides[0], sides[1]) if sides[0] and sides[1] else None
 
 
 def budgets(curves: Iterable[TuningCurve]) -> list[int]:
-    """Powers of two up to the largest number of trials."""
+    """Returns the powers of two up to the largest number of trials."""
     most = max((curve.num_trials for curve in curves), default=0)
     return [2**i for i in range(most.bit_length())]
 
 
 def costs_of(plan: Plan) -> Callable[[Trial], TrialCost]:
-    """Cost by trial, worked out once per model and length: thousands of trials share a few."""
+    """Returns a cached cost function. Thousands of trials share a few costs, one per model and length."""
     by_kind: dict[Any, TrialCost] = {}
     known: dict[str, TrialCost] = {}
 

@@ -1,13 +1,13 @@
-"""What shorter training costs, and what SGD costs against AdamW: the paper's two gaps, at equal best-of-k.
+"""The paper's two gaps, of shorter training and of SGD against AdamW, at equal best of k.
 
-Both compare two cells of a sweep within one arm. Which cells, follows from what their runs resolve to and
-not from names: two cells make a training-length gap if their runs differ in the schedule alone and in its
-epochs, and an optimizer gap if they differ in the optimizer alone, one being SGD, the other AdamW. What is
-drawn may come from another window in each cell, and seeds do not count.
+Both compare two cells of a sweep within one arm. The pairs follow from the resolved configurations, not from
+names. Two cells make a training-length gap if their runs differ in the schedule alone, and in its epochs.
+They make an optimizer gap if they differ in the optimizer alone, with SGD in one and AdamW in the other.
+Windows of drawn parameters may differ between the cells, and seeds are ignored.
 
-The paper compares single runs, at one lr and weight decay for all lengths and at each optimizer's best. A
-best of many trials is compared here, of equally many on both sides: the expected lowest error of k trials
-drawn from the cell's space. It asks what a sweep of size k would have lost.
+The paper compares single runs: at one lr and weight decay for all lengths, and at each optimizer's best. Here
+the comparison is between the expected lowest errors of k trials drawn from each cell's space, with the same k
+on both sides. It measures the loss of a sweep of size k.
 
 Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better", sections 5.1 and 5.2,
   https://arxiv.org/abs/2106.14881
@@ -31,19 +31,19 @@ from trainables.presets import leaves
 
 Kind = Literal["training_length", "optimizer"]
 
-#: Below it an interval is refused: a best of a quarter of the points is then one of three or fewer.
+#: Fewer points give no interval, because the best of a quarter of them is a best of three or fewer.
 MIN_POINTS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two cells whose difference is a gap, in every arm that is paired so.
+    """Two cells whose difference is a gap, for every arm that has this pair.
 
     Attributes:
-      kind: which gap.
-      cell: the one that is expected to be worse: the shorter training, or SGD.
-      base_cell: what it is measured from: the longest training, or AdamW.
-      level, base_level: epochs or the optimizer, as resolved.
+      kind: training length or optimizer.
+      cell: the cell that is expected to be worse: the shorter training, or SGD.
+      base_cell: the cell from which the gap is measured: the longest training, or AdamW.
+      level, base_level: epochs or optimizer of each cell, as resolved.
     """
 
     kind: Kind
@@ -58,12 +58,12 @@ class Gap:
     """The gap of one arm.
 
     Attributes:
-      pair: which.
-      arm: whose.
+      pair: the two cells.
+      arm: name of the arm.
       budget: k, the same on both sides and in all arms.
       num_points: points that have a result on both sides.
       error_pct, base_error_pct: expected best of k in the cell and in the base cell.
-      gap_pp: the first minus the second; interval of `best_of_difference`.
+      gap_pp: `error_pct` minus `base_error_pct`, with the interval of `best_of_difference`.
     """
 
     pair: Pair
@@ -80,11 +80,11 @@ class GapContrast:
     """The gap of one arm minus that of the first arm, on the points that both have on both sides.
 
     Attributes:
-      pair, budget: which gap, at which k.
-      base_arm, arm: the first arm, and the one compared to it.
+      pair, budget: the two cells, and k.
+      base_arm, arm: the first arm, and the arm compared to it.
       num_points: points that have a result in both cells of both arms.
-      difference_pp: below 0 where `arm` loses less; interval of `best_of_difference`.
-      better: the arm of the smaller gap; None if the interval contains 0 or there is none.
+      difference_pp: below 0 if `arm` has the smaller gap; with the interval of `best_of_difference`.
+      better: the arm of the smaller gap. None if the interval contains 0, or if there is no interval.
     """
 
     pair: Pair
@@ -97,10 +97,10 @@ class GapContrast:
 
 
 def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.float64]:
-    """Best of k without each point in turn, in the order of the points."""
+    """Returns the best of k without each point in turn, in the order of the points."""
     order = np.argsort(errors_pct, kind="stable")
     ordered, weights = errors_pct[order], best_of_weights(errors_pct.size - 1, np.array([budget]))[0]
-    # Without the j-th lowest, those below it keep their rank and those above it move down by one.
+    # Without the j-th lowest error, the errors below it keep their rank and those above it move down by one.
     below = np.concatenate([[0.0], np.cumsum(ordered[:-1] * weights)])
     above = np.concatenate([np.cumsum((ordered[1:] * weights)[::-1])[::-1], [0.0]])
     found = np.empty_like(ordered)
@@ -109,10 +109,11 @@ def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.f
 
 
 def _by_divergence(errors_pct: NDArray[np.float64], budget: int) -> float:
-    """By how much a best of k may lie higher for divergences that are in the space and not in the sample.
+    """Returns an upper bound on what unsampled divergences add to a best of k, in pp.
 
-    All k diverge with probability q^k, which then costs what lies between 100 % and the best. The sample's
-    own share is in the estimate already; here q is the upper end of its exact one-sided 95 % interval.
+    All k trials diverge with probability q^k, which raises the best of k by 100 % minus the lowest error.
+    Here q is the upper end of the exact one-sided 95 % interval of the diverged share. The contribution of
+    the observed share is subtracted, because the estimate contains it already.
     """
     diverged = int(np.count_nonzero(errors_pct >= SUPPORT_PCT[1]))
     if diverged == errors_pct.size:
@@ -124,18 +125,19 @@ def _by_divergence(errors_pct: NDArray[np.float64], budget: int) -> float:
 
 
 def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budget: int) -> Estimate:
-    """A sum of best-of-k values over the same points, each with a factor, and its interval.
+    """Returns a weighted sum of best-of-k values over the same points, with its interval.
 
-    The interval is the jackknife's over points, with Student's t on 2 n / k degrees of freedom (n - 1 at
-    most): a best of k hangs on the n / k lowest points or so. To it comes, on the side where each term works,
-    what divergences that were not drawn could add: much at a small k, nothing at a large one.
+    The interval is a jackknife over points, with Student's t on 2 n / k degrees of freedom (n - 1 at most),
+    because a best of k depends on about n / k of the lowest points. The possible contribution of divergences
+    that were not drawn is added on the side that each term affects. It is large at small k and vanishes at
+    large k.
 
     Args:
-      terms: factor and errors by point; all of the same points in the same order.
+      terms: factor, and errors of the points. All terms have the same points in the same order.
       budget: k.
 
     Returns:
-      No interval below MIN_POINTS points, at k = n, or where no point makes a difference.
+      The estimate. It has no interval below MIN_POINTS points, at k = n, or if no point changes the value.
 
     Raises:
       ValueError: not 1 <= budget <= number of points.
@@ -157,9 +159,10 @@ def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budge
 
 
 def pairs(results: Iterable[Result]) -> dict[Pair, list[str]]:
-    """The pairs of cells that make a gap, each with its arms, in the order of the plan; lengths first.
+    """Returns the pairs of cells that make a gap, each with its arms.
 
-    A training length is measured from the longest there is of its kind.
+    Training lengths come first, then the order of the plan. A training length is measured from the longest
+    one of otherwise equal runs.
     """
     configs = _configs(results)
     found: dict[Pair, list[str]] = {}
@@ -167,7 +170,7 @@ def pairs(results: Iterable[Result]) -> dict[Pair, list[str]]:
         epochs = {key: configs[key]["schedule.epochs"] for key in same}
         longest = [key for key in same if epochs[key] == max(epochs.values())]
         for cell, arm in (key for key in same if key not in longest):
-            # Warm-up may differ, too: of several that are longest, the one most like it.
+            # Warm-up may differ, too, so the base is the most similar of the longest ones.
             unlike = [_num_different(configs[cell, arm], configs[base]) for base in longest]
             base = longest[unlike.index(min(unlike))]
             pair = Pair("training_length", cell, base[0], epochs[cell, arm], epochs[base])
@@ -185,7 +188,7 @@ _Config = dict[str, Any]
 
 
 def _configs(results: Iterable[Result]) -> dict[_Key, _Config]:
-    """Per cell and arm what its runs resolve to, without seeds and without the values that are drawn."""
+    """Returns the resolved configuration per cell and arm, without seeds and drawn values."""
     found: dict[_Key, _Config] = {}
     for result in results:
         trial = result.trial
@@ -195,12 +198,12 @@ def _configs(results: Iterable[Result]) -> dict[_Key, _Config]:
                 for path, value in leaves(trial.config.model_dump())
                 if not any(f"{path}.".startswith(f"{free}.") for free in ("seeds", *trial.values))
             }
-    # A length or an optimizer that is drawn is no level of a cell.
+    # Cells that draw the length or the optimizer are left out, because it is then no level of the cell.
     return {key: config for key, config in found.items() if {"schedule.epochs", "optim.name"} <= set(config)}
 
 
 def _alike(configs: Mapping[_Key, _Config], but_for: str) -> list[list[_Key]]:
-    """Cells of one arm whose runs differ at most in paths that begin so."""
+    """Groups the cells of an arm whose runs differ at most in paths with this prefix."""
     groups: dict[tuple[str, str], list[_Key]] = {}
     for (cell, arm), config in configs.items():
         rest = {path: value for path, value in config.items() if not path.startswith(but_for)}
@@ -215,16 +218,16 @@ def _num_different(one: _Config, other: _Config) -> int:
 def gaps(
     results: Sequence[Result], summaries: Sequence[Summary], budget: int | None = None
 ) -> tuple[list[Gap], list[GapContrast]]:
-    """Every gap of every arm, and the differences of the gaps between the first arm and the others.
+    """Returns every gap of every arm, and the differences of the gaps between the first arm and the others.
 
     Args:
-      results: of a plan.
-      summaries: of the same results; a point's error is the one they count.
-      budget: k; left out, for each pair of cells a quarter of the points of the arm that has the fewest on
+      results: all results of a plan.
+      summaries: summaries of the same results, which supply the errors of the points.
+      budget: k. The default for a pair of cells is a quarter of the points of the arm that has the fewest on
         both sides, and at least 1.
 
     Returns:
-      Arms that have fewer points than k on both sides are left out, and so are gaps that no arm has.
+      Gaps and contrasts. Arms with fewer than k points on both sides are left out, and gaps without arms.
     """
     errors = {(summary.cell, summary.arm): summary.errors_pct for summary in summaries}
     arms = list(dict.fromkeys(summary.arm for summary in summaries))

@@ -1,12 +1,12 @@
-"""How much chance alone moves the error: variance components per stream of randomness, and the noise floor.
+"""Noise of the error between seeds: variance components per stream of randomness, and the noise floor.
 
-A group is one setting run several times with other seeds. The runs of a stream's group differ in that
-stream's seed only; those of a `total` group in all seeds. The variance within groups is pooled over points,
-each group weighted by its runs less one, as if chance were equally large at all of them: a spread that
-depends on the setting is thereby averaged. Intervals are the chi-square ones and take errors for normal.
+A group is one setting that was run several times with different seeds. The runs of a stream's group differ in
+that stream's seed only; the runs of a `total` group differ in all seeds. The variance within groups is pooled
+over points, with weight (runs - 1) per group. The pooling averages over settings if their noise differs.
+Intervals are chi-square and assume normal errors.
 
-A diverged run is another kind of outcome and no noise around a mean: a group that has one is left out and
-counted.
+A group with both diverged and trained runs is left out and counted, because divergence is no noise around a
+mean. A group of diverged runs alone has no error to pool.
 """
 
 import math
@@ -27,12 +27,12 @@ _ROLES: dict[Role, Stream] = {"noise_init": "init", "noise_order": "order", "noi
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """The spread of single runs that one source of chance causes.
+    """The standard deviation of single runs from one source of randomness.
 
     Attributes:
-      sd_pp: standard deviation of the error, in pp; no interval where all runs were alike.
-      freedom: degrees of freedom: runs less groups; a fraction where variances were added.
-      num_groups: settings that were run again.
+      sd_pp: standard deviation of the error, in pp. It has no interval if all runs were equal.
+      freedom: degrees of freedom, runs minus groups; a fraction if variances were added.
+      num_groups: number of settings that were run again.
     """
 
     sd_pp: Estimate
@@ -42,13 +42,14 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class NoiseSummary:
-    """One arm in one cell.
+    """The noise of one arm in one cell.
 
     Attributes:
-      cell, arm: which.
-      streams: of each stream alone, at settings whose other seeds were held; those measured only.
-      total: of all streams at once: from replicates of the design and from confirmations. None without.
-      num_diverged_groups: groups left out because a run diverged while another did not.
+      cell, arm: names of the two.
+      streams: the component of each measured stream, with all other seeds fixed.
+      total: the component of all streams together, from replicates of the design and from confirmations. None
+        if there are neither.
+      num_diverged_groups: groups left out because some but not all of their runs diverged.
     """
 
     cell: str
@@ -59,9 +60,9 @@ class NoiseSummary:
 
     @property
     def floor(self) -> Component | None:
-        """The spread of one run: `total` where measured, else the sum of all three streams, else None.
+        """The noise of one run: `total` if measured, else the sum of all three streams, else None.
 
-        The sum leaves out what the streams do together (an initialisation that suits an order).
+        The sum does not include interactions of streams (an initialisation that suits an order).
         """
         if self.total is not None:
             return self.total
@@ -69,7 +70,7 @@ class NoiseSummary:
 
 
 def component(groups: Iterable[Sequence[float]]) -> Component | None:
-    """The pooled standard deviation within groups with its 95 % chi-square interval.
+    """Returns the pooled standard deviation within groups with its 95 % chi-square interval.
 
     Returns:
       None if no group has two values.
@@ -91,7 +92,7 @@ def _component(variance: float, freedom: float, num_groups: int) -> Component:
 
 
 def _sum(parts: Sequence[Component]) -> Component:
-    """The spread of a sum of independent parts; its degrees of freedom as Satterthwaite has them.
+    """Returns the component of a sum of independent parts, with Satterthwaite's degrees of freedom.
 
     Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components",
       Biometrics Bulletin 2, 110-114.
@@ -104,7 +105,7 @@ def _sum(parts: Sequence[Component]) -> Component:
 
 
 def noise(results: Iterable[Result]) -> list[NoiseSummary]:
-    """Every arm in every cell that has a setting run twice, in the order of the plan."""
+    """Returns the noise of every arm and cell with a setting that was run twice, in the order of the plan."""
     found = [_noise_summary(cell, arm, group) for (cell, arm), group in by_cell_and_arm(results).items()]
     return [summary for summary in found if summary.streams or summary.total]
 
@@ -113,7 +114,8 @@ def _noise_summary(cell: str, arm: str, results: Sequence[Result]) -> NoiseSumma
     groups: dict[tuple[str, int], list[Result]] = {}
     for result in results:
         trial = result.trial
-        # A confirmed point was chosen for the luck of its run in the sweep: that run is not among its group.
+        # The group of a confirmation has no run of the sweep, because a lucky run is why its point was
+        # chosen.
         groups.setdefault((trial.role, trial.point), []).append(result)
         if trial.role == "sweep" and trial.replicate == 0:
             for role in _ROLES:
@@ -133,17 +135,17 @@ def _noise_summary(cell: str, arm: str, results: Sequence[Result]) -> NoiseSumma
 
 
 def noise_floor_pp(one: NoiseSummary, other: NoiseSummary | None = None) -> Estimate | None:
-    """The standard deviation of the difference of two single runs that differ by chance only, in pp.
+    """Returns the standard deviation of the difference of two single runs that differ by chance only, in pp.
 
-    As if their chance were independent. Arms share the seeds of a point, and what that takes off the
-    difference of a pair is not credited here.
+    The two runs are taken as independent. Arms share the seeds of a point, and the reduction of a pair's
+    difference by that is not included.
 
     Args:
-      one: of the arm of the first run.
-      other: of that of the second; left out, both are of the same arm.
+      one: noise of the arm of the first run.
+      other: noise of the arm of the second run. The default is the same arm.
 
     Returns:
-      None where an arm has neither a total nor all three streams.
+      None if an arm has neither a total nor all three streams.
     """
     if one.floor is None or (other is not None and other.floor is None):
         return None

@@ -1,15 +1,15 @@
 """The smallest differences a planned sweep can detect: 80 % power at alpha = 5 %, two-sided.
 
-No error is known before the sweep has run, so a population is planted. In the reference arm Delta is
-exponential with mean `mean_delta_pp`; in the other arm it is exponential with another mean: the space is
-more, or less, forgiving, while the best is equally good. The two Deltas of a point are tied by a Gaussian
-copula, as they are where both arms share lr, weight decay and seeds. Nothing diverges: where something
-does, the mean error has a larger spread and detects less than is told here.
+No errors are known before the sweep has run, so a population is planted. Delta is exponential in both arms,
+with mean `mean_delta_pp` in the reference arm and another mean in the other arm. So the other space is more
+or less forgiving, and the best is equally good. A Gaussian copula correlates the two Deltas of a point,
+because both arms share lr, weight decay and seeds. The population has no divergences. In a sweep with
+divergences, the mean error has a larger variance and detects less than reported here.
 
-Each figure is found twice. The closed form takes shares, spreads and their correlation from the planted
-population and puts them into a textbook formula. The simulation draws the planned points from it again and
-again and asks for a verdict as that of `stats.contrasts`: a paired t-test, which signed ranks are close to,
-and enough pairs that differ.
+Each figure is computed twice. The closed form puts the shares, variances and correlation of the planted
+population into a textbook formula. The simulation repeatedly draws the planned points and applies a verdict
+similar to that of `analysis.contrasts`: a paired t-test, which is close to signed ranks, and enough pairs
+that differ.
 """
 
 import functools
@@ -31,20 +31,20 @@ POWER = 0.8
 ALPHA = 1 - CONFIDENCE
 
 _NUM_SWEEPS = 1000
-#: Draws of one simulated point in one arm, over all simulated sweeps: what keeps a plan of thousands fast.
+#: Limit on simulated sweeps times points, so that a plan of thousands of points is fast.
 _MAX_DRAWS = 100_000
-#: Beyond it every point of the better arm is at the reference for all that the measures can tell.
+#: At this mean Delta, every measure takes all points of the better arm to be at the reference.
 _SMALLEST_MEAN_PP = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """The population that a plan's power is told for.
+    """The population for which the power of a plan is computed.
 
     Attributes:
-      mean_delta_pp: of the reference arm. 4 pp puts 63 % of the space within 4 pp of the best, as in the
-        paper's better arm under SGD.
-      correlation: of the two arms' normal scores at a point; 0 is what unpaired arms have.
+      mean_delta_pp: mean Delta of the reference arm. 4 pp puts 63 % of the space within 4 pp of the best, as
+        in the paper's better arm under SGD.
+      correlation: correlation of the two arms' normal scores at a point; 0 for unpaired arms.
     """
 
     mean_delta_pp: float = 4.0
@@ -53,14 +53,14 @@ class Planted:
 
 @dataclass(frozen=True, slots=True)
 class Detectable:
-    """What one contrast can tell.
+    """The smallest difference that one contrast can detect.
 
     Attributes:
-      cell, base_arm, arm, measure: of the contrast.
-      num_points: planned in both arms.
-      base_value: of the measure in the reference arm, as planted.
-      closed_form, simulated: the smallest difference in favour of `arm` that is found with 80 % power, in
-        the unit of the measure and as a size; None where not even the largest possible is.
+      cell, base_arm, arm, measure: names of the contrast.
+      num_points: points planned in both arms.
+      base_value: the measure in the reference arm, as planted.
+      closed_form, simulated: absolute value of the smallest difference in favour of `arm` with 80 % power, in
+        the unit of the measure. None if even the largest possible difference has less power.
     """
 
     cell: str
@@ -78,20 +78,20 @@ def _quantile(share: float) -> float:
 
 
 def paired_t_power(effect: float, num_points: int) -> float:
-    """Chance that a paired t-test finds a mean difference of `effect` standard deviations, the right way."""
+    """Returns the probability that a paired t-test detects `effect` standard deviations in its direction."""
     critical, shift = float(stats.t.ppf(1 - ALPHA / 2, num_points - 1)), effect * math.sqrt(num_points)
-    # So far off that scipy's noncentral t gives up.
+    # Avoids scipy's noncentral t, which fails this far out.
     if shift > critical + 10:
         return 1.0
     return float(stats.nct.sf(critical, num_points - 1, shift))
 
 
 def detectable(plan: Plan, planted: Planted | None = None) -> list[Detectable]:
-    """Every contrast of a plan, in the order of `stats.contrasts`."""
+    """Returns the detectable difference of every contrast of a plan, in the order of `contrasts`."""
     planted = planted or Planted()
 
     def smallest(measure: Measure, num_points: int) -> tuple[float, float | None, float | None]:
-        # The best is planted equally good in both arms, so that the common bar is each arm's own.
+        # The planted best is equally good in both arms, so the common bar equals each arm's own.
         return _smallest("f4" if measure == "within_common_bar" else measure, num_points, planted)
 
     found = []
@@ -113,14 +113,14 @@ def detectable(plan: Plan, planted: Planted | None = None) -> list[Detectable]:
 def _smallest(
     measure: Measure, num_points: int, planted: Planted
 ) -> tuple[float, float | None, float | None]:
-    """The value in the reference arm, and the smallest difference by closed form and by simulation."""
+    """Returns the reference arm's value, and the smallest difference by closed form and by simulation."""
     base_value = _value(measure, planted.mean_delta_pp)
 
     def smallest(power: Callable[[Measure, int, Planted, float], float]) -> float | None:
         def lack(log_mean: float) -> float:
             return POWER - power(measure, num_points, planted, math.exp(log_mean))
 
-        # Power grows as the other arm's mean falls.
+        # The bracket is valid because power grows as the other arm's mean falls.
         far, near = math.log(_SMALLEST_MEAN_PP), math.log(planted.mean_delta_pp)
         if num_points < MIN_SAMPLE or lack(far) > 0:
             return None
@@ -131,7 +131,10 @@ def _smallest(
 
 
 def _value(measure: Measure, mean_pp: float) -> float:
-    """Of a measure where Delta is exponential; the mean error is told above the reference."""
+    """Returns the expected value of a measure for exponential Delta.
+
+    The mean error is relative to the reference.
+    """
     if (within := MEASURES[measure].within_pp) is not None:
         return -math.expm1(-within / mean_pp)
     if measure == "error":
@@ -140,7 +143,7 @@ def _value(measure: Measure, mean_pp: float) -> float:
 
 
 def _exponential(normal: Floats) -> Floats:
-    """Normal scores as exponential ones of mean 1."""
+    """Returns normal scores transformed to an exponential distribution of mean 1."""
     return np.asarray(-special.log_ndtr(-normal))
 
 
@@ -159,7 +162,7 @@ def _closed_power(measure: Measure, num_points: int, planted: Planted, mean_pp: 
 
 
 def _moments(measure: Measure, means_pp: tuple[float, float], correlation: float) -> tuple[float, float]:
-    """Mean and variance of the difference of scores at a point, by quadrature over both normal scores."""
+    """Returns mean and variance of the score difference at a point, by quadrature over both normal scores."""
     base_Q1, other_QR, weights_R = _grid(correlation)
     difference_QR = point_scores(measure, means_pp[1] * other_QR, 0.0) - point_scores(
         measure, means_pp[0] * base_Q1, 0.0
@@ -177,7 +180,7 @@ def _grid(correlation: float) -> tuple[Floats, Floats, Floats]:
 
 
 def _both(base: float, other: float, correlation: float) -> float:
-    """Probability that two normal scores lie below their quantiles at these shares."""
+    """Returns the probability that two correlated normal scores are below their quantiles at these shares."""
     nodes, weights = np.polynomial.legendre.leggauss(64)
     below = special.ndtri(base * (nodes + 1) / 2)
     rest = math.sqrt(1 - correlation**2)
@@ -187,7 +190,7 @@ def _both(base: float, other: float, correlation: float) -> float:
 
 @functools.lru_cache(maxsize=8)
 def _draws(num_points: int, correlation: float) -> tuple[Floats, Floats]:
-    """Deltas of mean 1 of both arms, sweeps by points: the same for every measure and difference."""
+    """Returns Deltas of mean 1 for both arms (sweeps, points), shared by all measures and differences."""
     num_sweeps = max(200, min(_NUM_SWEEPS, _MAX_DRAWS // num_points))
     rng = np.random.default_rng(0)
     base, own = rng.standard_normal((2, num_sweeps, num_points))

@@ -1,4 +1,4 @@
-"""How much each parameter matters, and whether a setting carries over to other cells."""
+"""Importance of each parameter, and transfer of the best setting from one arm to another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ from trainables.base import WORST_PCT
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What it costs an arm to run at the best setting of another one, in one cell.
+    """The regret of an arm at the best setting of another arm (the donor), in one cell.
 
     Attributes:
-      cell, arm, donor: whose settings the arm is given.
-      because: why there is no regret; empty if there is one.
-      num_pairs: points that both have.
-      point, own_point: of the design, the donor's best and the arm's own.
+      cell, arm, donor: names of the three.
+      because: the reason if there is no regret, else empty.
+      num_pairs: points that both arms have.
+      point, own_point: point numbers of the donor's best and of the arm's own best.
       regret_pp: the arm's error at the donor's best point minus the arm's own best, in pp, both from the same
-        runs. The own best is a sample minimum, hence lucky: even equal arms have a regret above 0, and no
-        interval is made of it.
-      smooth_pp: the same from the surrogates, free of that luck; None unless both are of use. Without an
-        interval: on a plateau the two surfaces put their optima anywhere, and refits do not show it.
+        runs. It has no interval, because the own best is a sample minimum. So even equal arms have a regret
+        above 0.
+      smooth_pp: the same from the surrogates, without the bias of a sample minimum. None unless both
+        surrogates are useful. It has no interval, because optima on a plateau are arbitrary and refits do not
+        show that.
     """
 
     cell: str
@@ -39,7 +40,7 @@ class Transfer:
 
 
 def transfers(found: Sequence[Landscape]) -> list[Transfer]:
-    """Every arm with the best setting of every other arm of its cell."""
+    """Returns the transfer to every arm from every other arm of its cell."""
     return [
         _transfer(arm, donor)
         for arm in found
@@ -79,7 +80,7 @@ def _transfer(arm: Landscape, donor: Landscape) -> Transfer:
 
 
 def _smooth_regret(arm: Landscape, donor: Landscape) -> Estimate | None:
-    # Up to chance: how much is lost counts here, not only whether.
+    # Capped at 100 %, because the size of a large loss counts here.
     (own, _), (theirs, _) = (useful_surrogate(side, WORST_PCT) for side in (arm, donor))
     if own is None or theirs is None:
         return None
@@ -91,12 +92,13 @@ def _smooth_regret(arm: Landscape, donor: Landscape) -> Estimate | None:
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """How much of the variance of min(Delta, 10 pp) over the window follows from one parameter.
+    """The share of the variance of min(Delta, 10 pp) over the window that one parameter explains.
 
     Attributes:
-      name: of the parameter.
-      main: share explained by it alone (first-order Sobol index).
-      total: share that involves it, alone or with others; `total` far above `main` means interaction.
+      name: path of the parameter.
+      main: share explained by the parameter alone (first-order Sobol index).
+      total: share that involves it, alone or with others (total Sobol index). A `total` far above `main`
+        means interaction.
     """
 
     name: str
@@ -106,7 +108,10 @@ class Importance:
 
 @dataclass(frozen=True, slots=True)
 class Importances:
-    """Of all that varies, in one arm and cell; none, and why, where the surrogate is of no use."""
+    """The importances of all varied parameters of one arm in one cell.
+
+    There are none if the surrogate is not useful, and `because` is the reason.
+    """
 
     cell: str
     arm: str
@@ -116,12 +121,12 @@ class Importances:
 
 
 def importances(landscape: Landscape) -> Importances:
-    """Functional analysis of variance of the surrogate, most important first.
+    """Returns a functional analysis of variance of the surrogate, most important parameter first.
 
-    The indices are those of Sobol, computed by `scipy.stats.sobol_indices` from 4,096 places of the surrogate
-    per column. Capped at 10 pp, the quantity is the one whose mean is the area under the Delta-EDF, so the
-    shares say what moves that area. They are exact to about 0.02 for the surrogate; there is no interval for
-    how well the surrogate knows the arm beyond its quality.
+    `scipy.stats.sobol_indices` computes the indices from 4,096 points of the surrogate per column. The mean
+    of Delta capped at 10 pp determines the area under the Delta-EDF, so the shares explain that area. They
+    are exact to about 0.02 for the surrogate. The error of the surrogate itself has no interval, only its
+    quality.
 
     Source: Hutter, Hoos and Leyton-Brown 2014, "An Efficient Approach for Assessing Hyperparameter
       Importance", ICML; Saltelli et al. 2010, Comput. Phys. Commun. 181, 259-270.

@@ -1,10 +1,10 @@
-"""Robustness to corruption and shift: what the errors in a trial's last row say of an arm beside another.
+"""Robustness of arms to corruption and distribution shift, from the errors in the last row of each trial.
 
-The setting that speaks for an arm is chosen on the selection split, where nothing is corrupted, and so are
-the runs of its confirmation: the errors told here had no part in the choice.
+The setting of an arm, and the points of its confirmation, are chosen on the uncorrupted selection split. So
+the errors reported here are independent of the choice.
 
-Source: Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261, section 4.2. There the reference is
-AlexNet; here it is another arm, so that 100 means: as bad as that arm.
+Source: Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261, section 4.2. The paper's reference is
+AlexNet. Here it is the first arm, so an mCE of 100 is as bad as that arm.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from orchestrator.stats.intervals import Estimate
 from orchestrator.trials.records import Result, by_cell_and_arm
 from trainables.base import CLEAN, CORRUPTION, SHIFTED, WORST_PCT
 
-#: The error of the same run on the whole final split. No name of a shifted set: those are the user's.
+#: Name of the error on the whole final split. It differs from names of shifted sets, which have a prefix.
 FINAL = "final split"
 
 
 def shift_errors_in(extra: Mapping[str, float]) -> dict[str, float]:
-    """Returns the errors under corruption and shift, and that on the clean images, among a row's `extra`."""
+    """Returns the errors under corruption, under shift and on the clean images from a row's `extra`."""
     return {
         name: value
         for name, value in extra.items()
@@ -39,26 +39,26 @@ def shift_errors_in(extra: Mapping[str, float]) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Of a sweep
+# Summaries of a sweep
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftSummary:
-    """One arm in one cell at the setting that the selection split chose.
+    """The robustness of one arm in one cell at the setting chosen on the selection split.
 
     Attributes:
-      cell, arm: which.
-      kind: `best`, the one run of lowest selection error in the sweep; or `confirmed`, the chosen points run
-        with fresh seeds, each seed at the point that the others put first.
-      point, values: the setting; of a confirmation that of the lowest mean.
-      num_runs, num_diverged: runs of it; one that diverged counts as 100 everywhere.
-      errors_pct: in percent, by name as in `Epoch.extra`, and `FINAL`; with intervals where confirmed.
-      corrupted_pct: mean over the kinds of corruption; None where nothing was corrupted.
-      added_pp: what of it corruption adds to `clean`; None also where a run diverged, which adds nothing.
-      mce_pct, relative_mce_pct: with the first arm's row of the same kind as the reference, its own 100;
-        `refused` says why there is none. They have no interval.
-      differences_pp: where both are confirmed, `corrupted`, `added` and each shifted set minus those of
-        the first arm, by Welch.
+      cell, arm: names of the two.
+      kind: `best` is the run of lowest selection error in the sweep. `confirmed` are runs with fresh seeds,
+        each seed at the point that ranks first over the other seeds.
+      point, values: the setting; for a confirmation, that of the lowest mean.
+      num_runs, num_diverged: runs of the setting. A diverged run counts as 100 everywhere.
+      errors_pct: errors in percent, by name as in `Epoch.extra`, and `FINAL`; with intervals if confirmed.
+      corrupted_pct: mean over the kinds of corruption; None if nothing was corrupted.
+      added_pp: the error that corruption adds to `clean`. None also if a run diverged, where it is undefined.
+      mce_pct, relative_mce_pct: relative to the first arm's summary of the same kind, which has 100. They
+        have no interval. `refused` is the reason if there is none.
+      differences_pp: `corrupted`, `added` and each shifted set minus those of the first arm, with Welch's
+        interval, if both are confirmed.
     """
 
     cell: str
@@ -78,16 +78,16 @@ class ShiftSummary:
 
     @property
     def sets(self) -> list[str]:
-        """The shifted sets among the errors."""
+        """The names of the shifted sets among the errors."""
         return [name.removeprefix(SHIFTED) for name in self.errors_pct if name.startswith(SHIFTED)]
 
 
-#: A summary, and what its numbers were confirmed by.
+#: A summary, and the confirmations of its numbers by name.
 _Told = tuple[ShiftSummary, Mapping[str, Confirmed]]
 
 
 def shift_summaries(results: Iterable[Result], summaries: Sequence[Summary]) -> list[ShiftSummary]:
-    """Every arm of every cell, as far as its runs were asked: its best run, then its confirmation."""
+    """Returns the best run and the confirmation of each arm evaluated under corruption or shift, by cell."""
     groups = by_cell_and_arm(results)
     found: list[ShiftSummary] = []
     arms: dict[str, str] = {}
@@ -106,7 +106,7 @@ def shift_summaries(results: Iterable[Result], summaries: Sequence[Summary]) -> 
 
 
 def _errors(result: Result) -> dict[str, float]:
-    """All errors of a trial's last row by name; none where it was not asked for more than the final split."""
+    """Returns all errors of a trial's last row by name. Empty if only the final split was evaluated."""
     last = result.record.last
     errors = shift_errors_in((last and last.extra) or {})
     if last is None or last.test_error_pct is None or not errors:
@@ -184,7 +184,7 @@ def _of_confirmation(summary: Summary, results: Sequence[Result]) -> _Told | Non
 
 
 def _beside(told: _Told, base: _Told | None) -> ShiftSummary:
-    """A summary with what it is beside the first arm's, if that has one."""
+    """Returns a summary with its comparison to the first arm's summary, if that exists."""
     (one, confirmed), differences = told, {}
     if base is None:
         return dataclasses.replace(one, refused="the first arm has no such run")

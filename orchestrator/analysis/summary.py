@@ -1,22 +1,21 @@
-"""Populations of trials compared: Delta-EDFs, robustness measures, paired differences, with intervals.
+"""Summary of each arm in each cell: errors by point, reference, confirmed best, and measures with intervals.
 
-Errors are percentages as `Result.error_pct` counts them: a diverged trial is 100, a trial that has no
-result is missing. The unit of every statistic is the point of the design: replicates of a point are
-averaged first, over those there are. Only trials of the role `sweep` are draws from the space, and only
-they enter a distribution; confirmations give the reference and the peak, other roles are counted apart.
+Errors are percentages as in `Result.error_pct`: a diverged trial is 100, and a trial without a result is
+missing. The unit of every statistic is the point of the design; its replicates with a result are averaged
+first. Only trials of role `sweep` are draws from the space, so only they enter a distribution. Confirmations
+give the reference and the peak. Other roles are counted separately.
 
-Delta is a point's error minus its arm's reference, in percentage points (pp). The reference is the error
-of the arm's confirmed best. Where a cell is not confirmed for every arm that trained, it is for all of
-them the lowest error the sweep itself has seen: a sample minimum, hence biased low and the more so the
-more points there are. What is measured from it has no interval, unless all arms are measured from one:
-then the reference is a bar like another, and the interval speaks of this bar.
+Delta is a point's error minus its arm's reference, in percentage points (pp). The reference is the error of
+the arm's confirmed best. In a cell where an arm that trained has no confirmation, the reference of each arm
+is the lowest error of its sweep instead. This is a sample minimum, which is biased low, and more so with more
+points. Measures from an arm's own sample minimum have no interval. Measures from the common reference have
+one, which is conditional on that reference.
 
-Intervals take points as if they were drawn independently. Points of a Sobol design are spread more evenly
-than that, so there intervals are wider than they need be and tests reject less often than they might. Where
-a Sobol design has MIN_SAMPLE independent scrambles or more, intervals of differences are taken over these
-blocks instead; tests still take points for independent. Each interval over points covers the truth of planted
-populations in 93 % of sweeps at least (`python -m benchmarks.coverage`); which interval, and why, is in
-docs/statistics.md.
+Intervals treat points as independent draws. Points of a Sobol design are spread more evenly, so its intervals
+are wider than necessary and its tests reject less often than they could. In a Sobol design with MIN_SAMPLE
+independent scrambles or more, intervals of differences are over these blocks instead. Tests still treat
+points as independent. Each interval over points covers the truth of planted populations in at least 93 % of
+sweeps (`python -m benchmarks.coverage`). docs/statistics.md lists the intervals and their reasons.
 """
 
 import math
@@ -37,18 +36,20 @@ from orchestrator.trials.trial import Trial
 from trainables.base import WORST_PCT
 
 ReferenceKind = Literal["confirmed", "sweep_minimum"]
-#: What a trial that a rule stopped early may be taken for; both are biased, in a known direction.
+#: Estimators for a trial that a rule stopped early. Both are biased in a known direction.
 Stopped = Literal["as_worst", "as_last"]
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The ranked trial of lowest error: one run, so unconfirmed until it is run again with fresh seeds.
+    """The ranked trial of lowest error.
+
+    It is a single run, so it is unconfirmed until it is run again with fresh seeds.
 
     Attributes:
-      trial: which.
-      val_error_pct: on the selection split. Chosen for being low, so biased low.
-      test_error_pct: on the final split, after its last epoch; None if it was not measured.
+      trial: the trial.
+      val_error_pct: error on the selection split. It is biased low, because it was selected for being low.
+      test_error_pct: error on the final split after the last epoch; None if it was not measured.
     """
 
     trial: Trial
@@ -58,28 +59,29 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One arm in one cell; everything is of the role `sweep`, except where it says otherwise.
+    """The results of one arm in one cell, for trials of role `sweep` unless stated otherwise.
 
     Attributes:
-      cell, arm: which.
-      num_trials, num_points: as planned.
+      cell, arm: names of the two.
+      num_trials, num_points: planned numbers.
       states: trials per state: an outcome, `running` or `missing`.
-      other_states: the same for every other role there is.
-      errors_pct: by point, the mean over the replicates there are; points without a result are absent, and
-        all are where the distribution is refused.
-      blocks: by point, which independent part of the design it is in.
-      num_incomplete: points that have some of their replicates only.
-      diverged: share of trials that diverged, among those the EDF counts; exact interval, which takes a
-        point's replicates for one trial. None without a result.
-      best: None while nothing ranked has ended.
+      other_states: the same for every other role.
+      errors_pct: by point, the mean over the replicates with a result. Points without a result are absent.
+        Empty if the distribution is refused.
+      blocks: by point, the independent block of the design.
+      num_incomplete: points with results of some replicates only.
+      diverged: share of diverged trials among those in the EDF. Its exact interval counts a point's
+        replicates as one trial. None without a result.
+      best: None until a ranked trial has ended.
       confirmed: None until every run of the confirmation has ended.
-      reference_pct, reference_kind: what Delta is measured from, and what that is: the confirmed best, or
-        the lowest error of a point that trained. Of one kind for all arms of a cell. None if none trained.
+      reference_pct, reference_kind: the error from which Delta is measured, and its kind: the confirmed best,
+        or the lowest error of a point that trained. All arms of a cell have the same kind. None if none
+        trained.
       common_reference_pct: the lowest reference of the cell.
-      median_error_pct: over points.
-      measures: every measure with its interval; empty without a result. Those from the arm's own
-        reference have one only where it is confirmed.
-      refused: what is not told though there are results, with the reason: measures, `delta_edf`,
+      median_error_pct: median over points.
+      measures: every measure with its interval; empty without a result. A measure from the arm's own
+        reference has an interval only if that is confirmed.
+      refused: numbers that are withheld despite results, with the reason: measures, `delta_edf`,
         `median_error_pct`, `diverged`, `confirmed`, `confirmed_reference`.
     """
 
@@ -104,26 +106,26 @@ class Summary:
 
     @property
     def reference_interval(self) -> Estimate | None:
-        """Of the reference, as fresh seeds tell it; None where it is not confirmed."""
+        """The reference with its interval over fresh seeds. None if it is not confirmed."""
         return self.confirmed.val if self.confirmed and self.reference_kind == "confirmed" else None
 
     @property
     def deltas_pp(self) -> NDArray[np.float64]:
         """Delta of every point in `errors_pct`, in the order of the points.
 
-        A few are below 0 where the reference is a confirmed one: single runs that had luck.
+        A few are below 0 if the reference is confirmed, because single runs may be lucky.
         """
         return deltas(list(self.errors_pct.values()), self.reference_pct)
 
 
 def summarise(results: Iterable[Result], stopped: Stopped | None = None) -> list[Summary]:
-    """Every arm in every cell, cells first, in the order of the plan.
+    """Returns the summary of every arm in every cell, cells first, in the order of the plan.
 
     Args:
-      results: of a plan, all roles.
-      stopped: an estimator for trials that a rule stopped early, at the caller's choice: `as_worst` counts
-        them as 100 % error and `as_last` at their last epoch's. Both err against the arm. Without one, an
-        arm that has such trials gets no distribution and no measure, and the reason is in `refused`.
+      results: all results of a plan, of all roles.
+      stopped: estimator for trials that a rule stopped early. `as_worst` counts them as 100 % error,
+        `as_last` with the error of their last epoch. Both are biased against the arm. If None, an arm with
+        such trials has no distribution and no measures, and `refused` has the reason.
     """
     groups: dict[str, dict[str, list[Result]]] = {}
     for (cell, arm), group in by_cell_and_arm(results).items():
@@ -141,17 +143,17 @@ def summarise(results: Iterable[Result], stopped: Stopped | None = None) -> list
 
 @dataclass(frozen=True, slots=True)
 class _Population:
-    """One arm in one cell before it is known what to measure it from.
+    """The results of one arm in one cell, before the cell's reference is known.
 
     Attributes:
       sweep: draws from the space.
-      searched: trials of a search, which may be the best and tell nothing else.
+      searched: trials of a search, which are candidates for the best and count for nothing else.
       other_states: trials of other roles per state.
-      errors_pct: by point, of the draws.
-      num_counted: trials whose errors those are made of.
-      trained: errors of the points of which a trial is ranked.
-      num_incomplete: points that have some of their replicates only.
-      confirmed, refused: as in a Summary.
+      errors_pct: error of the draws, by point.
+      num_counted: number of trials in `errors_pct`.
+      trained: errors of the points with a ranked trial.
+      num_incomplete: points with results of some replicates only.
+      confirmed, refused: as in `Summary`.
     """
 
     sweep: list[Result]
@@ -170,10 +172,10 @@ class _Population:
         return self.confirmed.val.value if confirmed and self.confirmed else min(self.trained)
 
 
-#: What is told of a distribution, by the names under which it is refused.
+#: Names in `refused` of the numbers that need a distribution.
 _OF_DRAWS = (*MEASURES, "delta_edf", "median_error_pct", "diverged")
 
-#: Why a search has no distribution.
+#: The reason why a search has no distribution.
 NO_DRAWS = (
     "its settings were chosen, or its trials could be ended, by a search, so they are no draws from the space"
 )
@@ -222,7 +224,7 @@ def _population(results: Sequence[Result], stopped: Stopped | None) -> _Populati
 
 
 def _error_pct(result: Result, stopped: Stopped | None) -> float | None:
-    """A trial's error as it counts, with an estimator for those that were stopped."""
+    """Returns the error of a trial, estimated by `stopped` if a rule stopped it early."""
     if stopped is None or not result.censored:
         return result.error_pct
     own = result.own_error_pct if stopped == "as_last" else None
@@ -270,11 +272,13 @@ def _final_pct(result: Result) -> float | None:
 def confirmed_with(
     results: Sequence[Result], measured: Callable[[Result], float | None]
 ) -> tuple[Confirmed | None, str]:
-    """The confirmed best of one arm in one cell, or why there is none; neither if none was asked for.
+    """Returns the confirmed best of one arm in one cell, or the reason why there is none.
+
+    The reason is empty if there are no results, because no confirmation was requested.
 
     Args:
-      results: its runs with fresh seeds.
-      measured: what `test` is to be of those that had no say in the choice; None where a run lacks it.
+      results: the arm's runs with fresh seeds.
+      measured: returns the value of a run that becomes `test`, or None if the run has no such value.
     """
     if not results:
         return None, ""
@@ -317,9 +321,9 @@ def _best(results: Iterable[Result]) -> Best | None:
 
 
 def landmarks(results: Iterable[Result]) -> dict[str, Result]:
-    """The best, median and worst trial of the sweep among those the EDF counts; empty if there are none.
+    """Returns the best, median and worst trial of the sweep among those in the EDF. Empty if there are none.
 
-    Of an even number the median is the better of the two in the middle. Ties go to the earlier trial.
+    For an even number, the median is the better of the two middle trials. Ties go to the earlier trial.
     """
     counted = [
         (error, result)
@@ -333,7 +337,7 @@ def landmarks(results: Iterable[Result]) -> dict[str, Result]:
 
 
 def by_arm(results: Iterable[Result], cell: str) -> Mapping[str, list[Result]]:
-    """The draws of one cell (role `sweep`), by arm, in the order of the plan."""
+    """Returns the draws of one cell (role `sweep`) by arm, in the order of the plan."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.trial.cell_name == cell and result.trial.role == "sweep":

@@ -1,13 +1,13 @@
-"""Whether the window decided the verdict: optima at its edge, and other windows by re-weighting.
+"""Window audit: tests if a verdict depends on the window, by optima at its edge and by re-weighted points.
 
-An arm whose optimum lies at the edge of what was searched has not had its chance; `edge_check` says so, and
-which extension would settle it. `audit` asks of the points that were trained already what the difference
-between two arms would have been in a smaller, a shifted or a differently weighted window.
+An arm with its optimum at the edge of the window may have a better setting outside. `edge_check` flags it,
+with the extension of the window that would settle it. `audit` estimates the difference between two arms in a
+smaller, a shifted or a differently weighted window from the existing points.
 
-Points are drawn uniformly in quantile. Under another prior with density w relative to that, a mean over the
-window is estimated by the mean over the points weighted by w (self-normalised importance sampling); a smaller
-window is the case of weights 0 and 1. No weight reaches beyond the window: of a shifted one only the part
-that overlaps is judged, and how much that is is said.
+Points are drawn uniformly in quantile. Under a prior with density w relative to that, the mean over the
+window is estimated by the mean of the points weighted by w (self-normalised importance sampling). A smaller
+window has weights 0 and 1. Weights cannot extend the window, so only the overlap of a shifted window is
+judged, and `covered` is its share.
 
 Source: Kong 1992, "A note on importance sampling using standardized weights", Univ. of Chicago TR 348
   (effective sample size).
@@ -34,17 +34,19 @@ from orchestrator.stats.surrogate import (
     useful_surrogate,
 )
 
-#: An optimum within this share of the window from an edge lies at it. Wider than `search.BEST_EDGE_SHARE`,
-#: because the points of a design are spread over the window, and so the optimum's place is less certain.
+#: An optimum within this share of the window from an edge is at that edge. It is larger than
+#: `trials.search.BEST_EDGE_SHARE`, because the points of a design are spread over the window. So the position
+#: of the optimum is less certain.
 OPTIMUM_EDGE_SHARE = 0.1
 #: The measures that are audited.
 AUDITED: tuple[Measure, ...] = ("area_common", "within_common_bar")
-#: By how much windows are shrunk, shifted and extended.
+#: Step by which windows are shrunk, shifted and extended.
 OCTAVES = 1.0
-#: The same on an axis that has no octaves, as a share of the window: that of one octave in the paper's five.
+#: The same on an axis without octaves, as a share of the window: one of the paper's five octaves.
 LINEAR_SHARE = 0.2
 
-#: Share of refits that put the optimum at an edge for it to be flagged, whatever the fit itself says.
+#: Share of refits with the optimum at an edge that is enough for a flag, even if the fit's optimum is
+#: elsewhere.
 SUPPORT = 1 / 3
 
 Sign = Literal["surrogate", "refits", "best point"]
@@ -52,14 +54,14 @@ Sign = Literal["surrogate", "refits", "best point"]
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """The strip that would settle an edge flag, to be run as a window of its own beside the first.
+    """The strip next to the window that would settle an edge flag, to be run as a separate window.
 
-    Widening the window itself would move every point of the design, and nothing that has run would count.
+    A wider window instead would move every point of the design, so that no finished trial could be reused.
 
     Attributes:
-      parameter, side: where the window is to grow.
+      parameter, side: the edge at which to extend the window.
       low, high: the ends of the strip, in the parameter's own unit.
-      num_points: as many as fill it as densely as the window was filled.
+      num_points: number of points with the density of the window.
     """
 
     parameter: str
@@ -71,18 +73,18 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class EdgeFlag:
-    """An arm's best lies at an edge, or it may well do so.
+    """An edge of the window at which an arm's optimum is or may be.
 
     Attributes:
-      cell, arm, parameter, side: which.
-      signs: what lies there: the lowest of the surrogate, a third of its refits or more, the best point. The
-        last alone is no flag.
-      value: of the parameter at the surrogate's optimum; where that lies elsewhere, at the median of the
-        refits that lie at the edge.
-      fall_pp: by how much the predicted error falls over the last tenth of the window; about 0 where the
-        optimum lies at the edge itself.
-      support: share of bootstrap refits whose optimum lies at this edge.
-      extension: what would settle it.
+      cell, arm, parameter, side: names of the edge.
+      signs: the optima at this edge: of the surrogate, of at least a third of its refits, the best point. The
+        best point alone is no flag.
+      value: the parameter at the surrogate's optimum. If that is elsewhere, the median of the refits at the
+        edge.
+      fall_pp: decrease of the predicted error over the last tenth of the window, towards the edge. It is
+        about 0 if the optimum is exactly at the edge.
+      support: share of bootstrap refits with the optimum at this edge.
+      extension: the strip that would settle it.
     """
 
     cell: str
@@ -98,7 +100,7 @@ class EdgeFlag:
 
 @dataclass(frozen=True, slots=True)
 class EdgeCheck:
-    """All flags of one arm in one cell; `because` says why it could not be judged, empty if it was."""
+    """All flags of one arm in one cell. `because` is the reason if it could not be judged, else empty."""
 
     cell: str
     arm: str
@@ -107,16 +109,15 @@ class EdgeCheck:
 
 
 def edge_check(landscape: Landscape) -> EdgeCheck:
-    """Every edge of the window at which the arm's best lies, or may well lie.
+    """Flags every edge of the window at which the arm's optimum is or may be.
 
-    To lie at an edge is to be within a tenth of the window from it (in the logarithm where the axis has one).
-    An edge is flagged where the surrogate's optimum does so, or that of at least a third of the refits to
-    resampled points. Whether the error still falls there is told and not asked for: of an optimum exactly at
-    the edge it does not. A parameter that moves the predicted error, on the line through the optimum, by less
-    than twice the surrogate's mean miss has no optimum to speak of, and is not flagged.
+    A position is at an edge if it is within a tenth of the window from it (in the logarithm on a log axis).
+    An edge is flagged if the surrogate's optimum is there, or that of at least a third of the refits to
+    resampled points. The decrease of the error at the edge is reported but not required, because it is 0 for
+    an optimum exactly at the edge. A parameter is not flagged if it changes the predicted error, on the line
+    through the optimum, by less than twice the surrogate's mean absolute error. It has no clear optimum.
 
-    How often an optimum at or beyond the edge is caught, and one inside of it flagged:
-    `python -m benchmarks.coverage`.
+    `python -m benchmarks.coverage` measures the rates of true and false flags.
     """
     surrogate, because = useful_surrogate(landscape)
     if surrogate is None:
@@ -159,7 +160,7 @@ def edge_check(landscape: Landscape) -> EdgeCheck:
 
 
 def extension(axis: Axis, side: Side, num_points: int) -> Extension:
-    """The window's neighbour on one side, an octave wide (or a fifth of the window where there are none)."""
+    """Returns the strip next to one side of the window, an octave wide (a fifth of the window if not log)."""
     share = _step(axis)
     ends = (axis.at(-share), axis.low) if side == "low" else (axis.high, axis.at(1 + share))
     return Extension(axis.name, side, float(ends[0]), float(ends[1]), int(np.ceil(num_points * share)))
@@ -179,7 +180,7 @@ def _fall(surrogate: Surrogate, index: int, side: Side, through_D: Array) -> flo
 
 
 def _step(axis: Axis) -> float:
-    """One octave as a share of the window."""
+    """Returns one octave as a share of the window, or LINEAR_SHARE on an axis without octaves."""
     return OCTAVES / axis.width if axis.kind == "log" else LINEAR_SHARE
 
 
@@ -191,10 +192,10 @@ class View:
     """Another prior over the same window.
 
     Attributes:
-      name: for tables.
-      boxes: per arm and parameter the part of the window that counts, in quantiles; absent means all of it.
-      tilt: a parameter and where the density rises to, linearly from 0: a side, or the middle.
-      covered: share of the window asked for that has points.
+      name: name for tables.
+      boxes: the part of the window that counts per arm and parameter, in quantiles. The default is all of it.
+      tilt: a parameter, and the side (or the middle) towards which the density rises linearly from 0.
+      covered: share of the requested window that is inside the sweep's window.
     """
 
     name: str
@@ -203,7 +204,7 @@ class View:
     covered: float = 1.0
 
     def weights(self, landscape: Landscape) -> Array:
-        """The density (N) relative to the prior that the points were drawn from, up to a factor."""
+        """Returns the density (N) relative to the prior of the points, up to a factor."""
         weights_N = np.ones(len(landscape.points))
         for index, axis in enumerate(landscape.axes):
             low, high = self.boxes.get((landscape.arm, axis.name), (0.0, 1.0))
@@ -220,17 +221,17 @@ class Verdict:
     """The difference between two arms under one view, on the points that both have.
 
     Attributes:
-      view: its name; `as drawn` is the sweep's own.
-      covered: as in View.
-      measure: which.
-      base_value, value: weighted means over the paired points; Delta is measured from the reference as given,
-        else from the lowest error of the arm's points that count in this view.
-      difference: `value` minus `base_value` with its interval; None where it is refused.
-      effective_points: (sum w)^2 / sum w^2, of the arm that has less; below 6 there is no estimate.
-      better: the arm that is better, by a t-test of the weighted pairs; None if that is not settled, and
-        `because` says why.
-      flip: how it departs from `as drawn`: `reversed`: the other arm is better; `lost`: no longer settled;
-        `gained`: settled only here; empty if it does not, or if it could not be judged.
+      view: name of the view; `as drawn` is the sweep's own window.
+      covered: as in `View`.
+      measure: name of the measure.
+      base_value, value: weighted means over the paired points. Delta is measured from the given reference, or
+        from the lowest error of the arm's points that count in this view.
+      difference: `value` minus `base_value` with its interval. None if it is refused.
+      effective_points: (sum w)^2 / sum w^2, of the arm with fewer. There is no estimate below 6.
+      better: the better arm by a t-test of the weighted pairs. None if it is not settled.
+      because: the reason if it is not settled or refused, else empty.
+      flip: the change from `as drawn`. `reversed`: the other arm is better. `lost`: no longer settled.
+        `gained`: settled only here. Empty if there is no change, or if it could not be judged.
     """
 
     view: str
@@ -247,11 +248,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """How the verdict between two arms of one cell moves with the window.
+    """The verdicts between two arms of one cell under each view of the window.
 
     Attributes:
-      cell, base_arm, arm: which.
-      because: why there is no audit; empty if there is one.
+      cell, base_arm, arm: names of the three.
+      because: the reason if there is no audit, else empty.
       verdicts: by measure, `as drawn` first.
     """
 
@@ -263,19 +264,19 @@ class Audit:
 
     @property
     def flips(self) -> tuple[Verdict, ...]:
-        """The verdicts that depart from the sweep's own."""
+        """The verdicts that differ from the sweep's own."""
         return tuple(verdict for verdict in self.verdicts if verdict.flip)
 
 
 def audits(
     found: Sequence[Landscape], references_pct: Mapping[tuple[str, str], float] | None = None
 ) -> list[Audit]:
-    """Every arm against the first of its cell.
+    """Returns the audit of every arm against the first of its cell.
 
     Args:
       found: the landscapes of a sweep.
-      references_pct: by cell and arm, what Delta is measured from (confirmed errors); left out, the lowest
-        error among the points that count in each view.
+      references_pct: by cell and arm, the confirmed error from which Delta is measured. The default is the
+        lowest error among the points that count in each view.
     """
     cells: dict[str, list[Landscape]] = {}
     for landscape in found:
@@ -288,10 +289,11 @@ def audits(
 
 
 def views(base: Landscape, arm: Landscape) -> list[View]:
-    """The sweep's own window; smaller, shifted and tilted along each axis; smaller and re-centred whole.
+    """Returns the views of the audit, with the sweep's own window first.
 
-    Re-centred means for each arm a window of its own around its surrogate's optimum, an octave smaller on
-    each side: it asks how forgiving an arm is once its settings are about right.
+    Each axis has views that are smaller, shifted and weighted. Two views change all axes: one is smaller, the
+    other re-centred. The latter has a window per arm around its surrogate's optimum, an octave smaller on
+    each side. It shows how forgiving an arm is once its settings are approximately right.
     """
     names = [axis.name for axis in base.axes if axis.ordered and arm.axis(axis.name) is not None]
     steps = {(a.arm, axis.name): _step(axis) for a in (base, arm) for axis in a.axes if axis.name in names}
@@ -339,7 +341,7 @@ def audit(
     references_pct: Mapping[tuple[str, str], float] | None = None,
     measures: Sequence[Measure] = AUDITED,
 ) -> Audit:
-    """Two arms of one cell under each view; the first view is what the others are held against."""
+    """Returns the audit of two arms of one cell. Each view is compared to the first one."""
     if num_censored := base.num_censored + arm.num_censored:
         return Audit(base.cell, base.arm, arm.arm, f"{num_censored} trials were stopped early")
     if not (base.trained.any() and arm.trained.any()):
@@ -352,14 +354,14 @@ def audit(
 
 
 def effective_points(weights: Array) -> float:
-    """(sum w)^2 / sum w^2: as many equally weighted points know as much; 0 without weight."""
+    """Returns (sum w)^2 / sum w^2, the equivalent number of equally weighted points; 0 without weight."""
     return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else 0.0
 
 
 def _reference(
     landscape: Landscape, weights_N: Array, references_pct: Mapping[tuple[str, str], float]
 ) -> float | None:
-    """What an arm's Delta is measured from under a view; None where no point that counts trained."""
+    """Returns the reference of an arm's Delta under a view. None if no point that counts trained."""
     counting = landscape.errors_pct[landscape.trained & (weights_N > 0)]
     if not counting.size:
         return None
@@ -423,10 +425,11 @@ def _verdict(
 def difference(
     base_scores: Array, base_weights: Array, scores: Array, weights: Array
 ) -> tuple[Estimate, float]:
-    """Difference of the weighted means with the interval of `bounded_mean`, and the p-value of a t-test.
+    """Returns the difference of weighted means with the interval of `bounded_mean`, and a t-test's p-value.
 
-    A weighted mean moves by w (score - mean) / sum w for each of its points; the squares of what both means
-    move by together sum to the variance. With equal weights this is the paired t-test.
+    A point contributes w (score - mean) / sum w to the deviation of a weighted mean. The variance is the sum
+    of squares of these contributions, as differences between the two arms at each point. With equal weights
+    this is the paired t-test.
     """
     means = [np.average(base_scores, weights=base_weights), np.average(scores, weights=weights)]
     value = float(means[1] - means[0])

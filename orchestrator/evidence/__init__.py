@@ -1,1 +1,1 @@
-"""Reports that can be checked: sealed, verified, bundled, compared."""
+"""Verifiable reports: sealing, verification, bundles and comparisons."""

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from orchestrator.evidence.seal import MANIFEST, MAX_SHOWN, belongs, evidence_files, is_unsafe
 from orchestrator.store.journal import FolderError
 
-#: Of an archive once unpacked; a sweep of 10,000 trials of 100 epochs is near 400 MB.
+#: Limit on an unpacked archive. A sweep of 10,000 trials of 100 epochs has about 400 MB.
 MAX_BUNDLE_BYTES = 4 * 2**30
 MAX_BUNDLE_FILES = 100_000
-#: What may be read in one go: more is asked for only by a header that lies.
+#: Limit on a single read, because only a forged header requests more.
 _MAX_READ_BYTES = 2**24
 
 
@@ -24,20 +24,20 @@ _MAX_READ_BYTES = 2**24
 
 
 def bundle(folder: Path, target: Path) -> Path:
-    """Packs question, record, journal, report and manifest into one archive that `verify` takes anywhere.
+    """Packs question, record, journal, report and manifest into one archive, which `verify` accepts.
 
-    Checkpoints, tracebacks, locks and links to a tracker stay behind. The same folder gives the same bytes.
+    Checkpoints, tracebacks, locks and links to a tracker are left out. The same folder gives the same bytes.
 
     Args:
-      folder: of a sweep with a sealed report.
-      target: a file that ends in .tar.gz, or a folder to put <folder's name>.tar.gz into.
+      folder: a sweep folder with a sealed report.
+      target: a file name that ends in .tar.gz, or a folder that receives <folder's name>.tar.gz.
 
     Returns:
       The path of the archive.
 
     Raises:
-      FolderError: the folder is no sweep or has no sealed report; a file in it is a link; or the target
-        does not end in .tar.gz.
+      FolderError: the folder is no sweep or has no sealed report, a file in it is a link, or the target does
+        not end in .tar.gz.
     """
     top = folder.resolve().name
     if target.is_dir():
@@ -54,7 +54,7 @@ def bundle(folder: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        # No name and no time in the header of the compressed stream, none of the machine's in the archive.
+        # The headers have no file name, time or owner, because the same folder must give the same bytes.
         with (
             partial.open("wb") as raw,
             gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream,
@@ -72,7 +72,7 @@ def bundle(folder: Path, target: Path) -> Path:
 
 
 class _Bounded(gzip.GzipFile):
-    """A compressed stream that refuses to grow past a limit, or to be read in pieces only a lie asks for."""
+    """A compressed stream with a limit on its content and on a single read."""
 
     limit = MAX_BUNDLE_BYTES
 
@@ -86,22 +86,22 @@ class _Bounded(gzip.GzipFile):
 
 
 def open_bundle(path: Path, into: Path, max_bytes: int = MAX_BUNDLE_BYTES) -> Path:
-    """Unpacks a bundle, which anyone may have made.
+    """Unpacks a bundle from an untrusted source.
 
-    Only plain files of a sweep are taken, by their own names, under one folder; nothing is written before
-    all names and sizes have been seen.
+    It accepts only regular files of a sweep, by their own names, under one folder. All names and sizes are
+    checked before anything is written.
 
     Args:
-      path: of the archive.
-      into: where the sweep's folder is put.
-      max_bytes: what the archive may unpack to, headers included.
+      path: path of the archive.
+      into: the folder that receives the sweep's folder.
+      max_bytes: limit on the unpacked size, headers included.
 
     Returns:
       The path of the sweep's folder.
 
     Raises:
-      FolderError: it is no bundle, it holds what does not belong there (every fault is named), it is larger
-        than allowed, or the folder exists.
+      FolderError: the file is no bundle, it contains files that are no part of a sweep (the message names up
+        to MAX_SHOWN), it is larger than allowed, or the folder exists.
     """
     try:
         top = _look_through(path, max_bytes)
@@ -109,7 +109,7 @@ def open_bundle(path: Path, into: Path, max_bytes: int = MAX_BUNDLE_BYTES) -> Pa
             raise FolderError(f"{into / top} exists already")
         with _opened(path, max_bytes) as archive:
             for member in archive:
-                # By hand: `extract` is told to trust nothing from Python 3.11.4 on only.
+                # Written by hand, because the safe filter of `extract` needs Python 3.11.4 or later.
                 target, source = into / member.name, archive.extractfile(member)
                 assert source is not None, "plain files alone get so far"
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,14 +125,14 @@ def open_bundle(path: Path, into: Path, max_bytes: int = MAX_BUNDLE_BYTES) -> Pa
 @contextlib.contextmanager
 def _opened(path: Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
     with _Bounded(path) as stream:
-        # Blocks of zeros end an archive; they count, too.
+        # The limit is on the stream, because the blocks of zeros at the end of an archive count, too.
         stream.limit = max_bytes
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             yield archive
 
 
 def _look_through(path: Path, max_bytes: int) -> str:
-    """The name of the folder in an archive, if it holds what it may."""
+    """Checks all members of an archive and returns the name of its folder."""
     faults: list[str] = []
     names: list[str] = []
     size = 0
@@ -148,14 +148,14 @@ def _look_through(path: Path, max_bytes: int) -> str:
                 faults.append(f"{member.name!r} is no plain file")
             elif is_unsafe(member.name) or not belongs("/".join(PurePosixPath(member.name).parts[1:])):
                 faults.append(f"{member.name!r} is no part of a sweep")
-        # To the end of the stream, whose checksum stands there.
+        # Reads to the end of the stream, because the checksum is there.
         stream = archive.fileobj
         assert stream is not None
         while stream.read(2**20):
             pass
     if len(tops := {PurePosixPath(name).parts[0] for name in names if not is_unsafe(name)}) > 1:
         faults.append(f"holds more than one folder: {', '.join(sorted(tops))}")
-    faults += [f"{name!r} stands there {count} times" for name, count in Counter(names).items() if count > 1]
+    faults += [f"{name!r} occurs {count} times" for name, count in Counter(names).items() if count > 1]
     if faults:
         shown = "; ".join(faults[:MAX_SHOWN])
         raise FolderError(f"is no bundle that may be unpacked: {shown}")

@@ -1,4 +1,4 @@
-"""Arms of several sweeps in one report."""
+"""Comparison of the arms of several sweeps in one report."""
 
 import json
 import os
@@ -18,17 +18,17 @@ from trainables.io.files import write_atomically
 
 
 def compare(folders: Sequence[Folder], out: Path) -> tuple[Path, list[str]]:
-    """Writes a sweep folder that holds the arms of several, with its sealed report.
+    """Writes a sweep folder with the arms of several sweeps, and its sealed report.
 
-    The folder is like any other: `status`, `report`, `export`, `verify` and `bundle` work on it, and its
-    record names the sweeps it was made of. An earlier comparison in its place is replaced.
+    `status`, `report`, `export`, `verify` and `bundle` work on it as on any sweep folder. Its record names
+    the source sweeps. It replaces an earlier comparison at `out`.
 
     Returns:
-      The path of report.html, and what was renamed or shared, a line each.
+      The path of report.html, and a line per item that was renamed or shared.
 
     Raises:
-      MergeError: the sweeps are not comparable; every reason is told.
-      FolderError: `out` holds something else than a comparison.
+      MergeError: the sweeps are not comparable. The message has every reason.
+      FolderError: `out` is neither empty nor a comparison.
     """
     parts = _parts(folders)
     merged = merge({name: part for name, (_, part) in parts.items()})
@@ -48,7 +48,7 @@ def compare(folders: Sequence[Folder], out: Path) -> tuple[Path, list[str]]:
 
 
 def comparable(folders: Sequence[Folder]) -> bool:
-    """Whether `compare` would take these sweeps."""
+    """Returns True if `compare` accepts these sweeps."""
     try:
         merge({name: part for name, (_, part) in _parts(folders).items()})
     except MergeError:
@@ -64,7 +64,7 @@ def _parts(folders: Sequence[Folder]) -> dict[str, tuple[Folder, Part]]:
 
 
 def _free_name(opened: Folder, taken: Iterable[str]) -> str:
-    """The sweep's name, or its folder's where sweeps share one."""
+    """Returns the sweep's name, or that of its folder if another sweep has the name."""
     names = [opened.plan.sweep.name, opened.path.resolve().name]
     names += [f"{names[0]}-{number}" for number in range(2, 1000)]
     return next(name for name in names if name not in taken)

@@ -1,4 +1,4 @@
-"""The manifest that seals a report: which files count, and their digests."""
+"""The seal of a report: a manifest of the files that count and their digests."""
 
 import contextlib
 import functools
@@ -24,10 +24,10 @@ from trainables.io.files import write_atomically
 MANIFEST = "report/manifest.json"
 QUESTION_FILES = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")
 
-#: Of one file: after so many differences the others are counted only.
+#: Number of differences that are listed per file; further ones are only counted.
 MAX_SHOWN = 20
 
-#: What decides a report's bytes, besides our own code and the processor.
+#: Libraries that affect a report's bytes, besides our own code and the processor.
 _LIBRARIES = ("numpy", "scipy", "matplotlib", "jinja2", "pydantic")
 
 
@@ -35,16 +35,16 @@ _LIBRARIES = ("numpy", "scipy", "matplotlib", "jinja2", "pydantic")
 
 
 class Sealed(Frozen):
-    """A file as it was when it was sealed."""
+    """Size and digests of a file at the time of sealing."""
 
     bytes: int
     sha256: str
-    #: The first eight digits of each line's SHA-256, in one string: they tell which line was changed.
+    #: The first eight digits of each line's SHA-256, in one string. They identify a changed line.
     lines: str | None = None
 
 
 class Manifest(Frozen):
-    """What was sealed: files by their path in the folder, and what ran the trials and wrote the report."""
+    """The sealed files by their path in the folder, and the code that ran the trials and wrote the report."""
 
     format: Literal[1] = 1
     files: dict[str, Sealed]
@@ -53,15 +53,15 @@ class Manifest(Frozen):
 
 
 def seal(folder: Path) -> Path:
-    """Writes the manifest of a folder whose report has just been written.
+    """Writes the manifest of a folder after its report was written.
 
-    For a folder that no `run` writes to: one that grows meanwhile is what `write_sealed_report` is for.
+    No `run` may write to the folder at the same time. `write_sealed_report` is for a sweep that is running.
 
     Returns:
       The path of the manifest.
 
     Raises:
-      FolderError: the folder holds no report.
+      FolderError: the folder has no report.
     """
     if not (folder / "report" / "report.html").is_file():
         raise FolderError(f"{folder}: holds no report; write it with  vitc-sweep report {folder}")
@@ -82,18 +82,18 @@ def seal(folder: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """The SHA-256 of a folder's manifest, None if it has none."""
+    """Returns the SHA-256 of a folder's manifest. None if it has none."""
     path = folder / MANIFEST
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def evidence_files(folder: Path) -> list[str]:
-    """Every file that counts, but for the manifest, by its path in the folder; sorted."""
+    """Returns the sorted paths, relative to the folder, of all files that count except the manifest."""
     names = [name for name in QUESTION_FILES if (folder / name).is_file()]
     names += [f"journal/{path.name}" for path in (folder / "journal").glob("*.jsonl")]
     for path in (folder / "report").rglob("*"):
         name = path.relative_to(folder).as_posix()
-        # Names that begin with a dot are files that are being written.
+        # Files with a leading dot are left out, because they are incomplete.
         if path.is_file() and name != MANIFEST and not path.name.startswith("."):
             names.append(name)
     return sorted(names)
@@ -104,7 +104,7 @@ def line_digests(data: bytes) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What a report's bytes depend on besides its input."""
+    """Returns the code, libraries and processor that affect a report's bytes besides its input."""
     here = provenance()
     versions = {}
     for library in _LIBRARIES:
@@ -119,13 +119,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # what this process has loaded does not change when the files do
+@functools.cache  # because loaded code does not change when the files do
 def _source_digest() -> str:
     return source_digest(source_root())
 
 
 def source_digest(root: Path) -> str:
-    """A digest of our own code as it is installed in a folder, sub-packages included, with or without git."""
+    """Returns a digest of our own code in a folder, sub-packages included. It does not need git."""
     digest = hashlib.sha256()
     for package in ("orchestrator", "trainables"):
         for path in sorted((root / package).rglob("*")):
@@ -139,7 +139,7 @@ def source_digest(root: Path) -> str:
 
 
 def report_details(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of record.json a report prints at its end."""
+    """Returns the parts of record.json that a report prints at its end."""
     keys = ("created", "code", "python", "versions", "machine", "sources", "notices")
     return {key: record[key] for key in keys if key in record}
 
@@ -157,10 +157,10 @@ def write_report_into(opened: Folder, copy: Path) -> None:
 
 
 def write_sealed_report(folder: Path) -> Path:
-    """Writes the report of a sweep folder, and seals it; the sweep may be running.
+    """Writes and seals the report of a sweep folder. The sweep may be running.
 
-    Question, record and journal are copied once, and everything follows from the copy. Files that an
-    earlier report left and this one lacks are removed; files that no report wrote are not touched.
+    Question, record and journal are copied once, and the report is computed from the copy. Files that only an
+    earlier report has are removed. Files that no report wrote are not touched.
 
     Returns:
       The path of report.html.
@@ -179,7 +179,7 @@ def write_sealed_report(folder: Path) -> Path:
         write_report_into(opened, copy)
         seal(copy)
         new = [name for name in evidence_files(copy) if name.startswith("report/")]
-        # The manifest last: a report without its own is found out, one with another's is, too.
+        # The manifest is written last, so that `verify` detects a report that was interrupted before it.
         for name in [*new, MANIFEST]:
             write_atomically(folder / name, (copy / name).read_bytes())
     for name in old - set(new):
@@ -188,7 +188,7 @@ def write_sealed_report(folder: Path) -> Path:
 
 
 def _old_files(folder: Path) -> set[str]:
-    """Files of the report that is there, as its manifest lists them."""
+    """Returns the files of the existing report from its manifest."""
     try:
         manifest = read_manifest(folder)
     except FolderError:
@@ -203,7 +203,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def speaking_of(copy: Path, folder: Path) -> Iterator[None]:
-    """Lets errors name the folder that people know instead of its copy."""
+    """Replaces the path of the copy by that of the user's folder in error messages."""
     try:
         yield
     except FolderError as error:
@@ -211,10 +211,10 @@ def speaking_of(copy: Path, folder: Path) -> Iterator[None]:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest, None if there is none.
+    """Returns the manifest. None if there is none.
 
     Raises:
-      FolderError: it is damaged, or names files outside the folder.
+      FolderError: it is damaged, or names files that are no part of a sweep.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -228,13 +228,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name leads anywhere but down."""
+    """Returns True if a path may lead out of its folder."""
     parts = name.split("/")
     return any(part in ("", ".", "..") or "\\" in part or "\0" in part or ":" in part for part in parts)
 
 
 def belongs(name: str) -> bool:
-    """Whether a path in a folder is one that a bundle holds."""
+    """Returns True if a path in a sweep folder is part of a bundle."""
     return (
         name in QUESTION_FILES
         or re.fullmatch(r"journal/[0-9]+\.jsonl", name) is not None

@@ -1,13 +1,13 @@
-"""What makes a report evidence: a seal on its sources, a check that it follows from them, an archive of both.
+"""Verification of a report against its manifest and its journal.
 
-`report/manifest.json` holds, of the moment the report was written, a SHA-256 of the question, of the
-choice of what to confirm, of the record, of the plan made beforehand, of each file of the journal at its
-length then, and of every file of the report. `verify` holds the folder against it, and writes the report
-anew from the journal, elsewhere, to compare every number. So a change is found where it was made, and a
-change whose hash was changed with it is found where it shows.
+`report/manifest.json` has SHA-256 digests from the time when the report was written: of the question, the
+choice of what to confirm, the record, the plan from before the run, each file of the journal at its length
+then, and every file of the report. `verify` compares the folder to the manifest. It also writes the report
+again from the journal, in a temporary folder, and compares every number. So it locates a change in a file. If
+the digest was changed as well, it finds the change by its effect on the report.
 
-A manifest is no signature: who may change everything may seal it again. Its own SHA-256, the
-`fingerprint`, tells one seal from another; a paper that quotes it can be held to it.
+A manifest is no signature, because a user with write access can seal the folder again. The `fingerprint` is
+the SHA-256 of the manifest, and identifies a seal. A paper that quotes it makes later changes detectable.
 """
 
 import csv
@@ -42,10 +42,10 @@ from orchestrator.evidence.seal import (
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import FolderError, tree_of
 
-#: Files that the same input gives the same bytes of. Of others only the hash is checked.
+#: File types with the same bytes for the same input. Of other files only the hash is checked.
 _DETERMINISTIC = (".csv", ".json", ".html", ".svg", ".pdf", ".md", ".tex", ".txt")
 
-#: Numbers computed by another processor or library may differ in their last digits.
+#: Relative tolerance for numbers from another processor or library, which may differ in their last digits.
 _TOLERANCE = 1e-9
 
 
@@ -54,13 +54,13 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """One thing that does not hold.
+    """One fault of a sweep folder.
 
     Attributes:
-      file: by its path in the folder.
-      place: a line, a row and column, or a key; empty if it is the whole file.
-      rule: what should be so, or what is not.
-      found, expected: the two values where there are two.
+      file: path in the folder.
+      place: a line, a row and column, or a key; empty for the whole file.
+      rule: the rule that does not hold, or a description of the fault.
+      found, expected: the two values, if the fault is a difference.
     """
 
     file: str
@@ -77,13 +77,13 @@ class Discrepancy:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-      faults: what does not hold; none if the report follows from the journal, and both are as sealed.
-      notes: what should be known and is no fault.
-      counts: of what was looked at: files, journal lines, trials, numbers.
-      fingerprint: the SHA-256 of the manifest, None if there is none.
+      faults: discrepancies. There are none if the report follows from the journal and both are as sealed.
+      notes: remarks that are no faults.
+      counts: number of checked files, journal lines, trials and values.
+      fingerprint: the SHA-256 of the manifest. None if there is none.
     """
 
     faults: tuple[Discrepancy, ...]
@@ -93,11 +93,11 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no fault."""
+        """True if there are no faults."""
         return not self.faults
 
     def lines(self) -> list[str]:
-        """All of it, for people."""
+        """Returns the result as lines of text for the user."""
         done = ", ".join(f"{count} {what}" for what, count in self.counts.items())
         verdict = "verified" if self.ok else f"{len(self.faults)} fault(s)"
         return [
@@ -109,12 +109,12 @@ class Verification:
 
 
 def verify(path: Path) -> Verification:
-    """Holds a sweep folder, or a bundle of one, against its manifest and against its own journal.
+    """Checks a sweep folder, or a bundle of one, against its manifest and its own journal.
 
-    Writes nothing into the folder.
+    It writes nothing into the folder.
 
     Raises:
-      FolderError: it is no sweep folder, or no bundle that may be unpacked.
+      FolderError: the path is no sweep folder, or no bundle that may be unpacked.
     """
     if path.is_file():
         with tempfile.TemporaryDirectory(prefix="vitc-sweep-") as place:
@@ -126,18 +126,19 @@ def verify(path: Path) -> Verification:
 
 @dataclass
 class _Check:
-    """One verification under way."""
+    """A verification in progress."""
 
     folder: Path
     faults: list[Discrepancy] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
-    #: Whether the report was written by this code, these libraries and this kind of processor.
+    #: True if the report was written by this code.
     same_code: bool = True
+    #: True if it was written by this code, these libraries and this kind of processor.
     same_environment: bool = True
-    #: Files of which a change is told already.
+    #: Files with a reported change.
     broken: set[str] = field(default_factory=set)
-    #: Per file of the journal, lines whose checksum is wrong.
+    #: Numbers of lines with a wrong checksum, per file of the journal.
     bad_lines: dict[str, set[int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -174,7 +175,7 @@ class _Check:
         self.faults.append(Discrepancy(*parts))
 
     def note_versions(self) -> None:
-        """Compares what wrote the report to what checks it."""
+        """Compares the code and environment that wrote the report to those that verify it."""
         if not self.manifest:
             return
         then, now = self.manifest.written_with, environment()
@@ -207,7 +208,7 @@ class _Check:
     # --------------------------------------------------------------------------------- against the seal
 
     def check_lines(self, name: str) -> None:
-        """Checksums of a file of the journal."""
+        """Checks the line checksums of a file of the journal."""
         lines = (self.folder / name).read_bytes().splitlines(keepends=True)
         self.counts["lines"] += len(lines)
         for number, line in enumerate(lines, 1):
@@ -220,7 +221,7 @@ class _Check:
                 self.fault(name, f"line {number}", f"its checksum does not match{_subject(line)}")
 
     def check_seal(self, manifest: Manifest) -> None:
-        """Every file against its hash."""
+        """Checks every file against its hash."""
         for name, sealed in manifest.files.items():
             path = self.folder / name
             if not path.is_file():
@@ -262,7 +263,7 @@ class _Check:
         told = self.bad_lines.get(name, set())
         changed = [n for n, (a, b) in enumerate(zip(now, then, strict=False), 1) if a != b and n not in told]
         if len(now) != len(then):
-            # What follows the first is shifted, not changed.
+            # Only the first one, because the lines after it are shifted instead of changed.
             changed = changed[:1]
         for number in changed[:MAX_SHOWN]:
             line = lines[number - 1]
@@ -278,7 +279,7 @@ class _Check:
     # --------------------------------------------------------------------------------- against the journal
 
     def recompute(self) -> None:
-        """Writes the report anew in another place and compares."""
+        """Writes the report again in a temporary folder and compares."""
         if not (self.folder / "report").is_dir():
             self.fault("report", "", "there is none")
             return
@@ -291,7 +292,7 @@ class _Check:
                 self.counts["trials"] = len({trial.id for trial in opened.plan.trials})
                 write_report_into(opened, copy)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-                # Whatever stands in a line whose checksum was made to fit.
+                # Many types of error, because a line with a forged checksum may have any content.
                 self.fault(
                     "report", "", f"cannot be computed from the journal: {type(error).__name__}: {error}"
                 )
@@ -299,7 +300,7 @@ class _Check:
             self.compare_files(copy)
 
     def copy_sources(self, copy: Path) -> None:
-        """Question, record and journal as they were sealed, less the lines that are damaged."""
+        """Copies question, record and journal as sealed, without damaged lines."""
         for name in evidence_files(self.folder):
             if name.startswith("report/"):
                 continue
@@ -338,7 +339,7 @@ class _Check:
                 self.compare(name, theirs, ours)
 
     def compare(self, name: str, found: bytes, expected: bytes) -> None:
-        """Names what differs in a file of the report."""
+        """Reports the differences in a file of the report."""
         exact = self.same_environment or name in self.broken
         tolerance = 0.0 if exact else _TOLERANCE
         try:
@@ -365,12 +366,12 @@ class _Check:
                 self.fault(name, "", "differs from what the journal gives, in its bytes only")
             else:
                 self.notes.append(
-                    f"{name}: is as sealed; drawn anew it differs in its bytes, not in its numbers"
+                    f"{name}: is as sealed; redrawn it differs in its bytes, but not in its numbers"
                 )
 
     def text_differences(self, name: str, found: str, expected: str, tolerance: float) -> list["_Difference"]:
         if not self.same_environment and name not in self.broken:
-            # Another version of the drawing library draws otherwise.
+            # SVG is not compared, because another version of the drawing library gives other bytes.
             if name.endswith(".svg"):
                 return []
             found, expected = (
@@ -381,7 +382,7 @@ class _Check:
         return [_first_difference(found, expected)]
 
 
-#: Place, rule, and where there are two values: found, expected.
+#: Place and rule, followed by the found and the expected value if there are two.
 _Difference = tuple[str, ...]
 _VALUE = "is not what the journal gives"
 
@@ -393,7 +394,7 @@ def _code_text(code: Any) -> str:
 
 
 def _subject(line: bytes) -> str:
-    """Which trial and epoch a line of the journal speaks of, as far as it can be read."""
+    """Returns the trial and epoch of a line of the journal as text. Empty if it cannot be parsed."""
     try:
         event = json.loads(line[9:])
         text = f" ({event['kind']} of trial {event['trial']}"
@@ -417,7 +418,7 @@ def _same_number(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _csv_differences(found: str, expected: str, tolerance: float, same_code: bool) -> Iterator[_Difference]:
-    """Rows and columns that differ; a row is known by its key, so that one lost row is one difference."""
+    """Yields the rows and columns that differ. Rows are matched by key, so a lost row is one difference."""
     tables = [list(csv.reader(io.StringIO(text, newline=""))) for text in (found, expected)]
     heads = [table[0] if table else [] for table in tables]
     for columns, others, rule in (
@@ -444,18 +445,19 @@ def _csv_differences(found: str, expected: str, tolerance: float, same_code: boo
             if a != b and not _same_number(a, b, tolerance):
                 yield f"{key}, column {column}", _VALUE, a or "nothing", b or "nothing"
     if list(keyed[0]) != list(keyed[1]) and sorted(keyed[0]) == sorted(keyed[1]):
-        yield "rows", "stand in another order"
+        yield "rows", "are in another order"
 
 
 _KEYS = ("trial", "cell", "arm", "measure", "point", "replicate", "role")
 
 
 def _keyed_rows(table: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Rows by what names them, as people read it: `trial 0a1b…, adamw, vit_p`."""
+    """Yields each row with a readable key such as `trial 0a1b…, cell adamw, arm vit_p`."""
     if not table:
         return
     head = table[0]
-    # A trial's id and the arm and cell it is in are enough; what else is its own is compared, not its name.
+    # Other columns of a trial are no part of its key, so that a changed value is one difference, not a lost
+    # row.
     named = [key for key in _KEYS[:3] if key in head] if "trial" in head else [k for k in _KEYS if k in head]
     keys = [head.index(key) for key in named]
     seen: Counter[str] = Counter()
@@ -463,7 +465,7 @@ def _keyed_rows(table: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[
         parts = [f"{head[at]} {row[at]}" for at in keys if at < len(row) and row[at]]
         name = ", ".join(parts) or "row"
         seen[name] += 1
-        # A table without keys goes by the order of its rows.
+        # Rows without a key, and duplicates, are numbered in their order.
         yield (name if parts and seen[name] == 1 else f"{name} {seen[name]}"), row
 
 
@@ -481,7 +483,7 @@ def _json_differences(found: str, expected: str, tolerance: float, same_code: bo
 
 
 def _leaves(value: Any, path: str = "", label: str = "") -> dict[str, tuple[str, Any]]:
-    """Every value of a tree by its path, with the path for people: entries of lists go by what names them."""
+    """Returns every value of a tree by its path, with a readable path that has keys for entries of lists."""
     found: dict[str, tuple[str, Any]] = {}
     if isinstance(value, dict) and value:
         for key, item in value.items():
@@ -499,7 +501,7 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 
 
 def _alike(found: str, expected: str, tolerance: float) -> bool:
-    """Whether two texts are the same but for the last digits of their numbers."""
+    """Returns True if two texts are equal except for the last digits of their numbers."""
     parts, others = _NUMBER.split(found), _NUMBER.split(expected)
     return len(parts) == len(others) and all(
         a == b or _same_number(a, b, tolerance) for a, b in zip(parts, others, strict=True)

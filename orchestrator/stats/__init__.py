@@ -1,1 +1,1 @@
-"""Statistics on arrays of numbers; they know no trial."""
+"""Statistics on arrays of numbers, independent of trials and sweeps."""

@@ -1,17 +1,16 @@
-"""How good an arm is at its best, and how far the trials bear that out.
+"""The best of k trials of an arm: its mean and median, a band for the median, and the optimism of a minimum.
 
-Everything is in percent of error, lower is better, as `Result.error_pct` counts it: a diverged trial is
-100. `n` is the number of trials (points) there are, `k` a budget: what a sweep of k trials drawn from the
-same space would have found at its best.
+Errors are in percent, lower is better, as in `Result.error_pct`: a diverged trial counts as 100. `n` is the
+number of trials (points). `k` is a budget: the size of a sweep drawn from the same space.
 
 The band is for the median of the best of k, not for its mean. The mean depends on the lower end of the
-support, of which no finite sample says anything: a distribution-free lower bound on it must allow for a
-share of about 6 / n of the space at 0 % error, which costs whole points of error even at k = 1. The
-median is a quantile of the errors, its bounds are errors that were observed, and it can say where it ends:
-at the budget where the lower bound would have to be 0 %.
+support, about which no finite sample is informative. A distribution-free lower bound on the mean must allow
+for about 6 / n of the space at 0 % error, which costs whole points of error even at k = 1. The median is a
+quantile of the errors, and its bounds are observed errors. The band ends at the budget where its lower bound
+would have to be 0 %.
 
-All of it takes the trials for independent draws. Points of a scrambled Sobol sequence are spread more
-evenly than that, which leaves the coverage above nominal (`python -m benchmarks.coverage`).
+All functions assume independent trials. Points of a scrambled Sobol sequence are spread more evenly, so the
+coverage is above nominal (`python -m benchmarks.coverage`).
 """
 
 import functools
@@ -26,7 +25,7 @@ from scipy import optimize, special
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-#: Errors are shares of images in percent: there is nothing outside of it.
+#: Range of an error, which is a share of images in percent.
 SUPPORT_PCT = (0.0, 100.0)
 
 
@@ -36,9 +35,9 @@ class BestOf:
 
     Attributes:
       budget: k.
-      mean_pct: its expectation, by the unbiased estimator.
-      median_pct: its median.
-      low_pct, high_pct: the band at k, simultaneous over all k, for the median.
+      mean_pct: the unbiased estimate of its expectation.
+      median_pct: the estimate of its median.
+      low_pct, high_pct: the band for the median at k, simultaneous over all k.
     """
 
     budget: int
@@ -54,12 +53,12 @@ class TuningCurve:
 
     Attributes:
       num_trials: n.
-      confidence: that the band holds the true median curve at every k at once.
-      largest_budget: the last k the trials say something about; 0 if they are too few for any. What lies
-        beyond may be drawn in grey, and no number of it may be told.
-      mean_pct: the expectation, by the unbiased estimator.
-      median_pct: the median.
-      low_pct, high_pct: band for the median; 0 and 100 where the trials say nothing.
+      confidence: the probability that the band contains the true median curve at every k at once.
+      largest_budget: the last k with a lower bound that was observed; 0 if there are too few trials for any.
+        Figures may draw larger budgets in grey, but no number beyond it is reported.
+      mean_pct: the unbiased estimate of the expectation.
+      median_pct: the estimate of the median.
+      low_pct, high_pct: the band for the median; 0 and 100 where the trials give no bound.
     """
 
     num_trials: int
@@ -71,10 +70,10 @@ class TuningCurve:
     high_pct: Floats
 
     def at(self, budget: int) -> BestOf | None:
-        """The numbers at a budget; None beyond `largest_budget`.
+        """Returns the numbers at a budget. None if it is above `largest_budget`.
 
         Raises:
-          ValueError: a budget below 1.
+          ValueError: the budget is below 1.
         """
         if budget < 1:
             raise ValueError(f"a budget is 1 or more, got {budget}")
@@ -91,7 +90,7 @@ class TuningCurve:
 
 
 def _checked(errors_pct: Sequence[float] | Floats) -> Floats:
-    """Sorted, if they are percentages."""
+    """Returns the errors in ascending order, after a check that they are percentages."""
     ordered = np.sort(np.asarray(errors_pct, dtype=np.float64))
     if ordered.size == 0:
         raise ValueError("the best of no trials is not defined")
@@ -109,33 +108,33 @@ def _checked_budgets(budgets: Sequence[int] | None, num_trials: int) -> NDArray[
 
 
 def best_of(errors_pct: Sequence[float] | Floats, budgets: Sequence[int] | None = None) -> Floats:
-    """The mean lowest error over all subsets of k of the n trials: unbiased for E[best of k].
+    """Returns the mean lowest error over all subsets of k trials, which is unbiased for E[best of k].
 
         sum_i y_(i) C(n - i, k - 1) / C(n, k),  y_(1) <= ... <= y_(n)
 
-    The weights follow from w_1 = k / n and w_(i+1) = w_i (n - i - k + 1) / (n - i): no factorials.
+    The weights need no factorials: w_1 = k / n and w_(i+1) = w_i (n - i - k + 1) / (n - i).
 
     Args:
-      errors_pct: one per trial, any order.
-      budgets: the k wanted, each 1..n; all of them if None.
+      errors_pct: one per trial, in any order.
+      budgets: values of k, each in 1..n. None stands for all of them.
 
     Returns:
       One number per budget: the mean of the errors at k = 1, falling to their minimum at k = n.
 
     Raises:
-      ValueError: no errors, one outside 0..100, a budget outside 1..n.
+      ValueError: there are no errors, an error is outside 0..100, or a budget is outside 1..n.
 
     Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", https://arxiv.org/abs/2004.13705
     """
     ordered = _checked(errors_pct)
     ks = _checked_budgets(budgets, ordered.size)
-    # In chunks: all budgets of thousands of trials at once would be a matrix of gigabytes.
+    # In chunks, because all budgets of thousands of trials at once would be a matrix of gigabytes.
     chunks = [best_of_weights(ordered.size, ks[i : i + 256]) @ ordered for i in range(0, ks.size, 256)]
     return np.concatenate(chunks) if chunks else np.empty(0)
 
 
 def best_of_weights(num_trials: int, budgets: NDArray[np.int64]) -> Floats:
-    """(budgets, trials): weights on errors in ascending order that sum to the best of each budget."""
+    """Returns weights (budgets, trials). Their product with the sorted errors is the best of each budget."""
     k, ranks = budgets[:, None], np.arange(1, num_trials)
     weights = np.empty((k.size, num_trials))
     weights[:, :1] = k / num_trials
@@ -144,21 +143,21 @@ def best_of_weights(num_trials: int, budgets: NDArray[np.int64]) -> Floats:
 
 
 def band_probability(low: Floats, high: Floats) -> float:
-    """P(low_i <= U_(i) <= high_i for all i) for the order statistics of n independent uniforms.
+    """Returns P(low_i <= U_(i) <= high_i for all i) for the order statistics of n independent uniforms.
 
-    The number of uniforms below t is a Poisson process of rate n, given that n is reached at 1. Its
-    distribution is carried from bound to bound; counts that would break one are dropped. Only sums of
-    positive terms: exact but for rounding.
+    The number of uniforms below t is a Poisson process of rate n, given that it reaches n at t = 1. The
+    distribution of this count is propagated from bound to bound, without the counts that violate a bound.
+    All terms are positive, so the result is exact up to rounding.
 
     Args:
-      low, high: ascending, within 0..1.
+      low, high: bounds in ascending order, within 0..1.
 
     Source: Moscovich and Nadler 2017, Stat. Probab. Lett. 123, 177-182, https://arxiv.org/abs/1503.04363
     """
     count = low.size
     log_factorial = special.gammaln(np.arange(count + 1) + 1)
     times = np.concatenate([low, high])
-    # mass[j] is the probability that nothing is broken up to `now` and that `first + j` lie below it.
+    # mass[j] is the probability that all bounds up to `now` hold and that `first + j` uniforms are below it.
     mass, first, allowed, now = np.ones(1), 0, 0, 0.0
 
     def carried(until: float) -> Floats:
@@ -171,9 +170,9 @@ def band_probability(low: Floats, high: Floats) -> float:
 
     for event in np.argsort(times, kind="stable"):
         mass, now = carried(float(times[event])), max(now, float(times[event]))
-        if event < count:  # from here on, one more may lie below
+        if event < count:  # from here on, one more uniform may be below
             allowed += 1
-        else:  # from here on, one more must
+        else:  # from here on, one more uniform must be below
             first, mass = first + 1, mass[1:]
         if mass.size == 0:
             return 0.0
@@ -185,10 +184,10 @@ def band_probability(low: Floats, high: Floats) -> float:
 
 
 def _highest_density(num_trials: int, miss: float) -> tuple[Floats, Floats]:
-    """Per order statistic i, the shortest interval that holds a Beta(i, n + 1 - i) but for `miss`."""
+    """Returns, per rank i, the shortest interval with probability 1 - `miss` under Beta(i, n + 1 - i)."""
     rank = np.arange(1, num_trials + 1, dtype=np.float64)
     alpha, beta = rank, num_trials + 1 - rank
-    # How much of the miss lies below the interval, such that the densities at both ends are equal.
+    # Bisects the part of `miss` below the interval: the shortest interval has equal densities at both ends.
     least, most = np.zeros(num_trials), np.full(num_trials, miss)
     with np.errstate(divide="ignore", invalid="ignore"):
         for _ in range(32):
@@ -199,7 +198,7 @@ def _highest_density(num_trials: int, miss: float) -> tuple[Floats, Floats]:
                 np.log1p(-high) - np.log1p(-low)
             ) > 0
             least, most = np.where(uphill, below, least), np.where(uphill, most, below)
-    # The densities of the first and the last fall, or rise, all the way.
+    # The densities of the first and the last rank are monotone, so one end is that of the support.
     if num_trials > 1:
         low[0], high[0] = 0.0, -math.expm1(math.log(miss) / num_trials)
         low[-1], high[-1] = 1 - high[0], 1.0
@@ -213,7 +212,7 @@ def _calibrated(num_trials: int, confidence: float) -> tuple[tuple[float, ...], 
     def excess(log_miss: float) -> float:
         return band_probability(*_highest_density(num_trials, math.exp(log_miss))) - confidence
 
-    # Bonferroni's is too wide, one interval's own level too narrow.
+    # Bonferroni's level gives too wide a band, and the level of a single interval too narrow a one.
     bounds = math.log(alpha / num_trials), math.log(alpha)
     log_miss = bounds[1] if num_trials == 1 else optimize.brentq(excess, *bounds, xtol=1e-6)
     low, high = _highest_density(num_trials, math.exp(log_miss))
@@ -221,19 +220,20 @@ def _calibrated(num_trials: int, confidence: float) -> tuple[tuple[float, ...], 
 
 
 def order_statistic_band(num_trials: int, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
-    """Bounds on F(y_(i)), i = 1..n, that hold for all i at once with exactly this confidence.
+    """Returns bounds on F(y_(i)), i = 1..n, that hold for all i at once with exactly this confidence.
 
-    F(y_(i)) is distributed as the i-th of n ordered uniforms, whatever the continuous F: Beta(i, n + 1 - i).
-    Each gets its shortest interval of one common level, and the level is such that the probability that
-    all n hold, `band_probability`, is the confidence. Where F has jumps (ties, diverged trials) the
-    bounds on quantiles that follow hold with at least that confidence.
+    F(y_(i)) is distributed as the i-th of n ordered uniforms, Beta(i, n + 1 - i), for every continuous F.
+    Each rank gets its shortest interval at one common level. The level is chosen such that all n intervals
+    hold with the given confidence (`band_probability`). If F has jumps (ties, diverged trials), the bounds
+    on quantiles hold with at least that confidence.
 
-    Shortest and not equal-tailed intervals: they lay the whole miss of the lowest order statistic on the
-    side that bounds the peak: F(y_(1)) < 0.087 at n = 64. The band of constant width by Dvoretzky, Kiefer,
-    Wolfowitz and Massart, sqrt(ln(2 / alpha) / 2n), has 0.170 there, and supports k = 3 instead of 7.
+    The intervals are shortest instead of equal-tailed, because the whole error probability of the lowest rank
+    is then on the side that bounds the peak: F(y_(1)) < 0.087 at n = 64. The band of constant width by
+    Dvoretzky, Kiefer, Wolfowitz and Massart, sqrt(ln(2 / alpha) / 2n), gives 0.170 there, and supports k = 3
+    instead of 7.
 
     Raises:
-      ValueError: fewer than one trial, or a confidence outside (0, 1).
+      ValueError: there is no trial, or the confidence is outside (0, 1).
 
     Source: Learned-Miller and DeStefano 2008, IEEE Trans. Inf. Theory 54, for bands from order statistics;
       Lourie, Cho and He 2023, "Show Your Work with Confidence", https://arxiv.org/abs/2311.09480, for
@@ -246,16 +246,16 @@ def order_statistic_band(num_trials: int, confidence: float = CONFIDENCE) -> tup
 
 
 def largest_budget(num_trials: int, confidence: float = CONFIDENCE) -> int:
-    """The last k at which the band for the median of the best of k has a lower bound that was observed.
+    """Returns the last k at which the lower bound for the median of the best of k is an observed error.
 
-    Beyond it, settings too rare to have been drawn could be the median best, and could have any error. It
-    follows from n alone, so it is known before a trial runs: about n / 8.
+    At larger k, settings too rare to be in the sample could be the median best, with any error. The limit
+    depends on n alone, about n / 8, so it is known before a trial runs.
 
     Raises:
       ValueError: as `order_statistic_band`.
     """
     _, high = order_statistic_band(num_trials, confidence)
-    # The k with 1 - 0.5^(1/k) > high_1, from both sides of rounding.
+    # The largest k with 1 - 0.5^(1/k) > high_1; the loop corrects a k that rounding made too large.
     budget = int(math.log(0.5) / math.log1p(-high[0])) if high[0] < 1 else 0
     while budget > 0 and _median_level(np.array([budget]))[0] <= high[0]:
         budget -= 1
@@ -263,7 +263,7 @@ def largest_budget(num_trials: int, confidence: float = CONFIDENCE) -> int:
 
 
 def _median_level(budgets: NDArray[np.int64]) -> Floats:
-    """The quantile of one trial that is the median of the best of k: 1 - 0.5^(1/k)."""
+    """Returns the level 1 - 0.5^(1/k) of the error quantile that is the median of the best of k."""
     return np.asarray(-np.expm1(math.log(0.5) / budgets))
 
 
@@ -272,11 +272,11 @@ def median_band(
     budgets: Sequence[int] | None = None,
     confidence: float = CONFIDENCE,
 ) -> tuple[Floats, Floats]:
-    """Bounds on the median of the best of k, F^-1(1 - 0.5^(1/k)), for all k at once.
+    """Returns bounds on the median of the best of k, F^-1(1 - 0.5^(1/k)), for all k at once.
 
-    Every bound is an observed error, or the end of the support: the largest one whose F is certain to lie
-    below the level, and the smallest one whose F is certain to reach it. So nothing is assumed of F, and
-    the bounds are invariant under monotone transformations of the error.
+    Every bound is an observed error or an end of the support. The lower one is the largest error whose F is
+    below the level within the band of F, the upper one the smallest error whose F reaches it. The bounds need
+    no assumption about F and are invariant under monotone transformations of the error.
 
     Returns:
       Low and high, one per budget (1..n if None), in percent.
@@ -295,13 +295,14 @@ def median_band(
 
 
 def tuning_curve(errors_pct: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> TuningCurve:
-    """The honest peak of an arm in a cell: best of k with its band, and where the trials fall silent.
+    """Returns the best of k of an arm in a cell with its band, and the largest k that the trials support.
 
-    The estimate of the median is the sample quantile at 1 - 0.5^(1/k), interpolated so that it is itself
-    median-unbiased whatever F (Hyndman and Fan 1996, type 8).
+    The estimate of the median is the sample quantile at 1 - 0.5^(1/k), with the interpolation that is
+    median-unbiased for every F (Hyndman and Fan 1996, type 8).
 
     Args:
-      errors_pct: one per trial, any order; a diverged one is 100, and leaving it out would flatter.
+      errors_pct: one per trial, in any order. A diverged trial is 100, because a curve without it would be
+        too good.
       confidence: of the band.
 
     Raises:
@@ -323,17 +324,17 @@ def tuning_curve(errors_pct: Sequence[float] | Floats, confidence: float = CONFI
 
 @dataclass(frozen=True, slots=True)
 class Optimism:
-    """By how much the lowest error flatters its own setting, in pp: its true mean minus what was observed.
+    """The optimism of the lowest error in pp: the true mean of its setting minus the observed error.
 
-    The truth is never below 0 and never above `at_most_pct`.
+    The true value is never below 0 and never above `at_most_pct`.
 
     Attributes:
-      noise_sd_pct: what it was computed with.
-      modelled_pct: for one sweep. From settings drawn independently, their means deconvolved from the noise:
-        within about 0.3 noise sd, but with a bias of up to 0.25.
-      unbiased_pct: for averages over many sweeps or cells. Right on average whatever the settings and however
-        they were chosen, but from one sweep scattered by one to two noise sd, and below 0 at times.
-      at_most_pct: what it would be if all settings were equally good, so that the noise alone chose.
+      noise_sd_pct: standard deviation of the noise that was assumed.
+      modelled_pct: estimate for one sweep. It assumes independently drawn settings and deconvolves their
+        means from the noise. It is accurate to about 0.3 noise sd, with a bias of up to 0.25.
+      unbiased_pct: estimate for averages over many sweeps or cells. It is unbiased for all settings, however
+        they were chosen. For a single sweep it varies by one to two noise sd, and may be below 0.
+      at_most_pct: the optimism if all settings were equally good, so that noise alone decided.
     """
 
     noise_sd_pct: float
@@ -343,36 +344,36 @@ class Optimism:
 
 
 def optimism(errors_pct: Sequence[float] | Floats, noise_sd_pct: float | None) -> Optimism | None:
-    """E[-noise of the setting of lowest error], for normal noise of known spread.
+    """Returns E[-noise of the setting of lowest error], for normal noise of known standard deviation s.
 
-    Where noise z of the same kind is added to the errors y once more, in two halves,
+    `unbiased_pct` adds standard normal noise z to the errors y and splits them into two parts:
 
-        y + a s z, to choose the winner by,  y - s z / a, to judge it by,
+        y + a s z, which selects the winner, and  y - s z / a, which evaluates it.
 
-    the halves are independent, so that the second judges without bias, and their difference at the winner,
-    -s (a + 1 / a) E[z_winner | y], is unbiased for the optimism under the noise s sqrt(1 + a^2). Two values
-    of a give it at a = 0, up to O(a^4): `unbiased_pct`.
+    The parts are independent, so the evaluation is unbiased. Their difference at the winner,
+    -s (a + 1 / a) E[z_winner | y], is unbiased for the optimism under noise of s sqrt(1 + a^2). Two values
+    of a are extrapolated to a = 0, up to O(a^4).
 
-    For settings drawn independently with errors of density f = g * N(0, s^2), it is also
+    `modelled_pct` assumes settings drawn independently, with errors of density f = g * N(0, s^2):
 
         s^2 n (n - 1) integral f^2 (1 - F)^(n - 2),
 
-    s^2 times the density of ties for the first place (Stein's identity for an argmin): `modelled_pct`,
-    with g by maximum likelihood.
+    which is s^2 times the density of ties for the first place (Stein's identity for an argmin). The density g
+    is estimated by maximum likelihood.
 
     Args:
       errors_pct: one per point.
-      noise_sd_pct: of one of these errors: where they are means over r replicates, the standard deviation
-        between seeds over sqrt(r). None where there are no replicates to know it from.
+      noise_sd_pct: standard deviation of the noise in one of these errors. For means over r replicates it is
+        the standard deviation between seeds over sqrt(r). None if it was not measured.
 
     Returns:
-      None without the spread of the noise: the errors of single runs cannot tell it.
+      None if `noise_sd_pct` is None, because errors of single runs do not determine it.
 
     Raises:
-      ValueError: as `best_of`, or a spread that is negative or not finite.
+      ValueError: as `best_of`, or the standard deviation is negative or not finite.
 
     Source: Rasines and Young 2023, "Splitting strategies for post-selection inference", Biometrika 110, for
-      halves by added noise; Kiefer and Wolfowitz 1956, Ann. Math. Stat. 27, 887-906, for g.
+      the split by added noise; Kiefer and Wolfowitz 1956, Ann. Math. Stat. 27, 887-906, for g.
     """
     ordered = _checked(errors_pct)
     if noise_sd_pct is None:
@@ -392,14 +393,14 @@ def optimism(errors_pct: Sequence[float] | Floats, noise_sd_pct: float | None) -
 
 
 def _normal_maximum(count: int) -> float:
-    """E[max of n standard normals]: the integral of 1 - Phi^n - (1 - Phi)^n over the positive half."""
+    """Returns E[max of n standard normals], the integral of 1 - Phi^n - (1 - Phi)^n over x > 0."""
     at = np.linspace(0, 12, 4001)
     above = special.ndtr(-at)
     return float(np.trapezoid(-np.expm1(count * np.log1p(-above)) - above**count, at))
 
 
 def _halved(ordered: Floats, noise_sd_pct: float, share: float) -> float:
-    """-s (a + 1 / a) E[z_i of the i that minimises y_i + a s z_i], by quadrature over the minimum."""
+    """Returns -s (a + 1 / a) E[z_i], i = argmin y_i + a s z_i, by quadrature over the minimum."""
     spread = share * noise_sd_pct
     near = ordered[ordered < ordered[0] + 12 * spread]
     at = np.linspace(near[0] - 8 * spread, near[0] + 6 * spread, 400)
@@ -411,8 +412,8 @@ def _halved(ordered: Floats, noise_sd_pct: float, share: float) -> float:
 
 
 def _deconvolved(ordered: Floats, noise_sd_pct: float) -> float:
-    """s^2 n (n - 1) integral f^2 (1 - F)^(n - 2), means of settings by maximum likelihood on a grid."""
-    # What lies 12 sd above the best has no part in who is best.
+    """Returns s^2 n (n - 1) integral f^2 (1 - F)^(n - 2), with g by maximum likelihood on a grid."""
+    # A setting 12 sd above the best has practically no chance to be the best.
     y, count = (ordered - ordered[0]) / noise_sd_pct, ordered.size
     y = y[y < 12]
     grid = np.linspace(0, y[-1], max(int(y[-1] / 0.15) + 2, 5))

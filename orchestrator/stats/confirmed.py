@@ -1,4 +1,4 @@
-"""Peaks from settings that were run again with fresh seeds."""
+"""Confirmed bests: errors of an arm's best settings after runs with fresh seeds."""
 
 import math
 from collections.abc import Sequence
@@ -15,22 +15,24 @@ from trainables.base import WORST_PCT
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The best of an arm's chosen points, told by fresh seeds.
+    """The best of an arm's chosen points, measured with fresh seeds.
 
-    Choosing the lowest of several means and reporting that same mean would be optimistic once more. So each
-    seed's error is taken from the point that the other seeds put first: the seed has had no say in the
-    choice. Where the choice is clear, all seeds choose `point`, the value is its plain mean and the interval
-    Student's t; else what the value moved by for it is added to the variance. Of three equal points with
-    five seeds each the plain mean is 0.38 sd too low and the value 0.00; the interval covers 95 %.
+    The lowest of several means is optimistic, because it was selected for being low. So each seed's error is
+    taken from the point that ranks first over the other seeds, a choice that does not depend on this seed.
+    If all seeds choose `point`, the value is its plain mean and the interval is Student's t. Otherwise the
+    difference between the value and the plain mean is added to the standard error in quadrature. For three
+    equal points with five seeds each, the plain mean is 0.38 sd too low and the value 0.00 sd; the interval
+    covers 95 %.
 
     Attributes:
-      point: of the lowest mean error on the selection split over all fresh seeds.
-      mean_val_error_pct: that mean, chosen for being low.
+      point: the point of lowest mean error on the selection split over all fresh seeds.
+      mean_val_error_pct: that mean, selected for being low.
       means_pct: the mean of every chosen point.
       num_seeds: fresh runs of `point` that count.
-      num_diverged: those among them that diverged, each counted as 100.
-      val: on the selection split, with its interval and its standard error.
-      test: the same on the final split; None unless it was measured in every run.
+      num_diverged: runs among them that diverged, each counted as 100.
+      val: error on the selection split, with its interval.
+      val_standard_error_pct: standard error of `val`.
+      test, test_standard_error_pct: the same on the final split. None unless every run measured it.
     """
 
     point: int
@@ -45,16 +47,16 @@ class Confirmed:
 
 
 def confirmed_of(points: Sequence[int], val_PS: Scores, test_PS: Scores | None) -> Confirmed | None:
-    """The confirmed best from the errors of fresh runs, points by seeds.
+    """Returns the confirmed best from the errors of fresh runs (points, seeds).
 
     Args:
-      points: what the rows are called.
-      val_PS: on the selection split; nan where a run has no result, 100 where it diverged; two results at
-        least per point.
-      test_PS: on the final split, if it was measured.
+      points: the point number of each row.
+      val_PS: errors on the selection split: nan if a run has no result, 100 if it diverged. Each point needs
+        at least two results.
+      test_PS: errors on the final split, if measured.
 
     Returns:
-      None where no seed has a result at the point that the others choose.
+      None if no seed has a result at the point that the other seeds choose.
     """
     rows, columns = chosen_by_the_others(val_PS)
     if not rows.size:
@@ -79,7 +81,7 @@ def confirmed_of(points: Sequence[int], val_PS: Scores, test_PS: Scores | None) 
 
 
 def _held_out(best_S: NDArray[np.float64], held_out_S: NDArray[np.float64]) -> tuple[Estimate, float]:
-    """The mean of errors that had no say in the choice, with interval and standard error."""
+    """Returns the mean of the held-out errors with its interval, and its standard error."""
     best, value = best_S[~np.isnan(best_S)], float(held_out_S.mean())
     error = math.hypot(float(best.std(ddof=1)) / math.sqrt(best.size), value - float(best.mean()))
     if error == 0:
@@ -89,14 +91,13 @@ def _held_out(best_S: NDArray[np.float64], held_out_S: NDArray[np.float64]) -> t
 
 
 def chosen_by_the_others(errors_PS: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """For each seed the point that all the other seeds together put first.
+    """Returns, for each seed, the point of lowest mean error over all other seeds.
 
     Args:
-      errors_PS: points by seeds, nan where a run has no error; at least two errors per point.
+      errors_PS: points by seeds, nan if a run has no error. Each point needs at least two errors.
 
     Returns:
-      Rows and columns of the errors that had no say in the choice of their row; a seed whose chosen point
-      has no error of that seed is left out.
+      Rows and columns of the held-out errors. A seed is left out if its chosen point has no error with it.
     """
     known = ~np.isnan(errors_PS)
     filled = np.where(known, errors_PS, 0.0)
@@ -110,7 +111,10 @@ def chosen_by_the_others(errors_PS: NDArray[np.float64]) -> tuple[NDArray[np.int
 def welch(
     base: Confirmed, other: Confirmed, split: Literal["val", "test"]
 ) -> tuple[Estimate, float | None] | None:
-    """Difference of two confirmed errors with Welch's interval, and its p-value; None where not measured."""
+    """Returns the difference of two confirmed errors with Welch's interval, and the p-value.
+
+    None if one of the errors was not measured. The p-value is None if the variance is 0.
+    """
     means, variances = [], []
     for confirmed in (base, other):
         estimate = confirmed.val if split == "val" else confirmed.test

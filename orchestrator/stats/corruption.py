@@ -1,4 +1,4 @@
-"""Corruption error, its mean, and both relative to a reference."""
+"""Mean corruption error of a network, absolute and relative to a reference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ class CorruptionError:
     """Errors of one network under corruption, in percent.
 
     Attributes:
-      clean_pct: on the images uncorrupted.
-      mean_pct: mean over the kinds of corruption that were tried.
-      excess_pct: `mean_pct` less `clean_pct`: what corruption costs.
+      clean_pct: error on the uncorrupted images.
+      mean_pct: mean error over the kinds of corruption that were measured.
+      excess_pct: `mean_pct` minus `clean_pct`, the error that corruption adds.
     """
 
     clean_pct: float
@@ -30,7 +30,7 @@ def kinds_in(errors_pct: Mapping[str, float]) -> list[str]:
 
 
 def corruption_error(errors_pct: Mapping[str, float]) -> CorruptionError | None:
-    """The errors under corruption in a row's `extra` in two numbers; None where nothing was corrupted."""
+    """Returns the clean and the mean corrupted error from a row's `extra`. None if it has no corruption."""
     if not (kinds := kinds_in(errors_pct)):
         return None
     return CorruptionError(
@@ -39,15 +39,14 @@ def corruption_error(errors_pct: Mapping[str, float]) -> CorruptionError | None:
 
 
 def mean_corruption_error(errors_pct: Mapping[str, float], reference_pct: Mapping[str, float]) -> float:
-    """mCE: the mean over kinds of the error as a percentage of the reference's error.
+    """Returns the mCE: the mean over kinds of the error as a percentage of the reference's error.
 
     Args:
-      errors_pct, reference_pct: `extra` of the two last rows. An error of a kind is a mean
-        over severities there, which has the same ratio as the sum over them here and in the paper.
+      errors_pct, reference_pct: `extra` of the two last rows. The error of a kind is a mean over severities.
+        The paper has the sum over them, which gives the same ratio.
 
     Raises:
-      ValueError: the two were not tried on the same corruptions, on none, or the reference has no error
-        under one of them.
+      ValueError: the corruptions differ, there are none, or the reference's error under one of them is 0.
     """
     kinds = _common(errors_pct, reference_pct)
     if perfect := [kind for kind in kinds if reference_pct[CORRUPTION + kind] == 0]:
@@ -57,12 +56,12 @@ def mean_corruption_error(errors_pct: Mapping[str, float], reference_pct: Mappin
 
 
 def relative_corruption_error(errors_pct: Mapping[str, float], reference_pct: Mapping[str, float]) -> float:
-    """Relative mCE: the mean over kinds of what corruption adds, as a percentage of what it adds there.
+    """Returns the relative mCE: the mean over kinds of the added error, as a percentage of the reference's.
 
-    It asks how gracefully a network gets worse, whatever its clean error.
+    It measures how fast a network degrades, independent of its clean error.
 
     Raises:
-      ValueError: as `mean_corruption_error`; or corruption adds nothing to the reference's error.
+      ValueError: as `mean_corruption_error`, or corruption adds nothing to the reference's error.
     """
     kinds = _common(errors_pct, reference_pct)
     added = {kind: reference_pct[CORRUPTION + kind] - reference_pct[CLEAN] for kind in kinds}

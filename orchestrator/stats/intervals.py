@@ -13,17 +13,17 @@ Scores = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 
-#: Scores further apart than this differ; what is closer differs by rounding.
+#: Scores that are closer than this count as equal, because the difference is rounding.
 DIFFERS = 1e-9
 
-#: Five values that all lie on one side are no evidence at 5 %: a sign test gives 2 / 2^5 = 6 %. With
-#: fewer than this there is no interval of a mean, and with fewer pairs that differ no verdict.
+#: Fewer values give no interval of a mean, and fewer differing pairs give no verdict. Five values on one side
+#: are no evidence at 5 %, because a sign test gives 2 / 2^5 = 6 %.
 MIN_SAMPLE = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval, or without one, and `because` says why."""
+    """A value with its 95 % interval. `because` is the reason if there is no interval."""
 
     value: float
     low: float | None = None
@@ -32,16 +32,16 @@ class Estimate:
 
 
 def share_interval(count: float, total: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share: it covers every share at least that often, and is wider for it.
+    """Returns the exact 95 % interval of a share, which covers every true share with at least 95 %.
 
-    Wilson's is shorter, but of 16 trials it holds a share of 1.1 % in only 84 % of samples.
+    Wilson's interval is shorter, but with 16 trials it covers a share of 1.1 % in only 84 % of samples.
 
     Args:
-      count: how many; a fraction where a trial counts in part.
-      total: of how many.
+      count: number of trials in the share; a fraction if a trial counts in part.
+      total: number of trials.
 
     Raises:
-      ValueError: not 0 <= count <= total, or no trials.
+      ValueError: not 0 <= count <= total, or there are no trials.
 
     Source: Clopper and Pearson 1934, Biometrika 26, 404-413.
     """
@@ -54,24 +54,24 @@ def share_interval(count: float, total: int) -> tuple[float, float]:
 
 
 def bounded_mean(values: Sequence[float] | NDArray[np.float64], ends: tuple[float, float]) -> Estimate:
-    """The mean of values that lie between two ends, with its 95 % interval.
+    """Returns the mean of bounded values with its 95 % interval.
 
-    Student's interval of the sample and two values more, one at each end. Where a setting of thirty diverges
-    in one arm alone, most sweeps of 16 points have no such pair and the others' spread says nothing of it:
-    every interval made of the sample alone (t, bootstrap, bootstrap-t) is then too short, and covers 55 to
-    90 % on planted cliffs. With the two ends, a sample without a rare event still allows for one that has a
-    chance of about 2.8 / n; exactly, it would be 3 / n, the rule of three.
+    The interval is Student's t of the sample plus two values, one at each end of the range. Rare divergences
+    make this necessary. If one setting in thirty diverges in one arm alone, most sweeps of 16 points have no
+    such pair. Intervals from the sample alone (t, bootstrap, bootstrap-t) are then too short, and cover 55 to
+    90 % on planted cliffs. With the two added values, a sample without a rare event still allows for one of
+    probability about 2.8 / n. The exact value is 3 / n, the rule of three.
 
     Args:
       values: one per point; for paired data, the differences.
-      ends: the least and the most that a value can be.
+      ends: lowest and highest possible value.
 
     Returns:
-      The plain mean; its interval is within the ends and need not be centred on it. No interval below
+      The plain mean. Its interval is within the ends and may be off-centre. There is no interval below
       MIN_SAMPLE values.
 
     Raises:
-      ValueError: no values, or one beyond the ends.
+      ValueError: there are no values, or a value is outside the ends.
 
     Source: Agresti and Coull 1998, Am. Stat. 52, 119-126, and Agresti and Min 2005, Stat. Med. 24, 729-740,
       who add such values to single and to paired shares.
@@ -93,25 +93,26 @@ def block_mean(
     blocks: Sequence[int],
     ends: tuple[float, float] | None = None,
 ) -> Estimate:
-    """The mean of points that come in independent blocks, with Student's 95 % interval over the blocks.
+    """Returns the mean of points in independent blocks, with Student's 95 % interval over the blocks.
 
-    Inside a scrambled Sobol block points are spread evenly, which makes their mean better known than as many
-    independent draws would. Only the spread between blocks shows it. A handful of block means is too few to
-    resample, while each is a mean itself, so that t with one degree of freedom less than blocks fits.
+    Points of a scrambled Sobol block are spread evenly, so their mean is more accurate than that of
+    independent draws. Only the spread between blocks shows this accuracy. A handful of blocks is too few for
+    a bootstrap. Each block contributes a mean, so Student's t with (blocks - 1) degrees of freedom fits.
 
     Args:
       values: one per point; for paired data, the differences.
-      blocks: to which block each point belongs. Where blocks are unequal, as when points are missing, the
-        variance is that of a ratio: of the blocks' totals to their sizes. Of equal ones, it is that of
-        the mean of block means.
-      ends: the least and the most that a value can be; with them, the interval allows for what was not drawn
-        as that of `bounded_mean` does.
+      blocks: the block of each point. For blocks of unequal size, as when points are missing, the variance is
+        that of a ratio: of the blocks' totals to their sizes. For equal blocks it is that of the mean of
+        block means.
+      ends: lowest and highest possible value. If given, the interval allows for rare events that were not
+        drawn, as in `bounded_mean`.
 
     Returns:
-      The plain mean over points. No interval below MIN_SAMPLE blocks, nor where all values are equal.
+      The plain mean over points. There is no interval below MIN_SAMPLE blocks. Without `ends`, there is also
+      none if all values are equal.
 
     Raises:
-      ValueError: no values, or not as many blocks.
+      ValueError: there are no values, or the number of blocks differs.
 
     Source: Owen 1997, "Monte Carlo Variance of Scrambled Net Quadrature", SIAM J. Numer. Anal. 34,
       1884-1910; for unequal blocks Cochran 1977, "Sampling Techniques", 3rd edition, section 9A.
@@ -137,9 +138,9 @@ def block_mean(
 def with_both_ends(
     mean: Any, mean_square: Any, count: float, ends: tuple[Any, Any], freedom: float | None = None
 ) -> tuple[Any, Any]:
-    """The interval of `bounded_mean`, from the moments of a sample and how many points it is worth.
+    """Returns the interval of `bounded_mean` from a sample's moments and its (effective) number of points.
 
-    Numbers or arrays of them, one for each sample. The degrees of freedom are `count` less one, if not given.
+    Accepts numbers, or arrays with one entry per sample. The default of `freedom` is `count` - 1.
     """
     low, high = ends
     total = count + 2

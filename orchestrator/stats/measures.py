@@ -17,18 +17,18 @@ Measure = Literal["area_common", "within_common_bar", "error", "area_under_delta
 
 @dataclass(frozen=True, slots=True)
 class MeasureInfo:
-    """How a measure is called and read.
+    """The name and the properties of a measure.
 
     Attributes:
-      symbol: for table heads.
-      means: for people.
-      higher_is_better: else lower is.
-      within_pp: the t of an F(t), None for the others.
-      common: from the lowest reference of all arms in the cell, not from the arm's own.
-      decides: a contrast of it can be settled. One that is measured from each arm's own reference cannot:
-        an error in a reference moves all pairs alike, which no test over pairs notices. Between arms that
-        do not differ such a contrast would be called settled in nearly half of all sweeps
-        (`python -m benchmarks.coverage`), so it describes, and has no verdict.
+      symbol: short name for table heads.
+      means: definition for the report.
+      higher_is_better: False if lower is better.
+      within_pp: the t of an F(t), None for other measures.
+      common: measured from the lowest reference of all arms in the cell, instead of the arm's own.
+      decides: a contrast of this measure can be settled. A measure from each arm's own reference cannot: an
+        error in a reference shifts all pairs alike, which no test over pairs detects. Between equal arms,
+        such a contrast would be settled in nearly half of all sweeps (`python -m benchmarks.coverage`).
+        So it is descriptive and has no verdict.
     """
 
     symbol: str
@@ -40,16 +40,16 @@ class MeasureInfo:
 
     @property
     def own(self) -> bool:
-        """Whether it is measured from the arm's own reference; its interval then needs that confirmed."""
+        """True if measured from the arm's own reference. The interval then needs a confirmed reference."""
         return not self.decides
 
     @property
     def test(self) -> Literal["mcnemar", "wilcoxon"]:
-        """The test of a paired difference: exact McNemar of shares, signed ranks of the others."""
+        """The test of a paired difference: exact McNemar for shares, signed ranks for other measures."""
         return "wilcoxon" if self.within_pp is None else "mcnemar"
 
 
-#: Where the area under the Delta-EDF ends, in pp: the range the paper plots.
+#: Upper end of the area under the Delta-EDF, in pp: the range that the paper plots.
 AREA_LIMIT_PP = 10.0
 
 MEASURES: dict[Measure, MeasureInfo] = {
@@ -81,20 +81,20 @@ MEASURES: dict[Measure, MeasureInfo] = {
     "f4": MeasureInfo("F(4)", "share of points within 4 pp of the reference", within_pp=4.0),
 }
 
-#: Why a measure from an arm's own sample minimum has no interval: it moves all points of the arm alike, by
-#: an amount that they do not show.
+#: The reason why a measure from an arm's own sample minimum has no interval. An error in this reference
+#: shifts all points of the arm alike, so the points do not show its size.
 UNCONFIRMED = "its reference is not confirmed"
 
 
 def edf(values: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The empirical distribution function as a step function.
+    """Returns the empirical distribution function as a step function.
 
     Returns:
-      Distinct values in ascending order, and at each the share of the sample at or below it. Left of the
-      first value the function is 0, between values it keeps the value of the left one.
+      Distinct values in ascending order, and the share of the sample at or below each. The function is 0 left
+      of the first value. Between two values it has the value of the left one.
 
     Raises:
-      ValueError: no values.
+      ValueError: there are no values.
 
     Source: Radosavovic et al. 2019, "On Network Design Spaces", https://arxiv.org/abs/1905.13214
     """
@@ -108,23 +108,24 @@ def edf(values: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float
 def deltas(
     errors_pct: Sequence[float] | NDArray[np.float64], reference_pct: float | None
 ) -> NDArray[np.float64]:
-    """Errors over the reference, in pp; infinite where there is none, as nothing trained."""
+    """Returns errors minus the reference, in pp. They are infinite if nothing trained (no reference)."""
     return np.asarray(errors_pct, dtype=np.float64) - (-math.inf if reference_pct is None else reference_pct)
 
 
 def point_scores(
     measure: Measure, errors_pct: Sequence[float] | NDArray[np.float64], reference_pct: float | None
 ) -> NDArray[np.float64]:
-    """One number per point whose mean over points is the measure; `reference_pct` is the cell's if `common`.
+    """Returns one score per point. Their mean over points is the measure.
 
-    The area under the Delta-EDF up to T, over T, is the mean of 1 - min(Delta, T) / T (integrate the step
-    function of each point alone; a Delta below 0 counts as 0).
+    The normalised area under the Delta-EDF up to T is the mean of 1 - min(Delta, T) / T, by integration of
+    each point's step function. A Delta below 0 counts as 0. For a measure with `common`, `reference_pct` is
+    the lowest reference of the cell.
     """
     if measure == "error":
         return np.asarray(errors_pct, dtype=np.float64)
     delta = deltas(errors_pct, reference_pct)
     if (within := MEASURES[measure].within_pp) is not None:
-        # Errors are shares of images: a Delta of exactly t must not fall out by rounding.
+        # The tolerance is needed because a Delta of exactly t must count despite rounding.
         return (delta <= within + DIFFERS).astype(np.float64)
     return np.asarray(1 - np.clip(delta, 0, AREA_LIMIT_PP) / AREA_LIMIT_PP)
 
@@ -135,7 +136,7 @@ def share_estimate(share: float, num_points: int) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An arm's own reference: its value, and the interval that fresh seeds give it; none if unconfirmed."""
+    """An arm's own reference, with its interval over fresh seeds if it is confirmed."""
 
     value: float | None
     low: float | None = None
@@ -155,13 +156,12 @@ def measures_of(
     common_pct: float | None,
     confirmed: Estimate | None = None,
 ) -> dict[Measure, Estimate]:
-    """Every measure of one arm in one cell.
+    """Returns every measure of one arm in one cell.
 
     Args:
       errors_pct: one per point.
-      reference_pct, common_pct: the arm's own reference and the lowest of the cell; None where nothing
-        trained.
-      confirmed: the own reference with the interval that fresh seeds give it, if they do.
+      reference_pct, common_pct: the arm's own reference and the lowest of the cell. None if nothing trained.
+      confirmed: the own reference with its interval over fresh seeds, if it is confirmed.
     """
     own = Reference.of(reference_pct, confirmed)
 
@@ -178,7 +178,7 @@ def measures_of(
         elif own.low is None or own.high is None:
             found[measure] = Estimate(at(own.value, measure).value, because=UNCONFIRMED)
         else:
-            # A higher reference has more points near it: its two ends have the least and the most.
+            # A higher reference has more points within reach, so its interval's ends give the extremes.
             least, central, most = (at(reference, measure) for reference in (own.low, own.value, own.high))
             found[measure] = dataclasses.replace(central, low=least.low, high=most.high)
     return found
@@ -187,7 +187,10 @@ def measures_of(
 def score_ends(
     measure: Measure, common_pct: float | None, *errors_pct: Iterable[float]
 ) -> tuple[float, float]:
-    """Between which a point's score can lie: no error is taken to be much below the best that is known."""
+    """Returns the lowest and highest score that a point can have.
+
+    For the mean error, the lower end is the lowest known error, because none is expected far below it.
+    """
     if measure != "error":
         return 0.0, 1.0
     lowest = [min(errors) for errors in errors_pct]

@@ -9,7 +9,7 @@ from orchestrator.stats.intervals import Scores
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values such that rejecting all below alpha errs anywhere with probability alpha at most.
+    """Returns p-values adjusted by Holm's method: alpha bounds the probability of any false rejection.
 
     Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Stat. 6, 65-70.
     """
@@ -21,24 +21,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def signed_rank_p(differences: Scores) -> float:
-    """Wilcoxon's signed-rank test, two-sided; pairs that do not differ are left out, as he did.
+    """Returns the two-sided p-value of Wilcoxon's signed-rank test, without the pairs that do not differ.
 
-    Exact without ties up to 50 pairs and with ties up to 13, else by the normal approximation.
+    It is exact without ties up to 50 pairs and with ties up to 13; beyond, it is the normal approximation.
     """
-    # Errors are shares of images: what is equal must not be told apart by rounding.
+    # Rounded, because equal scores may differ in their last digits.
     rounded = np.round(differences, 9)
     differing = rounded[rounded != 0]
     return float(stats.wilcoxon(differing).pvalue) if differing.size else 1.0
 
 
 def signed_rank_sum(differences: Scores) -> float:
-    """Ranks of the positive differences minus those of the negative ones: the side that the test favours."""
+    """Returns the rank sum of positive minus that of negative differences. Its sign is the favoured side."""
     rounded = np.round(differences, 9)
     differing = rounded[rounded != 0]
     return float(np.sign(differing) @ stats.rankdata(np.abs(differing)))
 
 
 def mcnemar_p(num_higher: int, num_lower: int) -> float:
-    """McNemar's exact test, two-sided: a fair coin for every pair of which one is in and the other out."""
+    """Returns the two-sided p-value of McNemar's exact test, a binomial test over the pairs that differ."""
     num_differing = num_higher + num_lower
     return float(stats.binomtest(num_higher, num_differing).pvalue) if num_differing else 1.0

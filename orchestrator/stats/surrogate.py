@@ -1,4 +1,4 @@
-"""A smooth surface through the errors of an arm, by Gaussian-process regression."""
+"""A surrogate of an arm's error over its window, by Gaussian-process regression."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from orchestrator.stats.measures import AREA_LIMIT_PP
 
 Array = NDArray[np.float64]
 Side = Literal["low", "high"]
-#: With fewer points there is no surrogate.
+#: A surrogate needs at least this many points.
 MIN_POINTS = 8
 NUM_REFITS = 100
 
@@ -25,9 +25,9 @@ class Axis:
     """A varied parameter as a coordinate.
 
     Attributes:
-      name: its path.
+      name: path of the parameter in the configuration.
       kind: `log`, `linear` and `ordinal` are ordered, `choice` is not.
-      low, high: the ends of its window; 0 and the number of values where they are listed.
+      low, high: the ends of its window; 0 and the number of values for listed values.
       levels: the values of a choice or an ordinal.
     """
 
@@ -39,21 +39,24 @@ class Axis:
 
     @property
     def ordered(self) -> bool:
-        """Whether nearness means anything along it."""
+        """True unless the parameter is a choice, which has no notion of distance."""
         return self.kind != "choice"
 
     @property
     def width(self) -> float:
-        """Of the window, in `unit`."""
+        """The width of the window, in `unit`."""
         return math.log2(self.high / self.low) if self.kind == "log" else self.high - self.low
 
     @property
     def unit(self) -> str:
-        """Of `width`."""
+        """The unit of `width`."""
         return {"log": "octaves", "linear": "units", "ordinal": "levels", "choice": "levels"}[self.kind]
 
     def quantile(self, value: Any) -> float:
-        """Where a value lies, 0 at the low end and 1 at the high one; the middle of a listed value."""
+        """Returns the position of a value, from 0 at the low end to 1 at the high end.
+
+        A listed value has the middle of its share of the axis.
+        """
         if self.levels:
             return (self.levels.index(value) + 0.5) / len(self.levels)
         if self.kind == "log":
@@ -61,7 +64,7 @@ class Axis:
         return float((value - self.low) / (self.high - self.low))
 
     def at(self, quantile: float) -> Any:
-        """The value at a quantile."""
+        """Returns the value at a quantile."""
         if self.levels:
             return self.levels[min(int(quantile * len(self.levels)), len(self.levels) - 1)]
         if self.kind == "log":
@@ -74,16 +77,16 @@ class Landscape:
     """The errors of one arm in one cell over the points of its window.
 
     Attributes:
-      cell, arm: which.
-      axes: what varies, parameters with one value left out.
-      points: their numbers in the design; those without a result are absent.
-      quantiles_ND: where they lie.
-      errors_pct: mean over the replicates there are; a diverged run counts 100.
-      trained: whether any replicate of the point may be the arm's best.
+      cell, arm: names of the two.
+      axes: parameters that vary; parameters with one value are left out.
+      points: point numbers of the design; points without a result are absent.
+      quantiles_ND: coordinates of the points.
+      errors_pct: mean over the replicates with a result; a diverged run counts as 100.
+      trained: True if a replicate of the point may be the arm's best.
       chance_pct: the error of guessing.
-      num_planned: points of the design, with a result or without.
-      num_censored: trials ended by a judgement of how they did: what is missing then is not missing by
-        chance, and every measure is refused.
+      num_planned: points of the design, with or without a result.
+      num_censored: trials that a rule ended because of their error. Their results are not missing at random,
+        so every measure is refused.
     """
 
     cell: str
@@ -98,12 +101,12 @@ class Landscape:
     num_censored: int = 0
 
     def axis(self, name: str) -> int | None:
-        """The number of an ordered axis; None where the parameter does not vary, or is a choice."""
+        """Returns the index of an ordered axis. None if the parameter does not vary or is a choice."""
         found = [index for index, axis in enumerate(self.axes) if axis.name == name and axis.ordered]
         return found[0] if found else None
 
     def taking(self, points: Sequence[int]) -> "Landscape":
-        """With these points only, in this order."""
+        """Returns the landscape of these points only, in this order."""
         at = {point: row for row, point in enumerate(self.points)}
         rows = [at[point] for point in points]
         return dataclasses.replace(
@@ -117,13 +120,13 @@ class Landscape:
 
 # ---------------------------------------------------------------------------------------- the surrogate
 
-#: Where z turns from linear in Delta to logarithmic, in pp.
+#: The Delta at which z changes from linear to logarithmic, in pp.
 _SOFT_PP = 3.0
 _LENGTHS = (0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 6.0)
 _NOISES = (1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25, 1.0)
-#: Prior variance of the trend's coefficients, so large that the data alone decide them.
+#: Prior variance of the trend's coefficients, large enough that the data alone determine them.
 _TREND = 100.0
-#: Smoothing is chosen on this many points at most: more would change little and cost n^3.
+#: The smoothing is chosen on this many points at most, because more change little and the cost grows as n^3.
 _MAX_TUNING = 128
 LINE = np.linspace(0, 1, 129)
 PLANE = np.linspace(0, 1, 65)
@@ -131,14 +134,14 @@ PLANE = np.linspace(0, 1, 65)
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well a surrogate predicts points it has not seen, each left out in turn.
+    """The accuracy of a surrogate in leave-one-out prediction.
 
     Attributes:
-      num_points: of the fit.
-      r2: 1 - (leave-one-out squared error) / (that of predicting the mean of the others), of z. Smoothing is
-        chosen by the same figure, so it is a little too good.
-      min_r2: below this the surrogate is not used: 3 / n^0.65, which choosing the smoothing alone reaches on
-        one surface of pure noise in twenty (simulated for n = 8 to 128).
+      num_points: number of points of the fit.
+      r2: 1 - (leave-one-out squared error) / (that of predicting the mean of the others), for z. It is
+        slightly optimistic, because the smoothing is chosen by the same figure.
+      min_r2: threshold below which the surrogate is not used: 3 / n^0.65. On pure noise, one surface in
+        twenty reaches it by the choice of smoothing alone (simulated for n = 8 to 128).
       mae_pp: mean absolute leave-one-out error over the points within 10 pp of the best.
     """
 
@@ -149,16 +152,18 @@ class Quality:
 
     @property
     def useful(self) -> bool:
-        """Whether it predicts better than the mean does."""
+        """True if the surrogate predicts better than the mean."""
         return self.r2 >= self.min_r2
 
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """Fits of B resamples of one landscape, as one value; the first fit is that of the points themselves.
+    """B fits of one landscape: one per resample, or the fit to the points themselves (B = 1).
 
-    z(u) = sum_n alpha_n prod_d k(|u_d - u_nd| / length_d) + (1, 2u - 1) beta,  k Matern 3/2; levels of a
-    choice are 0 or 1 apart. Alpha and beta solve (K + c H H' + noise / counts) alpha = z,  beta = c H' alpha.
+        z(u) = sum_n alpha_n prod_d k(|u_d - u_nd| / length_d) + (1, 2u - 1) beta
+
+    k is Matern 3/2. Two levels of a choice have distance 1. The coefficients solve
+    (K + c H H' + noise / counts) alpha = z and beta = c H' alpha.
 
     Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", sections 2.7 (trend) and
       5.4.2 (leave-one-out in closed form).
@@ -176,11 +181,11 @@ class Surrogate:
 
     @property
     def base_pct(self) -> float:
-        """The lowest error observed; z is measured from it."""
+        """The lowest observed error, from which z is measured."""
         return float(self.landscape.errors_pct.min())
 
     def refits(self, counts_BN: NDArray[np.int64]) -> "Surrogate":
-        """Refitted with point n counts[b, n] times in resample b; length scales and noise are held."""
+        """Returns fits to B resamples with point n counts[b, n] times. Length scales and noise are kept."""
         z_N = _soft(self.landscape.errors_pct, self.base_pct, self.cap_pp)
         kernel_NN = _kernel(self.landscape, self.lengths_D)
         target_N = (z_N - self.mean) / self.scale
@@ -189,7 +194,7 @@ class Surrogate:
         return dataclasses.replace(self, alphas_BN=alphas, betas_BH=_TREND * alphas @ trend_NH)
 
     def error_pct(self, quantiles_MD: Array) -> Array:
-        """Predicted errors (B, M) at the places."""
+        """Returns predicted errors (B, M) at the coordinates (M, D)."""
         weights_MN = np.ones((len(quantiles_MD), len(self.landscape.points)))
         for index in range(len(self.landscape.axes)):
             weights_MN *= self._near(index, quantiles_MD[:, index])
@@ -197,9 +202,10 @@ class Surrogate:
         return self._error(self.alphas_BN @ weights_MN.T + self.betas_BH @ trend_MH.T)
 
     def optima(self) -> tuple[Array, Array]:
-        """Places (B, D) and values (B) of the lowest prediction in the window.
+        """Returns coordinates (B, D) and values (B) of the lowest prediction in the window.
 
-        The best of the points and 1,024 more, then three rounds along each axis, ends included.
+        The search starts from the best of the points and 1,024 Sobol points. Three rounds of line searches
+        along each axis follow, ends included.
         """
         axes, num_fits = self.landscape.axes, len(self.alphas_BN)
         more = qmc.Sobol(len(axes), scramble=False).random(1024)
@@ -218,12 +224,12 @@ class Surrogate:
         return found_BD, lowest_B
 
     def grid(self, index: int) -> Array:
-        """Quantiles at which `along` predicts."""
+        """Returns the quantiles at which `along` predicts."""
         axis = self.landscape.axes[index]
         return LINE if axis.ordered else (np.arange(len(axis.levels)) + 0.5) / len(axis.levels)
 
     def along(self, index: int, through_BD: Array) -> Array:
-        """Predicted errors (B, M) on the lines along one axis through one place per fit."""
+        """Returns predicted errors (B, M) on the line along one axis through one place per fit."""
         grid = self.grid(index)
         weights_BN = self._others(through_BD, (index,))
         fixed_B, slopes = self._fixed_trend(through_BD, (index,))
@@ -231,7 +237,7 @@ class Surrogate:
         return self._error(weights_BN @ self._near(index, grid).T + fixed_B[:, None] + ramp_BM)
 
     def over(self, first: int, second: int, through_BD: Array) -> Array:
-        """Predicted errors (B, M, M) on the planes along two ordered axes through one place per fit."""
+        """Returns predicted errors (B, M, M) on the plane of two ordered axes through one place per fit."""
         weights_BN = self._others(through_BD, (first, second))
         fixed_B, slopes = self._fixed_trend(through_BD, (first, second))
         near_first, near_second = self._near(first, PLANE), self._near(second, PLANE)
@@ -259,7 +265,7 @@ class Surrogate:
         return weights_BN
 
     def _fixed_trend(self, through_BD: Array, free: Sequence[int]) -> tuple[Array, dict[int, Array]]:
-        """The trend (B) of what is held, and the slopes (B) along what is free."""
+        """Returns the trend (B) of the fixed axes, and the slope (B) along each free axis."""
         fixed_B, slopes = self.betas_BH[:, 0].copy(), {}
         ordered = [index for index, axis in enumerate(self.landscape.axes) if axis.ordered]
         for column, index in enumerate(ordered, start=1):
@@ -270,17 +276,18 @@ class Surrogate:
         return fixed_B, slopes
 
 
-# Basin, edges, importance and figures ask for the same one; a landscape is known by identity.
+# Cached, because basin, edges, importance and figures share a surrogate. A landscape hashes by identity.
 @functools.lru_cache(maxsize=32)
 def fit_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> Surrogate:
-    """The surrogate of a landscape; whether it is of use is for `quality` to say.
+    """Returns the surrogate of a landscape. `quality.useful` says if it predicts better than the mean.
 
     Args:
-      landscape: at least MIN_POINTS points.
-      cap_pp: Delta above this counts as this.
+      landscape: an arm with at least MIN_POINTS points.
+      cap_pp: upper limit of Delta; larger values are clipped.
 
     Raises:
-      ValueError: fewer points, nothing that varies, or all errors alike.
+      ValueError: there are too few points, nothing varies, all errors are equal, no point trained, or trials
+        were stopped early.
     """
     if why := unfit(landscape):
         raise ValueError(why)
@@ -294,7 +301,7 @@ def fit_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> Surrog
     alpha_N = _solve(kernel_NN, target_N, noise, ones_N)
     left_out_N = alpha_N / np.diag(np.linalg.inv(kernel_NN + noise * np.eye(len(errors))))
     n = len(errors)
-    # Predicting the mean of the others misses by (n / (n - 1)) times the distance from the mean of all.
+    # The distance to the mean of the others is n / (n - 1) times the distance to the mean of all.
     r2 = 1 - float(np.mean(left_out_N**2)) / (n / (n - 1)) ** 2
     near = errors - errors.min() <= AREA_LIMIT_PP
     predicted = np.minimum(z_N - scale * left_out_N, math.log1p(cap_pp / _SOFT_PP))
@@ -313,7 +320,7 @@ def fit_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> Surrog
 
 
 def useful_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> tuple[Surrogate | None, str]:
-    """The surrogate where it predicts better than the mean, or None and why not."""
+    """Returns the surrogate if it predicts better than the mean, else None and the reason."""
     if why := unfit(landscape):
         return None, why
     surrogate = fit_surrogate(landscape, cap_pp)
@@ -326,7 +333,7 @@ def useful_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> tup
 
 
 def resample_counts(num_points: int, num_resamples: int = NUM_REFITS, seed: int = 0) -> NDArray[np.int64]:
-    """How often each point stands in each bootstrap resample."""
+    """Returns the number of times (B, N) that each point occurs in each bootstrap resample."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(num_points, np.full(num_points, 1 / num_points), num_resamples)
 
@@ -381,7 +388,7 @@ def _kernel(landscape: Landscape, lengths_D: Array) -> Array:
 
 def _solve(kernel_NN: Array, target_N: Array, noise: float, counts_N: NDArray[np.int64]) -> Array:
     alpha_N, kept = np.zeros(len(target_N)), np.flatnonzero(counts_N)
-    # A point drawn twice is one point known with half the variance.
+    # A point that was drawn twice has half the noise variance.
     alpha_N[kept] = np.linalg.solve(
         kernel_NN[np.ix_(kept, kept)] + np.diag(noise / counts_N[kept]), target_N[kept]
     )
@@ -389,7 +396,7 @@ def _solve(kernel_NN: Array, target_N: Array, noise: float, counts_N: NDArray[np
 
 
 def _smoothing(landscape: Landscape, target_N: Array) -> tuple[Array, float]:
-    """Length scales and noise of the least leave-one-out error, one axis at a time, twice around."""
+    """Returns the length scales and noise of least leave-one-out error, by two rounds over the axes."""
     few = landscape.taking(landscape.points[:_MAX_TUNING])
     target_N = target_N[:_MAX_TUNING]
 
