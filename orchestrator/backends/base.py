@@ -19,7 +19,10 @@ class Clock:
 
     @property
     def ahead(self) -> float:
-        """Least seconds by which the other clock is ahead (negative: behind); 0 if it reads between `asked` and `answered`."""
+        """Least seconds by which the other clock is ahead; negative if it is behind.
+
+        0 if it reads between `asked` and `answered`.
+        """
         if self.read > self.answered:
             return self.read - self.answered
         return min(self.read - self.asked, 0.0)
