@@ -21,8 +21,8 @@ become steps, and the noise of a cell is always the same, so that little varies 
 up to N / 4. "smooth" takes a thin-plate spline and adds the residuals, of both arms together, of one of the 8
 nearest points. It draws new noise, but the surface is as smooth as the spline.
 
-Delta is relative to the better arm's optimum (planted) or lowest error (table), the same in every sweep,
-because the benchmark tests the choice of points, not that of a reference.
+Delta is relative to the better arm's optimum (planted) or lowest error (table). This reference is the same in
+every sweep, because the benchmark tests the choice of points, not that of a reference.
 """
 
 import argparse

@@ -5,8 +5,7 @@
                                           └───────── next_event ────────┘ └──── row, end ─────┘
 
 A lane holds one long Ray Train run. Its workers ask the Coordinator for a trial, train it, and ask for the
-next, so that a trial does not pay for starting Python, torch, a process group and a CUDA context. The
-Coordinator is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on disk.
+next. So a trial does not pay for starting Python, torch, a process group and a CUDA context. The Coordinator is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on disk.
 Tune decides how many lanes there are and opens a slot per trial; its own state is disposable. Ray Train
 restarts a lane's workers when one dies. Only the Coordinator decides whether and where their trial runs
 again. If Tune loses lanes, the remaining trials run in another round.
@@ -18,10 +17,10 @@ Facts of Ray 2.60 that shape this file:
 
 - The State API, and so the dashboard, must be on, or the workers of a stopped lane are never released.
 - A Tune trial must ask for some resource. Lanes ask for a sliver of the head node, because a CPU would be
-  missing for the workers, and because lanes end with the driver on that node anyway.
+  missing for the workers. Lanes end with the driver, which is on that node, anyway.
 - `ray.train.report` is a barrier polled every two seconds, so rows do not go that way.
 - Workers learn of drained nodes by `ray.train.get_preemption_info`, which is a barrier, too, so a thread
-  calls it and not the training loop.
+  calls it instead of the training loop.
 """
 
 import threading

@@ -24,7 +24,7 @@ def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], l
         try:
             folder = open_folder(path.parent)
         except FolderError as error:
-            notices.append(f"passed over: {str(error).splitlines()[0]}")
+            notices.append(f"skipped: {str(error).splitlines()[0]}")
             continue
         known = folder.record.get("machine", {})
         gpus = known.get("gpus") or []
