@@ -3,9 +3,9 @@
     python -m benchmarks.coverage [--repeats 1000] [--quick] [--cells]
 
 For every interval and band of the report, it prints the coverage: the share of planted sweeps in which the
-interval contains the truth. It also prints the rate of refusals and the width. An interval claims 95 %. 93 % is required of every
-cell: each population, design and number of points. A cell fails if a rate as low as its own had a probability
-below 1e-4 at 93 %. The bound is low, because there are thousands of rates. Then follow
+interval contains the truth. It also prints the rate of refusals and the width. An interval claims 95 %. 93 %
+is required of every cell: each population, design and number of points. A cell fails if a rate as low as its
+own had a probability below 1e-4 at 93 %. The bound is low, because there are thousands of rates. Then follow
 the decisions of the tests between equal arms (at most 5 %), the optimism of confirmed peaks, and the edge
 flags.
 

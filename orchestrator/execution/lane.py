@@ -5,13 +5,14 @@
                                           └───────── next_event ────────┘ └──── row, end ─────┘
 
 A lane holds one long Ray Train run. Its workers ask the Coordinator for a trial, train it, and ask for the
-next. So a trial does not pay for starting Python, torch, a process group and a CUDA context. The Coordinator is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on disk.
-Tune decides how many lanes there are and opens a slot per trial; its own state is disposable. Ray Train
-restarts a lane's workers when one dies. Only the Coordinator decides whether and where their trial runs
-again. If Tune loses lanes, the remaining trials run in another round.
+next. So a trial does not pay for starting Python, torch, a process group and a CUDA context. The Coordinator
+is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on disk. Tune sets
+the number of lanes and opens a slot per trial; its own state is disposable. Ray Train restarts a lane's
+workers when one dies. Only the Coordinator decides whether and where their trial runs again. If Tune loses
+lanes, the remaining trials run in another round.
 
-Every process of a lane imports this module, the Tune actor and the controller of Ray Train included. It
-therefore must not import torch or model code; only the workers do, inside the functions of `worker`.
+Every process of a lane imports this module, so its top level must not import torch or model code: on a small
+machine that would cost more than a trial. The workers import both inside the functions of `worker`.
 
 Facts of Ray 2.60 that shape this file:
 
