@@ -1,17 +1,17 @@
-"""What checkpoints cost: taken beside the training at their share of the time, and by torch.save each epoch.
+"""Measures the cost of checkpoints: by the Checkpointer, and by torch.save after each epoch.
 
     python -m benchmarks.checkpoint_cost [--seconds 120] [--rounds 2]
 
-Trains one model (ViT_C of 4 blocks and width 192 on digits of 32 pixels, AdamW, averaged weights) three ways,
-one after the other, as many rounds as asked:
+Trains one model (ViT_C of 4 blocks and width 192 on digits of 32 pixels, AdamW, averaged weights) in three
+ways, one after the other, for `--rounds` rounds:
 
 - without any checkpoint;
-- with a `Keeper` at its defaults;
-- with a synchronous `torch.save` and fsync after each epoch, which is what a loop without a keeper does.
+- with a `Checkpointer` at its defaults;
+- with a synchronous `torch.save` and fsync after each epoch, as a loop without a Checkpointer does.
 
-"share" is measured where it is spent: the copy on the training thread and the processor time of the writing
-thread for the keeper, the wall time of the call for torch.save, over the wall time of the run. Step times are
-medians over epochs; on a busy machine they say little, and the shares hold.
+"share" is the time for checkpoints over the wall time of the run. For the Checkpointer it counts the copy on
+the training thread and the processor time of the writing thread; for torch.save, the wall time of the call.
+Step times are medians over epochs. On a busy machine they mean little, but the shares stay valid.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from trainables.training.state import State
 
 
 def example() -> TrainConfig:
-    """Epochs of 38 steps, and a state of some tens of megabytes; it is stopped long before its end."""
+    """Returns a run with epochs of 38 steps and a state of tens of megabytes. It is stopped early."""
     return TrainConfig.model_validate(
         {
             "model": {
@@ -53,7 +53,7 @@ def example() -> TrainConfig:
 
 
 def save_now(state: State, path: Path) -> float:
-    """Seconds that a plain, durable torch.save takes."""
+    """Returns the seconds of a plain, durable torch.save."""
     began = time.perf_counter()
     with path.open("wb") as file:
         state.save(file)
@@ -63,13 +63,13 @@ def save_now(state: State, path: Path) -> float:
 
 
 def run(config: TrainConfig, context: Context, seconds: float, way: str) -> tuple[float, float, int]:
-    """Milliseconds a step takes, share of the time for checkpoints, and how many there were."""
+    """Returns milliseconds per step, the share of the time for checkpoints, and their number."""
     spent, count, steps_ms = 0.0, 0, []
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Checkpointer(Store(folder)) if way == "keeper" else None
+        checkpointer = Checkpointer(Store(folder)) if way == "Checkpointer" else None
         before = 0
-        for row, state in train(config, context, keeper=keeper):
+        for row, state in train(config, context, keeper=checkpointer):
             steps_ms.append(1000 * row.train_seconds / (row.step - before))
             before = row.step
             if way == "torch.save each epoch":
@@ -78,14 +78,14 @@ def run(config: TrainConfig, context: Context, seconds: float, way: str) -> tupl
             if time.perf_counter() - began > seconds:
                 break
         elapsed = time.perf_counter() - began
-        if keeper is not None:
-            keeper.__exit__()
-            spent, count = keeper.spent_seconds, keeper.written
+        if checkpointer is not None:
+            checkpointer.__exit__()
+            spent, count = checkpointer.spent_seconds, checkpointer.written
     return statistics.median(steps_ms), spent / elapsed, count
 
 
 def main() -> None:
-    """Prints one line per way and round, and the ratio of the shares last."""
+    """Prints one line per way and round, then the ratio of the shares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120, help="length of each run")
     parser.add_argument("--rounds", type=int, default=2)
@@ -95,14 +95,14 @@ def main() -> None:
     print(f"state: {megabytes:.1f} MB; {KEPT} kept; share {SHARE:.1%}, at least {LEAST_SECONDS:g} s apart")
     shares: dict[str, list[float]] = {}
     for number in range(options.rounds):
-        for way in ("none", "keeper", "torch.save each epoch"):
+        for way in ("none", "Checkpointer", "torch.save each epoch"):
             step_ms, share, count = run(config, context, options.seconds, way)
             shares.setdefault(way, []).append(share)
             print(
                 f"round {number + 1}  {way:22} {step_ms:7.2f} ms a step  {share:7.3%} in {count} checkpoints"
             )
-    keeper, plain = (statistics.mean(shares[way]) for way in ("keeper", "torch.save each epoch"))
-    print(f"share of the time, torch.save each epoch to keeper: {plain / keeper:.1f}")
+    checkpointer, plain = (statistics.mean(shares[way]) for way in ("Checkpointer", "torch.save each epoch"))
+    print(f"share of the time, torch.save each epoch to Checkpointer: {plain / checkpointer:.1f}")
     print(f"load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

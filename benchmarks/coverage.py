@@ -1,20 +1,20 @@
-"""How often what the report states holds on planted populations, of which the truth is known.
+"""Measures the coverage of the report's intervals and decisions on planted populations with known truth.
 
     python -m benchmarks.coverage [--repeats 1000] [--quick] [--cells]
 
-For every interval and band of the report: in what share of planted sweeps it holds the truth, how often it is
-refused, and how wide it is. An interval claims 95 %, and 93 % is asked of every cell: of each population,
-design and number of points. A cell breaks the promise where its rate would have a probability below 1e-4
-if it were kept: of thousands of rates, some are off by more than a few standard errors. Then what the tests
-decide where there is no difference, at most 5 % of the time, the optimism of confirmed peaks, and the edge
+For every interval and band of the report, it prints the coverage: the share of planted sweeps in which the
+interval contains the truth. It also prints the rate of refusals and the width. An interval claims 95 %. 93 %
+is required of every cell: each population, design and number of points. A cell fails if a rate as low as its
+own had a probability below 1e-4 at 93 %. The bound is low, because there are thousands of rates. Then follow
+the decisions of the tests between equal arms (at most 5 %), the optimism of confirmed peaks, and the edge
 flags.
 
-Exit code 1 says that a stated interval or a decision breaks its promise, or that a guard holds: the naive
-percentile bootstrap of best-of-k stands beside the band, Student's interval beside that of the difference of
-areas, and both have to fail somewhere, or the benchmark cannot tell.
+Exit code 1 means that a stated interval or a decision fails, or that a control does not fail. The controls
+are the naive percentile bootstrap of best-of-k, next to the band, and Student's interval, next to that of the
+difference of areas. Both must fail somewhere, or the benchmark cannot detect failures.
 
 Truths are from 2^21 draws, optima from the surfaces themselves. `width` is the mean width over that of the
-oracle, the shortest central interval that someone would state who knew how the estimate is distributed.
+oracle: the shortest central interval, given the distribution of the estimate.
 """
 
 import argparse
@@ -42,14 +42,14 @@ Kind = Literal["report", "guard"]
 
 NUM_POINTS = (8, 16, 32, 64, 128)
 DESIGNS = ("iid", "Sobol")
-#: What is asked of a cell: nominal minus two points.
+#: Least coverage of a cell: the nominal one minus two points.
 LEAST = intervals.CONFIDENCE - 0.02
 ALPHA = 1 - intervals.CONFIDENCE
-#: How improbable a rate must be for the promise to count as broken: there are thousands of them.
+#: Probability of a rate below which its cell fails; low, because there are thousands of rates.
 CHANCE = 1e-4
 NUM_RESAMPLES = 1_000
 NUM_CONFIRMED, NUM_SEEDS = 3, 5
-#: Repeats in which what is not vectorised is done, too; and surrogates, which take 20 ms each.
+#: Numbers of repeats with statistics that are not vectorised, and with surrogates, which take 20 ms each.
 NUM_LOOPED, NUM_SURROGATES = 200, 20
 CHANCE_PCT = 90.0
 
@@ -68,12 +68,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """How often one statistic held the truth on one population.
+    """The coverage of one statistic on one population.
 
     Attributes:
-      coverage: among those stated; nan if none was.
-      num_stated, num_repeats: how many intervals were stated, of how many sweeps.
-      width: mean width of those stated over the oracle's.
+      coverage: share of the stated intervals that contain the truth; nan if none was stated.
+      num_stated, num_repeats: number of stated intervals, and of sweeps.
+      width: mean width of the stated intervals over the oracle's.
     """
 
     statistic: str
@@ -88,19 +88,19 @@ class Cell:
 
     @property
     def doubt(self) -> float:
-        """Probability to cover as seldom as this if it were 93 % of the time."""
+        """Probability of a coverage this low or lower if the true coverage were 93 %."""
         held = round(self.coverage * self.num_stated)
         return float(scipy_stats.binom.cdf(held, self.num_stated, LEAST))
 
     @property
     def fails(self) -> bool:
-        """Below 93 % by more than chance."""
+        """True if the coverage is below 93 % by more than chance."""
         return self.num_stated > 0 and self.doubt < CHANCE
 
 
 @dataclass(frozen=True, slots=True)
 class Alarms:
-    """How often a decision was made where there was nothing to decide."""
+    """The rate of decisions between arms that do not differ."""
 
     decision: str
     population: str
@@ -111,16 +111,16 @@ class Alarms:
 
     @property
     def fails(self) -> bool:
-        """Above 5 % by more than chance."""
+        """True if the rate is above 5 % by more than chance."""
         made = round(self.rate * self.num_repeats)
         return float(scipy_stats.binom.sf(made - 1, self.num_repeats, ALPHA)) < CHANCE
 
 
 class Truth:
-    """What is known of one arm of a population: a very large draw, and the optimum of its surface."""
+    """The truth about one arm of a population: a very large draw, and the optimum of its surface."""
 
     def __init__(self, population: Population, arm: int) -> None:
-        """Draws; the same for everyone."""
+        """Draws the errors, with a fixed seed."""
         rng = np.random.default_rng([7, arm])
         points = draw_points("Sobol", 1, 2**21, rng)[0]
         errors = population.errors_pct(points, rng, arm)
@@ -129,19 +129,19 @@ class Truth:
         self.diverged = float(np.mean(errors >= 100))
 
     def mean_best_of(self, budget: int) -> float:
-        """Mean of the best of k: the integral of (1 - F)^k."""
+        """Returns the mean of the best of k: the integral of (1 - F)^k."""
         above = 1 - np.arange(1, self.errors_pct.size) / self.errors_pct.size
         return float(self.errors_pct[0] + np.diff(self.errors_pct) @ above**budget)
 
     def median_best_of(self, budgets: NDArray[np.int64]) -> Floats:
-        """Median of the best of k."""
+        """Returns the median of the best of k."""
         levels = 1 - 0.5 ** (1 / budgets)
         return np.asarray(self.errors_pct[(levels * self.errors_pct.size).astype(int)])
 
     def measure(self, name: measures.Measure, references_pct: Floats, weighted: bool = False) -> Floats:
-        """A measure with Delta taken from each of the references: interpolated between 41 of them.
+        """Returns a measure with Delta relative to each reference, interpolated between 41 of them.
 
-        Weighted: under a prior whose density rises linearly with the logarithm of lr.
+        `weighted` uses a prior whose density rises linearly with the logarithm of lr.
         """
         stride = self.errors_pct.size // 2**15
         sample: Any = self.errors_pct[::stride]
@@ -151,11 +151,11 @@ class Truth:
         return np.asarray(np.interp(references_pct, grid, np.array(measured) / weights.sum()))
 
 
-# ------------------------------------------------------- what `orchestrator.stats` does, all sweeps at once
+# ------------------------------------------------------- `orchestrator.stats`, vectorised over all sweeps
 
 
 def scores_of(name: measures.Measure, errors_pct: Floats, references_pct: Floats) -> Floats:
-    """`stats.point_scores` of every repeat, each with its own reference."""
+    """Returns `measures.point_scores` of every repeat, each with its own reference."""
     if name == "error":
         references_pct = np.zeros_like(references_pct)
     above_pct: Any = errors_pct - references_pct[:, None]
@@ -163,12 +163,12 @@ def scores_of(name: measures.Measure, errors_pct: Floats, references_pct: Floats
 
 
 def bounded_means(scores: Floats, ends: tuple[Any, Any]) -> Bounds:
-    """`stats.bounded_mean` for every row."""
+    """Returns `intervals.bounded_mean` for every row."""
     return intervals.with_both_ends(scores.mean(axis=1), (scores**2).mean(axis=1), scores.shape[1], ends)
 
 
 def shares(scores: Floats) -> Bounds:
-    """`stats.share_interval` for every row of zeros and ones."""
+    """Returns `intervals.share_interval` for every row of zeros and ones."""
     num_points = scores.shape[1]
     ends = np.array([intervals.share_interval(count, num_points) for count in range(num_points + 1)])
     found = ends[scores.sum(axis=1).astype(int)]
@@ -176,7 +176,7 @@ def shares(scores: Floats) -> Bounds:
 
 
 def one_arm(name: measures.Measure, errors_pct: Floats, references_pct: Floats) -> tuple[Floats, Bounds]:
-    """Value and interval of a measure in one arm."""
+    """Returns value and interval of a measure in one arm."""
     scores = scores_of(name, errors_pct, references_pct)
     if measures.MEASURES[name].within_pp is not None:
         return scores.mean(axis=1), shares(scores)
@@ -187,7 +187,7 @@ def one_arm(name: measures.Measure, errors_pct: Floats, references_pct: Floats) 
 def two_arms(
     name: measures.Measure, errors: Sequence[Floats], references: Sequence[Floats]
 ) -> tuple[Floats, Bounds]:
-    """Value and interval of the difference of a measure, each arm measured from its reference."""
+    """Returns value and interval of the difference of a measure. Each arm has its own reference."""
     differences = scores_of(name, errors[1], references[1]) - scores_of(name, errors[0], references[0])
     span: Any = 1.0
     if name == "error":
@@ -197,7 +197,7 @@ def two_arms(
 
 @functools.cache
 def signed_rank_table(count: int) -> Floats:
-    """Two-sided p-values by the sum of the positive ranks, from all sign patterns of `count` distinct values.
+    """Returns two-sided p-values by the sum of positive ranks, from all sign patterns of `count` values.
 
     Source: the recursion of Wilcoxon 1945 by generating function: the product of (1 + x^rank) / 2.
     """
@@ -209,7 +209,7 @@ def signed_rank_table(count: int) -> Floats:
 
 
 def signed_ranks(differences: Floats) -> tuple[Floats, Floats]:
-    """p-value and signed sum of ranks of every row, as `stats` computes them where no two sizes are equal."""
+    """Returns p-value and signed sum of ranks of every row, as `stats` does without ties."""
     rounded = np.round(differences, 9)
     count = np.count_nonzero(rounded, axis=1)
     ranks = scipy_stats.rankdata(np.abs(rounded), axis=1) - (differences.shape[1] - count)[:, None]
@@ -224,7 +224,7 @@ def signed_ranks(differences: Floats) -> tuple[Floats, Floats]:
 
 
 def decided(name: measures.Measure, differences: Floats, alpha: float = ALPHA) -> NDArray[np.bool_]:
-    """Whether `stats.contrasts` would settle each row, tested alone."""
+    """Returns whether `analysis.contrasts` would settle each row, tested alone."""
     higher, lower = ((sign * differences > intervals.DIFFERS).sum(axis=1) for sign in (1, -1))
     enough = higher + lower >= intervals.MIN_SAMPLE
     if measures.MEASURES[name].test == "mcnemar":
@@ -236,10 +236,10 @@ def decided(name: measures.Measure, differences: Floats, alpha: float = ALPHA) -
 
 
 def check_twins(rng: np.random.Generator) -> None:
-    """What is computed here for all sweeps at once is what the report computes for one.
+    """Checks that the vectorised statistics equal those that the report computes for one sweep.
 
     Raises:
-      AssertionError: `orchestrator.analysis.summary` works otherwise by now; this benchmark has to follow.
+      AssertionError: `orchestrator.analysis.summary` has changed, so this benchmark must be updated.
     """
     errors = 20 + rng.exponential(4, (2, 20, 24))
     errors[rng.random(errors.shape) < 0.1] = 100.0
@@ -268,7 +268,7 @@ def check_twins(rng: np.random.Generator) -> None:
 
 
 def of(estimates: Iterable[intervals.Estimate | None], statistic: str, truth: Floats | float) -> Row:
-    """A row from the report's own estimates; None is an interval that is refused, as one without ends is."""
+    """Returns a row from the report's own estimates. None, or an estimate without ends, is a refusal."""
     ends = [
         (math.nan,) * 3
         if found is None
@@ -280,12 +280,12 @@ def of(estimates: Iterable[intervals.Estimate | None], statistic: str, truth: Fl
 
 
 def naive_best_of(errors_pct: Floats, budget: int) -> tuple[Floats, Bounds]:
-    """The unbiased estimator of best-of-k with the percentile bootstrap, for every row."""
+    """Returns the unbiased estimator of best-of-k with the percentile bootstrap, for every row."""
     num_points = errors_pct.shape[1]
     rng = np.random.default_rng(num_points)
     counts = rng.multinomial(num_points, np.full(num_points, 1 / num_points), NUM_RESAMPLES)
     upto = np.concatenate([np.zeros((len(counts), 1)), counts.cumsum(axis=1)], axis=1)
-    # C(n - upto, k) / C(n, k): the chance that k of the resample all lie above a point.
+    # C(n - upto, k) / C(n, k): the chance that k of the resample are all above a point.
     above = num_points - upto
     with np.errstate(invalid="ignore"):
         logs = special.gammaln(above + 1) - special.gammaln(above - budget + 1)
@@ -297,13 +297,13 @@ def naive_best_of(errors_pct: Floats, budget: int) -> tuple[Floats, Bounds]:
 
 
 def peak_rows(errors_pct: Floats, truth: Truth) -> Iterator[Row]:
-    """Best-of-k: the band of `orchestrator.stats.best_of`, and the naive bootstrap beside it."""
+    """Yields rows of best-of-k: the band of `orchestrator.stats.best_of`, and the naive bootstrap."""
     num_points = errors_pct.shape[1]
     budgets = np.arange(1, best_of.largest_budget(num_points) + 1)
     bands = [best_of.median_band(row, budgets.tolist()) for row in errors_pct]
     low, high = (np.stack(side) for side in zip(*bands, strict=True))
     curve = truth.median_best_of(budgets)
-    # The whole band as one interval: by how far the curve leaves it at most.
+    # The whole band as one interval: the largest distance of the curve outside it.
     outside = np.maximum(low - curve, curve - high).max(axis=1)
     yield Row(
         "band of median best-of-k, all k", outside * math.nan, outside, np.full(len(low), math.inf), 0.0
@@ -321,7 +321,7 @@ COMMON: tuple[tuple[measures.Measure, str], ...] = (
 
 
 def common_rows(truths: Sequence[Truth], errors: Sequence[Floats], bars: Floats, label: str) -> Iterator[Row]:
-    """Measures that decide, of one arm and between arms, from one bar for both."""
+    """Yields rows of the deciding measures, of one arm and between arms, with one reference for both."""
     for name, said in COMMON:
         values, bounds = one_arm(name, errors[0], bars)
         truth = [arm.measure(name, bars) for arm in truths]
@@ -341,19 +341,19 @@ def common_rows(truths: Sequence[Truth], errors: Sequence[Floats], bars: Floats,
 
 @dataclass(frozen=True, slots=True)
 class Confirmations:
-    """The best of one arm in every sweep, as fresh seeds tell it."""
+    """The confirmed best of one arm in every sweep, from fresh seeds."""
 
     confirmed: list[stats_confirmed.Confirmed | None]
     truth_pct: Floats
 
     @property
     def estimates(self) -> list[intervals.Estimate | None]:
-        """Error of the confirmed best; None where a run of it diverged, or all did."""
+        """Errors of the confirmed best. None if one of its runs, or every point, diverged."""
         return [None if found is None or found.num_diverged else found.val for found in self.confirmed]
 
     @property
     def ends(self) -> tuple[Floats, Floats, Floats]:
-        """Value and interval of the reference, nan where there is none."""
+        """Value and interval of the reference; nan if there is none."""
         row = of(self.estimates, "", 0.0)
         return row.value, row.low, row.high
 
@@ -361,7 +361,7 @@ class Confirmations:
 def confirm(
     population: Population, points: Floats, errors_pct: Floats, arm: int, rng: np.random.Generator
 ) -> Confirmations:
-    """The three lowest points of every sweep run again with five fresh seeds."""
+    """Runs the three lowest points of every sweep again with five fresh seeds."""
     best = np.argsort(errors_pct, axis=1)[:, :NUM_CONFIRMED]
     chosen = np.take_along_axis(points, best[..., None], axis=1)
     fresh = population.errors_pct(np.repeat(chosen[:, :, None], NUM_SEEDS, axis=2), rng, arm)
@@ -381,7 +381,7 @@ def _welch(
 def confirmed_rows(
     truths: Sequence[Truth], errors: Sequence[Floats], confirmations: Sequence[Confirmations]
 ) -> Iterator[Row]:
-    """Confirmed peaks, their difference, and what is measured from each arm's own."""
+    """Yields rows of confirmed peaks, their difference, and measures relative to each arm's own."""
     first, second = confirmations
     yield of(first.estimates, "confirmed best of three, five seeds", first.truth_pct)
     welch = [
@@ -410,7 +410,7 @@ def confirmed_rows(
 
 
 def gap_rows(truths: Sequence[Truth], errors: Sequence[Floats], again: Sequence[Floats]) -> Iterator[Row]:
-    """Gaps at equal best-of-k, as if the arms were cells, and the difference of two gaps."""
+    """Yields rows of gaps at equal best-of-k, with arms as cells, and of the difference of two gaps."""
     budget = max(errors[0].shape[1] // 4, 1)
     truth = truths[1].mean_best_of(budget) - truths[0].mean_best_of(budget)
     pairs = list(zip(*errors, *again, strict=True))
@@ -418,14 +418,14 @@ def gap_rows(truths: Sequence[Truth], errors: Sequence[Floats], again: Sequence[
     yield of(found, "gap of best-of-k, k = n / 4", truth)
     terms = [[(1.0, b), (-1.0, a), (-1.0, c), (1.0, d)] for a, b, c, d in pairs]
     found = [gaps.best_of_difference(four, budget) for four in terms]
-    # The second arm's gap is the first one's, turned round.
+    # The second arm's gap is the first one's with the opposite sign.
     yield of(found, "difference of two gaps", 2 * truth)
 
 
 def view_rows(
     truths: Sequence[Truth], points: Floats, errors: Sequence[Floats], bars: Floats
 ) -> Iterator[Row]:
-    """The common area under another prior: density rising with lr."""
+    """Yields rows of the common area under another prior, whose density rises with lr."""
     scores = [scores_of("area_common", arm, bars) for arm in errors]
     found = [
         window_audit.difference(base, weights, other, weights)[0]
@@ -436,7 +436,7 @@ def view_rows(
 
 
 def noise_rows(num_points: int, num_repeats: int, rng: np.random.Generator) -> Iterator[Row]:
-    """Spread between seeds: of an eighth of the points, three runs each, and of a sum of three streams."""
+    """Yields rows of the spread between seeds: three runs of every eighth point; a sum of three streams."""
     num_groups = max(num_points // 8, 1)
     spreads = (0.15, 0.1, 0.05)
     found: list[intervals.Estimate | None] = []
@@ -457,7 +457,7 @@ AXES = (
 
 
 def landscape(points: Floats, errors_pct: Floats, arm: int) -> surrogate.Landscape:
-    """One sweep as the surrogate sees it."""
+    """Returns one sweep in the form that the surrogate takes."""
     count = len(points)
     return surrogate.Landscape(
         "all", "ab"[arm], AXES, tuple(range(count)), points, errors_pct, errors_pct < 100, CHANCE_PCT, count
@@ -466,7 +466,7 @@ def landscape(points: Floats, errors_pct: Floats, arm: int) -> surrogate.Landsca
 
 @functools.cache
 def true_basin(population: Population) -> dict[str, float]:
-    """Width in lr and weight decay, area, and sensitivity to lr, from a fine grid of the surface."""
+    """Returns width in lr and weight decay, area, and sensitivity to lr, from a fine grid of the surface."""
     grid = np.linspace(0, 1, 1001)
     mean, diverges = population.surface(np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1), 0)
     error = np.where(diverges > 0, 100 * diverges + (1 - diverges) * mean, mean)
@@ -482,7 +482,7 @@ def true_basin(population: Population) -> dict[str, float]:
 
 
 def basin_rows(population: Population, points: Floats, errors_pct: Floats) -> Iterator[Row]:
-    """Extents of the basin and the sensitivity to lr, of the first arm."""
+    """Yields rows of the basin's extents and the sensitivity to lr, of the first arm."""
     found: dict[str, list[intervals.Estimate | None]] = {name: [] for name in true_basin(population)}
     for at, errors in zip(points, errors_pct, strict=True):
         one = basin.basin(landscape(at, errors, 0))
@@ -500,18 +500,18 @@ def basin_rows(population: Population, points: Floats, errors_pct: Floats) -> It
 def alarm_rates(
     population: Population, points: Floats, rng: np.random.Generator
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """How often each decision is made between two arms that do not differ."""
+    """Returns the rate of each decision between two arms that do not differ."""
     errors = [population.errors_pct(points, rng, arm) for arm in (0, 1)]
     bars = np.minimum(*(arm.min(axis=1) for arm in errors))
     for name, said in COMMON:
         differences = scores_of(name, errors[1], bars) - scores_of(name, errors[0], bars)
         yield said, decided(name, differences)
-        # Three sweeps as if they were the cells of one: is any of them settled, by Holm's first step?
+        # Three sweeps taken as cells of one: Holm's first step, which any of them may pass.
         thirds = decided(name, differences, ALPHA / 3)
         yield f"{said}, any of 3 cells (Holm)", thirds[: len(thirds) // 3 * 3].reshape(-1, 3).any(axis=1)
     scores = [scores_of("area_common", arm, bars)[:NUM_LOOPED] for arm in errors]
     p_values = [
-        # Weights to the middle of lr: to turn lr round is then to change nothing.
+        # Weights symmetric about the middle of lr, so that mirroring lr changes nothing.
         window_audit.difference(base, weights, other, weights)[1]
         for base, other, weights in zip(*scores, 1 - abs(2 * points[:NUM_LOOPED, :, 0] - 1), strict=True)
     ]
@@ -528,7 +528,7 @@ def alarm_rates(
         for base, other in zip(*(found.confirmed for found in confirmations), strict=True)
     ]
     p_values = [1.0 if told is None or told[1] is None else told[1] for told in welch]
-    # Two settings that are equally good by construction: where the arms' winners are not, there is a truth.
+    # Only winners that are equally good by construction count, because others do differ.
     alike = np.isclose(
         *(found.truth_pct for found in confirmations), rtol=0, atol=population.noise_sd_pct / 100
     )
@@ -537,7 +537,7 @@ def alarm_rates(
 
 @dataclass(frozen=True, slots=True)
 class EdgeRate:
-    """How often an edge is flagged; `wanted` says whether the optimum lies there."""
+    """The rate at which an edge is flagged. `wanted` is true if the optimum is there."""
 
     case: str
     wanted: bool
@@ -558,7 +558,10 @@ EDGES: dict[str, tuple[float, float, float]] = {
 
 
 def edge_rates(num_repeats: int, num_points: Iterable[int]) -> list[EdgeRate]:
-    """Flags of `fairness.edge_check` on planted bowls with noise of 0.3 pp: of lr's upper edge, or of any."""
+    """Returns rates of `window_audit.edge_check` flags on planted bowls with noise of 0.3 pp.
+
+    A flag counts at lr's upper edge if the optimum is there, else at any edge.
+    """
     rates, rng = [], np.random.default_rng(0)
     for case, (x0, y0, curve) in EDGES.items():
         for count in num_points:
@@ -578,11 +581,11 @@ def edge_rates(num_repeats: int, num_points: Iterable[int]) -> list[EdgeRate]:
 
 
 def cell_of(row: Row, population: str, design: str, num_points: int) -> Cell:
-    """What the repeats of a statistic come to."""
+    """Returns the coverage and width of a statistic over its repeats."""
     stated = np.isfinite(row.low) | np.isfinite(row.high)
     low, high, value = (side[stated] for side in (row.low, row.high, row.value))
     truth = np.broadcast_to(row.truth, row.value.shape)[stated]
-    # Rounding is no miss.
+    # Tolerates rounding.
     held = (low <= truth + 1e-9) & (truth - 1e-9 <= high)
     width = math.nan
     if stated.any() and np.isfinite(high - low).all():
@@ -596,10 +599,11 @@ def cell_of(row: Row, population: str, design: str, num_points: int) -> Cell:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that the benchmark finds out.
+    """All results of the benchmark.
 
     Attributes:
-      optimism: by population, the confirmed error minus that of its setting, in sd between seeds; its error.
+      optimism: per population, the confirmed error minus the setting's true error, in sd between seeds, and
+        its standard error.
     """
 
     cells: list[Cell]
@@ -615,7 +619,7 @@ def measure_coverage(
     designs: Sequence[str] = DESIGNS,
     num_surrogates: int = NUM_SURROGATES,
 ) -> Measured:
-    """Every statistic on every population, design and number of points."""
+    """Measures every statistic on every population, design and number of points."""
     cells: list[Cell] = []
     alarms: list[Alarms] = []
     misses: dict[str, list[Floats]] = {}
@@ -670,7 +674,7 @@ def measure_coverage(
 
 
 def cell_table(cells: Iterable[Cell]) -> str:
-    """Coverage of every cell with its Monte-Carlo standard error; `!` below 93 %."""
+    """Returns a table of the coverage of every cell with its Monte-Carlo standard error; `!` below 93 %."""
     cells = list(cells)
     columns = sorted({cell.num_points for cell in cells})
     lines = [f"{'':24}" + "".join(f"{f'n = {count}':>14}" for count in columns)]
@@ -696,7 +700,7 @@ def cell_table(cells: Iterable[Cell]) -> str:
 
 
 def summary(found: Measured) -> str:
-    """A line per interval, per decision, per population and per edge."""
+    """Returns a summary with a line per interval, decision, population and edge."""
     lines = [
         f"{'interval':44}{'cells':>6}{'below 93':>9}{'fails':>6}{'worst %':>8}{'mean %':>7}"
         f"{'refused %':>10}{'width':>7}   worst cell"
@@ -709,7 +713,7 @@ def summary(found: Measured) -> str:
             if not stated:
                 lines.append(f"{statistic:44}{0:6}{'':30}{100 * refused:10.1f}")
                 continue
-            # By probability and not by points: a cell of ten intervals is soon far off.
+            # By probability, because a cell of ten intervals easily misses by many points.
             worst = min(stated, key=lambda cell: (cell.doubt, cell.coverage))
             widths = [cell.width for cell in stated if math.isfinite(cell.width)]
             lines.append(
@@ -743,7 +747,7 @@ def summary(found: Measured) -> str:
 
 
 def faults(found: Measured) -> list[str]:
-    """What is not as promised."""
+    """Returns a line for each failure."""
     said = [
         f"{cell.statistic}: {100 * cell.coverage:.1f} % of {cell.num_stated} on {cell.population}, "
         f"{cell.design}, n = {cell.num_points}"
@@ -766,7 +770,7 @@ def faults(found: Measured) -> list[str]:
 
 
 def main() -> int:
-    """Prints the tables; 1 if a promise is broken."""
+    """Prints the tables. Returns 1 if an interval or decision fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

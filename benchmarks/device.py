@@ -1,13 +1,14 @@
-"""The training library on one GPU: does it run there, are its results the same, and how fast is it?
+"""Tests the training library on one GPU: whether it runs, gives the same results, and how fast it is.
 
     python -m benchmarks.device [--cpu] [--json FILE] [--only part,part] [--limit-seconds N]
     python -m benchmarks.device --document benchmarks/data/device-*.json > docs/performance.md
 
-Needs torch, timm and `trainables`; no Ray, no network, no data. Parts run from the most to the least
-valuable, in a process of their own that sends each figure as it is found. A part that fails, hangs or takes
-its process down costs no other part. The table comes last. Exit code 1 if something that must hold does not.
+Needs torch, timm and `trainables`; no Ray, no network, no data. Parts run in order of value, in another
+process that sends each figure as it is found. A part that fails, hangs or kills its process does not affect
+the other parts. The table comes last. Exit code 1 if a requirement does not hold.
 
---cpu runs the parts about results on 2 cores, small; with --only any part, to see that it works.
+--cpu runs small versions of the parts about results on 2 cores. With --only it runs any part, to test that it
+works.
 
 Shape suffixes: B batch, C channels, H W image side.
 """
@@ -48,34 +49,34 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-#: Multiply-adds count twice. Dense half precision and memory by NVIDIA's data sheets (SXM), TFLOP/s and GB/s.
+#: Dense half precision (TFLOP/s) and memory (GB/s) by NVIDIA's data sheets (SXM). Multiply-adds count twice.
 DATA_SHEETS = {"H100": (989.0, 3350.0), "H200": (989.0, 4800.0)}
 
-#: Seconds for the whole, unless told otherwise.
+#: Default of --limit-seconds.
 LIMIT_SECONDS = 350.0
 
-#: Seconds left to the table and the last write.
+#: Seconds reserved for the table and the last write.
 RESERVE_SECONDS = 3.0
 
 OK, FAILED, NOT_MEASURED = "ok", "FAILED", "not measured"
 
 
 # ---------------------------------------------------------------------------------------------------
-# What parts have in common
+# Common code of the parts
 
 
 class Skip(Exception):
-    """A part or a figure that cannot be had here; the message says why."""
+    """A part or a figure that cannot be measured here; the message gives the reason."""
 
 
 @dataclass
 class Bench:
-    """What a part is given.
+    """The argument of a part: its settings, and methods to record figures.
 
     Attributes:
-      small: a few seconds on a CPU, to see that it works.
-      send: takes a message for the process that keeps the record.
-      ends: when the part has to be over, as `time.monotonic` has it.
+      small: whether the part takes a few seconds on a CPU, to test that it works.
+      send: sends a message to the process that keeps the record.
+      ends: deadline of the part, by `time.monotonic`.
     """
 
     small: bool
@@ -84,23 +85,23 @@ class Bench:
 
     @property
     def context(self) -> "Context":
-        """This process, as `python -m trainables` takes it."""
+        """Context of this process, as in `python -m trainables`."""
         from trainables.context import this_process
 
         return this_process(threads=1)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there is one."""
+        """True if there is a GPU."""
         return self.context.device.type == "cuda"
 
     def need_gpu(self) -> None:
-        """Ends a part that means nothing without one."""
+        """Ends a part that has no meaning without a GPU."""
         if not self.on_gpu:
             raise Skip("needs a GPU")
 
     def left(self) -> float:
-        """Seconds that the part may still take."""
+        """Seconds left to the part."""
         return self.ends - time.monotonic()
 
     def say(
@@ -117,11 +118,11 @@ class Bench:
         """Records a figure.
 
         Args:
-          figure: in words.
-          value: a number, a text or a truth.
+          figure: name of the figure.
+          value: a number, a text or a boolean.
           unit: of the number.
-          most, least, equals: what must hold.
-          goal: a least value that is hoped for; one that is missed is no failure.
+          most, least, equals: requirements.
+          goal: a least value to reach; missing it is no failure.
         """
         wanted, holds = [], True
         if least is not None:
@@ -129,7 +130,7 @@ class Bench:
             holds &= value >= least
         if most is not None:
             wanted.append(f"<= {most:g}")
-            # What is not a number holds nothing.
+            # False for nan.
             holds &= value <= most
         if equals is not None:
             wanted.append(shown(equals))
@@ -142,13 +143,13 @@ class Bench:
         )
 
     def skip(self, figure: str, why: str) -> None:
-        """Records that a figure could not be had."""
+        """Records that a figure could not be measured."""
         self.send(
             {"figure": figure, "value": None, "unit": "", "must": "", "status": f"{NOT_MEASURED}: {why}"}
         )
 
     def has_time(self, figure: str, seconds: float) -> bool:
-        """Whether a figure that takes so long can still be had; records that it cannot."""
+        """Returns whether there is time for a figure. Records the figure as skipped if not."""
         if self.left() > seconds:
             return True
         self.skip(figure, "no time left")
@@ -156,7 +157,7 @@ class Bench:
 
 
 def shown(value: Any) -> str:
-    """A value for the table."""
+    """Returns a value as text for the table."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -167,15 +168,15 @@ def shown(value: Any) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The class of an error, and the first line of its message."""
+    """Returns the class of an error and the first line of its message."""
     text = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {text[:160]}"
 
 
 def digits(stem: str, **settings: Any) -> "TrainConfig":
-    """The run of `search_spaces/lr_wd.yaml` for one stem; settings by dotted path, `__` for the dot.
+    """Returns the run of `search_spaces/lr_wd.yaml` for one stem.
 
-    Without a GPU its images have a quarter of the pixels.
+    `settings` are dotted paths with `__` for the dot. Without a GPU, images have a quarter of the pixels.
     """
     import torch
 
@@ -196,7 +197,7 @@ def digits(stem: str, **settings: Any) -> "TrainConfig":
 
 
 def synthetic(model: Any, batch_size: int, precision: str = "auto", **settings: Any) -> "TrainConfig":
-    """A run whose images are made up on the device; what it says of data is not used."""
+    """Returns a run for images generated on the device. Its data settings are not used."""
     from trainables.config import TrainConfig
     from trainables.presets import set_paths
 
@@ -213,12 +214,12 @@ def synthetic(model: Any, batch_size: int, precision: str = "auto", **settings: 
     return TrainConfig.model_validate(tree)
 
 
-#: Classes of made-up images, as ImageNet has.
+#: Classes of generated images, as many as ImageNet has.
 CLASSES = 1000
 
 
 class Stepper:
-    """The training step of the library on one batch that is made up on the device."""
+    """The training step of the library on one batch generated on the device."""
 
     def __init__(self, config: "TrainConfig", context: "Context") -> None:
         import numpy as np
@@ -238,14 +239,14 @@ class Stepper:
         self.steps = 0
 
     def replace_model(self, model: "nn.Module") -> None:
-        """Trains another network, with the same optimizer."""
+        """Replaces the network and keeps the kind of optimizer."""
         model = model.to(self.images_BCHW.device)
         model.train()
         self.run.state.model = model
         self._use(network=model, optimizer=self.run.config.optim.build(model, self.batch_size))
 
     def fuse_optimizer(self) -> None:
-        """The same AdamW as one kernel."""
+        """Replaces AdamW by its fused kernel."""
         import torch
 
         optimizer = self.run.state.optimizer
@@ -257,32 +258,32 @@ class Stepper:
         self._use(optimizer=torch.optim.AdamW(groups, first["lr"], first["betas"], fused=True))
 
     def to_channels_last(self) -> None:
-        """The channels of images and convolutions become the innermost axis."""
+        """Makes channels the innermost axis of images and convolutions."""
         import torch
 
         self.run.state.model.to(memory_format=torch.channels_last)
         self.images_BCHW = self.images_BCHW.contiguous(memory_format=torch.channels_last)
 
     def compile(self) -> None:
-        """The same network through torch.compile."""
+        """Compiles the network by torch.compile."""
         import torch
 
         self._use(network=torch.compile(self.run.state.model))
 
     def _use(self, **parts: Any) -> None:
-        """Puts other parts in the place of those that a step uses."""
+        """Replaces parts that a step uses."""
         self.run.state.optimizer = parts.get("optimizer", self.run.state.optimizer)
         self.run.learner = dataclasses.replace(self.run.learner, **parts)
 
     def __call__(self) -> "Tensor":
-        """One step; the sum of its losses."""
+        """Runs one step. Returns the sum of its losses."""
         step, self.steps = self.steps, self.steps + 1
         rate = self.run.lr_at(min(step, self.run.total_steps - 1))
         return self.run.train_step((self.images_BCHW, self.labels_B), rate, step, self.batch_size)
 
 
 def _made_up_info(config: "TrainConfig") -> "DataInfo":
-    """What the run is told of made-up images: those of its data, with as many classes as ImageNet."""
+    """Returns the data info for generated images: that of the run's data, with the classes of ImageNet."""
     return dataclasses.replace(config.data.info(), num_classes=CLASSES)
 
 
@@ -291,7 +292,7 @@ def _no_image(row: int) -> Any:
 
 
 def wait_for(device: Any) -> None:
-    """Returns when the device has done all it was given."""
+    """Waits until the device has finished all work."""
     import torch
 
     if device.type == "cuda":
@@ -299,7 +300,7 @@ def wait_for(device: Any) -> None:
 
 
 def seconds_of(device: Any, call: Callable[[], Any], count: int = 1) -> float:
-    """Seconds of one call among `count` in a row, by the clock of the device where it has one."""
+    """Returns the mean seconds of `count` calls in a row, by the device's clock if it has one."""
     import torch
 
     if device.type != "cuda":
@@ -321,7 +322,7 @@ def seconds_of(device: Any, call: Callable[[], Any], count: int = 1) -> float:
 def interleaved(
     device: Any, calls: Mapping[str, Callable[[], Any]], rounds: int, count: int, left: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of a call by name, one value per round; rounds end early where time does."""
+    """Returns seconds per call by name, one value per round. Rounds end early if time runs out."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         if number and left() < 5:
@@ -332,7 +333,7 @@ def interleaved(
 
 
 def free_memory() -> None:
-    """Gives back what nobody holds."""
+    """Frees unused memory."""
     import torch
 
     gc.collect()
@@ -343,7 +344,7 @@ def free_memory() -> None:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Kernels that give the same result each time, or an error where there is none."""
+    """Allows only deterministic kernels; an operation without one raises an error."""
     import torch
 
     torch.use_deterministic_algorithms(True)
@@ -355,7 +356,7 @@ def deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Single precision as such, in convolutions, too."""
+    """Turns TF32 off, in convolutions, too."""
     import torch
 
     before = torch.backends.cudnn.allow_tf32
@@ -369,7 +370,7 @@ def without_tf32() -> Iterator[None]:
 def trained(
     config: "TrainConfig", context: "Context", keeper: "Checkpointer | None" = None
 ) -> tuple[list[Any], "State"]:
-    """All rows of a run, and its last state."""
+    """Trains a run. Returns all its rows and its last state."""
     from trainables.training.loop import train
 
     rows: list[Any] = []
@@ -382,7 +383,7 @@ def trained(
 
 
 def one_epoch(config: "TrainConfig", context: "Context") -> tuple["State", float]:
-    """The state after one epoch of training, not evaluated, and the mean loss."""
+    """Trains one epoch without evaluation. Returns the state and the mean loss."""
     from trainables.training.loop import TrainingRun
 
     info, splits = config.data.info(), config.data.open()
@@ -392,14 +393,14 @@ def one_epoch(config: "TrainConfig", context: "Context") -> tuple["State", float
 
 
 def _first_state(config: "TrainConfig", context: "Context") -> "State":
-    """The state that training starts from."""
+    """Returns the initial state of training."""
     from trainables.training.loop import TrainingRun
 
     return TrainingRun(config, context, config.data.info(), config.data.open()["train"]).state
 
 
 def weights_of(state: "State") -> "Tensor":
-    """All parameters in one row, in double precision on the CPU."""
+    """Returns all parameters as one vector, in double precision on the CPU."""
     import torch
 
     parts = [parameter.detach().double().cpu().flatten() for parameter in state.model.parameters()]
@@ -407,13 +408,13 @@ def weights_of(state: "State") -> "Tensor":
 
 
 def apart(one: "Tensor", other: "Tensor") -> float:
-    """The norm of a difference over the norm of the first."""
+    """Returns the norm of the difference over the norm of the first."""
     return float((one - other).norm() / one.norm())
 
 
 @contextlib.contextmanager
 def child(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
-    """Another process of this file, for as long as it is needed."""
+    """Runs another process of this file within a block."""
     command = [sys.executable, "-m", "benchmarks.device", "--child", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -428,7 +429,7 @@ def child(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
 
 
 def environment(bench: Bench) -> None:
-    """The ceilings of the machine, and what starting an operation costs the host."""
+    """Measures the limits of the machine, and the host's cost of starting an operation."""
     import torch
 
     device = bench.context.device
@@ -466,7 +467,7 @@ def environment(bench: Bench) -> None:
 
 
 def _product_seconds(device: Any, side: int, dtype: Any) -> float:
-    """Of two square matrices of random numbers; zeros would be faster."""
+    """Returns seconds of a product of two square random matrices. Zeros would be faster."""
     import torch
 
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -475,7 +476,7 @@ def _product_seconds(device: Any, side: int, dtype: Any) -> float:
 
 
 def _copy_seconds(device: Any, num_bytes: int) -> float:
-    """Of a copy that fits no cache."""
+    """Returns seconds of a copy that is too large for any cache."""
     import torch
 
     source = torch.randn(num_bytes // 4, device=device)
@@ -485,7 +486,7 @@ def _copy_seconds(device: Any, num_bytes: int) -> float:
 
 
 def trial(bench: Bench) -> None:
-    """Whether `python -m trainables` trains at all, and what comes out."""
+    """Checks that `python -m trainables` trains, and its results."""
     from trainables.__main__ import main as train_file
 
     epochs = 4 if bench.small else 20
@@ -504,7 +505,7 @@ def trial(bench: Bench) -> None:
             bench.say(f"{name}: exit code", code, equals=0)
             rows = [json.loads(line) for line in printed.getvalue().splitlines()]
             rows = [row for row in rows if "epoch" in row]
-            # Chance is 90 %.
+            # Guessing has an error of 90 %.
             bench.say(
                 f"{name}: error after {epochs} epochs",
                 rows[-1]["val_error_pct"],
@@ -521,10 +522,10 @@ def trial(bench: Bench) -> None:
 
 
 def agree(bench: Bench) -> None:
-    """CPU against GPU: 20 steps from the same seed.
+    """Compares 20 steps from the same seed on CPU and GPU.
 
-    SGD's weights are bounded: Adam makes a step of full length of a gradient that is rounding alone, as that
-    of the keys' biases is. Without a GPU, convolutions and products without oneDNN stand in for it.
+    The difference has a bound for SGD only, because Adam makes a full step along a gradient that is only
+    rounding, such as that of the keys' biases. Without a GPU, operations without oneDNN replace it.
     """
     import torch
 
@@ -540,7 +541,7 @@ def agree(bench: Bench) -> None:
             return one_epoch(config, there)
 
     for stem in ("patchify", "conv"):
-        # 1,198 images by 60 are 20 steps. At four times this rate rounding becomes 2 % of the way.
+        # 1,198 images by 60 are 20 steps. At four times this rate rounding grows to 2 % of the path.
         sgd = {"optim": {"name": "sgd", "lr": 0.005, "weight_decay": 1e-4}}
         common: dict[str, Any] = {"batch_size": 60, "precision": "fp32", "schedule__epochs": 1}
         config = digits(stem, **common, **sgd)
@@ -570,7 +571,7 @@ def agree(bench: Bench) -> None:
 
 
 def repeat(bench: Bench) -> None:
-    """Twice the same run: equal to the bit? With and without torch's deterministic algorithms."""
+    """Checks that a run repeated is bit-identical, with and without torch's deterministic algorithms."""
     context = bench.context
 
     def at_224() -> "State":
@@ -610,7 +611,7 @@ def repeat(bench: Bench) -> None:
 
 
 def _kept_run() -> "TrainConfig":
-    """All that a state can hold: an average, batch norm, stochastic depth, mixing. 20 steps an epoch."""
+    """Returns a run with all state: an average, batch norm, stochastic depth, mixing; 20 steps an epoch."""
     return digits(
         "conv",
         batch_size=60,
@@ -624,7 +625,7 @@ def _kept_run() -> "TrainConfig":
 
 
 def resume(bench: Bench) -> None:
-    """A run that is killed goes on from its checkpoint and ends as one that was not."""
+    """Checks that a killed run goes on from its checkpoint and ends like an undisturbed one."""
     import torch
 
     from trainables.training.checkpoint import Checkpointer, Store
@@ -669,12 +670,12 @@ def resume(bench: Bench) -> None:
 
 
 def _killed(folder: str) -> None:
-    """Trains until it ends itself by force, in the middle of an epoch and perhaps of a write."""
+    """Trains until it kills its own process, in the middle of an epoch and perhaps of a write."""
     from trainables.context import this_process
     from trainables.training import loop
     from trainables.training.checkpoint import Checkpointer, Store
 
-    # More looks than a fast device would take, so that there is one in mid-epoch.
+    # More frequent looks than a fast device would take, so that one is in mid-epoch.
     loop.LOOK_STEPS = 3
 
     def on_look(step: int) -> None:
@@ -687,7 +688,7 @@ def _killed(folder: str) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """What a step takes at most, against what `plan` counts for the same shape."""
+    """Compares the peak memory of a step with what `plan` counts for the shape."""
     import torch
 
     from trainables.profiling.footprint import footprint
@@ -725,7 +726,7 @@ def memory(bench: Bench) -> None:
             allocated = torch.cuda.max_memory_allocated() - before
             reserved = torch.cuda.max_memory_reserved()
             bench.say(f"{name}: allocated at most", allocated / 2**30, "GiB")
-            # 64 MiB of scratch are no fault of a count of megabytes.
+            # Allows 64 MiB of scratch memory, because some shapes take only megabytes.
             slack = 2**26 / counted
             bench.say(
                 f"{name}: allocated over counted", allocated / counted, "", least=0.85, most=1.15 + slack
@@ -737,7 +738,7 @@ def memory(bench: Bench) -> None:
 
 
 def _timm_model(config: "TrainConfig") -> "nn.Module":
-    """timm's vision transformer in the shape of a patchify model."""
+    """Returns timm's vision transformer in the shape of a patchify model."""
     from timm.models.vision_transformer import VisionTransformer
 
     model: Any = config.model
@@ -753,7 +754,7 @@ def _timm_model(config: "TrainConfig") -> "nn.Module":
 
 
 def _say_speed(bench: Bench, name: str, taken: list[float], config: "TrainConfig") -> float:
-    """Images per second of a contestant, what share of the device that is, and how far rounds differ."""
+    """Records images per second of one variant, its share of the device's speed, and the spread of rounds."""
     import torch
 
     from trainables.profiling.footprint import footprint
@@ -781,7 +782,7 @@ def _speed_shape(bench: Bench, size: str, letter: str) -> "TrainConfig":
 
 
 def speed(bench: Bench) -> None:
-    """A step at 224 px, batch 256, bf16, against timm's network under the same step; single changes after."""
+    """Compares a step at 224 px, batch 256, bf16 with timm's network, and then with single changes."""
     context = bench.context
     for size in ("4gf",) if bench.small else ("4gf", "1gf"):
         if not bench.has_time(f"{size}: speed", 15):
@@ -818,7 +819,7 @@ def speed(bench: Bench) -> None:
 
 
 def compiled(bench: Bench) -> None:
-    """timm's network compiled, ours eager and ours compiled, interleaved; one after the other joins."""
+    """Compares timm's network compiled, ours eager and ours compiled, interleaved. Variants join in turn."""
     context = bench.context
     configs = {letter: _speed_shape(bench, "4gf", letter) for letter in "pc"}
     steps = {"ViT_P 4gf": Stepper(configs["p"], context)}
@@ -858,7 +859,7 @@ def compiled(bench: Bench) -> None:
 
 
 def small(bench: Bench) -> None:
-    """Small shapes: what a step takes, starts and waits for."""
+    """Measures time, kernel starts and waits of a step for small shapes."""
     tiny = {"family": "vit", "size": "1gf", "image_size": 32, "patch_size": 4}
     shapes: dict[str, TrainConfig] = {
         "digits ViT_P light": digits("patchify"),
@@ -913,13 +914,13 @@ def _small_shape(bench: Bench, name: str, config: "TrainConfig") -> None:
     for event in profiled.events() or ():
         if "CUDA" in str(event.device_type):
             copies += "HtoD" in event.name
-            # A range that a library has named covers kernels and the gaps between them.
+            # Excluded, because a range named by a library covers kernels and the gaps between them.
             if not getattr(event, "is_user_annotation", False) and not event.name.startswith(
                 ("Optimizer.", "Profiler")
             ):
                 busy_us += event.time_range.elapsed_us()
         launched += event.name.startswith(("cudaLaunchKernel", "cuLaunchKernel"))
-        # The one wait for the whole device is this function's own.
+        # Device-wide waits are not counted, because this function makes the only one.
         waited += event.name in ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
     bench.say(f"{name}: kernels of a step", launched / count, "a step")
     bench.say(f"{name}: waits for the stream", waited / count, "a step")
@@ -928,7 +929,7 @@ def _small_shape(bench: Bench, name: str, config: "TrainConfig") -> None:
 
 
 def _write_images(file: Path, count: int, distinct: int) -> float:
-    """Writes JPEGs of 500 x 375 pixels in the Hugging Face layout, each several times; bytes of one."""
+    """Writes JPEGs of 500 x 375 pixels in the Hugging Face layout, each repeated. Returns bytes per image."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -960,7 +961,7 @@ def _write_images(file: Path, count: int, distinct: int) -> float:
 
 
 def _tiled(images: "Images", count: int) -> "Images":
-    """The same images over and over, `count` in all."""
+    """Returns `count` images by repeating the given ones."""
     import numpy as np
 
     from trainables.data.base import Images
@@ -969,7 +970,7 @@ def _tiled(images: "Images", count: int) -> "Images":
 
 
 def loader(bench: Bench) -> None:
-    """JPEGs from Parquet through the paper's augmentation, and a real epoch of a small model on them."""
+    """Measures loading of JPEGs from Parquet with the paper's augmentation, and an epoch of a small model."""
     import torch
 
     from trainables.config import TrainConfig
@@ -1006,7 +1007,7 @@ def loader(bench: Bench) -> None:
             seen, first = 0, 0.0
             for _, labels in batches:
                 if not first:
-                    # Each process has begun with a batch of its own.
+                    # By now each loader process works on a batch of its own.
                     first = time.perf_counter()
                 seen += len(labels)
             wait_for(context.device)
@@ -1041,7 +1042,7 @@ def loader(bench: Bench) -> None:
 
 
 def faults(bench: Bench) -> None:
-    """Too large a batch, a normal run after it, and an error that ruins its process."""
+    """Checks a batch that is too large, a normal run after it, and an error that ruins its process."""
     import torch
 
     from trainables.profiling.dry_run import OUT_OF_MEMORY, Request, answer
@@ -1085,7 +1086,7 @@ def faults(bench: Bench) -> None:
 
 
 def _error_of(config: "TrainConfig", context: "Context") -> tuple[str, bool]:
-    """The class of what training raises, and whether torch calls it memory."""
+    """Returns the class of the error that training raises, and whether it is torch's OutOfMemoryError."""
     import torch
 
     try:
@@ -1096,7 +1097,7 @@ def _error_of(config: "TrainConfig", context: "Context") -> tuple[str, bool]:
 
 
 def _assert() -> None:
-    """Asks the loss for a class that there is not, and prints what comes of it."""
+    """Gives the loss a class out of range, and prints the consequences as JSON."""
     import torch
 
     device = torch.device("cuda")
@@ -1116,12 +1117,12 @@ def _assert() -> None:
     except Exception as error:
         told["after"] = one_line(error)
     print(json.dumps(told), flush=True)
-    # Nothing can be freed any more.
+    # Exits without cleanup, because nothing can be freed any more.
     os._exit(0)
 
 
 def quarters(bench: Bench) -> None:
-    """Digits trials in processes that share the GPU: all at once against one after the other."""
+    """Compares digits trials in processes that share the GPU, all at once and one after the other."""
     import torch
 
     count = 2 if bench.small else 4
@@ -1167,7 +1168,7 @@ def _hear(process: "subprocess.Popen[str]") -> str:
 
 
 def _quarter() -> None:
-    """Trains what it is told, line by line, and prints digests; warm before the first."""
+    """Trains the run of each input line and prints its digest. Warms up before the first."""
     from trainables.config import TrainConfig
     from trainables.context import this_process
 
@@ -1185,10 +1186,10 @@ class Part:
     """One part.
 
     Attributes:
-      run: what it does; its name is the part's.
-      expected: seconds on an H100; with less than half of them left it is not begun.
-      limit: seconds after which it is stopped.
-      cpu: whether --cpu alone runs it.
+      run: the function; its name is the part's name.
+      expected: seconds on an H100; the part is skipped if less than half of them are left.
+      limit: seconds after which the part is stopped.
+      cpu: whether --cpu without --only runs it.
     """
 
     run: Callable[[Bench], None]
@@ -1198,11 +1199,11 @@ class Part:
 
     @property
     def name(self) -> str:
-        """As --only takes it."""
+        """Name of the part, as --only takes it."""
         return self.run.__name__
 
     def seconds(self, small: bool) -> float:
-        """The limit; two cores that others use, too, get more."""
+        """Returns the limit in seconds. `small` gets more, because other work shares the cores."""
         return 4 * self.limit if small else self.limit
 
 
@@ -1217,7 +1218,7 @@ PARTS = {
         Part(resume, 18, 60, cpu=True),
         Part(memory, 32, 60),
         Part(speed, 40, 90),
-        # Nobody knows how long a compiler takes.
+        # The compiler's time is unknown, so the expected time is close to the limit.
         Part(compiled, 80, 85),
         Part(small, 15, 45),
         Part(loader, 40, 75),
@@ -1232,9 +1233,9 @@ PARTS = {
 
 
 def work(names: list[str], small: bool, seconds: float) -> None:
-    """Runs parts one after the other and prints what is found, one JSON object a line."""
+    """Runs parts one after the other and prints figures, one JSON object per line."""
     messages = os.fdopen(os.dup(1), "w")
-    # Whatever libraries print must not come between the messages.
+    # Output of libraries goes to standard error, so that it does not mix with the messages.
     os.dup2(2, 1)
     ends = time.monotonic() + seconds
 
@@ -1267,7 +1268,7 @@ def work(names: list[str], small: bool, seconds: float) -> None:
 
 
 def _is_ruined() -> bool:
-    """Whether the device does nothing any more for this process."""
+    """Returns whether the device no longer works for this process."""
     import torch
 
     try:
@@ -1280,7 +1281,7 @@ def _is_ruined() -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """The machine and the versions that figures are of."""
+    """Returns the machine and the versions that the figures belong to."""
     import numpy
     import PIL
     import pydantic
@@ -1320,7 +1321,7 @@ def machine() -> dict[str, Any]:
 
 
 def _shared_memory_gib() -> float | None:
-    """Loader processes hand their batches over in it."""
+    """Returns the size of shared memory, which loader processes pass batches through. None if unknown."""
     with contextlib.suppress(OSError):
         return round(shutil.disk_usage("/dev/shm").total / 2**30, 1)
     return None
@@ -1347,13 +1348,13 @@ def _ask(*command: str) -> str | None:
 
 @dataclass
 class Record:
-    """What has been found so far.
+    """The results so far.
 
     Attributes:
-      limit_seconds: for the whole.
-      machine: card, driver and versions; empty until a process has told.
-      parts: by name, in order: status, seconds and figures.
-      file: where it is written as JSON.
+      limit_seconds: for all parts.
+      machine: card, driver and versions; empty until a process has reported them.
+      parts: status, seconds and figures by name, in order.
+      file: JSON file that the record is written to.
     """
 
     limit_seconds: float
@@ -1363,7 +1364,7 @@ class Record:
     seconds: float = 0.0
 
     def write(self) -> None:
-        """Replaces the file."""
+        """Writes the record to the file, atomically."""
         if self.file is None:
             return
         content = {
@@ -1373,12 +1374,12 @@ class Record:
             "parts": [{"part": name, **part} for name, part in self.parts.items()],
         }
         partial = self.file.with_name(f"{self.file.name}.part")
-        # JSON knows no number that is none.
+        # JSON has no nan or infinity.
         partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
         os.replace(partial, self.file)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table: part, figure, value, unit, what must hold, and whether it does."""
+        """Returns the table: part, figure, value, unit, requirement, and whether it holds."""
         rows: list[tuple[str, ...]] = []
         for name, part in self.parts.items():
             rows += [
@@ -1390,7 +1391,7 @@ class Record:
         return rows
 
     def failures(self) -> list[str]:
-        """What must hold and does not."""
+        """Returns the requirements that do not hold."""
         return [
             f"{name}: {figure['figure']}"
             for name, part in self.parts.items()
@@ -1412,7 +1413,7 @@ def _finite(value: Any) -> Any:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows under a head, columns aligned."""
+    """Returns rows with a header as text, columns aligned."""
     rows = [("part", "figure", "value", "unit", "must hold", "status"), *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -1421,11 +1422,11 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 class NoGpu(Exception):
-    """Figures of a GPU are wanted, and torch sees none."""
+    """The error that a GPU is required and torch finds none."""
 
 
 def supervise(names: list[str], record: Record, small: bool, log: IO[str]) -> None:
-    """Has parts run until all are done or time is up; what one of them breaks is replaced."""
+    """Runs parts until all are done or time is up. Replaces a process that a part has broken."""
     began = time.monotonic()
     ends = began + record.limit_seconds - RESERVE_SECONDS
     record.parts = {
@@ -1441,11 +1442,11 @@ def supervise(names: list[str], record: Record, small: bool, log: IO[str]) -> No
 def _run_worker(
     waiting: list[str], record: Record, small: bool, log: IO[str], ends: float, began: float
 ) -> None:
-    """Runs a process until it ends or is stopped; takes the parts that it began off the list."""
+    """Runs a process until it ends or is stopped. Removes the parts that it began from the list."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        # What torch takes on Hopper anyway, said aloud: deterministic algorithms ask for it.
+        # torch's own default on Hopper, but deterministic algorithms require it to be set.
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         **({"CUDA_VISIBLE_DEVICES": ""} if small else {}),
     }
@@ -1460,7 +1461,7 @@ def _run_worker(
         text=True,
         env=environment,
         cwd=ROOT,
-        # A part's own processes end with it.
+        # A process group, so that the processes of a part end with it.
         process_group=0,
     )
     assert process.stdout is not None
@@ -1478,7 +1479,7 @@ def _run_worker(
                 if part:
                     _close(record, part, part_began, f"{NOT_MEASURED}: {why}")
                 elif waiting:
-                    # Not even begun: torch does not come up.
+                    # No part has begun, so torch does not start.
                     _close(record, waiting.pop(0), part_began, f"{NOT_MEASURED}: {why}")
                 return
             if line is None:
@@ -1486,7 +1487,7 @@ def _run_worker(
                 if part:
                     _close(record, part, part_began, f"{FAILED}: its process ended with exit code {code}")
                 elif not has_begun:
-                    # Where not even the libraries load, the next process would end likewise.
+                    # If the libraries do not load, the next process would fail, too, so all parts are closed.
                     for name in list(waiting) if not record.machine else waiting[:1]:
                         waiting.remove(name)
                         _close(record, name, part_began, f"{FAILED}: no process comes up, exit code {code}")
@@ -1501,7 +1502,7 @@ def _run_worker(
                 part, part_began = message["begin"], time.monotonic()
                 waiting.remove(part)
                 has_begun = True
-                # A little more than the part allows itself.
+                # A little more than the part's own limit.
                 limit = PARTS[part].seconds(small) + 5
                 stop_at, why = part_began + limit, f"stopped after {limit:.0f} s"
                 if stop_at > ends:
@@ -1614,7 +1615,7 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := [name for name in wanted if name not in PARTS]:
             parser.error(f"no part is called {', '.join(unknown)} (these are: {', '.join(PARTS)})")
         names = [name for name in PARTS if name in wanted]
-    # Ended from outside, too, the processes below end and the table is printed.
+    # SIGTERM, too, ends the child processes and prints the table.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     record = Record(options.limit_seconds, file=options.json)
     log_file = options.json.with_suffix(".log") if options.json else Path(tempfile.mkdtemp(), "device.log")

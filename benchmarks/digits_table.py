@@ -1,10 +1,10 @@
-"""A dense table of finished trials on real images: every arm at every point of a large Sobol design.
+"""Trains a dense table of real trials: every arm at every point of a large Sobol design.
 
     python -m benchmarks.digits_table [--processes 2]
 
-Trains what `benchmarks/data/digits_lr_wd.yaml` asks for, one CPU thread per trial, and writes
+Trains the sweep of `benchmarks/data/digits_lr_wd.yaml`, one CPU thread per trial, and writes
 `benchmarks/data/digits_lr_wd.csv`: a row per point with its quantiles and, per arm, the error of the last
-epoch on the validation split (%), 100 where the trial diverged. Points that the file has already are kept.
+epoch on the validation split (%), 100 where the trial diverged. Points that are already in the file are kept.
 """
 
 import argparse
@@ -28,13 +28,13 @@ DIVERGED_PCT = 100.0
 
 
 def plan() -> Plan:
-    """The dense sweep."""
+    """Returns the plan of the dense sweep."""
     sweep = load_sweep(SWEEP)
     return make_plan(sweep, {config: config.info() for config in data_configs(sweep)})
 
 
 def error_pct(config: TrainConfig) -> float:
-    """Validation error after the last epoch."""
+    """Trains a run. Returns the validation error after the last epoch."""
     found = DIVERGED_PCT
     try:
         for row, _ in train(config, this_process()):
@@ -45,7 +45,7 @@ def error_pct(config: TrainConfig) -> float:
 
 
 def main() -> None:
-    """Trains what the table lacks, in the order of the points."""
+    """Trains the trials that the table lacks, in the order of the points."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Whether trial 10,000 costs what trial 1 did: time and memory along one long run of trivial trials.
+"""Measures time and memory per trial along one long run of trivial trials, which should not grow.
 
-    python -m benchmarks.flatness [--clerk-trials 10000] [--ray-trials 10000]
+    python -m benchmarks.flatness [--coordinator-trials 10000] [--ray-trials 10000]
 
-Two runs. In the first the clerk serves one lane inside this process, without Ray: what remains is the
-dispatcher, the journal with its fsyncs, and the messages. In the second the trials go through Tune and a
+Two runs. In the first the Coordinator serves one lane inside this process, without Ray: the cost is that of
+the dispatcher, the journal with its fsyncs, and the messages. In the second the trials go through Tune and a
 lane; each trains one step. The figure is the median cost of a trial in the last tenth of the run over that in
-the first tenth (after the first 100, which warm up); processor time of the process that keeps the state is
-told beside wall time, which other work on the machine disturbs.
+the first tenth (after the first 100, which warm up). Processor time of the process that keeps the state is
+printed next to wall time, because other work on the machine disturbs wall time.
 """
 
 import argparse
@@ -46,25 +46,25 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def _serve(clerk: Coordinator, num_trials: int) -> tuple[list[float], list[float], list[float]]:
-    """Wall and processor seconds of every trial; memory in MiB after each tenth of them."""
-    await clerk.note(SessionBegan(time=time.time(), began=time.time()))
-    await clerk.add([Job(f"{n:016x}", "arm", "{}" * 500) for n in range(num_trials)])
-    await clerk.open_slot("lane")
-    last = await clerk.enter("lane", "node")
+async def _serve(coordinator: Coordinator, num_trials: int) -> tuple[list[float], list[float], list[float]]:
+    """Returns wall and processor seconds of every trial, and memory in MiB after each tenth of them."""
+    await coordinator.note(SessionBegan(time=time.time(), began=time.time()))
+    await coordinator.add([Job(f"{n:016x}", "arm", "{}" * 500) for n in range(num_trials)])
+    await coordinator.open_slot("lane")
+    last = await coordinator.enter("lane", "node")
     walls, cpus, memory, process = [], [], [], psutil.Process()
     for number in range(num_trials):
         wall, cpu = time.perf_counter(), _cpu_seconds()
-        taken = await clerk.take("lane", last)
+        taken = await coordinator.take("lane", last)
         assert taken is not None
         last, _ = taken
-        await clerk.beat("lane", last, 0)
-        await clerk.row("lane", last, ROW)
-        await clerk.end("lane", last, "finished", "")
-        while not (message := await clerk.next_event("lane", 1)) or not message["done"]:
+        await coordinator.beat("lane", last, 0)
+        await coordinator.row("lane", last, ROW)
+        await coordinator.end("lane", last, "finished", "")
+        while not (message := await coordinator.next_event("lane", 1)) or not message["done"]:
             pass
-        await clerk.drain()
-        await clerk.open_slot("lane")
+        await coordinator.drain()
+        await coordinator.open_slot("lane")
         walls.append(time.perf_counter() - wall)
         cpus.append(_cpu_seconds() - cpu)
         if (number + 1) % max(1, num_trials // 10) == 0:
@@ -72,12 +72,12 @@ async def _serve(clerk: Coordinator, num_trials: int) -> tuple[list[float], list
     return walls, cpus, memory
 
 
-def clerk_alone(num_trials: int) -> None:
-    """Prints the cost of a trial along a run without Ray, and the memory."""
+def coordinator_alone(num_trials: int) -> None:
+    """Prints the cost per trial along a run without Ray, and the memory."""
     with tempfile.TemporaryDirectory() as folder:
         walls, cpus, memory = asyncio.run(_serve(Coordinator(folder), num_trials))
         size = sum(path.stat().st_size for path in (Path(folder) / "journal").glob("*"))
-    print(f"clerk alone, {num_trials} trials: journal {size / num_trials:.0f} bytes a trial, ", end="")
+    print(f"Coordinator alone, {num_trials} trials: journal {size / num_trials:.0f} bytes a trial, ", end="")
     print(f"memory {memory[0]:.0f} MiB after the first tenth, {memory[-1]:.0f} MiB at the end")
     _tell("wall", walls)
     _tell("processor", cpus)
@@ -95,7 +95,7 @@ def _tell(what: str, costs: list[float]) -> None:
 
 
 def through_ray(num_trials: int) -> None:
-    """Prints the same of a run through Tune and one lane."""
+    """Prints the same figures for a run through Tune and one lane."""
     from benchmarks.trial_overhead import trivial_plan
     from orchestrator.backends import ray_cluster
     from orchestrator.execution import run as execution_run
@@ -114,7 +114,7 @@ def through_ray(num_trials: int) -> None:
                 done = run.done
                 ends += [event for event in run.events() if isinstance(event, AttemptEnded)]
                 if not memory or len(ends) >= memory[-1][0] + num_trials // 10:
-                    memory.append((len(ends), _mib(driver), _mib(_clerk_process(driver))))
+                    memory.append((len(ends), _mib(driver), _mib(_coordinator_process(driver))))
                 if done:
                     break
                 time.sleep(0.5)
@@ -124,17 +124,17 @@ def through_ray(num_trials: int) -> None:
     times = [event.time for event in ends]
     print(f"through Tune and one lane, {num_trials} trials; load average {os.getloadavg()[0]:.1f}")
     _tell("wall", [after - before for before, after in itertools.pairwise(times)])
-    for count, of_driver, of_clerk in memory:
-        print(f"  after {count:6} trials: driver {of_driver:6.0f} MiB, clerk {of_clerk:6.0f} MiB")
+    for count, of_driver, of_coordinator in memory:
+        print(f"  after {count:6} trials: driver {of_driver:6.0f} MiB, Coordinator {of_coordinator:6.0f} MiB")
 
 
 def _mib(process: psutil.Process | None) -> float:
     return process.memory_info().rss / 2**20 if process else float("nan")
 
 
-def _clerk_process(driver: psutil.Process) -> psutil.Process | None:
+def _coordinator_process(driver: psutil.Process) -> psutil.Process | None:
     for child in driver.children(recursive=True):
-        if "ray::Clerk" in " ".join(child.cmdline()):
+        if "ray::Coordinator" in " ".join(child.cmdline()):
             return child
     return None
 
@@ -142,11 +142,11 @@ def _clerk_process(driver: psutil.Process) -> psutil.Process | None:
 def main() -> None:
     """Prints the costs and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clerk-trials", type=int, default=10_000)
+    parser.add_argument("--coordinator-trials", type=int, default=10_000)
     parser.add_argument("--ray-trials", type=int, default=10_000)
     options = parser.parse_args()
-    if options.clerk_trials:
-        clerk_alone(options.clerk_trials)
+    if options.coordinator_trials:
+        coordinator_alone(options.coordinator_trials)
     if options.ray_trials:
         through_ray(options.ray_trials)
 

@@ -1,28 +1,28 @@
-"""What a paired Sobol design is worth in trials, and whether intervals over its blocks hold the truth.
+"""Measures the gain of a paired Sobol design in trials, and the coverage of intervals over its blocks.
 
     python -m benchmarks.pairing_gain [--repeats 1000] [--only real]
 
 Two arms are compared by n trials each, over and over. Four designs: points drawn for each arm by itself
 ("apart"); the same independent points for both ("iid"); one scrambled Sobol sequence for both ("one"); and
 the same number of points in 8 independently scrambled blocks ("blocks"). The gain of a design over another
-is the ratio of the variances of the estimated difference: how many times as many trials the other one
-needs. It stands with its jackknife standard error over 20 groups of sweeps.
+is the ratio of the variances of the estimated difference, and so the factor of trials that the other one
+needs. It is printed with its jackknife standard error over 20 groups of sweeps.
 
-Intervals claim 95 %: over blocks by `stats.block_mean`, over points by Student's t as if the points were
-independent. One that the report does not use stands beside them: "neighbours" takes the variance of one
-sequence's mean from the differences of each point and its nearest, (a - b)^2 / 2n, and t with n / 2 degrees
-of freedom. A difference of neighbours holds the noise and what the surface does between two points, and not
-what it does over the whole window, which an evenly spread design does not suffer from.
+Intervals claim 95 %: over blocks by `intervals.block_mean`, over points by Student's t as if the points were
+independent. A third interval, "neighbours", is for comparison; the report does not use it. It takes the
+variance of one sequence's mean from the differences of each point and its nearest, (a - b)^2 / 2n, and t with
+n / 2 degrees of freedom. Such a difference contains the noise and the change of the surface between two
+points. It excludes the change over the whole window, which adds no variance to an evenly spread design.
 
 Populations are the planted surfaces of `benchmarks.populations`, and a table of real trials
 (`benchmarks.digits_table`): N points, one in each cell of a grid. A point that the table lacks is looked up
-in two ways that err differently. "cells" takes the trial of its cell: real errors, but steps where there is
-a slope, and the noise of a trial stays with its place, so that at n near N there is little left to draw; it
-is for n up to N / 4. "smooth" takes a thin-plate spline and adds the residuals, of both arms together, of
-one of the 8 nearest points: the noise is drawn afresh, and the surface is as smooth as the spline makes it.
+in two ways that err differently. "cells" takes the trial of the point's cell. Its errors are real, but slopes
+become steps, and the noise of a cell is always the same, so that little varies at n near N; it is used for n
+up to N / 4. "smooth" takes a thin-plate spline and adds the residuals, of both arms together, of one of the 8
+nearest points. It draws new noise, but the surface is as smooth as the spline.
 
-Delta is taken from the better arm's optimum (planted) or lowest error (table), the same in every sweep:
-what is measured is the choice of points, not that of a reference.
+Delta is relative to the better arm's optimum (planted) or lowest error (table). This reference is the same in
+every sweep, because the benchmark tests the choice of points, not that of a reference.
 """
 
 import argparse
@@ -49,7 +49,7 @@ NUM_POINTS = (16, 32, 64)
 NUM_SCRAMBLES = 8
 MEASURES: tuple[measures.Measure, ...] = ("area_common", "error")
 NUM_GROUPS = 20
-#: Coverage counts as too low under this.
+#: Coverage below this counts as too low.
 LEAST = stats_intervals.CONFIDENCE - 0.02
 NEAREST = 8
 SMOOTHINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -60,42 +60,42 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Short, for people."""
+        """Short name for the table."""
 
     @property
     def reference_pct(self) -> float:
-        """What Delta is measured from, for both arms."""
+        """Reference error of Delta, for both arms."""
 
     def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """One run of either arm at points (..., 2), errors in percent."""
+        """Returns errors in percent of one run of each arm at points (..., 2)."""
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A surface of which everything is known."""
+    """A planted surface with known truth."""
 
     population: Population
 
     @property
     def name(self) -> str:
-        """That of the surface."""
+        """Name of the surface."""
         return self.population.name
 
     @property
     def reference_pct(self) -> float:
-        """The better optimum."""
+        """Error at the optimum of the better arm."""
         return min(self.population.optimum_pct(0), self.population.optimum_pct(1))
 
     def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """Seed noise of the two arms is independent."""
+        """Returns errors with independent seed noise of the two arms."""
         return self.population.errors_pct(points, rng, 0), self.population.errors_pct(points, rng, 1)
 
 
 class Cells:
-    """Real trials, looked up by the cell of a square grid; every cell holds one."""
+    """Real trials, looked up by the cell of a square grid. Every cell contains one trial."""
 
     def __init__(self, name: str, places: Floats, errors_pct: Floats) -> None:
-        """Places (n, 2) in the unit square, errors (n, 2) of the two arms there, in percent."""
+        """Takes places (n, 2) in the unit square, and errors (n, 2) of the two arms there, in percent."""
         self.name, self.errors_pct = f"{name}, cells", errors_pct
         self.reference_pct = float(errors_pct.min())
         columns = 2 ** math.ceil(math.log2(len(places)) / 2)
@@ -109,16 +109,16 @@ class Cells:
         return np.asarray(at[..., 0] * self.grid[1] + at[..., 1])
 
     def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """Both arms of the cell's trial; no chance is left."""
+        """Returns the errors of both arms in the point's cell, without random noise."""
         errors = self.errors_pct[self.row_of_cell[self._cells(points)]]
         return errors[..., 0], errors[..., 1]
 
 
 class Smooth:
-    """Real trials smoothed, with residuals of the neighbourhood for noise."""
+    """Real trials smoothed, with residuals of neighbouring points as noise."""
 
     def __init__(self, name: str, places: Floats, errors_pct: Floats) -> None:
-        """As for `Cells`; the smoothing is the one of the least error in 8-fold cross-validation."""
+        """Takes the same arguments as `Cells`. Chooses the smoothing by 8-fold cross-validation."""
         self.name = f"{name}, smooth"
         self.reference_pct = float(errors_pct.min())
         fold = np.arange(len(places)) % 8
@@ -139,7 +139,7 @@ class Smooth:
         return RBFInterpolator(places, errors_pct, smoothing=smoothing)
 
     def pair_pct(self, points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """The spline, and the residuals of both arms at one of the nearest real points."""
+        """Returns the spline plus the residuals of both arms at one of the nearest real points."""
         flat = points.reshape(-1, 2)
         _, nearest = self.tree.query(flat, NEAREST)
         chosen = nearest[np.arange(len(flat)), rng.integers(NEAREST, size=len(flat))]
@@ -148,7 +148,7 @@ class Smooth:
 
 
 def real_sources() -> Iterator[Source]:
-    """Both neighbouring pairs of arms of the table, looked up in both ways."""
+    """Yields both neighbouring pairs of arms of the table, looked up in both ways."""
     header, *rows = [line.split(",") for line in TABLE.read_text().splitlines()]
     table = np.array(rows, dtype=np.float64)
     arms = [name.removesuffix("_error_pct") for name in header[3:]]
@@ -159,24 +159,24 @@ def real_sources() -> Iterator[Source]:
 
 
 def draw_scrambled(num_repeats: int, num_points: int, rng: np.random.Generator) -> Floats:
-    """(num_repeats, num_points, 2): point i belongs to block i % NUM_SCRAMBLES, as in `SobolDesign`."""
+    """Returns (num_repeats, num_points, 2). Point i is in block i % NUM_SCRAMBLES, as in `SobolDesign`."""
     blocks = draw_points("Sobol", num_repeats * NUM_SCRAMBLES, num_points // NUM_SCRAMBLES, rng)
     return blocks.reshape(num_repeats, NUM_SCRAMBLES, -1, 2).swapaxes(1, 2).reshape(num_repeats, -1, 2)
 
 
 def score(source: Source, measure: measures.Measure, errors_pct: Floats) -> Floats:
-    """One number per point whose mean is the measure."""
+    """Returns one number per point, whose mean is the measure."""
     values: list[float] = errors_pct.ravel().tolist()
     return measures.point_scores(measure, values, source.reference_pct).reshape(errors_pct.shape)
 
 
 def differences(source: Source, measure: measures.Measure, pair_pct: tuple[Floats, Floats]) -> Floats:
-    """Per point, the second arm less the first."""
+    """Returns the score of the second arm minus that of the first, per point."""
     return score(source, measure, pair_pct[1]) - score(source, measure, pair_pct[0])
 
 
 def gain(base: Floats, other: Floats) -> tuple[float, float]:
-    """Ratio of the variances of two estimates over sweeps, and its standard error."""
+    """Returns the ratio of the variances of two estimates over sweeps, and its standard error."""
     group = np.arange(base.size) % NUM_GROUPS
     ratio = float(base.var(ddof=1) / other.var(ddof=1))
     without = [float(base[group != g].var() / other[group != g].var()) for g in range(NUM_GROUPS)]
@@ -184,14 +184,14 @@ def gain(base: Floats, other: Floats) -> tuple[float, float]:
 
 
 def interval(values: Floats) -> tuple[Floats, Floats]:
-    """Mean and half-width of Student's interval for every row."""
+    """Returns mean and half-width of Student's interval for every row."""
     count = values.shape[1]
     quantile = scipy_stats.t.ppf((1 + stats_intervals.CONFIDENCE) / 2, count - 1)
     return values.mean(axis=1), quantile * values.std(axis=1, ddof=1) / math.sqrt(count)
 
 
 def neighbour_interval(points: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Mean and half-width from differences of nearest neighbours, for every row."""
+    """Returns mean and half-width from differences of nearest neighbours, for every row."""
     count = values.shape[1]
     apart = np.sum((points[:, :, None] - points[:, None]) ** 2, axis=-1) + np.diag(np.full(count, np.inf))
     steps = values - np.take_along_axis(values, apart.argmin(axis=2), axis=1)
@@ -200,15 +200,15 @@ def neighbour_interval(points: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 
 def block_means(values: Floats) -> Floats:
-    """(sweeps, points) to (sweeps, blocks)."""
+    """Averages (sweeps, points) to (sweeps, blocks)."""
     return values.reshape(len(values), -1, NUM_SCRAMBLES).mean(axis=1)
 
 
 def check_twin(values: Floats) -> None:
-    """`stats.block_mean` gives what the benchmark counts.
+    """Checks that `intervals.block_mean` equals the benchmark's vectorised version.
 
     Raises:
-      AssertionError: it does something else by now, and this benchmark has to follow.
+      AssertionError: it has changed, so this benchmark must be updated.
     """
     means, halves = interval(block_means(values))
     for row, mean, half in zip(values[:5], means, halves, strict=False):
@@ -222,9 +222,9 @@ class Row:
     """One population, measure and number of points.
 
     Attributes:
-      gains: per pair of designs the ratio of variances and its standard error.
+      gains: ratio of variances and its standard error, per pair of designs.
       coverage: per design and interval.
-      width: of the intervals, root mean squares over sweeps, over that of independent points.
+      width: root mean square width over sweeps, relative to that of independent points.
     """
 
     source: str
@@ -236,7 +236,7 @@ class Row:
 
 
 def measure_gains(num_repeats: int, sources: list[Source]) -> Iterator[Row]:
-    """All populations at all numbers of points."""
+    """Measures all populations at all numbers of points."""
     rng = np.random.default_rng(0)
     many = draw_points("Sobol", 1, 2**19, rng)[0]
     truth = {
@@ -281,7 +281,7 @@ def measure_gains(num_repeats: int, sources: list[Source]) -> Iterator[Row]:
 
 
 def table(rows: list[Row], num_repeats: int) -> str:
-    """Gains, then coverage and widths, and what they come to."""
+    """Returns a table of gains, then of coverage and widths, and a summary."""
     lines = []
     for measure in MEASURES:
         mine = [row for row in rows if row.measure == measure]

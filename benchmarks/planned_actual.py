@@ -1,17 +1,17 @@
-"""Planned memory and time beside what was measured, on this CPU; exits 1 where a bound is broken.
+"""Compares planned memory and time with measurements on this CPU. Exits 1 if a bound is broken.
 
     python -m benchmarks.planned_actual [--rounds 4] [--table]
 
-Memory: each shape trains in a process of its own, two trials of one epoch after each other, as in a lane.
-The peak is of torch's own allocations and frees, event by event (torch.profiler), so it is exact and knows
-nothing of the plan. Bound: 10 %.
+Memory: each shape trains in its own process, two trials of one epoch one after the other, as in a lane. The
+peak is computed from torch's allocations and frees (torch.profiler), so it is exact and independent of the
+plan. Bound: 10 %.
 
 Time: CPU time of the process (`time.process_time`) per epoch, so that other work on the machine counts
-little; shapes take turns, epoch by epoch, so that what load does it does to all. Each shape is planned twice
-from what it has no part in: the *other shapes* alone, and *every other epoch* of its own for those between,
-so that both see one load. Bound: 20 % for both.
+little. Shapes take turns, epoch by epoch, so that load affects all of them. Each shape is planned twice from
+data that exclude the predicted epochs: from the *other shapes* alone, and from *every other epoch* of its own
+for those between, so that both see the same load. Bound: 20 % for both.
 
---table prints, for published training speeds, what share of the data sheet's speed they reach.
+--table prints the share of the data sheet's speed that published training speeds reach.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from trainables.profiling.footprint import footprint
 
 MEMORY_BOUND, TIME_BOUND = 0.10, 0.20
 
-#: Model, and what is set on top of the base: batch, image side, patch, optimizer, averaging.
+#: Settings of each shape on top of the base: model, batch, image side, patch, optimizer, averaging.
 SHAPES: dict[str, dict[str, Any]] = {
     "vit_p nano": {},
     "vit_c nano": {"model.stem": "conv"},
@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def plan_of(settings: dict[str, Any]) -> Plan:
-    """A sweep of one trial on the digits."""
+    """Returns the plan of a sweep of one trial on the digits."""
     base = {
         "model.family": "vit",
         "model.size": "nano",
@@ -77,7 +77,7 @@ def plan_of(settings: dict[str, Any]) -> Plan:
 
 
 def peak_bytes(name: str) -> int:
-    """The most that torch had allocated while two trials ran after each other in this process."""
+    """Returns torch's peak allocation while two trials run one after the other in this process."""
     from torch.profiler import ProfilerActivity, profile
 
     from trainables.context import this_process
@@ -86,8 +86,8 @@ def peak_bytes(name: str) -> int:
     trial = plan_of(SHAPES[name]).trials[0]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(2):
-            # One epoch of a longer schedule; the final split is seen at the end of a run only, so that the
-            # first trial is of one epoch and leaves it behind, decoded, as trials of a lane do.
+            # One epoch of a longer schedule. Only the end of a run loads the final split, so the first trial
+            # has one epoch and leaves the split decoded in memory, as trials of a lane do.
             config = trial.config.model_copy(
                 update={"schedule": trial.config.schedule.model_copy(update={"epochs": 1})}
             )
@@ -104,7 +104,7 @@ def peak_bytes(name: str) -> int:
 
 
 def epoch_seconds(rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every epoch of every shape, taking turns; each shape's first epoch is left out."""
+    """Returns CPU seconds of every epoch of every shape, without first epochs. Shapes take turns."""
     from trainables.context import this_process
     from trainables.training.loop import train
 
@@ -132,7 +132,7 @@ def main() -> None:
     if options.table:
         print_table()
         return
-    # A process forked from one that has imported everything and trained nothing: cold, and quick to start.
+    # Forked from a process that has imported everything and trained nothing: quick to start, without caches.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["trainables.training.loop", "torch.profiler", "orchestrator.cost.estimate"]
@@ -207,7 +207,7 @@ PUBLISHED: list[tuple[str, Any, int, float]] = [
 
 
 def print_table() -> None:
-    """Share of the data sheet's speed that published training reaches: what `cost.REACHED` is from."""
+    """Prints the share of the data sheet's speed that published training reaches, the source of `REACHED`."""
     shares = []
     for gpu, model, batch, images_per_second in PUBLISHED:
         tree = {

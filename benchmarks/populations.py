@@ -1,4 +1,4 @@
-"""Planted populations: surfaces of which everything is known, to hold statistics against.
+"""Planted populations: surfaces with known truth, to test statistics on.
 
 A population has two arms over the unit square (lr and wd as quantiles) and normal or Bernoulli seed noise.
 Errors are in percent; a diverged trial is 100. `x` is the offset of the learning rate in decades, uniform on
@@ -14,7 +14,7 @@ from scipy import optimize
 from scipy.stats import qmc
 
 Floats = NDArray[np.float64]
-#: Mean error of the runs that train, and the probability to diverge, at (x, w).
+#: Maps (x, w) to the mean error of the runs that train, and the probability to diverge.
 Surface = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 DIVERGED_PCT = 100.0
@@ -25,7 +25,7 @@ class Population:
     """Two arms with known surfaces.
 
     Attributes:
-      name, means: short, and for people.
+      name, means: a short name, and a description.
       arms: the surfaces.
       noise_sd_pct: seed noise of a run that trains.
     """
@@ -36,21 +36,21 @@ class Population:
     noise_sd_pct: float = 0.15
 
     def surface(self, points: Floats, arm: int = 0) -> tuple[Floats, Floats]:
-        """Mean error and probability to diverge at points (..., 2) of the unit square."""
+        """Returns mean error and probability to diverge at points (..., 2) of the unit square."""
         return self.arms[arm](3 * points[..., 0] - 1.5, 2 * points[..., 1] - 1)
 
     def means_pct(self, points: Floats, arm: int = 0) -> Floats:
-        """Mean errors, of runs that train, at points (..., 2) of the unit square."""
+        """Returns mean errors of runs that train, at points (..., 2) of the unit square."""
         return self.surface(points, arm)[0]
 
     def errors_pct(self, points: Floats, rng: np.random.Generator, arm: int = 0) -> Floats:
-        """One run at each of the points."""
+        """Draws the error of one run at each point."""
         mean, diverges = self.surface(points, arm)
         errors = np.clip(mean + self.noise_sd_pct * rng.standard_normal(mean.shape), 0, DIVERGED_PCT)
         return np.where(rng.random(mean.shape) < diverges, DIVERGED_PCT, errors)
 
     def optimum_pct(self, arm: int = 0) -> float:
-        """The lowest mean error of any setting that never diverges: a fine grid, then downhill from there."""
+        """Returns the lowest mean error of settings that never diverge, by a fine grid and a local search."""
         surface, x, w = self.arms[arm], *np.meshgrid(np.linspace(-1.5, 1.5, 601), np.linspace(-1, 1, 401))
         mean, diverges = surface(x, w)
         best = int(np.where(diverges == 0, mean, np.inf).argmin())
@@ -119,9 +119,9 @@ POPULATIONS = (
 
 
 def null(population: Population, mirrored: bool) -> Population:
-    """Two arms of equal distribution: the same surface, or the second one turned round in lr.
+    """Returns two arms of equal distribution: the same surface, or the second mirrored in lr.
 
-    Mirrored arms have equal measures though hardly a pair of points is alike.
+    Mirrored arms have equal measures although few pairs of points are alike.
     """
     first = population.arms[0]
 
@@ -133,9 +133,9 @@ def null(population: Population, mirrored: bool) -> Population:
 
 
 def draw_points(design: str, num_repeats: int, num_points: int, rng: np.random.Generator) -> Floats:
-    """(num_repeats, num_points, 2) points of the unit square; every repeat is a scrambling of its own.
+    """Returns points (num_repeats, num_points, 2) of the unit square. Every repeat has its own scrambling.
 
-    The scrambled Sobol points are those of the first two coordinates, which lr and wd have in a sweep.
+    Scrambled Sobol points are from the first two coordinates, which lr and wd use in a sweep.
     """
     if design == "iid":
         return rng.random((num_repeats, num_points, 2))

@@ -1,10 +1,10 @@
-"""How long a report takes on a large sweep, made up for the purpose.
+"""Measures how long a report on a large synthetic sweep takes.
 
     python -m benchmarks.report_scale [--points 208] [--cells 24] [--epochs 20] [--keep FOLDER]
 
 Writes the journal of a sweep of 2 arms x cells x points with plausible learning curves, then times reading
-the folder, folding the journal and writing the report. The alternative it is measured against, in the same
-run, is MLflow: reading the same number of final errors back from its default store, without any statistics.
+the folder, folding the journal and writing the report. The same run measures MLflow for comparison: reading
+as many final errors back from its default store, without any statistics.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from trainables.base import derive_seed
 
 
 def large_plan(num_cells: int, points: int, epochs: int) -> Plan:
-    """Two arms, two optimizers, and as many schedule lengths as it takes to get so many cells."""
+    """Returns a plan of two arms, two optimizers, and enough schedule lengths for `num_cells` cells."""
     lengths = {
         f"e{epochs + extra}": {"schedule.epochs": epochs + extra} for extra in range((num_cells + 1) // 2)
     }
@@ -61,7 +61,10 @@ def large_plan(num_cells: int, points: int, epochs: int) -> Plan:
 
 
 def made_up_events(plan: Plan) -> Iterator[Event]:
-    """A bowl in log lr and log wd per arm, a cliff on its hot side, learning curves that decay to it."""
+    """Yields events of a synthetic sweep: per arm a bowl in log lr and log wd, with a cliff at high lr.
+
+    Learning curves decay to that error.
+    """
     for trial in plan.trials:
         rng = np.random.default_rng(derive_seed(trial.id))
         error = made_up_error(plan, trial, rng)
@@ -111,7 +114,7 @@ def made_up_events(plan: Plan) -> Iterator[Event]:
 
 
 def made_up_error(plan: Plan, trial: Trial, rng: np.random.Generator) -> float | None:
-    """Percent; None where it diverged."""
+    """Returns a final error in percent. None if the trial diverged."""
     domains = plan.sweep.domains(trial.arm, trial.cell)
     octaves = []
     for path, domain in domains.items():
@@ -126,7 +129,7 @@ def made_up_error(plan: Plan, trial: Trial, rng: np.random.Generator) -> float |
 
 
 def main() -> None:
-    """Prints seconds per stage, and the ratio last."""
+    """Prints seconds per stage, then the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=208)
     parser.add_argument("--cells", type=int, default=24)
@@ -148,7 +151,7 @@ def main() -> None:
         print(f"{len(plan.trials)} trials, {sum(len(r.rows) for r in opened.records.values())} epochs")
         print(f"open the folder   {read - began:7.1f} s")
         print(f"write the report  {written - read:7.1f} s")
-        # Where other work is on the machine this is the figure to compare.
+        # On a busy machine, compare this figure.
         print(f"processor time    {cpu_seconds() - used:7.1f} s, both stages, all processes")
         print(f"report.html       {(folder / 'report' / 'report.html').stat().st_size / 1e6:7.2f} MB")
         mlflow = time_mlflow(Path(scratch), plan)
@@ -157,7 +160,7 @@ def main() -> None:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of those it has waited for."""
+    """Returns user and system time of this process and of the children that it has waited for."""
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -165,7 +168,7 @@ def cpu_seconds() -> float:
 
 
 def time_mlflow(folder: Path, plan: Plan) -> float:
-    """Seconds to read one metric and the parameters of every trial back from an SQLite store."""
+    """Returns seconds to read one metric and the parameters of every trial from an SQLite store."""
     import mlflow
     from mlflow.entities import Metric, Param
 

@@ -1,10 +1,10 @@
-"""docs/results.md: what finished sweeps found, each beside what the paper claims.
+"""Writes docs/results.md: the results of finished sweeps next to the claims of the paper.
 
     python -m benchmarks.results runs/lr_wd runs/optimizer_gap [--out docs/results.md]
 
-Everything printed is worked out from the folders' journals: question, verdicts with their intervals, cost.
-The paper's claims stand in the sweep files (`paper.claims`). Figures are copied from the folders' reports to
-a folder beside the document. A sweep that is not finished is named and has no verdict.
+Questions, verdicts with intervals, and costs are computed from the folders' journals. The paper's claims are
+in the sweep files (`paper.claims`). Figures are copied from the folders' reports to a folder next to the
+document. An unfinished sweep is listed without a verdict.
 """
 
 import argparse
@@ -31,15 +31,15 @@ _GAPS = {"optimizer_gap": "optimizer", "training_length_gap": "training_length"}
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A claim of the paper beside one contrast of a sweep.
+    """A claim of the paper and one contrast of a sweep that tests it.
 
     Attributes:
-      claim: what the paper says.
+      claim: the paper's claim.
       where: the cell, or the two cells of a gap.
-      means: what the difference is of, with its unit.
+      means: quantity of the difference, with its unit.
       difference: the paper's better arm minus the other, with its interval.
-      outcome: what the sweep says of the claim.
-      because: why it is not settled; empty if it is, or if the interval alone is why.
+      outcome: the sweep's verdict on the claim.
+      because: reason why it is not settled; empty if it is, or if the interval alone is the reason.
     """
 
     claim: Claim
@@ -51,9 +51,9 @@ class Beside:
 
 
 def beside(found: Findings) -> Iterator[Beside]:
-    """Every claim in the sweep's file beside every contrast that bears on it.
+    """Yields every claim in the sweep's file with every contrast that tests it.
 
-    Contrasts are with the sweep's first arm; a claim of two others meets none.
+    Contrasts are with the sweep's first arm, so a claim about two other arms has none.
     """
     for claim in found.plan.sweep.paper.claims if found.plan.sweep.paper else ():
         arms = {claim.better, claim.than}
@@ -84,7 +84,7 @@ def beside(found: Findings) -> Iterator[Beside]:
 
 
 def _turned(estimate: Estimate | None, as_it_is: bool) -> Estimate | None:
-    """The difference the other way round, unless it is so already."""
+    """Returns the estimate with its sign reversed, or unchanged if `as_it_is`."""
     if estimate is None or as_it_is:
         return estimate
     low, high = estimate.low, estimate.high
@@ -103,7 +103,7 @@ def _outcome(better: str | None, claim: Claim) -> Outcome:
 
 
 def document(folders: Sequence[Path], figures: Path) -> str:
-    """The whole document; figures are copied to a folder, which its links lead to."""
+    """Returns the whole document. Copies figures to the folder that its links lead to."""
     sections = [_section(path, figures) for path in folders]
     command = " ".join(["python -m benchmarks.results", *(f"runs/{path.name}" for path in folders)])
     return "\n\n".join([_HEAD.format(command=command), *sections]) + "\n"
@@ -173,7 +173,7 @@ def _cost(folder: Folder, found: Findings) -> str:
 
 
 def _figures(path: Path, name: str, figures: Path, rows: Sequence[Beside]) -> list[str]:
-    """Copies what shows the claims: EDFs, or the sizes of gaps."""
+    """Copies the figures that show the claims: EDFs, or the sizes of gaps."""
     kinds = {f"gaps~{_GAPS[r.claim.measure]}" if r.claim.measure in _GAPS else "edf~" for r in rows}
     lines = []
     for source in sorted((path / "report" / "figures").glob("*.svg")):

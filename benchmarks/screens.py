@@ -1,9 +1,9 @@
-"""The live view at three sizes, on made-up runs: to be looked at.
+"""Prints the live view of synthetic runs at three sizes, for visual inspection.
 
     python -m benchmarks.screens [--out FOLDER] [--width 100] [--height 30]
 
-Prints what `run` and `status --watch` show of 4, 64 and 1,008 trials half-way; --out keeps them as SVG. Then
-how long an event and a refresh take at such sizes and at ten thousand trials, on this machine.
+Prints the view of `run` and `status --watch` for 4, 64 and 1,008 trials half-way; --out saves it as SVG. Then
+prints how long an event and a refresh take at these sizes and at ten thousand trials, on this machine.
 """
 
 import argparse
@@ -48,9 +48,9 @@ _FAULTS: tuple[tuple[AttemptEnd, str], ...] = (
 
 
 def made_up_run(plan: Plan, lanes: int, share: float = 0.5, failing: float = 0.04) -> list[Event]:
-    """The journal of a run until that share of its trials has ended, some of them badly.
+    """Returns the events of a run until `share` of its trials has ended, `failing` of them by failure.
 
-    Every lane takes the next trial when its last one ends; an epoch takes about 6 s.
+    Every lane takes the next trial when its last one ends. An epoch takes about 6 s.
     """
     began = 1_700_000_000.0
     found: list[tuple[float, int, Event]] = []

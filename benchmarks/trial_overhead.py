@@ -1,10 +1,10 @@
-"""What a trial costs beside its training: in a lane, and in Ray's documented pattern, in one run.
+"""Measures the overhead of a trial in a lane and in Ray's documented pattern, in one run.
 
     python -m benchmarks.trial_overhead [--lane-trials 100] [--pattern-trials 4]
 
 Both sides train the same trivial model (one step on 8-pixel digits) with one CPU worker, one trial at a
-time, on one Ray instance. "Steady" leaves the first trial out: it pays for starting up. The documented
-pattern is a `TorchTrainer` started inside each Tune trial.
+time, on one Ray instance. "Steady" leaves the first trial out, because it pays for starting up. The
+documented pattern is a `TorchTrainer` started inside each Tune trial.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from orchestrator.trials.trial import Plan
 
 
 def trivial_plan(num_trials: int) -> Plan:
-    """Trials that do next to nothing, each another one."""
+    """Returns the plan of distinct trials that do almost nothing."""
     sweep = build_sweep(
         {
             "name": "trivial",
@@ -56,7 +56,7 @@ def trivial_plan(num_trials: int) -> Plan:
 
 
 def time_lane(num_trials: int) -> tuple[float, float]:
-    """Seconds to the end of the first trial, and seconds per trial after it."""
+    """Returns seconds to the end of the first trial, and seconds per trial after it."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
         run = execution_run.Run(
@@ -97,7 +97,7 @@ def _documented_trial(settings: dict[str, Any]) -> None:
 
 
 def time_documented_pattern(num_trials: int) -> tuple[float, float]:
-    """Seconds to the end of the first trial, and seconds per trial after it."""
+    """Returns seconds to the end of the first trial, and seconds per trial after it."""
     from ray import tune
 
     trials = trivial_plan(num_trials).trials
@@ -118,7 +118,7 @@ def time_documented_pattern(num_trials: int) -> tuple[float, float]:
 
 
 def time_bare(num_trials: int) -> float:
-    """Median seconds of the same training in this process: what both sides cannot do without."""
+    """Returns the median seconds of the same training in this process, which both sides include."""
     seconds = []
     for trial in trivial_plan(num_trials).trials:
         began = time.perf_counter()
@@ -128,7 +128,7 @@ def time_bare(num_trials: int) -> float:
 
 
 def main() -> None:
-    """Prints one line per side, and the ratio last."""
+    """Prints one line per side, then the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lane-trials", type=int, default=100)
     parser.add_argument("--pattern-trials", type=int, default=4)

@@ -1,15 +1,15 @@
-"""What every backend reports of its machines."""
+"""Facts that every backend reports about its machines."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """One look at another clock.
+    """One reading of another machine's clock.
 
     Attributes:
-      whose: a machine's name, or that of a storage.
-      asked, read, answered: this machine's clock before, the other one, and this machine's after.
+      whose: name of a machine or a storage.
+      asked, read, answered: this machine's clock before, the other clock, this machine's clock after.
     """
 
     whose: str
@@ -19,7 +19,10 @@ class Clock:
 
     @property
     def ahead(self) -> float:
-        """Seconds that the other is ahead at least (negative: behind), whenever it was looked at."""
+        """Least seconds by which the other clock is ahead; negative if it is behind.
+
+        0 if it reads between `asked` and `answered`.
+        """
         if self.read > self.answered:
             return self.read - self.answered
         return min(self.read - self.asked, 0.0)

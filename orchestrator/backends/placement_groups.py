@@ -1,9 +1,9 @@
-"""Ray: placement groups whose maker is gone, and which hold CPUs and GPUs that nobody can use any more.
+"""Removal of Ray placement groups whose maker is dead, and which still reserve CPUs and GPUs.
 
-A placement group made by an actor lives until that actor and its job have ended. So where a controller of
-Ray Train is killed before its workers have started, the group it made stays until the end of the run, a
-lane's worth of the cluster; and where it was killed in the midst of making it, for ever, whatever ends (Ray
-2.60; found by `python -m tests.chaos --seed 10`).
+A placement group made by an actor lives until that actor and its job have ended. If a controller of Ray Train
+is killed before its workers have started, its group reserves a lane's share of the cluster until the run
+ends. If it is killed while it makes the group, the group stays for ever (Ray 2.60; found by
+`python -m tests.chaos --seed 10`).
 """
 
 import contextlib
@@ -15,30 +15,30 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.state import list_actors, list_jobs, list_placement_groups
 from ray.util.state.common import PlacementGroupState
 
-#: Seconds for which a group must look like an orphan. A new one has no actors for a moment.
+#: Seconds for which a group must look like an orphan, because a new group has no actors for a moment.
 GRACE_SECONDS = 20.0
 
 _MOST = 10_000
 
 
 class Orphans:
-    """Looks for orphans on the connected cluster and removes them."""
+    """Finds and removes orphaned placement groups of the connected cluster."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: dict[str, float] = {}
 
     def look(self) -> list[str]:
-        """Removes what has been an orphan for GRACE_SECONDS.
+        """Removes groups that have been orphans for GRACE_SECONDS.
 
-        Groups of other running jobs are never touched, nor are detached ones.
+        Groups of other running jobs and detached groups are never removed.
 
         Returns:
-          Ids of what was removed; nothing where the cluster does not answer, which is for others to notice.
+          Ids of the removed groups. Empty if the cluster does not answer, which other code reports.
         """
         try:
             found = self._orphans()
-        except Exception:  # the State API's own, and those of the HTTP client beneath it
+        except Exception:  # errors of the State API, and of the HTTP client below it
             return []
         now = self._clock()
         self._since = {group: self._since.get(group, now) for group in found}
@@ -46,7 +46,7 @@ class Orphans:
         return [group for group in ripe if _remove(group)]
 
     def clear(self) -> None:
-        """Removes all groups of this job, for when it has ended."""
+        """Removes all groups of this job. Called when the job has ended."""
         if not ray.is_initialized():
             return
         with contextlib.suppress(Exception):
@@ -58,7 +58,7 @@ class Orphans:
     @staticmethod
     def _orphans() -> list[str]:
         if not ray.is_initialized():
-            # Asked for its context, Ray would start a cluster.
+            # `get_runtime_context` would start a cluster.
             return []
         own = ray.get_runtime_context().get_job_id()
         address = _address()
@@ -83,7 +83,7 @@ class Orphans:
                 group.creator_job_id == own
                 and group.state == "CREATED"
                 and group.placement_group_id not in in_use
-                # Tune makes groups for its own actors ahead of time; they hold next to nothing.
+                # Groups without CPUs are Tune's: it makes them for its own actors ahead of time.
                 and any("CPU" in bundle["unit_resources"] for bundle in group.bundles)
             )
         ]

@@ -1,4 +1,4 @@
-"""A Ray cluster: connecting to it, its nodes and their clocks."""
+"""The Ray cluster of a run: connecting to it, its nodes and their clocks."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray lowers the priority of its workers; beside any other work a trial would crawl.
+    # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
@@ -48,12 +48,12 @@ def connect(address: str | None) -> None:
             f"the Ray cluster at {address or 'this machine'} wants a token: set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN where it is not in ~/.ray/auth_token"
         ) from error
-    except Exception as error:  # of no narrower kind where a node does not come up in time
+    except Exception as error:  # Ray raises plain Exception if a node does not start in time
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-        # Ray takes SIGTERM for itself, even from a caller who had plans for it.
+        # Ray replaces the caller's SIGTERM handler, so it is restored.
         signal.signal(signal.SIGTERM, on_terminate)
-    # Ray prints its raylets' advice into the middle of a progress display, log_to_driver or not.
+    # Ray prints messages of its raylets into the progress display, even with log_to_driver=False.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if not ray.worker.get_dashboard_url():
         ray.shutdown()
@@ -61,11 +61,11 @@ def connect(address: str | None) -> None:
 
 
 def _start_here(common: dict[str, Any], tries: int = 2) -> None:
-    """A cluster of this machine; once more where it is so busy that its processes do not come up in time."""
+    """Starts a cluster on this machine. Tries again if a busy machine does not start Ray in time."""
     for left in reversed(range(tries)):
         try:
-            # `local`, as Ray would join whatever cluster runs here or RAY_ADDRESS names. Only small messages
-            # go through the object store.
+            # Without `local`, Ray would join a running cluster, or the one that RAY_ADDRESS names. The object
+            # store can be small, because only small messages go through it.
             ray.init(
                 address="local",
                 include_dashboard=True,
@@ -73,7 +73,7 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
                 object_store_memory=256 * 2**20,
                 **common,
             )
-        except Exception:  # of no narrower kind
+        except Exception:  # Ray raises plain Exception here
             ray.shutdown()
             if not left:
                 raise
@@ -83,9 +83,9 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
 
 _WORKER_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    # How soon a dead worker is noticed.
+    # Seconds between two checks for dead workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # An autoscaled node takes minutes to come; a lane waits for it.
+    # A lane waits for an autoscaled node, which takes minutes to start.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -95,7 +95,7 @@ _WORKER_ENV = {
 
 
 def nodes() -> list[Node]:
-    """The machines of the connected cluster."""
+    """Returns the machines of the connected cluster."""
     return [
         Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
         for node in ray.nodes()
@@ -104,7 +104,7 @@ def nodes() -> list[Node]:
 
 
 def clocks() -> "list[Clock]":
-    """The clock of every machine of the connected cluster, beside this one's."""
+    """Reads the clock of every machine of the connected cluster."""
     from orchestrator.backends.base import Clock
 
     found = []
@@ -112,7 +112,7 @@ def clocks() -> "list[Clock]":
         if node["Alive"]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(_now).options(num_cpus=0, scheduling_strategy=there)
-            # The first call starts a process, which may take longer than clocks may differ.
+            # The first call starts a process, which may take longer than the tolerance for clocks.
             ray.get(task.remote())
             asked = time.time()
             found.append(Clock(node["NodeManagerAddress"], asked, ray.get(task.remote()), time.time()))
@@ -124,5 +124,5 @@ def _now() -> float:
 
 
 def shutdown() -> None:
-    """Leaves the cluster; a local one is taken down."""
+    """Leaves the cluster. A local one is shut down."""
     ray.shutdown()

@@ -1,1 +1,1 @@
-"""Running trials: who runs what, on which worker, and who writes it down."""
+"""Running trials: the session, the Coordinator, lanes and their workers, and the preflight."""

@@ -1,8 +1,7 @@
-"""Ray Tune's ASHA: which trials of a search are ended because they fall behind.
+"""Early stopping of a search by Ray Tune's ASHA: trials that fall behind are ended.
 
-Rungs are asked in the order in which epochs come in, so that nobody waits for a straggler; the price is
-that which trials are ended depends on that order. It is the journal's, and so what was decided is known again
-after a kill.
+Rungs are evaluated in the order in which epochs arrive, so that no trial waits for a slower one. Decisions
+therefore depend on that order. The journal records it, so that a later run repeats the same decisions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,13 +17,13 @@ from trainables.base import WORST_PCT
 
 
 class EarlyStopping:
-    """Says after each epoch whether a trial goes on; arms and cells are judged apart."""
+    """Decides after each epoch whether a trial goes on. Trials compete within their arm and cell."""
 
     def __init__(self, rule: Halving, trials: Iterable[Trial]) -> None:
         """
         Args:
-          rule: of the sweep.
-          trials: the search's among them are judged.
+          rule: the sweep's ASHA settings.
+          trials: of the plan; only those of the search can be ended.
         """
         self._rule = rule
         self._epochs: dict[str, int] = {}
@@ -32,7 +31,7 @@ class EarlyStopping:
         self._stopped: dict[str, int] = {}
         groups: dict[tuple[str, str], AsyncHyperBandScheduler] = {}
         for trial in trials:
-            # Arms that coincide share a trial; it is the first one's.
+            # Arms that coincide share a trial; it counts for the first arm.
             if trial.role != "search" or trial.id in self._epochs:
                 continue
             epochs = trial.config.schedule.epochs
@@ -54,7 +53,7 @@ class EarlyStopping:
             self._group[trial.id].on_trial_add(None, SimpleNamespace(trial_id=trial.id))
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Decides again what was decided in earlier runs."""
+        """Repeats the decisions of earlier runs, from their events."""
         for event in events:
             match event:
                 case EpochDone(trial=trial, row=row):
@@ -65,9 +64,9 @@ class EarlyStopping:
                     self._stopped.pop(trial, None)
 
     def stops(self, trial_id: str, epoch: int, error_pct: float) -> bool:
-        """Whether the trial ends with this epoch; the same when it is asked again.
+        """Returns whether the trial ends with this epoch. Repeated calls give the same answer.
 
-        Never at its last one, where nothing is saved.
+        Always false at the trial's last epoch, because stopping there saves nothing.
         """
         if (stopped := self._stopped.get(trial_id)) is not None:
             return epoch >= stopped
@@ -79,7 +78,7 @@ class EarlyStopping:
         return True
 
     def diverged(self, trial_id: str, epoch: int) -> None:
-        """A trial has diverged after so many epochs: at the next rung it is the worst."""
+        """Registers a trial that diverged after `epoch` epochs: it counts as the worst at the next rung."""
         rung = float(self._rule.grace_epochs)
         while rung <= epoch:
             rung *= self._rule.reduction_factor

@@ -1,8 +1,8 @@
-"""The clerk: an async object that serves lanes and worker groups, and keeps the journal.
+"""The Coordinator: an async object that serves lanes and worker groups, and writes the journal.
 
-`dispatch.Dispatch` decides; the clerk gives it the time, makes what it says durable before anyone hears of
-it, and lets those who ask wait. It is the journal's one writer. In a run it is a Ray actor; nothing here
-knows that.
+`dispatch.Dispatch` decides. The Coordinator passes it the time, makes its events durable before it answers a
+call, and holds callers that must wait. It is the journal's one writer. In a run it is a Ray actor, but this
+module does not depend on Ray.
 """
 
 import asyncio
@@ -22,35 +22,35 @@ from trainables.base import Epoch
 from trainables.io.files import write_atomically
 from trainables.io.storage import redacted
 
-#: Seconds between two looks at the lanes, and between two signs of life in the journal.
+#: Seconds between two checks of the lanes, and between two heartbeats in the journal.
 TEND_SECONDS = 5.0
 PULSE_SECONDS = 15.0
 
-#: Seconds between two tries to write to storage that fails: doubled each time, up to the last.
+#: First and longest wait in seconds before another write to failing storage; it doubles each time.
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
 
 
-#: What rank 0 hears of a row: to go on; to drop a trial that is not its any more; or to end it as `stopped`.
+#: Reply to a row from rank 0: go on; drop the trial, which is no longer this lane's; or end it as `stopped`.
 Verdict = Literal["go on", "drop", "stop"]
 
 
 class Judge(Protocol):
-    """Ends trials that fall behind."""
+    """The interface of `asha.EarlyStopping`, which ends trials that fall behind."""
 
     def stops(self, trial_id: str, epoch: int, error_pct: float) -> bool:
-        """Whether a trial ends with this epoch; the same when it is asked again."""
+        """Returns whether a trial ends with this epoch. Repeated calls give the same answer."""
 
     def diverged(self, trial_id: str, epoch: int) -> None:
-        """A trial has diverged after so many epochs."""
+        """Registers a trial that diverged after `epoch` epochs."""
 
 
 def stack_path(folder: Path, trial_id: str, attempt: int, rank: int) -> Path:
-    """Where a worker that does not get on leaves its stack; empty while it does."""
+    """Returns the file for the stack of a worker that hangs. The file is empty while the worker proceeds."""
     return folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.stack"
 
 
 class Coordinator:
-    """Hands trials to worker groups, writes the journal, decides who tries again."""
+    """Hands trials to worker groups, writes the journal, and decides which trials run again."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Coordinator:
           breaker: see `Dispatch`.
           clock: seconds since 1970.
           checkpoints, keep: see `Resources`.
-          judge: who ends trials that fall behind; nobody if left out.
+          judge: early stopping; None ends no trial early.
         """
         self._folder = Path(folder)
         self._writer = Writer(self._folder)
@@ -76,7 +76,7 @@ class Coordinator:
         self._states, self._keep = WeightStore(self._folder, checkpoints), keep
         self._best = BestKept() if keep == "best" else None
         if self._best is not None:
-            # What earlier runs have kept; they may have ended before they could delete.
+            # Earlier runs may have ended before they could delete weights that are no longer the best.
             for kept in self._states.kept():
                 if loser := self._best.take(kept):
                     self._states.delete_kept(loser)
@@ -86,7 +86,7 @@ class Coordinator:
         self._tending: asyncio.Task[None] | None = None
 
     async def _commit(self) -> None:
-        """Makes what has happened durable; what the storage refuses is waited for, however long."""
+        """Makes new events durable. Retries for as long as the storage refuses them."""
         async with self._writing:
             if events := self._dispatch.take_events():
                 write: Callable[[], None] = functools.partial(self._writer.append, events)
@@ -106,7 +106,7 @@ class Coordinator:
             self._changed.notify_all()
 
     async def _wait_for_change(self, since: int, timeout_seconds: float) -> None:
-        """Returns when something has happened since that version, which may be at once."""
+        """Waits until the version differs from `since`, or until the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds), self._changed:
                 await self._changed.wait_for(lambda: self._version != since)
@@ -114,28 +114,28 @@ class Coordinator:
     # Called by the driver.
 
     async def note(self, event: Event) -> None:
-        """Writes an event of the driver's."""
+        """Records an event of the driver."""
         self._dispatch.events.append(event)
         await self._commit()
         if self._tending is None:
             self._tending = asyncio.create_task(self._tend())
 
     async def add(self, jobs: list[Job], ended: dict[str, tuple[AttemptEnd, str]] | None = None) -> None:
-        """Takes on trials; they are handed out in this order. See `Dispatch.add`."""
+        """Adds trials, to be handed out in this order. See `Dispatch.add`."""
         self._dispatch.add(jobs, ended, self._clock())
         await self._commit()
 
     async def left(self) -> int:
-        """Trials that still wait for an end."""
+        """Returns how many trials are still to end."""
         return self._dispatch.num_open if self._dispatch.handing_out else 0
 
     async def drain(self) -> list[Event]:
-        """Events since the last call; for the one driver."""
+        """Returns the events since the last call. Only the driver may call this."""
         fresh, self._fresh = self._fresh, []
         return fresh
 
     async def stop(self, after_flight: bool = False) -> None:
-        """Ends the run: cancels what is in flight, or lets it go on to its end and hands out no more."""
+        """Ends the run: cancels trials in flight, or (`after_flight`) lets them end and hands out no more."""
         if after_flight:
             self._dispatch.drain()
         else:
@@ -155,12 +155,12 @@ class Coordinator:
     # Called by lanes.
 
     async def open_slot(self, lane: str) -> None:
-        """A Tune trial begins on a lane."""
+        """Registers that a Tune trial begins on a lane."""
         self._dispatch.open(lane, self._clock())
         await self._commit()
 
     async def next_event(self, lane: str, timeout_seconds: float) -> dict[str, Any] | None:
-        """What the lane should tell Tune next, or None when nothing has happened for so long."""
+        """Returns the lane's next message for Tune. None if there is none within the timeout."""
         version = self._version
         if (message := self._dispatch.poll(lane, self._clock())) is None:
             await self._wait_for_change(version, timeout_seconds)
@@ -168,7 +168,7 @@ class Coordinator:
         return message
 
     async def lose(self, lane: str, cause: Cause, detail: str) -> None:
-        """The lane's worker group is gone."""
+        """Registers that the lane's worker group is gone."""
         if (hang := self._hang(lane)) is not None:
             cause, detail = "hang", hang
         ended = self._dispatch.lose(lane, cause, detail, self._clock())
@@ -177,15 +177,15 @@ class Coordinator:
             await self._delete_checkpoint(ended[0])
 
     async def _delete_checkpoint(self, job: Job) -> None:
-        # An object store may take its time, and the other lanes need not wait.
+        # In a thread, because an object store may be slow and the other lanes must not wait.
         await asyncio.to_thread(self._states.delete_checkpoint, job.trial)
 
     def _hang(self, lane: str) -> str | None:
-        """Where a worker of the lane wrote its stack because it did not get on, if one did."""
-        desk = self._dispatch.desks.get(lane)
-        if desk is None or desk.attempt is None:
+        """Returns a message with the stack file of a hung worker of the lane. None if no worker hung."""
+        state = self._dispatch.desks.get(lane)
+        if state is None or state.attempt is None:
             return None
-        job = desk.attempt.job
+        job = state.attempt.job
         first = stack_path(self._folder, job.trial, job.attempts, rank=0)
         with contextlib.suppress(OSError):
             for path in sorted(first.parent.glob(f"attempt-{job.attempts}.rank-*.stack")):
@@ -194,21 +194,21 @@ class Coordinator:
         return None
 
     async def close_lane(self, lane: str) -> None:
-        """The workers of a lane are to leave when they ask next."""
+        """Makes the workers of a lane leave at their next request."""
         self._dispatch.close_lane(lane)
         await self._commit()
 
     # Called by workers.
 
     async def enter(self, lane: str, node: str) -> int:
-        """Rank 0 of a new worker group is here.
+        """Registers a new worker group; called by its rank 0.
 
         Args:
-          lane: whose group it is.
-          node: id of the machine rank 0 is on.
+          lane: the group's lane.
+          node: id of the machine of rank 0.
 
         Returns:
-          The number of the last job that is not for this group.
+          The number of the lane's last job before this group; its own jobs have larger numbers.
         """
         await self.lose(lane, "process", "a worker process died")
         number = self._dispatch.enter(lane, node, self._clock())
@@ -216,7 +216,7 @@ class Coordinator:
         return number
 
     async def take(self, lane: str, last: int) -> tuple[int, dict[str, Any]] | None:
-        """The lane's next job after number `last`, the same for every rank; None to leave."""
+        """Returns the lane's job after number `last`, the same for all ranks. None if workers must leave."""
         while not self._dispatch.leaves(lane, last):
             version = self._version
             if (attempt := self._dispatch.take(lane, last, self._clock())) is not None:
@@ -234,11 +234,11 @@ class Coordinator:
         return None
 
     async def beat(self, lane: str, number: int, step: int) -> bool:
-        """Rank 0 is at this step; False tells it to drop the trial."""
+        """Registers the step of rank 0. False makes it drop the trial."""
         return self._dispatch.beat(lane, number, step, self._clock())
 
     async def row(self, lane: str, number: int, row: Epoch) -> Verdict:
-        """An epoch's row from rank 0, which is told what to do next."""
+        """Records an epoch's row from rank 0. Returns what rank 0 must do next."""
         job = self._dispatch.job(lane, number)
         verdict: Verdict = "drop"
         if self._dispatch.row(lane, number, row, self._clock()) and job is not None:
@@ -249,14 +249,14 @@ class Coordinator:
         return verdict
 
     async def keeps(self, lane: str, number: int, error_pct: float) -> KeptWeights | None:
-        """Under which name rank 0 is to keep the weights of a trial that has come to this error, if at all.
+        """Decides whether rank 0 keeps the final weights, and under which name. Returns None if not.
 
-        They are written by the one who has them, before `end`: what has ended never runs again.
+        Rank 0 writes them before it calls `end`, because an ended trial never runs again.
         """
         job = self._dispatch.job(lane, number)
         if job is None or (self._keep == "none" and not job.is_first):
             return None
-        # Others start from a first stage, however good it is.
+        # The weights of a first stage are always kept, because other trials start from them.
         kept = KeptWeights(job.trial, "" if job.is_first else job.group, error_pct)
         return kept if self._best is None or self._best.wants(kept) else None
 
@@ -270,11 +270,14 @@ class Coordinator:
         weights: str = "",
         kept: KeptWeights | None = None,
     ) -> None:
-        """An attempt is over; the first rank to say so is heard. `kept` are its weights, durable by now."""
+        """Records the end of an attempt. Only the first call counts; other ranks may repeat it.
+
+        `kept` names the final weights, which are durable already.
+        """
         if end == "failed" and (hang := self._hang(lane)) is not None:
-            # One rank hung, and the others failed for it.
+            # One rank hung, and the other ranks failed because of it.
             detail = hang
-        # Storage libraries put the address they were given into their errors.
+        # Errors of storage libraries contain the address, which may hold a password.
         detail, log = redacted(detail), redacted(log)
         ended = self._dispatch.end(lane, number, end, detail, self._clock(), weights)
         if ended is None:
@@ -283,7 +286,7 @@ class Coordinator:
         if end == "diverged" and self._judge is not None:
             self._judge.diverged(job.trial, job.epochs)
         trial_folder = self._folder / "trials" / job.trial
-        # Neither is worth a trial: the detail is in the journal, and a checkpoint too many is only bytes.
+        # A log that cannot be written costs no trial, because the detail is in the journal.
         with contextlib.suppress(OSError):
             if log:
                 write_atomically(trial_folder / f"attempt-{job.attempts}.log", log)

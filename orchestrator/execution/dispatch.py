@@ -1,12 +1,12 @@
-"""Who runs what, who tries again, and when to stop: the clerk's mind, without Ray, files or a clock.
+"""The Coordinator's decisions: which lane runs which trial, which trials run again, and when to stop.
 
     slots (one per Tune trial) ─ open ─▶ Dispatch ◀─ enter, take, row, beat, end, lost ─ worker groups
                                             │
                                             └─▶ events for the journal, messages for the slots
 
-Tune opens a slot on a lane for every trial that is left, and a slot ends with a trial: with whichever trial
-ended, for a trial that failed on one machine goes on elsewhere, and Tune need not know. Every call takes
-the time, so that a simulation can let weeks pass.
+Tune opens a slot on a lane for every trial that is left. The end of any trial closes one slot, not always the
+slot it began in: a trial that failed on one machine goes on elsewhere, and Tune need not know. This module
+uses no Ray, files or clock. Every call takes the time, so that a simulation can let weeks pass.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from orchestrator.trials.events import (
 from orchestrator.trials.outcomes import RULES, AttemptEnd, fingerprint, held_up_by
 from trainables.base import Epoch
 
-#: Losses of one trial in a row, with nothing new on record in between, after which it has failed: what
-#: kills its process every time is the trial.
+#: Losses of one trial in a row without progress after which it has failed, because the trial itself is then
+#: what kills its process.
 MAX_LOSSES = 5
 
-#: Seconds without a sign of a lane's Tune actor after which it is taken for dead; it asks every two.
+#: Seconds of silence after which a lane's Tune actor is taken for dead; it polls every two.
 LANE_SILENCE_SECONDS = 60.0
 
-#: What took a worker group away: its process died; its machine did; its machine ran out of memory; it hung.
+#: Cause of a worker group's loss: a process died; its machine died; its machine ran out of memory; it hung.
 Cause = Literal["process", "node", "memory", "hang"]
 _END_OF: dict[Cause, AttemptEnd] = {
     "process": "lost",
@@ -45,22 +45,22 @@ _END_OF: dict[Cause, AttemptEnd] = {
 
 @dataclasses.dataclass(slots=True)
 class Job:
-    """A trial on its way.
+    """A trial that has not ended.
 
     Attributes:
-      trial: its id.
-      arm: failures in a row are counted per arm: one arm may be broken and the other not.
-      config: what the workers need, as text.
-      attempts: how often it was started, in earlier runs too.
-      epochs: how many are on record; a checkpoint that is beyond them is not to be used.
-      retries: how often it may still be tried again after failing.
+      trial: id of the trial.
+      arm: failures in a row are counted per arm, because only one arm may be broken.
+      config: the trial's `TrainConfig` as JSON.
+      attempts: number of attempts, including those in earlier runs.
+      epochs: number of epochs on record; a checkpoint beyond them is not used.
+      retries: how often it may still run again after failing.
       losses: in a row without progress.
       places: machines and lanes where it failed or was lost.
-      from_step: where its last attempt began.
-      group: cell and arm among whose trials the best one's weights may be kept.
-      after: the trial whose final weights it starts from; it waits for that one to finish.
-      is_first: whether others start from its final weights, which are kept then.
-      order: its place among all trials of the run.
+      from_step: step at which its last attempt began.
+      group: cell and arm whose trials compete to have their weights kept.
+      after: the trial whose final weights it starts from; it waits for that trial to finish.
+      is_first: whether other trials start from its final weights, which are then kept.
+      order: its position among all trials of the run.
     """
 
     trial: str
@@ -80,7 +80,7 @@ class Job:
 
 @dataclasses.dataclass(slots=True)
 class Attempt:
-    """A trial in flight; steps count from the beginning of the trial, -1 while nothing was heard."""
+    """A trial in flight. Steps count from the beginning of the trial; -1 before the first heartbeat."""
 
     job: Job
     number: int
@@ -96,13 +96,14 @@ class LaneState:
     """The dispatcher's view of one lane.
 
     Attributes:
-      number: of the last attempt that was given to the lane; a new worker group counts as one.
-      entry: the number of the worker group that is in; of an older one nobody takes work.
-      attempt: the one in flight.
-      slot: whether a Tune trial waits for an end here.
+      number: of the last attempt on the lane; a new worker group counts as an attempt.
+      entry: number of the current worker group; workers of an older group get no work.
+      attempt: the attempt in flight.
+      slot: whether a Tune trial on this lane waits for an end.
       entered: whether a worker group is there to take work.
-      node: machine of its rank 0.
-      polled: when its Tune actor last asked.
+      closed: whether the lane takes no more trials.
+      node: machine of rank 0.
+      polled: time of the Tune actor's last poll.
       messages: for the slot, oldest first.
     """
 
@@ -118,12 +119,12 @@ class LaneState:
 
 
 class Dispatch:
-    """The state of one run; work per call does not grow with the number of trials."""
+    """The state of one run. The work per call does not grow with the number of trials."""
 
     def __init__(self, breaker: int = 5) -> None:
         """
         Args:
-          breaker: trials of an arm that end with the same error, one after the other, before the run stops.
+          breaker: number of trials of an arm in a row with the same error after which the run stops.
         """
         self.desks: dict[str, LaneState] = {}
         self.queue: deque[Job] = deque()
@@ -134,7 +135,7 @@ class Dispatch:
         self._breaker = breaker
         self._streaks: dict[str, tuple[str, set[str]]] = {}
         self._num_jobs = 0
-        #: How first stages ended for good, and the cause; None while they have not.
+        #: Final end of each first stage, and the cause; None before it has ended.
         self._firsts: dict[str, tuple[AttemptEnd, str] | None] = {}
         self._waiting: dict[str, list[Job]] = {}
 
@@ -144,12 +145,12 @@ class Dispatch:
         ended: Mapping[str, tuple[AttemptEnd, str]] | None = None,
         now: float = 0.0,
     ) -> None:
-        """Puts trials at the end of the queue; one that starts from another's weights waits for it.
+        """Puts trials at the end of the queue. A trial that starts from another's weights waits for that one.
 
         Args:
-          jobs: trials; a first stage comes before those that start from it, here or in an earlier call.
-          ended: of first stages that ended in earlier runs, how they did and the cause.
-          now: the time, where a trial may end at once because its first stage has.
+          jobs: trials; a first stage comes before the trials that start from it, here or in an earlier call.
+          ended: end and cause of first stages that ended in earlier runs.
+          now: the time at which trials end whose first stage left no weights.
         """
         self._firsts.update(ended or {})
         for job in jobs:
@@ -168,7 +169,7 @@ class Dispatch:
                 self._end_without_attempt(job, *first, now)
 
     def _end_without_attempt(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
-        """A trial whose first stage left no weights has come to the same end as that one."""
+        """Ends a trial whose first stage left no weights, in the same way as the first stage ended."""
         self.num_open -= 1
         detail = held_up_by(job.after, end, detail)
         self.events.append(
@@ -185,64 +186,66 @@ class Dispatch:
         self._end_first(job, end, detail, now)
 
     def _end_first(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
-        """A trial has ended for good: those that start from it are handed out, or end with it."""
+        """Queues the trials that start from a finished trial. Ends them if it did not finish."""
         if not job.is_first:
             return
         self._firsts[job.trial] = end, detail
         waiting = self._waiting.pop(job.trial, [])
         if end == "finished":
-            # In the order they were given, so that a run that is cut short has its arms paired.
+            # In the order given, so that a run that is cut short has both arms at the same points.
             self.queue = deque(sorted((*self.queue, *waiting), key=lambda other: other.order))
         else:
             for other in waiting:
                 self._end_without_attempt(other, end, detail, now)
 
     def take_events(self) -> list[Event]:
-        """What happened since the last call, for the journal."""
+        """Returns the events since the last call, for the journal."""
         events, self.events = self.events, []
         return events
 
     # Slots.
 
     def open(self, lane: str, now: float) -> None:
-        """A Tune trial begins on a lane and waits for an end."""
-        desk = self.desks.setdefault(lane, LaneState())
-        desk.slot, desk.polled = True, now
-        desk.messages.clear()
+        """Opens a slot: a Tune trial on a lane begins to wait for an end."""
+        state = self.desks.setdefault(lane, LaneState())
+        state.slot, state.polled = True, now
+        state.messages.clear()
         if not self._work_left():
-            self._close_slot(desk)
+            self._close_slot(state)
 
     def poll(self, lane: str, now: float) -> dict[str, Any] | None:
-        """The next message for a slot; the lane shows by asking that it lives."""
-        desk = self.desks.setdefault(lane, LaneState())
-        desk.polled = now
-        if desk.messages:
-            return desk.messages.popleft()
-        if not desk.slot:
-            # A lane that was taken for dead.
+        """Returns the next message for a slot. None if there is none. The call counts as a heartbeat."""
+        state = self.desks.setdefault(lane, LaneState())
+        state.polled = now
+        if state.messages:
+            return state.messages.popleft()
+        if not state.slot:
+            # The lane was taken for dead.
             return {"done": True}
         return None
 
     def close_lane(self, lane: str) -> None:
-        """The workers of a lane are to leave when they ask next."""
+        """Makes the workers of a lane leave at their next request."""
         self.desks.setdefault(lane, LaneState()).closed = True
 
     def _work_left(self) -> bool:
         return self.handing_out and self.num_open > 0
 
-    def _close_slot(self, desk: LaneState) -> None:
-        desk.slot = False
-        desk.messages.append({"done": True})
+    def _close_slot(self, state: LaneState) -> None:
+        state.slot = False
+        state.messages.append({"done": True})
 
     def _close_some_slot(self, own: LaneState) -> None:
-        """A trial has ended, so a slot must: one that only waits, if this lane has use for its own."""
+        """Closes one slot, because a trial has ended: an idle one if this lane can use its own again."""
         if not self._work_left():
-            for desk in self.desks.values():
-                if desk.slot and desk.attempt is None:
-                    self._close_slot(desk)
+            for state in self.desks.values():
+                if state.slot and state.attempt is None:
+                    self._close_slot(state)
             return
         idle = [
-            desk for desk in self.desks.values() if desk.slot and desk.attempt is None and desk is not own
+            state
+            for state in self.desks.values()
+            if state.slot and state.attempt is None and state is not own
         ]
         if idle and self.queue and own.slot:
             self._close_slot(idle[0])
@@ -252,119 +255,125 @@ class Dispatch:
     # Worker groups.
 
     def enter(self, lane: str, node: str, now: float) -> int:
-        """A new worker group is here; a trial still in flight went with the group before it.
+        """Registers a new worker group. A trial still in flight was lost with the group before it.
 
         Returns:
-          The number of the last attempt that is not for this group.
+          The number of the lane's last attempt before this group; its own attempts have larger numbers.
         """
-        desk = self.desks.setdefault(lane, LaneState())
+        state = self.desks.setdefault(lane, LaneState())
         self.lose(lane, "process", "a worker process died", now)
-        desk.number += 1
-        desk.entry, desk.node, desk.entered = desk.number, node, True
-        return desk.number
+        state.number += 1
+        state.entry, state.node, state.entered = state.number, node, True
+        return state.number
 
     def take(self, lane: str, last: int, now: float) -> Attempt | None:
-        """The lane's attempt after number `last`, the same for every rank; None if there is none yet."""
-        desk = self.desks[lane]
+        """Returns the lane's attempt after number `last`, the same for all ranks. None if there is none."""
+        state = self.desks[lane]
         if self.leaves(lane, last):
             return None
-        if desk.attempt is None and desk.number == last and desk.slot:
-            self._assign(lane, desk, now)
-        return desk.attempt if desk.attempt is not None and desk.number > last else None
+        if state.attempt is None and state.number == last and state.slot:
+            self._assign(lane, state, now)
+        return state.attempt if state.attempt is not None and state.number > last else None
 
     def leaves(self, lane: str, last: int) -> bool:
-        """Whether workers whose last attempt was `last` are to leave: lane closed, or group replaced."""
-        desk = self.desks[lane]
-        return desk.closed or last < desk.entry
+        """Returns whether workers must leave: the lane is closed, or their group was replaced.
 
-    def _assign(self, lane: str, desk: LaneState, now: float) -> None:
+        `last` is the number of their last attempt.
+        """
+        state = self.desks[lane]
+        return state.closed or last < state.entry
+
+    def _assign(self, lane: str, state: LaneState, now: float) -> None:
         if not self.handing_out:
             return
         for index, job in enumerate(self.queue):
-            if self._suits(job, lane, desk):
+            if self._suits(job, lane, state):
                 del self.queue[index]
                 break
-            if index == 64:  # so many that wait for another place are no reason to look at all
+            if index == 64:  # a bound on the search, because many jobs may wait for another place
                 return
         else:
             return
-        desk.number += 1
+        state.number += 1
         job.attempts += 1
-        desk.attempt = Attempt(job, desk.number, now, heard=now)
+        state.attempt = Attempt(job, state.number, now, heard=now)
         self.events.append(
-            AttemptBegan(trial=job.trial, attempt=job.attempts, lane=lane, node=desk.node, time=now)
+            AttemptBegan(trial=job.trial, attempt=job.attempts, lane=lane, node=state.node, time=now)
         )
 
-    def _suits(self, job: Job, lane: str, desk: LaneState) -> bool:
-        """Elsewhere first: another machine, or another lane, if there is one that takes work."""
-        if not job.places or not job.places & {lane, desk.node}:
+    def _suits(self, job: Job, lane: str, state: LaneState) -> bool:
+        """Returns whether this lane may run the job.
+
+        A job that failed on this lane or machine goes to another one first, if another takes work.
+        """
+        if not job.places or not job.places & {lane, state.node}:
             return True
         others = ((other, it) for other, it in self.desks.items() if it.entered and it.slot and not it.closed)
         return not any(not job.places & {other, it.node} for other, it in others)
 
     def _attempt(self, lane: str, number: int) -> tuple[LaneState, Attempt] | None:
-        desk = self.desks.get(lane)
-        if desk is None or desk.attempt is None or desk.attempt.number != number:
+        state = self.desks.get(lane)
+        if state is None or state.attempt is None or state.attempt.number != number:
             return None
-        return desk, desk.attempt
+        return state, state.attempt
 
     def job(self, lane: str, number: int) -> Job | None:
-        """The trial of an attempt; None if it is not this lane's any more."""
+        """Returns the trial of an attempt. None if the attempt is no longer this lane's."""
         found = self._attempt(lane, number)
         return found[1].job if found else None
 
     def beat(self, lane: str, number: int, step: int, now: float) -> bool:
-        """Rank 0 is at this step; False tells it to drop the trial."""
+        """Registers the step of rank 0. False makes it drop the trial."""
         if (found := self._attempt(lane, number)) is None:
             return False
         _, attempt = found
         if attempt.from_step < 0:
             attempt.from_step = step
             if step > attempt.job.from_step:
-                # Its last attempt left a checkpoint beyond the one before: that was progress.
+                # The last attempt left a later checkpoint than the one before, which counts as progress.
                 attempt.job.losses = 0
             attempt.job.from_step = step
         attempt.step, attempt.heard = max(step, attempt.step), now
         return True
 
     def row(self, lane: str, number: int, row: Epoch, now: float) -> bool:
-        """An epoch's row from rank 0; False tells it to drop the trial."""
+        """Records an epoch's row from rank 0. False makes it drop the trial."""
         if not self.beat(lane, number, row.step, now) or (found := self._attempt(lane, number)) is None:
             return False
-        desk, attempt = found
+        state, attempt = found
         attempt.epochs = row.epoch
         attempt.job.epochs = max(attempt.job.epochs, attempt.epochs)
         attempt.job.losses = 0
         self.events.append(EpochDone(trial=attempt.job.trial, attempt=attempt.job.attempts, row=row))
-        desk.messages.append({"epoch": row.epoch, "error_pct": row.val_error_pct, "done": False})
+        state.messages.append({"epoch": row.epoch, "error_pct": row.val_error_pct, "done": False})
         return True
 
     def end(
         self, lane: str, number: int, end: AttemptEnd, detail: str, now: float, weights: str = ""
     ) -> tuple[Job, bool] | None:
-        """An attempt is over; the first rank to say so is heard.
+        """Records the end of an attempt. Only the first call counts; other ranks may repeat it.
 
         Returns:
-          The trial and whether it is over, too; None if it is not this lane's any more.
+          The trial and whether it has ended for good. None if the attempt is no longer this lane's.
         """
         if (found := self._attempt(lane, number)) is None:
             return None
         return self._finish(lane, found[0], found[1], end, detail, now, weights)
 
     def lose(self, lane: str, cause: Cause, detail: str, now: float) -> tuple[Job, bool] | None:
-        """The worker group of a lane is gone, and what it had in flight."""
-        desk = self.desks.get(lane)
-        if desk is None:
+        """Registers the loss of a lane's worker group and its trial in flight. Returns the same as `end`."""
+        state = self.desks.get(lane)
+        if state is None:
             return None
-        desk.entered = False
-        if desk.attempt is None:
+        state.entered = False
+        if state.attempt is None:
             return None
-        return self._finish(lane, desk, desk.attempt, _END_OF[cause], detail, now)
+        return self._finish(lane, state, state.attempt, _END_OF[cause], detail, now)
 
     def _finish(
         self,
         lane: str,
-        desk: LaneState,
+        state: LaneState,
         attempt: Attempt,
         end: AttemptEnd,
         detail: str,
@@ -372,7 +381,7 @@ class Dispatch:
         weights: str = "",
     ) -> tuple[Job, bool]:
         job = attempt.job
-        desk.attempt = None
+        state.attempt = None
         again = self._tries_again(job, end)
         if end == "lost" and not again:
             end, detail = "failed", f"{detail}, {MAX_LOSSES} times in a row without getting on"
@@ -380,14 +389,14 @@ class Dispatch:
         self._count_streak(job, end, detail, now)
         if again:
             if end in ("failed", "lost"):
-                job.places |= {lane, desk.node} - {""}
+                job.places |= {lane, state.node} - {""}
             self.queue.appendleft(job)
-            if not self.handing_out and desk.slot:
-                self._close_slot(desk)
+            if not self.handing_out and state.slot:
+                self._close_slot(state)
         else:
             self.num_open -= 1
             self._end_first(job, end, detail, now)
-            self._close_some_slot(desk)
+            self._close_some_slot(state)
         return job, not again
 
     def _note_end(
@@ -423,7 +432,7 @@ class Dispatch:
         return False
 
     def _count_streak(self, job: Job, end: AttemptEnd, detail: str, now: float) -> None:
-        """Stops handing out when trial after trial of an arm ends with the same error."""
+        """Stops handing out trials when `breaker` trials of an arm in a row end with the same error."""
         if end in ("lost", "preempted", "cancelled"):
             return
         if end not in ("failed", "invalid", "out_of_memory"):
@@ -443,45 +452,45 @@ class Dispatch:
     # The run as a whole.
 
     def drain(self) -> None:
-        """Hands nothing out any more; what is in flight goes on to its end."""
+        """Hands out no more trials. Those in flight go on to their end."""
         self.handing_out = False
-        for desk in self.desks.values():
-            if desk.slot and desk.attempt is None:
-                self._close_slot(desk)
+        for state in self.desks.values():
+            if state.slot and state.attempt is None:
+                self._close_slot(state)
 
     def stop(self, now: float) -> None:
-        """Ends the run: trials in flight are cancelled, and keep their checkpoints for the next one."""
+        """Ends the run. Trials in flight are cancelled, and keep their checkpoints for the next run."""
         self.handing_out = False
-        for desk in self.desks.values():
-            if (attempt := desk.attempt) is not None:
-                desk.attempt = None
+        for state in self.desks.values():
+            if (attempt := state.attempt) is not None:
+                state.attempt = None
                 self.num_open -= 1
                 self._note_end(attempt, "cancelled", "interrupted", now, final=True)
-            if desk.slot:
-                self._close_slot(desk)
+            if state.slot:
+                self._close_slot(state)
 
     def tend(self, now: float) -> list[str]:
-        """To be called every few seconds: notices lanes whose Tune actor has died.
+        """Detects lanes whose Tune actor has died. Called every few seconds.
 
         Returns:
-          Those lanes; their trials are back in the queue.
+          Those lanes. Their trials are back in the queue.
         """
         silent = [
             lane
-            for lane, desk in self.desks.items()
-            if desk.slot and now - desk.polled > LANE_SILENCE_SECONDS
+            for lane, state in self.desks.items()
+            if state.slot and now - state.polled > LANE_SILENCE_SECONDS
         ]
         for lane in silent:
             self.lose(lane, "process", "its lane died", now)
-            desk = self.desks[lane]
-            desk.slot, desk.closed = False, True
+            state = self.desks[lane]
+            state.slot, state.closed = False, True
         return silent
 
     def pulse(self, now: float) -> None:
-        """Puts on record that the run lives and where its trials are."""
+        """Records that the run is alive, and the steps of its trials in flight."""
         in_flight = {
             attempt.job.trial: InFlight(attempt.from_step, attempt.step, attempt.heard)
-            for desk in self.desks.values()
-            if (attempt := desk.attempt) is not None
+            for state in self.desks.values()
+            if (attempt := state.attempt) is not None
         }
         self.events.append(Pulse(time=now, in_flight=in_flight))

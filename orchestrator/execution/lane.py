@@ -1,21 +1,27 @@
-"""Ray: lanes that take trial after trial from the clerk.
+"""Lanes: Ray Tune actors whose worker groups take trial after trial from the Coordinator.
 
-    Tune ──one Tune trial per trial──▶ Lane (actor, reused) ──open──▶ Clerk ◀──take── worker group
-                                          ▲                             │ ▲              │
-                                          └───────── next_event ────────┘ └─ row, end ───┘
+    Tune ──one Tune trial per trial──▶ Lane (actor, reused) ──open──▶ Coordinator ◀──take── worker group
+                                          ▲                             │ ▲                   │
+                                          └───────── next_event ────────┘ └──── row, end ─────┘
 
-A lane holds one long Ray Train run whose workers ask the clerk for a trial, train it, ask for the next.
-So a trial does not pay for starting Python, torch, a process group and a CUDA context. The clerk is the
-journal's one writer: rank 0 sends it each epoch's row, and what the clerk has acknowledged is on disk.
-Tune decides how many lanes there are and opens a slot per trial; its own state is disposable. Ray Train
-restarts a lane's workers when one dies; the clerk decides what becomes of their trial, and where. Nothing
-else retries. Should Tune lose lanes, what is left of the trials makes the next round.
+A lane holds one long Ray Train run. Its workers ask the Coordinator for a trial, train it, and ask for the
+next. So a trial does not pay for starting Python, torch, a process group and a CUDA context. The Coordinator
+is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on disk. Tune sets
+the number of lanes and opens a slot per trial; its own state is disposable. Ray Train restarts a lane's
+workers when one dies. Only the Coordinator decides whether and where their trial runs again. If Tune loses
+lanes, the remaining trials run in another round.
 
-Facts of Ray 2.60 that shape this file: the State API, and so the dashboard, must be on, or the workers of
-a stopped lane are never released; a Tune trial must ask for some resource, and asking for a CPU would
-starve the workers, so lanes ask for a sliver of the head node, where the driver's fate is theirs anyway;
-`ray.train.report` is a barrier polled every two seconds, so rows do not go that way; nodes being drained are
-told to workers by `ray.train.get_preemption_info`, a barrier as well, so a thread asks and not the loop.
+Every process of a lane imports this module, so its top level must not import torch or model code: on a small
+machine that would cost more than a trial. The workers import both inside the functions of `worker`.
+
+Facts of Ray 2.60 that shape this file:
+
+- The State API, and so the dashboard, must be on, or the workers of a stopped lane are never released.
+- A Tune trial must ask for some resource. Lanes ask for a sliver of the head node, because a CPU would be
+  missing for the workers. Lanes end with the driver, which is on that node, anyway.
+- `ray.train.report` is a barrier polled every two seconds, so rows do not go that way.
+- Workers learn of drained nodes by `ray.train.get_preemption_info`, which is a barrier, too, so a thread
+  calls it instead of the training loop.
 """
 
 import threading
@@ -31,7 +37,7 @@ from orchestrator.execution.dispatch import Cause
 from orchestrator.execution.worker import lane_loop
 from orchestrator.trials.gang import Gang
 
-#: Seconds a step of a lane waits before it looks whether its worker group is still there.
+#: Seconds that a step of a lane waits for a message before it checks that its worker group is alive.
 _POLL_SECONDS = 2.0
 
 
@@ -40,7 +46,7 @@ _POLL_SECONDS = 2.0
 
 
 class Lane(tune.Trainable):  # type: ignore[misc]
-    """One Ray Train run that outlives the trials it takes."""
+    """One Ray Train run that trains many trials, one after the other."""
 
     def setup(
         self,
@@ -53,9 +59,9 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         checkpoints: str | None,
     ) -> None:
         """Starts the worker group and opens the first slot."""
-        self._clerk, self._lane = clerk, uuid.uuid4().hex[:8]
+        self._coordinator, self._lane = clerk, uuid.uuid4().hex[:8]
         self._error: BaseException | None = None
-        ray.get(self._clerk.open_slot.remote(self._lane))
+        ray.get(self._coordinator.open_slot.remote(self._lane))
         settings = {
             "clerk": clerk,
             "lane": self._lane,
@@ -79,62 +85,64 @@ class Lane(tune.Trainable):  # type: ignore[misc]
                 scaling_config=ScalingConfig(
                     num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
                 ),
-                # The clerk counts attempts per trial; the group itself may come back as often as need be.
+                # No limit for the group, because the Coordinator counts attempts per trial.
                 run_config=RunConfig(
                     name=f"lane-{self._lane}",
                     storage_path=scratch,
                     failure_config=FailureConfig(max_failures=-1),
-                    callbacks=[_losses(self._clerk, self._lane)],
+                    callbacks=[_losses(self._coordinator, self._lane)],
                 ),
             ).fit()
         except BaseException as error:
             self._error = error
 
     def step(self) -> dict[str, Any]:
-        """One epoch of a trial, or an end."""
+        """Returns the next epoch of a trial, or its end."""
         while True:
-            event = ray.get(self._clerk.next_event.remote(self._lane, _POLL_SECONDS))
+            event = ray.get(self._coordinator.next_event.remote(self._lane, _POLL_SECONDS))
             if event is not None:
                 return dict(event)
             if not self._thread.is_alive():
                 cause = self._error or "it returned"
-                ray.get(self._clerk.lose.remote(self._lane, "process", f"the worker group ended: {cause}"))
-                # This lane takes nothing any more; its slot goes with it, and the trial to another.
+                ray.get(
+                    self._coordinator.lose.remote(self._lane, "process", f"the worker group ended: {cause}")
+                )
+                # This lane and its slot end here; the trial goes to another lane.
                 raise RuntimeError(f"the worker group ended: {cause}")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Opens the next slot; False asks Tune for a new lane where the worker group has died."""
+        """Opens the next slot. Returns False if the worker group has died; Tune then makes a new lane."""
         if not self._thread.is_alive():
             return False
-        ray.get(self._clerk.open_slot.remote(self._lane))
+        ray.get(self._coordinator.open_slot.remote(self._lane))
         return True
 
     def cleanup(self) -> None:
-        """Lets the workers go, so that lanes of another size find room."""
-        ray.get(self._clerk.close_lane.remote(self._lane))
+        """Releases the workers, so that lanes of another size have room."""
+        ray.get(self._coordinator.close_lane.remote(self._lane))
         self._thread.join(timeout=20)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a trial's state is its workers', and they keep it."""
+        """Does nothing, because the workers write checkpoints themselves."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing."""
+        """Does nothing, because the workers read checkpoints themselves."""
 
 
-def _losses(clerk: Any, lane: str) -> Any:
-    """Tells the clerk at once of a worker group that is gone; the next one may take minutes to come."""
+def _losses(coordinator: Any, lane: str) -> Any:
+    """Returns a callback that reports a lost worker group at once; the next group may take minutes."""
     from ray.train import UserCallback
 
     class Losses(UserCallback):  # type: ignore[misc]
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             cause, detail = cause_of(worker_exceptions.values())
-            ray.get(clerk.lose.remote(lane, cause, detail))
+            ray.get(coordinator.lose.remote(lane, cause, detail))
 
     return Losses()
 
 
 def cause_of(errors: Iterable[BaseException]) -> tuple[Cause, str]:
-    """What took a worker group away, from what Ray says of its workers."""
+    """Returns the cause of a worker group's loss and a message, from Ray's errors of its workers."""
     texts = [_chain(error) for error in errors]
     for text in texts:
         if "OutOfMemoryError" in text or "running low on memory" in text:
@@ -146,7 +154,7 @@ def cause_of(errors: Iterable[BaseException]) -> tuple[Cause, str]:
 
 
 def _chain(error: BaseException | None) -> str:
-    """An error and those that it wraps, as text."""
+    """Returns the text of an error and of those that it wraps."""
     texts: list[str] = []
     while error is not None and len(texts) < 10:
         texts.append(f"{type(error).__name__}: {error}")
@@ -155,13 +163,13 @@ def _chain(error: BaseException | None) -> str:
 
 
 def _wanted(text: str) -> str:
-    """The line of Ray's memory monitor that says how much there was."""
+    """Returns the line of Ray's memory monitor that states the memory used."""
     lines = [line.strip() for line in text.splitlines() if "memory used" in line.lower() or "GB" in line]
     return lines[0] if lines else "see its log"
 
 
 class Slots(Searcher):  # type: ignore[misc]
-    """Gives Tune a slot per trial, until there are none or the run is stopped."""
+    """Gives Tune a slot per trial, until all are given or the run is stopped."""
 
     def __init__(self, count: int, stopping: threading.Event) -> None:
         super().__init__()
@@ -169,32 +177,32 @@ class Slots(Searcher):  # type: ignore[misc]
         self._stopping = stopping
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next slot."""
+        """Returns the next slot, or FINISHED."""
         number = None if self._stopping.is_set() else next(self._numbers, None)
         return str(Searcher.FINISHED) if number is None else {"slot": number}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its searcher for a restore that never comes; a lock does not pickle."""
+        """Returns no state, because a lock cannot be pickled. Tune never restores its searcher here."""
         return {}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: the order is fixed."""
+        """Does nothing, because the order is fixed."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal knows what is left."""
+        """Does nothing, because the journal records which trials are left."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Does nothing, because runs are never restored by Tune."""
 
 
 class Forget(tune.Callback):  # type: ignore[misc]
-    """Lets go of what Tune keeps of slots that have ended: statistics of every metric, 30 KB a slot."""
+    """Frees what Tune keeps of ended slots: statistics of every metric, 30 KB a slot."""
 
     def __init__(self) -> None:
         self._last: Any = None
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Forgets the slot that ended before this one, with which Tune has nothing more to do."""
+        """Frees the slot that ended before this one, because Tune no longer uses it."""
         if self._last is not None:
             known = self._last.run_metadata
             known.metric_analysis.clear()

@@ -1,6 +1,6 @@
-"""Before the first trial: every shape of a sweep is built, the largest are run, and the storage is tried.
+"""The preflight before the first trial: builds all shapes, runs the largest, and tests the storage.
 
-What is found is told like any other fault of a sweep file: where, which arm and cell, which rule.
+Faults are reported like those of a sweep file: with the setting, arm and cell, and the rule that is broken.
 """
 
 import contextlib
@@ -29,27 +29,27 @@ from trainables.io.faults import Fault
 from trainables.profiling.dry_run import Reply, Request, Unfit, check_model, check_sizes, check_start
 from trainables.training.checkpoint import KEPT, checkpoint_bytes
 
-#: Part of the plan's time that shapes may be run for; tiny sweeps get the least.
+#: Largest share of the plan's time for running shapes; LEAST_SECONDS are always allowed.
 SHARE = 0.01
 LEAST_SECONDS = 20.0
 
-#: Most that two clocks may differ: a run whose sign of life is 60 s old counts as dead (`lease`).
+#: Most seconds that two clocks may differ: a run without a heartbeat for 60 s counts as dead (`lease`).
 CLOCK_SECONDS = 10.0
 
-#: Tries a request where trials of a gang would run.
+#: Tries a request on a machine where trials of a gang would run.
 Checker = Callable[[Gang, Request], Reply]
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeGroup:
-    """Trials that either all start or all do not: they differ in rates, lengths and seeds."""
+    """Trials of one shape. They differ only in rates, lengths and seeds, so all can start or none can."""
 
     shape: Shape
     trials: tuple[Trial, ...]
 
     @property
     def name(self) -> str:
-        """The first cell and arm with it, and the shape."""
+        """The first cell and arm of the group, and the shape."""
         first = self.trials[0]
         more = len({(trial.cell_name, trial.arm) for trial in self.trials}) - 1
         others = f" and {more} other(s)" if more else ""
@@ -61,8 +61,8 @@ class Checked:
     """A shape that was run.
 
     Attributes:
-      planned_bytes: most that a worker should hold, counted.
-      peak_bytes: most that it held; None on a CPU.
+      planned_bytes: counted peak memory of a worker.
+      peak_bytes: measured peak memory of a worker; None on a CPU.
     """
 
     subject: ShapeGroup
@@ -73,14 +73,14 @@ class Checked:
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What a preflight found.
+    """The results of a preflight.
 
     Attributes:
-      shapes: how many there are.
-      checked: those that were run, largest first.
-      faults: what has to be mended before the sweep can run.
-      seconds: what all of it took.
-      plan_seconds: what the sweep's training will take at the pace seen; None if none was seen.
+      shapes: number of shapes.
+      checked: shapes that were run, largest first.
+      faults: to be fixed before the sweep can run.
+      seconds: duration of the preflight.
+      plan_seconds: predicted duration of the sweep's training at the measured pace; None if no shape was run.
     """
 
     shapes: int
@@ -90,7 +90,7 @@ class PreflightResult:
     plan_seconds: float | None
 
     def line(self) -> str:
-        """In one line, for people."""
+        """Returns a one-line summary for the user."""
         text = f"preflight: {self.shapes} shape{'s' * (self.shapes != 1)}, {self.seconds:.0f} s"
         if self.faults:
             return f"{text}, {len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
@@ -102,7 +102,7 @@ class PreflightResult:
         return text
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was run, for a table."""
+        """Returns a table row for each shape that was run."""
         return [
             {
                 "shape": found.subject.name,
@@ -120,7 +120,7 @@ class PreflightResult:
 
 
 def subjects(plan: Plan, trials: Iterable[Trial]) -> list[ShapeGroup]:
-    """The distinct shapes among some trials, those that should need most memory first."""
+    """Returns the distinct shapes of trials, sorted by estimated memory, largest first."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in unique_trials(trials):
         groups.setdefault(_kind(trial), []).append(trial)
@@ -129,10 +129,10 @@ def subjects(plan: Plan, trials: Iterable[Trial]) -> list[ShapeGroup]:
 
 
 def _kind(trial: Trial) -> tuple[Any, ...]:
-    """What decides whether a trial can start: of strengths and rates only whether there are any.
+    """Returns the settings that decide whether a trial can start, as a key.
 
-    A setting that is not named here counts with its value, so one that is new makes a shape too many and
-    not one too few.
+    Strengths and rates are left out. Settings not named here count with their value, so that a new setting
+    makes too many shapes rather than too few.
     """
     shape = shape_of(trial)
     config = shape.config
@@ -150,7 +150,10 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
 
 
 def _size(plan: Plan, subject: ShapeGroup) -> float:
-    """Numbers that a step holds, roughly: only the order matters, and counting takes a second a shape."""
+    """Estimates the millions of numbers that a step holds.
+
+    Rough, because only the order matters and an exact count takes a second per shape.
+    """
     cost, config = plan.cost(subject.trials[0]).model, subject.shape.config
     share = config.batch_size / subject.shape.gang.workers
     return share * cost.activations_m + 4 * cost.params_m
@@ -159,9 +162,9 @@ def _size(plan: Plan, subject: ShapeGroup) -> float:
 def plan_seconds(
     plan: Plan, found: Sequence[ShapeGroup], checked: Iterable[Checked], nodes: Sequence[Node]
 ) -> float | None:
-    """Seconds of training in all trials, at the pace of the steps that were run; None if none was.
+    """Returns seconds of training in all trials, at the pace of the steps run. None if none was run.
 
-    A shape that was not run is taken to be as fast per multiply-add as the others are on average.
+    A shape that was not run is assumed to have the average speed per multiply-add of those that were.
     """
     paces = {item.subject.shape: item.step_seconds for item in checked}
     known_seconds = known_flops = 0.0
@@ -190,7 +193,7 @@ def plan_seconds(
 def samples_of_steps(
     plan: Plan, checked: Iterable[Checked], device: str, nodes: Sequence[Node]
 ) -> list[Sample]:
-    """What the steps that were run tell of an epoch, the rest of which is taken to be as fast per flop."""
+    """Returns seconds per epoch, predicted from the measured steps at equal speed per flop."""
     found = []
     for item in checked:
         shape = item.subject.shape
@@ -208,7 +211,7 @@ def _lanes(plan: Plan, trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[G
 
 
 def _together(gang: Gang, lanes: int, nodes: Sequence[Node]) -> int:
-    """Most workers that share a memory: a GPU's, or else a machine's."""
+    """Returns the most workers that share the memory of a GPU, or of a machine if there are no GPUs."""
     if gang.gpus:
         return max(int(1 / gang.gpus), 1)
     a_node = max((int(node.cpus // gang.cpus) for node in nodes), default=1)
@@ -228,16 +231,16 @@ def preflight(
     clocks: Sequence[Clock] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> PreflightResult:
-    """Looks for what would end trials of a sweep at their first step. Leaves nothing behind.
+    """Finds faults that would end trials of a sweep at their first step. Leaves no files.
 
     Args:
       plan: the sweep.
-      trials: those that are to run.
-      nodes: what they run on.
-      checker: tries one of them there.
+      trials: the trials to run.
+      nodes: machines that they run on.
+      checker: tries a shape on such a machine.
       folder: of the results; it need not exist.
       clocks: of other machines.
-      clock: seconds.
+      clock: returns seconds.
     """
     began = clock()
     found = subjects(plan, trials)
@@ -287,7 +290,7 @@ def preflight(
 
 
 def _build_fault(plan: Plan, subject: ShapeGroup, built: dict[tuple[Any, ...], Unfit | None]) -> Unfit | None:
-    """What is wrong without running anything; every network is built once."""
+    """Returns a fault that shows without running a step. None if there is none. Builds a network once."""
     config = subject.shape.config
     info = plan.infos[config.data]
     model, task = config.model.model_copy(update={"drop_path": 0.0}), config.data.task
@@ -311,25 +314,25 @@ def _build_fault(plan: Plan, subject: ShapeGroup, built: dict[tuple[Any, ...], U
 
 
 class _Told:
-    """Faults of shapes; the same one of many shapes is told once."""
+    """Faults of shapes. A fault that many shapes share is reported once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._groups: dict[tuple[str, str], list[ShapeGroup]] = {}
 
     def add(self, subject: ShapeGroup, setting: str, rule: str) -> None:
-        """One shape's."""
+        """Adds a fault of one shape."""
         first, path = subject.trials[0], setting
         if first.role == "first_stage" and not setting.startswith(("--", "resources")):
             setting = "start.run." * (first.replicate + 1) + setting
         if not setting.startswith("--"):
             path = self._plan.sweep.source_of(setting, first.arm, first.cell)
-        # Resources stand at the top of a file unless an arm or a level has its own.
+        # Resources are at the top of a file unless an arm or a level sets them.
         path = "resources" if path == "base.resources" else path
         self._groups.setdefault((path, rule), []).append(subject)
 
     def faults(self) -> list[Fault]:
-        """All of them."""
+        """Returns all faults."""
         return [
             Fault(path, f"{members[0].name}{_and_others(len(members) - 1)}: {rule}")
             for (path, rule), members in self._groups.items()
@@ -346,12 +349,12 @@ def _and_others(count: int) -> str:
 
 @contextlib.contextmanager
 def storage(folder: Path) -> Iterator[tuple[Path | None, list[Fault], list[Clock]]]:
-    """Tries the storage that a folder is on as the journal and checkpoints use it.
+    """Tests the storage of a folder with the operations of the journal and of checkpoints.
 
     Yields:
-      A new folder there, deleted afterwards; None where there is a fault. Faults. The storage's clock.
+      A new folder there, deleted afterwards, or None if there is a fault; the faults; the storage's clock.
     """
-    # As workers on other machines name it.
+    # Absolute, because workers on other machines run in other folders.
     there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -371,7 +374,7 @@ def storage(folder: Path) -> Iterator[tuple[Path | None, list[Fault], list[Clock
 
 
 def _write_durably(folder: Path) -> None:
-    """A write, fsync, append, rename and read, with content that has to come back."""
+    """Writes, syncs, appends, renames and reads a file, and checks that its content comes back."""
     content = os.urandom(2**16)
     with (folder / "a").open("wb") as file:
         file.write(content[:100])
@@ -387,7 +390,7 @@ def _write_durably(folder: Path) -> None:
 
 
 def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
-    """Clocks that differ from this machine's by more than leases bear."""
+    """Returns a fault for each clock that differs from this machine's by more than leases allow."""
     return [
         Fault(
             "clock",
@@ -402,9 +405,9 @@ def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
 def _space_faults(
     found: Iterable[ShapeGroup], lanes: Mapping[Gang, int], folder: Path, checkpoints: str | None
 ) -> list[Fault]:
-    """Whether the checkpoints of all trials in flight have room; those that have ended keep none.
+    """Checks that there is room for the checkpoints of all trials in flight. Ended trials have none.
 
-    `checkpoints` is where they lie if not in the sweep's folder; of buckets nobody knows the room.
+    `checkpoints` is their place if not the sweep's folder. A bucket is not checked, as its room is unknown.
     """
     if checkpoints is not None:
         folder = Path(checkpoints.removeprefix("file://"))
@@ -415,11 +418,11 @@ def _space_faults(
     for subject in found:
         gang = subject.shape.gang
         sizes[gang] = max(sizes.get(gang, 0), checkpoint_bytes(subject.shape.config))
-    # Gangs of one kind run after those of another.
+    # Only the worst kind of gang counts, because kinds run one after the other.
     worst = max(sizes, key=lambda gang: sizes[gang] * lanes[gang], default=None)
     if worst is None:
         return []
-    # Those that are kept, and the one that is being written.
+    # The checkpoints that are kept, and the one that is being written.
     files = KEPT + 1
     wanted, free = files * sizes[worst] * lanes[worst], shutil.disk_usage(there).free
     if wanted <= free:
@@ -433,29 +436,29 @@ def _space_faults(
     ]
 
 
-#: Sweeps beside a new one whose rows its plan goes by, the newest: to read large ones takes seconds each.
+#: Number of neighbouring sweeps, the newest, whose speeds a plan uses; a large one takes seconds to read.
 _NEWEST = 3
 
-#: Shapes that are counted for the record at the start of a run; each takes up to a second.
+#: Most shapes for which the plan is recorded at the start of a run; each takes up to a second.
 MAX_RECORDED_SHAPES = 64
 
 
 def record_plan(folder: Path, plan: Plan, nodes: Sequence[Node], checked: Sequence[Checked]) -> bool:
-    """Writes into a sweep's folder what it is expected to cost, for the report; before the first trial runs.
+    """Records the expected cost of a sweep in its folder, for the report. Called before the first trial runs.
 
     Args:
       folder: of the sweep.
       plan: the sweep.
-      nodes: what it is to run on.
-      checked: what its preflight has run.
+      nodes: machines that it will run on.
+      checked: shapes that the preflight has run.
 
     Returns:
-      Whether it has; not of a sweep of more than `MAX_RECORDED_SHAPES` shapes.
+      Whether the cost was recorded. It is not if there are more than `MAX_RECORDED_SHAPES` shapes.
     """
     if len(ShapeTable(plan).groups) > MAX_RECORDED_SHAPES:
         return False
     here = this_machine()
-    # GPUs of other machines have a name that is not known here.
+    # The names of other machines' GPUs are not known here.
     device = "GPU" if any(node.gpus for node in nodes) and not here.has_gpus else here.device
     machine = Machine(device, tuple(nodes), here.memory_gib)
     samples, _ = past_samples(folder.parent, newest=_NEWEST)

@@ -1,4 +1,4 @@
-"""Processes that try a shape before the first trial, here or on a cluster."""
+"""Processes that try a shape before the first trial, on this machine or on a cluster."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from trainables.profiling.dry_run import Reply, Request
 
 
 def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
-    """Tries a request in a task with what one worker of the gang gets; dying of it is a reply, too."""
+    """Tries a request in a Ray task with the resources of one worker. A process that dies is a reply, too."""
     pass
 
     task = ray.remote(_answer).options(num_cpus=gang.cpus, num_gpus=gang.gpus or 0, max_retries=0)
@@ -28,7 +28,7 @@ def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
     except ray.exceptions.WorkerCrashedError:
         return died(1, False, request.planned_bytes)
     except ray.exceptions.NodeDiedError:
-        # A machine that goes says nothing about the sweep.
+        # The loss of a machine is no fault of the sweep, so the request is tried again.
         if tries == 1:
             raise
         return check_start(gang, request, tries - 1)
@@ -46,21 +46,21 @@ def _answer(content: dict[str, Any]) -> "Reply":
 
 
 class Child:
-    """Tries requests in a process of its own on this machine; a new one where the last one died."""
+    """Tries requests in another process on this machine. Starts a new process if the last one died."""
 
     def __init__(self, on_gpu: bool, timeout_seconds: float) -> None:
         """
         Args:
           on_gpu: whether the first request will be for a gang with GPUs.
-          timeout_seconds: for one request; the process is ended then.
+          timeout_seconds: for one request; the process is killed after that.
         """
         self._on_gpu, self._timeout_seconds = on_gpu, timeout_seconds
         self._process: subprocess.Popen[str] | None = None
-        #: Workers run in folders of their own, so a path that leads somewhere from ours only is found here.
+        #: Workers run in other folders, so this empty one reveals paths that only exist in the user's.
         self._folder = tempfile.TemporaryDirectory(prefix="vitc-sweep-")
 
     def __enter__(self) -> Self:
-        # It imports torch while shapes are built here.
+        # Started early, so that it imports torch while shapes are built here.
         self._started(self._on_gpu)
         return self
 
@@ -69,7 +69,7 @@ class Child:
         self._folder.cleanup()
 
     def __call__(self, gang: Gang, request: Request) -> Reply:
-        """Where a worker of a gang would run; a process that dies of it is a reply, too."""
+        """Tries a request in the process. A process that dies is a reply, too."""
         process = self._started(bool(gang.gpus))
         assert process.stdin
         assert process.stdout
@@ -113,12 +113,12 @@ class Child:
 
 
 def died(code: int, was_late: bool, planned_bytes: int) -> Reply:
-    """What to say of a process that is gone.
+    """Returns the reply for a process that died.
 
     Args:
-      code: of its exit; below 0 the signal that ended it.
-      was_late: it was ended for taking too long.
-      planned_bytes: what it was counted to need.
+      code: exit code; below 0 the signal that ended the process.
+      was_late: whether it was killed for taking too long.
+      planned_bytes: memory that the plan counts for a worker.
     """
     if was_late:
         return Reply("model", "the process that tried it made no step in the time that a trial has for one")

@@ -1,4 +1,4 @@
-"""The driver's side of a run: lanes started through Tune, and their events."""
+"""The driver's side of a run: starts lanes through Tune and returns their events."""
 
 import shutil
 import tempfile
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from orchestrator.trials.trial import Trial
 
 
-#: Seconds between two looks for placement groups that nobody owns.
+#: Seconds between two searches for orphaned placement groups.
 _ORPHANS_SECONDS = 10.0
 
-#: Rounds of lanes that end no trial before the run gives up.
+#: Rounds of lanes in a row that end no trial before the run gives up.
 _MAX_IDLE_ROUNDS = 3
 
 
 class Run:
-    """Trials on their way through a connected cluster; the caller polls `events` until `done`."""
+    """A run of trials on a connected cluster. The caller polls `events` until `done`."""
 
     def __init__(
         self,
@@ -51,16 +51,16 @@ class Run:
     ) -> None:
         """
         Args:
-          folder: the sweep's, seen by the driver and, for checkpoints, by the workers.
-          trials: what is to run, in order.
-          records: what is known of trials from earlier runs.
-          resources: lanes at a time (None computes it from the cluster), retries and the breaker.
-          began: when starting up began, in seconds since 1970; now if left out.
-          preflight_seconds: of the time since, what checks took.
-          judge: who ends trials that fall behind; nobody if left out.
+          folder: the sweep's, visible to the driver and, for checkpoints, to the workers.
+          trials: the trials to run, in order.
+          records: of trials in earlier runs.
+          resources: number of lanes (None computes it from the cluster), retries and the breaker.
+          began: time when the command began, in seconds since 1970; now if None.
+          preflight_seconds: duration of the preflight, which is part of the time since `began`.
+          judge: early stopping; None ends no trial early.
 
         Raises:
-          ClusterError: a trial needs more than the cluster has, or the place of its states does not answer.
+          ClusterError: a trial needs more than the cluster has, or the storage of states does not answer.
         """
         self.folder = folder.resolve()
         if resources.checkpoints:
@@ -81,9 +81,9 @@ class Run:
         self.error: BaseException | None = None
 
     def start(self) -> None:
-        """Begins; the journal is open when this returns."""
+        """Starts the run. The journal is open when this returns."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._clerk = (
+        self._coordinator = (
             ray.remote(Coordinator)
             .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
             .remote(
@@ -101,32 +101,32 @@ class Run:
         self._thread.start()
 
     def _note(self, event: Event) -> None:
-        ray.get(self._clerk.note.remote(event))
+        ray.get(self._coordinator.note.remote(event))
 
     @property
     def done(self) -> bool:
-        """Whether nothing will happen any more."""
+        """True when the run has ended."""
         return not self._thread.is_alive()
 
     def events(self) -> list[Event]:
-        """What has happened since the last call."""
-        fresh: list[Event] = ray.get(self._clerk.drain.remote())
+        """Returns the events since the last call."""
+        fresh: list[Event] = ray.get(self._coordinator.drain.remote())
         return fresh
 
     def drain(self) -> None:
-        """Lets what is in flight go on to its end, and starts no more."""
+        """Starts no more trials. Those in flight go on to their end."""
         self._stopping.set()
-        ray.get(self._clerk.stop.remote(after_flight=True))
+        ray.get(self._coordinator.stop.remote(after_flight=True))
 
     def stop(self, timeout_seconds: float = 8.0) -> None:
-        """Cancels what is in flight and waits for the record of it, not for the workers."""
+        """Cancels trials in flight. Waits until that is on record, but not for the workers."""
         self._stopping.set()
-        ray.get(self._clerk.stop.remote(), timeout=timeout_seconds)
+        ray.get(self._coordinator.stop.remote(), timeout=timeout_seconds)
 
     def close(self, timeout_seconds: float = 8.0) -> None:
-        """Puts the end of the session on record; the last thing to do with a run."""
+        """Records the end of the session. This is the last call to a run."""
         self._closing.set()
-        ray.get(self._clerk.note.remote(SessionClosed(time=time.time())), timeout=timeout_seconds)
+        ray.get(self._coordinator.note.remote(SessionClosed(time=time.time())), timeout=timeout_seconds)
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
@@ -139,7 +139,7 @@ class Run:
         except BaseException as error:
             self.error = error
         finally:
-            # A run that was stopped is cut off from the cluster any moment, and its job ends with that.
+            # A stopped run is about to leave the cluster, which ends its job and removes its groups.
             if not self._closing.is_set():
                 self._closing.set()
                 orphans.clear()
@@ -151,10 +151,10 @@ class Run:
         devices = count * gang.workers * (gang.gpus or gang.cpus)
         self._note(PhaseBegan(time=time.time(), lanes=count, devices=devices, device=device))
         for start in range(0, len(jobs), 1000):
-            ray.get(self._clerk.add.remote(jobs[start : start + 1000], ended))
+            ray.get(self._coordinator.add.remote(jobs[start : start + 1000], ended))
         lane = tune.with_parameters(
             Lane,
-            clerk=self._clerk,
+            clerk=self._coordinator,
             gang=gang,
             folder=str(self.folder),
             scratch=str(scratch / "train"),
@@ -162,9 +162,9 @@ class Run:
             checkpoints=self._resources.checkpoints,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
-        # Without those that a first stage of an earlier run has taken with it.
-        left, idle_rounds = ray.get(self._clerk.left.remote()), 0
-        # One round, unless Tune loses lanes: what they had is left, and makes the next.
+        # Asked for, because trials whose first stage did not finish in an earlier run have ended already.
+        left, idle_rounds = ray.get(self._coordinator.left.remote()), 0
+        # One round is enough unless Tune loses lanes; their trials run in another round.
         while left and not self._stopping.is_set() and idle_rounds < _MAX_IDLE_ROUNDS:
             tune.Tuner(
                 tune.with_resources(lane, sliver),
@@ -181,7 +181,7 @@ class Run:
                     callbacks=[Forget()],
                 ),
             ).fit()
-            before, left = left, ray.get(self._clerk.left.remote())
+            before, left = left, ray.get(self._coordinator.left.remote())
             idle_rounds = idle_rounds + 1 if left == before else 0
         if left and not self._stopping.is_set():
             raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
@@ -195,7 +195,7 @@ def _look_after(orphans: Orphans, closing: threading.Event) -> None:
 def jobs_of(
     trials: Iterable["Trial"], records: Mapping[str, Record], retries: int
 ) -> tuple[list[Job], dict[str, tuple[AttemptEnd, str]]]:
-    """What the clerk is to know of trials, and how the first stages of theirs ended that have done so."""
+    """Returns trials as jobs for the Coordinator, and the end and cause of ended first stages."""
     jobs, ended = [], dict[str, tuple[AttemptEnd, str]]()
     for trial in trials:
         known = records.get(trial.id, Record())
@@ -219,5 +219,5 @@ def jobs_of(
 
 
 def gang_name(gang: Gang) -> str:
-    """A folder name for a gang."""
+    """Returns a folder name for a gang."""
     return f"{gang.workers}x{gang.cpus}cpu{gang.gpus or 0:g}gpu"

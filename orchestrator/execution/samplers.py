@@ -1,4 +1,4 @@
-"""Optuna: who chooses the next points of a search."""
+"""Optuna samplers, which choose the next points of a search."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,12 +15,12 @@ from orchestrator.sweep.space import Choice, Domain
 from orchestrator.trials.search import Tried
 from trainables.base import WORST_PCT
 
-#: Asked for points that fit, a sampler may miss so many times for each that is wanted.
+#: Most proposals per wanted point, because a sampler may propose points that do not fit.
 MAX_MISSES = 50
 
-#: By name; the seed, and how many points there are before the model is used.
+#: Samplers by name. Arguments: the seed, and the number of points before the model is used.
 SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
-    # constant_liar: the points of a round should not all be the same one.
+    # constant_liar keeps the points of a round apart.
     "tpe": lambda seed, startup: optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
     ),
@@ -38,9 +38,9 @@ def propose(
     seed: int,
     fits: Callable[[Mapping[str, float]], bool],
 ) -> list[dict[str, float]]:
-    """The next points by one of SAMPLERS: see `search.Propose`.
+    """Returns the next points, chosen by one of SAMPLERS. See `search.Propose`.
 
-    The sampler works on quantiles: a log-uniform window is uniform to it, and a list is as many steps.
+    The sampler works on quantiles. A log-uniform window is uniform in them, and a list has equal steps.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     axes = {path: _axis(domain) for path, domain in domains.items()}
@@ -56,7 +56,7 @@ def propose(
             if len(found) == count:
                 break
         else:
-            # As bad as can be: one that had merely failed would be proposed over and over.
+            # The worst error, because a point marked as failed would be proposed again and again.
             study.tell(trial, WORST_PCT)
     return found
 
@@ -76,7 +76,7 @@ def _num_steps(axis: BaseDistribution) -> int | None:
 
 
 def _quantile(axis: BaseDistribution, value: float) -> float:
-    # The middle of a step: rounding must not lead into the next one.
+    # The middle of a step, so that rounding does not lead into the next step.
     return value if (count := _num_steps(axis)) is None else (value + 0.5) / count
 
 

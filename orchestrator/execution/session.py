@@ -1,8 +1,8 @@
-"""A session runs the trials of a plan in a held folder and tells its observers. It prints nothing.
+"""A session: runs the trials of a plan in a held folder and reports to its observers. It prints nothing.
 
-Everything that belongs to a run and not to a terminal is here: the preflight, the rounds of a search, the
-budget, stop requests, the orderly end. Ctrl-C arrives as a `KeyboardInterrupt`; signals are the caller's
-affair. `lease.request_stop` stops a session from elsewhere. Ray is imported when the trials start.
+A session covers the preflight, the rounds of a search, the budget, stop requests and an orderly end. Ctrl-C
+arrives as a `KeyboardInterrupt`; other signals are the caller's responsibility. `lease.request_stop` stops a
+session from another process. Ray is imported when the trials start.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ from orchestrator.trials.trial import Plan, Trial, unique_trials
 if TYPE_CHECKING:
     from orchestrator.execution import run as execution_run
 
-#: Seconds between two looks at what has happened.
+#: Seconds between two polls for events.
 _LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What came before the first trial.
+    """The preflight's part of a session.
 
     Attributes:
-      began: when the command began, in seconds since 1970.
-      seconds: what the preflight took.
-      checked: the shapes that the preflight ran; the plan on record rests on their speed.
+      began: time when the command began, in seconds since 1970.
+      seconds: duration of the preflight.
+      checked: shapes that the preflight ran; the recorded plan is based on their speed.
     """
 
     began: float = field(default_factory=time.time)
@@ -70,13 +70,13 @@ def prepare(
     address: str | None = None,
     check: bool = True,
 ) -> tuple[Plan, Preparation]:
-    """Plans a sweep for its folder, and tries what is left to run. Writes nothing.
+    """Plans a sweep for its folder, and tries the trials left to run. Writes nothing.
 
     Raises:
-      SweepError: the sweep cannot start; with every fault there is.
+      SweepError: the sweep cannot start; the error lists all faults.
       FolderError: another run holds the folder, or it holds another sweep.
     """
-    # Known at once, not after the preflight.
+    # Checked first, so that a folder in use is reported before the preflight.
     check_free(folder)
     sweep = file.sweep
     if _is_sweep(folder):
@@ -89,9 +89,9 @@ def prepare(
     if check:
         left = left_of(plan, open_folder(folder) if _is_sweep(folder) else None)
         if not left and rounds_given(plan) < num_rounds(sweep):
-            # Rounds of a search that nobody has chosen yet are of the same shapes.
+            # Rounds of a search that are not chosen yet have the same shapes.
             left = list(whole.trials)
-        # Before the folder is there: a sweep that cannot start leaves nothing behind.
+        # Before the folder is created, so that a sweep that cannot start leaves no folder.
         preparation = checked(file, plan, left, folder, observers, address)
     return plan, preparation
 
@@ -104,10 +104,11 @@ def checked(
     observers: Sequence[Observer] = (),
     address: str | None = None,
 ) -> Preparation:
-    """Tries trials before they run; there may be none.
+    """Tries trials before they run. There may be none.
 
     Raises:
-      SweepError: they cannot start; with every fault there is, placed in the file. Nothing was written.
+      SweepError: they cannot start; the error lists all faults with their place in the file. Nothing was
+        written.
     """
     preparation = Preparation()
     if not trials:
@@ -125,7 +126,7 @@ def try_out(
     observers: Sequence[Observer] = (),
     address: str | None = None,
 ) -> PreflightResult:
-    """Runs the preflight where the trials are to run. Faults are the caller's to report."""
+    """Runs the preflight on the machines of the trials. The caller reports the faults."""
     if address is None:
         machine = this_machine()
         with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
@@ -148,7 +149,7 @@ def try_out(
 
 
 def left_of(plan: Plan, known: Folder | None) -> list[Trial]:
-    """Returns the trials that have not ended, each once. Without a folder these are all."""
+    """Returns the trials that have not ended, each once. Without a folder these are all trials."""
     records = known.records if known else {}
     return unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
 
@@ -157,7 +158,7 @@ def check_data(plan: Plan, folder: Path) -> None:
     """Checks that the data are still those the sweep ran on.
 
     Raises:
-      FolderError: they have changed.
+      FolderError: the data have changed.
     """
     for config, info in plan.infos.items():
         if config.info().fingerprint != info.fingerprint:
@@ -205,21 +206,21 @@ def _notice(observers: Sequence[Observer], text: str, level: Level = "info") -> 
 class Session:
     """One run of a sweep in a folder that the caller holds.
 
-    `run_rounds` or `run_trials` is called once. The observers are closed on every way out of it.
+    The caller calls `run_rounds` or `run_trials` once. Either closes the observers, also after an error.
     """
 
     def __init__(self, lease: Lease, observers: Sequence[Observer] = (), address: str | None = None) -> None:
         """
         Args:
           lease: the held folder.
-          observers: whom to tell, in this order.
+          observers: called in this order.
           address: a running Ray cluster; None starts one on this machine.
         """
         self._lease, self._observers, self._address = lease, observers, address
         self._end = SessionEnd("broke off")
 
     def run_rounds(self, plan: Plan, preparation: Preparation) -> SessionEnd:
-        """Runs what is left of a plan to its end, round by round if it is a search.
+        """Runs the rest of a plan to its end, round by round if it is a search.
 
         Raises:
           ClusterError: the cluster cannot run the trials.
@@ -256,7 +257,7 @@ class Session:
     def run_trials(
         self, plan: Plan, trials: Sequence[Trial], known: Folder, preparation: Preparation
     ) -> SessionEnd:
-        """Runs some trials of a plan. Without any, nobody is told but of the end.
+        """Runs some trials of a plan. Without any, observers are only closed.
 
         Raises:
           ClusterError: the cluster cannot run the trials.
@@ -280,7 +281,7 @@ class Session:
             yield
         finally:
             with contextlib.ExitStack() as stack:
-                # A stack, so that each is closed whatever another one raises; the last goes first.
+                # A stack closes each observer even if another raises. Reversed, as it runs the last first.
                 for observer in reversed(self._observers):
                     stack.callback(self._close, observer)
 
@@ -289,7 +290,7 @@ class Session:
             _notice(self._observers, warning, "warning")
 
     def _run(self, round: Round, preparation: Preparation) -> None:
-        """Runs one round from connecting to the cluster to leaving it; `_end` says how it went."""
+        """Runs one round, from connecting to the cluster to leaving it. Sets `_end`."""
         from orchestrator.backends import ray_cluster
 
         self._end = SessionEnd("broke off")
@@ -316,19 +317,19 @@ class Session:
             observer.end(self._end)
 
     def _started(self, round: Round, preparation: Preparation) -> "execution_run.Run":
-        """Writes down the question, and the plan before the first trial; starts the trials."""
+        """Records the question and, before the first trial, the plan. Starts the trials."""
         from orchestrator.backends import ray_cluster
         from orchestrator.execution import run as execution_run
 
         plan, nodes = round.plan, ray_cluster.nodes()
         if fault := storage_fault(plan, nodes):
             raise ray_cluster.ClusterError(fault)
-        judge = None
+        early_stopping = None
         if plan.sweep.search is not None and plan.sweep.search.halving is not None:
             from orchestrator.execution.asha import EarlyStopping
 
-            judge = EarlyStopping(plan.sweep.search.halving, plan.trials)
-            judge.replay(round.events)
+            early_stopping = EarlyStopping(plan.sweep.search.halving, plan.trials)
+            early_stopping.replay(round.events)
         run = execution_run.Run(
             round.folder,
             round.trials,
@@ -336,9 +337,9 @@ class Session:
             plan.sweep.resources,
             preparation.began,
             preparation.seconds,
-            judge,
+            early_stopping,
         )
-        # Once: of what has run there is no plan from before any more.
+        # Only before the first attempt, because a later plan would already know its outcome.
         if preparation.checked and not any(record.attempts for record in round.records.values()):
             record_plan(round.folder, plan, nodes, preparation.checked)
         save_question(round.folder, plan)
@@ -346,17 +347,17 @@ class Session:
         return run
 
     def _follow(self, run: "execution_run.Run", progress: Progress) -> str:
-        """Tells observers what happens until all is done or somebody stops it.
+        """Passes events to the observers until the run ends or is stopped.
 
         Returns:
-          Why it was stopped; empty if it was not.
+          The reason for the stop; "" if the run ended by itself.
         """
         try:
             reason = self._wait(run, progress)
         except KeyboardInterrupt:
             reason = "interrupted"
         except BaseException:
-            # Whatever an observer raises: what is in flight goes on record as cancelled, not as lost.
+            # If an observer raises, trials in flight are recorded as cancelled rather than lost.
             with contextlib.suppress(Exception):
                 run.stop()
                 run.close()
@@ -370,13 +371,13 @@ class Session:
         return reason
 
     def _wait(self, run: "execution_run.Run", progress: Progress) -> str:
-        """Returns why the run is to stop; empty when all is done."""
+        """Returns the reason to stop the run; "" when all trials have ended."""
         from orchestrator.backends import ray_cluster
 
-        # What earlier runs have spent counts before anything comes.
+        # `spending` is True at first, because earlier runs may have spent the budget.
         draining, nodes, spending = False, ray_cluster.nodes(), True
         while True:
-            # Asked before the events are: what came in between is in them.
+            # Read before the events, so that the last ones are not missed.
             done = run.done
             spending = self._tell(run, progress) or spending
             if done:
@@ -389,7 +390,7 @@ class Session:
                 if wanted == "drain":
                     draining, text = True, "stopping: trials in flight go on to their end"
                 elif spending:
-                    # It looks at every trial: not four times a second for nothing.
+                    # Only after new spending, because the check looks at every trial.
                     spending = False
                     draining = not within_budget(progress.plan, progress.records, nodes)
                     text = "the budget is spent: trials in flight go on"
@@ -399,7 +400,7 @@ class Session:
             time.sleep(_LOOK_SECONDS)
 
     def _tell(self, run: "execution_run.Run", progress: Progress) -> bool:
-        """Passes on what has happened. Returns whether any of it counts in a budget."""
+        """Passes new events to the observers. Returns whether any of them spends from the budget."""
         events = run.events()
         progress.observe(events)
         for observer in self._observers:
@@ -416,7 +417,7 @@ def _lanes_at_most(run: "execution_run.Run") -> int:
 
 
 def _next_round(known: Folder) -> Plan | None:
-    """Returns the plan with what a search tries next, on record in the folder; None if there is nothing."""
+    """Returns the plan with a search's next round, recorded in the folder. None if there is none."""
     from orchestrator.execution.samplers import propose
 
     plan = known.plan

@@ -1,4 +1,8 @@
-"""What a worker process of a lane does: it takes trials and trains them."""
+"""The worker processes of a lane, which take trials from the Coordinator and train them.
+
+Every process of a lane imports this module through `lane`, so torch and model code are imported inside the
+functions that only workers call.
+"""
 
 import contextlib
 import faulthandler
@@ -21,10 +25,10 @@ if TYPE_CHECKING:
     from trainables.context import Context
 
 
-#: Seconds between two questions to Ray Train whether a machine is to be taken away; Ray looks every five.
+#: Seconds between two queries of Ray Train for a preemption; Ray itself checks every five.
 _PREEMPTION_POLL_SECONDS = 2.0
 
-#: Least seconds between two signs of life of a trial.
+#: Least seconds between two heartbeats of a trial.
 _BEAT_SECONDS = 1.0
 
 
@@ -33,46 +37,46 @@ _BEAT_SECONDS = 1.0
 
 
 def lane_loop(settings: dict[str, Any]) -> None:
-    """What every worker of a lane runs: one trial after the other, until told to leave."""
+    """Runs one trial after the other until the Coordinator has no more. Every worker of a lane calls this."""
     import torch
     import torch.distributed as dist
     from ray.train.torch import get_device
 
-    import trainables.training.loop  # noqa: F401  (so that the first trial does not wait for it)
+    import trainables.training.loop  # noqa: F401  (imported now, so that the first trial does not wait)
     from trainables.context import this_process
 
-    # What is here now stays: collecting after a trial need not walk through all of torch.
+    # Frozen, so that the collection after each trial does not walk through all of torch.
     gc.collect()
     gc.freeze()
     device = get_device()
     if device.type == "cuda":
-        # Workers of one node all see its GPUs; which one is whose, Ray knows.
+        # Every worker of a node sees all its GPUs; Ray has assigned one of them.
         torch.cuda.set_device(device)
     train_context = ray.train.get_context()
     rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
     context = this_process(rank, world_size, settings["threads"])
-    clerk, lane = settings["clerk"], settings["lane"]
+    coordinator, lane = settings["clerk"], settings["lane"]
     node = ray.get_runtime_context().get_node_id()
-    last = [ray.get(clerk.enter.remote(lane, node)) if rank == 0 else 0]
+    last = [ray.get(coordinator.enter.remote(lane, node)) if rank == 0 else 0]
     if world_size > 1:
         dist.broadcast_object_list(last, src=0)
     number = last[0]
     preempted = threading.Event()
     threading.Thread(target=_watch_for_preemption, args=(preempted,), daemon=True).start()
-    while (taken := ray.get(clerk.take.remote(lane, number))) is not None:
+    while (taken := ray.get(coordinator.take.remote(lane, number))) is not None:
         number, job = taken
         _run_job(job, number, settings, context, preempted.is_set)
 
 
 def _watch_for_preemption(preempted: threading.Event) -> None:
-    """Sets the event when Ray drains a node of this worker group; for a thread of each worker.
+    """Sets the event when Ray drains a node of this worker group. Runs in a thread of each worker.
 
-    SIGTERM to a node's Ray and the autoscaler's own decisions become a drain with a deadline. Ray Train hands
-    it to the workers through `get_preemption_info`, which is a barrier of all of them: an actor
-    call, too slow for the loop, but each worker's thread asks equally often. A signal handler is no way: Ray
-    has its own for SIGTERM, and the training function runs in a thread, which may not install one.
+    SIGTERM to a node's Ray and decisions of the autoscaler become a drain with a deadline. Ray Train reports
+    it by `get_preemption_info`. That is an actor call and a barrier of all workers, too slow for the training
+    loop; the threads of all workers call it equally often. A signal handler is impossible: Ray has its own
+    for SIGTERM, and the training function runs in a thread, which may not install one.
     """
-    # The actor behind the barrier goes with the group.
+    # The actor behind the barrier ends with the group.
     with contextlib.suppress(ray.exceptions.RayError):
         while ray.train.get_preemption_info() is None:
             time.sleep(_PREEMPTION_POLL_SECONDS)
@@ -86,7 +90,7 @@ def _run_job(
     context: "Context",
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains one trial and reports how it went; only what takes the whole group down gets out."""
+    """Trains one trial and reports its end. Raises only errors that must end the whole worker group."""
     import torch
 
     from trainables.base import Diverged, Invalid, Preempted
@@ -94,7 +98,7 @@ def _run_job(
     from trainables.training.checkpoint import Checkpointer, Store
     from trainables.training.loop import train
 
-    clerk, lane, folder = settings["clerk"], settings["lane"], Path(settings["folder"])
+    coordinator, lane, folder = settings["clerk"], settings["lane"], Path(settings["folder"])
 
     def end(
         kind: AttemptEnd,
@@ -105,50 +109,59 @@ def _run_job(
         kept: KeptWeights | None = None,
     ) -> None:
         if context.rank == 0 or log or by_all:
-            ray.get(clerk.end.remote(lane, number, kind, detail, log, weights, kept))
+            ray.get(coordinator.end.remote(lane, number, kind, detail, log, weights, kept))
 
     states = WeightStore(folder, settings["checkpoints"])
     store = Store(states.checkpoint(job["trial"])) if context.rank == 0 else None
-    # Rows the journal lost in a crash are made again, even where a checkpoint is past them.
+    # Rows that the journal lost in a crash are computed again, even if a checkpoint is past them.
     watch = _Watch(job, number, settings, context.rank)
-    keeper = Checkpointer(
+    checkpointer = Checkpointer(
         store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=watch.look
     )
     try:
         config = TrainConfig.model_validate_json(job["config"])
         first = states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
-        # Once this block is left nothing is written any more, and the clerk may delete.
-        with keeper, watch, worker_log(folder, job["trial"], job["attempt"], context.rank), first as start:
-            # The state is wanted once the last row is out.
-            for row, state in train(config, context, keeper=keeper, start=start):  # noqa: B007
+        # After this block nothing more is written, so the Coordinator may delete checkpoints.
+        with (
+            checkpointer,
+            watch,
+            worker_log(folder, job["trial"], job["attempt"], context.rank),
+            first as start,
+        ):
+            # The state is used after the last row.
+            for row, state in train(config, context, keeper=checkpointer, start=start):  # noqa: B007
                 verdict: list[Verdict] = ["go on"]
                 if context.rank == 0:
-                    verdict = [ray.get(clerk.row.remote(lane, number, row))]
+                    verdict = [ray.get(coordinator.row.remote(lane, number, row))]
                 if context.world_size > 1:
-                    # All ranks go on or none: a rank alone would wait in the next all-reduce for ever.
+                    # All ranks must agree, because a single rank would wait in the next all-reduce for ever.
                     torch.distributed.broadcast_object_list(verdict, src=0)
                 if verdict[0] == "drop":
                     return
                 if verdict[0] == "stop":
                     break
         if verdict[0] == "stop":
-            end("stopped", f"behind the others of its arm after epoch {row.epoch}", "\n".join(keeper.notices))
+            end(
+                "stopped",
+                f"behind the others of its arm after epoch {row.epoch}",
+                "\n".join(checkpointer.notices),
+            )
             return
         weights = state.weights_digest() if context.rank == 0 else ""
         kept = None
         if context.rank == 0:
-            kept = ray.get(clerk.keeps.remote(lane, number, row.val_error_pct))
+            kept = ray.get(coordinator.keeps.remote(lane, number, row.val_error_pct))
         if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
             if not kept.group:
-                # A first stage without weights is none.
+                # The trial fails, because trials that start from a first stage need its weights.
                 raise OSError(fault)
             kept = None
-            keeper.notices.append(fault)
-        end("finished", log="\n".join(keeper.notices), weights=weights, kept=kept)
+            checkpointer.notices.append(fault)
+        end("finished", log="\n".join(checkpointer.notices), weights=weights, kept=kept)
     except Preempted as error:
-        # Every rank says so, as whoever leaves first takes the group down. The group leaves, as Ray Train
-        # starts its next one on machines that stay.
-        end("preempted", str(error), "\n".join(keeper.notices), by_all=True)
+        # Every rank reports it, because the first rank to leave ends the group. The group leaves, because Ray
+        # Train starts its next one on machines that stay.
+        end("preempted", str(error), "\n".join(checkpointer.notices), by_all=True)
         raise
     except Diverged as error:
         end("diverged", str(error))
@@ -170,7 +183,7 @@ def _run_job(
 
 
 def keep_weights(states: WeightStore, kept: KeptWeights, save: Callable[[IO[bytes]], None]) -> str:
-    """Writes final weights; returns a line if the storage refuses again and again, which costs no trial."""
+    """Writes final weights, with retries. Returns "", or a message if the storage keeps refusing them."""
     from trainables.training.checkpoint import BACKOFF_SECONDS
 
     for delay in (*BACKOFF_SECONDS, None):
@@ -186,14 +199,15 @@ def keep_weights(states: WeightStore, kept: KeptWeights, save: Callable[[IO[byte
 
 
 class _Watch:
-    """One rank's watch over an attempt: tells the clerk where it is, and ends a process that hangs.
+    """A watchdog of one rank: sends the Coordinator the current step, and ends the process if it hangs.
 
-    A timer of the interpreter's own, which needs neither its lock nor its threads, writes down where all of
-    them stand and ends the process, unless the loop winds it up again. Ray Train then restarts the group.
+    The timer of `faulthandler`, which needs neither the interpreter's lock nor its threads, dumps all stacks
+    and ends the process unless the loop restarts the timer in time. Ray Train then restarts the group.
     """
 
     def __init__(self, job: dict[str, Any], number: int, settings: dict[str, Any], rank: int) -> None:
-        self._clerk, self._lane, self._number, self._rank = settings["clerk"], settings["lane"], number, rank
+        self._coordinator, self._lane = settings["clerk"], settings["lane"]
+        self._number, self._rank = number, rank
         self._seconds = settings["hang_seconds"]
         self._path = stack_path(Path(settings["folder"]), job["trial"], job["attempt"], rank)
         self._told = 0.0
@@ -215,13 +229,13 @@ class _Watch:
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def look(self, step: int) -> None:
-        """The loop is at this step."""
+        """Restarts the timer, and reports the step at most once per _BEAT_SECONDS."""
         self._wind_up()
         now = time.monotonic()
         if self._rank or now - self._told < _BEAT_SECONDS:
             return
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            # Nobody waits for this attempt any more: its lane was taken for dead, or the run was stopped.
+            # The Coordinator dropped this attempt: its lane was taken for dead, or the run was stopped.
             self.unwanted = not ray.get(self._answer)
         self._told = now
-        self._answer = self._clerk.beat.remote(self._lane, self._number, step)
+        self._answer = self._coordinator.beat.remote(self._lane, self._number, step)

@@ -1,14 +1,14 @@
-"""The folder of a sweep, and what was asked there.
+"""The folder of a sweep: its files, and how they are read and written.
 
 runs/<sweep>/
-  sweep.yaml     the question, as it stands after --set and --points
-  search.json    what a search has chosen so far, round by round
-  confirm.json   which settings are run again with fresh seeds
+  sweep.yaml     the question, with --set and --points applied
+  search.json    the points that a search has chosen so far, round by round
+  confirm.json   the settings that are run again with fresh seeds
   record.json    data sets by fingerprint, code, versions
-  planned.json   what the sweep was expected to cost before its first trial
+  planned.json   the cost that was expected before the first trial
   journal/       000001.jsonl, one file per `run`
-  trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, weights that are kept
-  report/        written anew from the above
+  trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, kept weights
+  report/        rebuilt from the files above
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Folder:
-    """A sweep folder as read: plan, what happened, and what was noticed on the way."""
+    """A sweep folder as read: its plan, its events, and notices about faults in the journal."""
 
     path: Path
     plan: Plan
@@ -60,13 +60,15 @@ class Folder:
 
 
 def open_folder(path: Path, to_run: bool = False) -> Folder:
-    """Reads a sweep folder; the data themselves are not needed.
+    """Reads a sweep folder. The data themselves are not needed.
 
-    `to_run` says that trials of it are to run: relative paths of data, which earlier versions wrote, are then
-    looked for. Reports show them as they are written, wherever the folder lies.
+    Args:
+      path: the folder.
+      to_run: whether its trials are to run. Relative paths of data, which earlier versions wrote, are then
+        resolved. Without it they stay as written, so that a report does not depend on the folder's place.
 
     Raises:
-      FolderError: it is not one, or its files are damaged beyond use.
+      FolderError: the folder is not a sweep's, or its files are damaged.
     """
     if not (path / "sweep.yaml").is_file():
         raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
@@ -95,12 +97,12 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
 
 
 def save_planned(path: Path, planned: Planned) -> None:
-    """Writes down what a sweep is expected to cost, before any of it runs."""
+    """Writes planned.json, the expected cost of a sweep, before the first trial runs."""
     write_atomically(path / "planned.json", planned.model_dump_json(indent=2) + "\n")
 
 
 def load_planned(path: Path) -> Planned | None:
-    """What was expected before the first trial; None if nobody said.
+    """Returns the cost that was expected before the first trial. None if none was recorded.
 
     Raises:
       FolderError: planned.json is damaged.
@@ -109,10 +111,10 @@ def load_planned(path: Path) -> Planned | None:
 
 
 def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
-    """What a JSON file of a folder says; None where it is not there.
+    """Returns the parsed content of a JSON file in a folder. None if there is no such file.
 
     Raises:
-      FolderError: it is damaged.
+      FolderError: the file is damaged.
     """
     if not (path / name).is_file():
         return None
@@ -123,7 +125,9 @@ def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
 
 
 def plan_of(path: Path, sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> Plan:
-    """The plan of a sweep with what its folder, which need not be there, says was chosen since.
+    """Returns the plan of a sweep, with the points chosen since then by a search or to be confirmed.
+
+    The folder need not exist.
 
     Raises:
       FolderError: search.json or confirm.json is damaged.
@@ -132,13 +136,13 @@ def plan_of(path: Path, sweep: Sweep, infos: Mapping[DataConfig, DataInfo]) -> P
 
 
 def save_suggestions(path: Path, suggestions: Sequence[Suggestion]) -> None:
-    """Writes down what a search has chosen, before any of it runs."""
+    """Writes search.json, the points that a search has chosen, before any of them runs."""
     content = {"suggestions": [dataclasses.asdict(suggestion) for suggestion in suggestions]}
     write_atomically(path / "search.json", json.dumps(content, indent=1) + "\n")
 
 
 def load_suggestions(path: Path) -> list[Suggestion]:
-    """What a search has chosen so far; nothing where none has.
+    """Returns the points that a search has chosen so far. Empty if there are none.
 
     Raises:
       FolderError: search.json is damaged.
@@ -154,7 +158,7 @@ _SUGGESTION = TypeAdapter(Suggestion)
 
 
 def save_confirmation(path: Path, confirmation: Confirmation) -> None:
-    """Writes down what is to be confirmed, before any of it runs."""
+    """Writes confirm.json, the settings to be confirmed, before any of them runs."""
     content = {
         "seeds": confirmation.seeds,
         "points": [
@@ -166,7 +170,7 @@ def save_confirmation(path: Path, confirmation: Confirmation) -> None:
 
 
 def load_confirmation(path: Path) -> Confirmation | None:
-    """What was chosen to be confirmed; None if nothing was.
+    """Returns the settings chosen to be confirmed. None if none were chosen.
 
     Raises:
       FolderError: confirm.json is damaged.
@@ -180,7 +184,7 @@ def load_confirmation(path: Path) -> Confirmation | None:
 
 
 def confirmed_plan(path: Path, plan: Plan) -> Plan:
-    """The plan with what the folder says is to be confirmed."""
+    """Returns the plan with the confirmation runs that the folder asks for."""
     confirmation = load_confirmation(path)
     return with_confirmation(plan, confirmation) if confirmation else plan
 
@@ -190,14 +194,14 @@ _DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)
 
 def _load_info(config: DataConfig, info: dict[str, Any]) -> DataInfo:
     loaded = DataInfo(**info | {"class_names": tuple(info["class_names"])})
-    # Older folders do not say what the error of guessing is.
+    # Older folders lack the error of guessing, so it is computed.
     return loaded if "chance_error_pct" in info else with_chance(loaded, config.task)
 
 
 def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None = None) -> None:
-    """Writes down that trials which have ended are to run anew; what is left of their states goes.
+    """Records that ended trials are to run again, and deletes their checkpoints and kept weights.
 
-    The caller holds the folder; `checkpoints` is the place that its sweep names.
+    The caller holds the folder. `checkpoints` is the place that its sweep names.
     """
     states = WeightStore(path, checkpoints)
     for trial_id in trial_ids:
@@ -209,10 +213,10 @@ def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None
 
 
 def save_question(path: Path, plan: Plan) -> None:
-    """Writes what was asked and with what, before anything runs.
+    """Writes sweep.yaml and record.json: the question, the data and the code. Called before anything runs.
 
     Raises:
-      FolderError: the folder holds results of another question; nothing is written then.
+      FolderError: the folder holds results of another question. Nothing is written then.
     """
     if (path / "sweep.yaml").is_file():
         _check_same_question(path, plan)
@@ -227,7 +231,7 @@ def save_question(path: Path, plan: Plan) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which YAML has a word for."""
+    """Returns the value with lists in place of tuples, because YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -260,14 +264,14 @@ def _check_same_question(path: Path, plan: Plan) -> None:
 
 
 def _changes(path: Path, plan: Plan) -> list[str]:
-    """What the question in a folder and another one do not agree in, a line each."""
+    """Returns the differences between the question in a folder and another one, one line each."""
     try:
         before = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
         record = json.loads((path / "record.json").read_text())
         known = {entry["info"]["name"]: entry["info"]["fingerprint"] for entry in record["data"]}
     except (SweepError, YamlError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"the question in the folder cannot be read any more: {error}"]
-    # What cannot change a result is nobody's business here.
+    # These cannot change a result.
     aside = {"name", "question", "resources", "primary"}
     old, new = (dict(leaves(sweep.model_dump(mode="json", exclude=aside))) for sweep in (before, plan.sweep))
     lines = [
@@ -286,7 +290,7 @@ def _changes(path: Path, plan: Plan) -> list[str]:
 def _only_grows(key: str, old: Any, new: Any) -> bool:
     if key in ("design.points", "replicates", "noise.points", "noise.seeds"):
         return old is None or (new is not None and new >= old)
-    # An arm, a level, a window that was not there.
+    # A new arm, level or window.
     return old is None and new is not None and key.partition(".")[0] in ("arms", "cells", "noise")
 
 
@@ -295,12 +299,12 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 
 def merge_points(path: Path, sweep: Sweep) -> Sweep:
-    """The sweep with as many points as the folder already asks for, if that is more.
+    """Returns the sweep with the folder's number of points, if that is larger.
 
     A sweep that was extended once stays extended.
 
     Raises:
-      FolderError: the number of points differs, and the design is of a kind that has to start anew.
+      FolderError: the number of points differs, and the design is of a kind that cannot be extended.
     """
     try:
         old = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")

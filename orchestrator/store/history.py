@@ -1,4 +1,4 @@
-"""What this machine is, what it was seen to do, and what a person means by `--on 8xH100`."""
+"""Measured speeds from earlier sweeps, which a plan bases its estimates on."""
 
 from pathlib import Path
 
@@ -9,7 +9,12 @@ from orchestrator.store.journal import FolderError
 
 
 def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], list[str]]:
-    """What the sweeps under a folder measured, all or the newest; and which of them cannot be read."""
+    """Returns the measured speeds of the sweeps in a folder, and a notice for each unreadable sweep.
+
+    Args:
+      root: the folder that holds the sweep folders.
+      newest: how many of the newest sweeps to read; all if None.
+    """
     samples: list[Sample] = []
     notices = []
     found = sorted(root.glob("*/sweep.yaml"))
@@ -19,7 +24,7 @@ def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], l
         try:
             folder = open_folder(path.parent)
         except FolderError as error:
-            notices.append(f"passed over: {str(error).splitlines()[0]}")
+            notices.append(f"skipped: {str(error).splitlines()[0]}")
             continue
         known = folder.record.get("machine", {})
         gpus = known.get("gpus") or []

@@ -1,9 +1,9 @@
-"""The record of a sweep: append-only, one writer, every line with its checksum.
+"""The journal of a sweep: append-only, one writer, every line with its checksum.
 
-One line is the CRC-32 of its JSON, a space, the JSON. A line that does not check was torn by a crash or
-damaged by a disk: it is left out, and reading says so. Nothing is ever rewritten; a new `run` starts a new
-file, so a torn tail stays a tail. A file begins by sealing those before it: what a writer that was taken for
-dead should still add to one of them does not count.
+A line is the CRC-32 of its JSON, a space, and the JSON. A line whose checksum is wrong was torn by a crash or
+damaged by a disk; reading skips it and reports that. Nothing is ever rewritten. A new `run` starts a new
+file, so a torn line is always the last of its file. A file begins by sealing the earlier ones, because a
+writer that was taken for dead may still append to them: lines after the sealed size are ignored.
 """
 
 import json
@@ -25,13 +25,13 @@ class FolderError(UserError):
 
 
 def encode(event: Event) -> str:
-    """An event as one line."""
+    """Returns an event as one line."""
     text = json.dumps(to_json(event), separators=(",", ":"), allow_nan=False)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
 def tree_of(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of a line, or None if the line is not whole."""
+    """Returns the JSON object of a line. None if the line is torn or damaged."""
     if not line.endswith(b"\n") or line[8:9] != b" ":
         return None
     text = line[9:-1]
@@ -45,10 +45,10 @@ def tree_of(line: bytes) -> dict[str, Any] | None:
 
 
 def decode(line: bytes) -> Event | None:
-    """The event of a line, or None if the line is not whole.
+    """Returns the event of a line. None if the line is torn or damaged.
 
     Raises:
-      KeyError, TypeError, ValueError: what it says makes no sense.
+      KeyError, TypeError, ValueError: the line is whole, but not a valid event.
     """
     tree = tree_of(line)
     return None if tree is None else from_json(tree)
@@ -56,11 +56,11 @@ def decode(line: bytes) -> Event | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """A journal as it was found.
+    """The content of a journal.
 
     Attributes:
       events: in the order they were written.
-      notices: what was left out, a line each; for people.
+      notices: a line for the user on each file with skipped records.
     """
 
     events: list[Event]
@@ -68,19 +68,19 @@ class Reading:
 
 
 def read_journal(folder: Path) -> Reading:
-    """All whole events of a sweep folder."""
+    """Returns all whole events of a sweep folder."""
     tail = Tail(folder)
     return Reading(tail.read(), tail.notices())
 
 
 @dataclass(slots=True)
 class _File:
-    """How far a journal file has been read.
+    """The reading position in a journal file.
 
     Attributes:
-      offset: bytes that have been taken; always at the end of a line.
-      size: bytes that were there.
-      damaged: lines that were left out.
+      offset: bytes that have been read; always at the end of a line.
+      size: bytes in the file at the last read.
+      damaged: lines that were skipped.
     """
 
     offset: int = 0
@@ -89,11 +89,11 @@ class _File:
 
 
 class Tail:
-    """A journal that may be growing: every `read` gives what has been added since the last one.
+    """A reader of a journal that may be growing: every `read` returns the events added since the last one.
 
     Attributes:
-      anew: the last `read` began at the beginning again, since a seal took back what had been read: forget
-        what came before.
+      anew: whether the last `read` started over, because a seal revoked lines that had been read. The
+        caller must discard all earlier events.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,14 +107,16 @@ class Tail:
         self._heads: set[str] = set()
 
     def read(self) -> list[Event]:
-        """Whole events since the last call, in the order they were written; constant work per new byte.
+        """Returns whole events since the last call, in the order they were written.
+
+        The work is constant per new byte.
 
         Raises:
           OSError: the storage does not answer.
         """
         paths = sorted(self._journal.glob("*.jsonl"))
         self._read_seals(paths)
-        # A writer that was taken for dead may have gone on, or have lost what no disk had yet.
+        # A writer that was taken for dead may have appended more, or lost lines that were not on disk yet.
         self.anew = any(
             file.offset > self._sealed.get(name, file.offset) for name, file in self._files.items()
         )
@@ -124,7 +126,7 @@ class Tail:
         return [event for path in paths for event in self._read_file(path)]
 
     def notices(self) -> list[str]:
-        """What has been left out so far, a line each; for people."""
+        """Returns a line for the user on each file with skipped records."""
         found = []
         for name, file in self._files.items():
             limit = self._sealed.get(name, file.size)
@@ -135,14 +137,14 @@ class Tail:
         return found
 
     def _read_seals(self, paths: Sequence[Path]) -> None:
-        """A file begins by sealing those before it: takes in the seals of files that are new."""
+        """Reads the seals at the beginning of new files. Each seals the files before it."""
         for path in paths:
             if path.name in self._heads:
                 continue
             with path.open("rb") as file:
                 line = file.readline()
             if not line.endswith(b"\n"):
-                continue  # it is being written
+                continue  # the line is still being written
             self._heads.add(path.name)
             first = decode(line)
             if isinstance(first, Sealed):
@@ -160,7 +162,7 @@ class Tail:
                 return []
             stream.seek(file.offset)
             content = stream.read(-1 if limit is None else limit - file.offset)
-        # The rest of a line that is being written comes with the next call.
+        # A line that is still being written is read by the next call.
         whole = content[: content.rfind(b"\n") + 1]
         file.offset += len(whole)
         events: list[Event] = []
@@ -174,19 +176,19 @@ class Tail:
 
 
 class Writer:
-    """Appends events to a new file of the journal. One process has one; the folder's lease sees to it."""
+    """Appends events to a new file of the journal. The folder's lease ensures that there is one writer."""
 
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-          OSError: the storage does not take it.
+          OSError: the storage refuses the new file.
         """
         journal = folder / "journal"
         journal.mkdir(parents=True, exist_ok=True)
         before = sorted(journal.glob("*.jsonl"))
         last = max((int(path.stem) for path in before), default=0)
         self.path = journal / f"{last + 1:06d}.jsonl"
-        # Unbuffered: what a failed write has left undone must not linger here.
+        # Unbuffered, because a buffer would keep the bytes of a failed write.
         self._file = self.path.open("xb", buffering=0)
         self._size = 0
         self._synced_size, self._synced_at = 0, 0.0
@@ -197,31 +199,31 @@ class Writer:
             self.append([Sealed(sizes={path.name: path.stat().st_size for path in before})])
 
     def append(self, events: Sequence[Event]) -> None:
-        """Writes events; on return they survive the process. Ends of trials also survive the machine.
+        """Writes events. On return they survive the process; ends of trials also survive the machine.
 
         Raises:
-          OSError: the storage does not take them. Call `retry` until it does; the events are kept.
+          OSError: the storage refuses them. The events are kept; call `retry` until it succeeds.
         """
         self._unsynced.append("".join(encode(event) for event in events).encode())
         if self._torn:
             self._start_over()
         else:
             self._write(self._unsynced[-1])
-        # An fsync costs milliseconds: at once for what must not be repeated, else once a second.
+        # An fsync costs milliseconds: at once for the end of a trial, else once a second.
         if time.monotonic() - self._synced_at > 1 or any(isinstance(event, AttemptEnded) for event in events):
             self._sync()
 
     def retry(self) -> None:
-        """Writes what a failed `append` left.
+        """Writes the events that a failed `append` left.
 
         Raises:
-          OSError: the storage still does not take it.
+          OSError: the storage still refuses them.
         """
         self._start_over()
         self._sync()
 
     def close(self) -> None:
-        """Makes everything durable."""
+        """Makes all events durable and closes the file."""
         self._sync()
         self._file.close()
 
@@ -235,9 +237,10 @@ class Writer:
         self._torn = False
 
     def _start_over(self) -> None:
-        """After a failed write: what is durable stays, the rest is written again.
+        """Truncates the file to its durable part after a failed write, and writes the rest again.
 
-        A failed fsync may have dropped pages that had been written well, so all since the last good one is.
+        The rest is everything since the last successful fsync, because a failed one may have dropped pages
+        whose write had succeeded.
         """
         self._torn = True
         os.ftruncate(self._file.fileno(), self._synced_size)

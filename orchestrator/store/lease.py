@@ -1,9 +1,9 @@
-"""Who may write in a sweep folder: one run at a time, on one machine or on several that share the folder.
+"""Exclusive access to a sweep folder: one run writes at a time, even if several machines share the folder.
 
-On one machine a file lock says so, and goes with the process, however that ends. Between machines a lease
-does: a file with a number and the holder's name, touched every few seconds, and void when that stops. The
-number grows with every holder; a holder that finds a larger one has been taken for dead and stops. What it
-should still write is cut off by the journal's seals.
+On one machine a file lock ensures this; it ends with the process. Between machines a lease does: a file with
+a number and the holder's name, touched every few seconds, and void when that stops. The number grows with
+every holder. A holder that finds a larger number has been taken for dead and stops; the journal's seals
+exclude what it may still write.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from orchestrator.store.journal import FolderError
 from trainables.io.files import write_atomically
 
-#: Seconds between two signs of life of a holder, and without one after which its lease is void.
+#: Seconds between two heartbeats of a holder, and seconds without one after which its lease is void.
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ class Lease:
     Attributes:
       folder: the sweep's.
       number: grows with every holder.
-      lost: another run has taken the folder over.
+      lost: whether another run has taken the folder over.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -47,7 +47,7 @@ class Lease:
     def _beat(self) -> None:
         path = self.folder / "lease.json"
         while not self._done.wait(BEAT_SECONDS):
-            # A folder that cannot be reached just now is no reason to stop a sweep.
+            # A sweep goes on while its folder is unreachable for a time.
             with contextlib.suppress(OSError, ValueError, KeyError):
                 if json.loads(path.read_text())["number"] != self.number:
                     self.lost = True
@@ -55,7 +55,7 @@ class Lease:
                 os.utime(path)
 
     def stop_wanted(self) -> StopMode | None:
-        """What `request_stop` has asked of this holder."""
+        """Returns the mode of stop that `request_stop` asked of this holder. None if it asked for none."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             wanted = json.loads((self.folder / "stop.json").read_text())
             if wanted["number"] == self.number:
@@ -97,15 +97,15 @@ def held(folder: Path) -> Iterator[Lease]:
             lease._thread.join()
             if not lease.lost:
                 (folder / "stop.json").unlink(missing_ok=True)
-                # The number stays, for the next to count on; without a host nobody holds it.
+                # The number stays, because the next holder counts on from it. An empty host means: not held.
                 write_atomically(folder / "lease.json", json.dumps({"number": number, "host": ""}) + "\n")
-            # A run that came to nothing leaves nothing.
+            # A run that wrote nothing leaves no folder.
             if not lease.lost and {entry.name for entry in folder.iterdir()} <= {"lock", "lease.json"}:
                 shutil.rmtree(folder)
 
 
 def check_free(folder: Path) -> None:
-    """For those who have work to do before they take a folder.
+    """Checks that no run holds a folder, for callers with long work to do before they take it.
 
     Raises:
       FolderError: another run holds it; the message names it.
@@ -115,7 +115,7 @@ def check_free(folder: Path) -> None:
 
 
 def holder(folder: Path) -> int | None:
-    """The number of the run that holds a folder, as far as this machine can tell; None if there is none."""
+    """Returns the number of the run that holds a folder, as seen from this machine. None if there is none."""
     before = _read(folder)
     if not before or not before["host"]:
         return None
@@ -131,10 +131,10 @@ def request_stop(folder: Path, mode: StopMode) -> int:
     """Asks the run that holds a folder to stop.
 
     Returns:
-      Its number.
+      The run's number.
 
     Raises:
-      FolderError: no run holds it.
+      FolderError: no run holds the folder.
     """
     number = holder(folder)
     if number is None:
@@ -147,7 +147,7 @@ def kill_holder(folder: Path) -> None:
     """Ends the process of the run that holds a folder, as a power cut would.
 
     Raises:
-      FolderError: no run holds it, or one on another machine.
+      FolderError: no run holds the folder, or a run on another machine does.
     """
     if holder(folder) is None or (content := _read(folder)) is None:
         raise FolderError(f"{folder}: no run is at work there")
@@ -163,12 +163,12 @@ def _read(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        # Damaged: nobody can be told from it.
+        # The file is damaged, so the holder is unknown.
         return None
 
 
 def _age(folder: Path) -> float:
-    """Seconds since the holder's last sign of life, by the clock of the storage: machines' clocks differ."""
+    """Returns the holder's silence in seconds by the storage's clock, as machines' clocks differ."""
     probe = folder / f".clock.{os.getpid()}"
     try:
         probe.touch()

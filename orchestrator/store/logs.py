@@ -1,8 +1,8 @@
-"""What the attempts at a trial have left behind in the sweep's folder.
+"""Log files of attempts at a trial, in the sweep's folder.
 
-trials/<id>/attempt-<n>.log               traceback, or what the checkpoints had to say
-trials/<id>/attempt-<n>.rank-<r>.stack    where a process stood that made no step for a long time
-trials/<id>/attempt-<n>.rank-<r>.log      warnings and log messages of a worker; not there if there were none
+trials/<id>/attempt-<n>.log               traceback, or notices of the checkpointer
+trials/<id>/attempt-<n>.rank-<r>.stack    the stack of a process that made no step for a long time
+trials/<id>/attempt-<n>.rank-<r>.log      warnings and log messages of a worker; absent if there were none
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Most bytes that the log of a rank takes; the oldest go first, a half at a time.
+#: Most bytes that the log of a rank takes; beyond that, the older half is dropped.
 MOST_BYTES = 2 * 2**20
 
 _NAME = re.compile(r"attempt-(?P<attempt>\d+)(?:\.rank-(?P<rank>\d+))?\.(?P<kind>log|stack)(?:\.1)?$")
@@ -25,9 +25,9 @@ class TrialLog:
     """A file that an attempt has left.
 
     Attributes:
-      attempt: its number.
-      rank: of the worker; None where it speaks for all.
-      what: it holds, for people.
+      attempt: number of the attempt.
+      rank: of the worker; None if the file is for all ranks.
+      what: kind of content, in words.
     """
 
     path: Path
@@ -39,9 +39,9 @@ class TrialLog:
 def logs_of(
     folder: Path, trial_id: str, attempt: int | None = None, rank: int | None = None
 ) -> list[TrialLog]:
-    """Files that are not empty, by attempt and rank; of one attempt or rank if asked so.
+    """Returns the log files that are not empty, sorted by attempt and rank.
 
-    What speaks for all ranks is there for every one of them.
+    `attempt` and `rank` select one of each. Files for all ranks are included whatever the rank.
     """
     found = []
     for path in (folder / "trials" / trial_id).glob("attempt-*"):
@@ -55,7 +55,7 @@ def logs_of(
         else:
             what = "traceback and notices" if of_rank is None else "warnings and messages"
         found.append(TrialLog(path, number, of_rank, what))
-    # An older half (.1) before the newer one.
+    # The older half of a log (.1) comes before the newer one.
     return sorted(
         found,
         key=lambda log: (
@@ -68,7 +68,7 @@ def logs_of(
 
 
 def last_lines(logs: Sequence[TrialLog], count: int) -> list[str]:
-    """The end of the newest log: the traceback of the last attempt where there is one."""
+    """Returns the last lines of the newest log, which is the traceback of the last attempt if it has one."""
     if not logs:
         return []
     last = max(log.attempt for log in logs)
@@ -80,7 +80,7 @@ def last_lines(logs: Sequence[TrialLog], count: int) -> list[str]:
 
 
 class _LateFile(logging.handlers.RotatingFileHandler):
-    """A log file that comes into being with its first line, so that a trial without one leaves none."""
+    """A log file that is created with its first line, so that a trial without messages leaves no file."""
 
     def _open(self):  # type: ignore[no-untyped-def]
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ class _LateFile(logging.handlers.RotatingFileHandler):
 
 @contextlib.contextmanager
 def kept(folder: Path, trial_id: str, attempt: int, rank: int) -> Iterator[None]:
-    """Keeps what this process warns of and logs, from level WARNING on, while an attempt lasts.
+    """Records this process's warnings and log messages of level WARNING and above during an attempt.
 
-    Storage that fails costs the lines and not the trial: logging says so on standard error and goes on.
+    If the storage fails, the lines are lost and the trial goes on; `logging` reports that on standard error.
     """
     path = folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.log"
     handler = _LateFile(path, maxBytes=MOST_BYTES // 2, backupCount=1, delay=True)
@@ -99,7 +99,7 @@ def kept(folder: Path, trial_id: str, attempt: int, rank: int) -> Iterator[None]
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
-    # In a block of its own a warning is told once per attempt, and not once per process.
+    # This block makes a warning appear once per attempt instead of once per process.
     with warnings.catch_warnings():
         logging.captureWarnings(True)
         try:

@@ -1,4 +1,4 @@
-"""The code, versions and machine that made a result."""
+"""The code, versions and machine that produced a result."""
 
 import contextlib
 import importlib.resources
@@ -18,7 +18,7 @@ from orchestrator.cost.devices import processor
 
 
 def provenance() -> dict[str, Any]:
-    """Code, versions and machine, for the record."""
+    """Returns code, versions and machine, for record.json."""
     packages = ("vitc-sweep", "torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy", "scipy")
     versions = {}
     for package in packages:
@@ -39,12 +39,12 @@ def provenance() -> dict[str, Any]:
 
 
 def source_root() -> Path:
-    """The folder that holds our packages, at whatever depth the module that asks is."""
+    """Returns the folder that holds the packages `orchestrator` and `trainables`."""
     return Path(str(importlib.resources.files("orchestrator"))).resolve().parent
 
 
 def _code() -> dict[str, str]:
-    """The commit of the source tree, and a digest of what differs from it."""
+    """Returns the commit of the source tree, and a CRC-32 of the uncommitted changes."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

@@ -1,11 +1,11 @@
-"""Where the states of trials lie: checkpoints while they run, final weights of those that are kept.
+"""Storage of trial states: checkpoints while trials run, and final weights that are kept.
 
-<place>/<id>/checkpoint/   of a trial that has not ended; the clerk deletes it with the end
-<place>/<id>/final.pt      weights that the error was taken with; what starts from the trial reads them
-<place>/<id>/final.json    written last: which trial, in which contest, with which error
+<place>/<id>/checkpoint/   of a trial that has not ended; the Coordinator deletes it when the trial ends
+<place>/<id>/final.pt      weights that the error was measured with; trials that start from this one read them
+<place>/<id>/final.json    written last: the trial, its group and its error
 
 The place is `trials` in the sweep's folder, or a folder of the sweep's name below `resources.checkpoints`.
-Nothing heavy is imported here, since the clerk deletes.
+This module must not import torch, because the Coordinator's process imports it to delete states.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from trainables.io.storage import open_filesystem, write_durably
 
 @dataclass(frozen=True, slots=True)
 class KeptWeights:
-    """Weights that are kept.
+    """The name and error of kept final weights.
 
     Attributes:
-      trial: its id.
-      group: cell and arm among whose trials it is compared; empty of a first stage, which stays.
+      trial: id of the trial.
+      group: cell and arm whose trials compete to be kept; empty for a first stage, which is always kept.
       val_error_pct: after the last epoch, on the selection split.
     """
 
@@ -34,10 +34,10 @@ class KeptWeights:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "KeptWeights":
-        """Reads what `States.keep` wrote, today or in an earlier version.
+        """Reads what `WeightStore.keep` wrote, in this or an earlier version.
 
         Raises:
-          TypeError: it makes no sense.
+          TypeError: the fields are not those of `KeptWeights`.
         """
         return cls(**{"val_error_pct" if key == "val_top1_error_pct" else key: tree[key] for key in tree})
 
@@ -49,26 +49,26 @@ class WeightStore:
         """
         Args:
           folder: the sweep's.
-          place: folder or URI for the states of several sweeps; in the sweep's own folder if left out.
+          place: folder or URI for the states of several sweeps; the sweep's own folder if None.
 
         Raises:
-          DataError: no file system has such paths.
+          DataError: no file system handles such a place.
         """
         self._folder = folder
         self.place = f"{place.rstrip('/')}/{folder.resolve().name}" if place else str(folder / "trials")
         self._filesystem, self._root = open_filesystem(self.place)
 
     def checkpoint(self, trial_id: str) -> str:
-        """The place of a trial's checkpoints."""
+        """Returns the folder or URI of a trial's checkpoints."""
         return f"{self.place}/{trial_id}/checkpoint"
 
     def delete_checkpoint(self, trial_id: str) -> None:
-        """Deletes them; one too many is only bytes, so what the storage refuses is let be."""
+        """Deletes a trial's checkpoints. Errors are ignored, because a leftover only takes space."""
         with contextlib.suppress(OSError):
             self._filesystem.delete_dir(f"{self._root}/{trial_id}/checkpoint")
 
     def keep(self, kept: KeptWeights, write: Callable[[IO[bytes]], object]) -> None:
-        """Makes final weights durable, then the word of it.
+        """Writes final weights durably, then final.json, which marks them as complete.
 
         Raises:
           OSError: the storage refuses.
@@ -79,10 +79,10 @@ class WeightStore:
         write_durably(self._filesystem, f"{folder}/final.json", lambda file: file.write(text.encode()))
 
     def open_kept(self, trial_id: str) -> BinaryIO:
-        """A trial's final weights, for another to start from.
+        """Opens a trial's final weights, for another trial to start from.
 
         Raises:
-          FileNotFoundError: they are gone, with what to do about it.
+          FileNotFoundError: the weights are gone; the message names the command that makes them again.
           OSError: the storage does not answer.
         """
         try:
@@ -95,13 +95,13 @@ class WeightStore:
 
     def delete_kept(self, trial_id: str) -> None:
         """Deletes a trial's final weights, if it has any."""
-        # The word of them last: a deletion that was cut short is seen and can be gone on with.
+        # final.json goes last, so that an interrupted deletion is visible and can be completed.
         for name in ("final.pt", "final.json"):
             with contextlib.suppress(OSError):
                 self._filesystem.delete_file(f"{self._root}/{trial_id}/{name}")
 
     def kept(self) -> list[KeptWeights]:
-        """All final weights there are.
+        """Returns all kept final weights.
 
         Raises:
           OSError: the storage does not answer.
@@ -112,7 +112,7 @@ class WeightStore:
         paths = {entry.path for entry in self._filesystem.get_file_info(selector) if entry.is_file}
         found = []
         for path in sorted(path for path in paths if path.endswith("/final.json")):
-            # A damaged word of weights is none.
+            # Weights whose final.json is damaged do not count.
             with contextlib.suppress(ValueError, TypeError, OSError):
                 with self._filesystem.open_input_stream(path) as stream:
                     kept = KeptWeights.from_json(json.loads(stream.read()))
@@ -122,23 +122,23 @@ class WeightStore:
 
 
 class BestKept:
-    """Whose weights are kept where only the best trial of each group keeps them."""
+    """The best trial of each group so far, when only its weights are kept."""
 
     def __init__(self) -> None:
         self._best: dict[str, KeptWeights] = {}
 
     def wants(self, kept: KeptWeights) -> bool:
-        """Whether these weights would be the best of their group; of equal ones the first stay."""
+        """Returns whether these weights are the best of their group so far. A tie keeps the first."""
         best = self._best.get(kept.group)
         if not kept.group or best is None:
             return True
         return best.trial == kept.trial or kept.val_error_pct < best.val_error_pct
 
     def take(self, kept: KeptWeights) -> str | None:
-        """Takes in weights that are durable.
+        """Registers weights that are durable.
 
         Returns:
-          The trial whose weights are to go for it, which may be these; None if none are.
+          The trial whose weights are to be deleted, which may be this one. None if there is none.
         """
         if not kept.group:
             return None

@@ -1,1 +1,1 @@
-"""Faults by the hundred, and what must hold after each: `make chaos`."""
+"""Sweeps under hundreds of random faults, with checks of their results: `make chaos`."""

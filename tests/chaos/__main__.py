@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: schedules of faults, simulated and real; prints how many were survived."""
+"""Runs simulated and real schedules of faults, and counts those survived: `python -m tests.chaos`."""
 
 import argparse
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Raises AssertionError at the first schedule that a sweep does not survive."""
+    """Runs the schedules. Raises AssertionError at the first that a sweep does not survive."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulated", type=int, default=400, help="schedules on the simulated cluster")
     parser.add_argument("--real", type=int, default=20, help="schedules on a real cluster of three nodes")

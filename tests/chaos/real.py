@@ -1,8 +1,8 @@
-"""Real sweeps under fire: `vitc-sweep run` on a cluster of several nodes, with kill -9 all around.
+"""Real sweeps under faults: `vitc-sweep run` on a cluster of several nodes, with processes killed by SIGKILL.
 
-Every schedule is drawn from a seed: who is killed, when, how often. The command is started again whenever it
-was among the victims. Afterwards the results must be those of a sweep that nobody disturbed, nothing may be
-left running or reserved, and the ledger must account for the wall time.
+Every schedule is drawn from a seed: which processes are killed, when, and how often. The command is started
+again whenever it was killed. Afterwards the results must equal those of an undisturbed sweep, no process or
+reservation may be left, and the ledger must account for the wall time.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import EpochDone, SessionBegan
 from tests.chaos.simulation import finals, overlaps, phases
 
-#: The workers of a lane; its Tune actor; the controller of its Ray Train run; the command with its driver; a
-#: node's raylet and all on it; the tracker's store; the disk under the journal.
+#: Victims: a worker of a lane; its Tune actor; the controller of its Ray Train run; the command with its
+#: driver; a node's raylet and all on it; the tracker's store.
 KINDS = ("worker", "worker", "lane", "controller", "command", "node", "tracker")
 
 #: Actors that Ray keeps for the life of a cluster.
@@ -45,7 +45,7 @@ BASE = {
 
 
 def sweep_file(folder: Path) -> Path:
-    """A sweep of seconds per trial, with dropped paths, mixing and an average, so that all state counts."""
+    """Writes a sweep of short trials with stochastic depth, mixing and averaging: all state counts."""
     tree = {
         "base": BASE | {"augment": "light"},
         "arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv"}},
@@ -65,7 +65,7 @@ def _free_port() -> int:
 
 
 class Cluster:
-    """A head without CPUs for trials and two nodes with one each; nodes may die and come back."""
+    """A head without CPUs for trials, and two nodes with one CPU each. Nodes may die and be replaced."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster as RayCluster
@@ -84,12 +84,12 @@ class Cluster:
         self.address: str = self._cluster.address
 
     def kill_node(self, index: int) -> None:
-        """A node goes without a word, and another one comes in its place."""
+        """Kills a node without notice and adds another one in its place."""
         self._cluster.remove_node(self.nodes[index], allow_graceful=False)
         self.nodes[index] = self._cluster.add_node(num_cpus=1)
 
     def leftovers(self, timeout_seconds: float = 90) -> list[str]:
-        """Actors and placement groups that are still there some time after a run."""
+        """Returns actors and placement groups that are still there after the timeout. Empty if none are."""
         from ray.util.state import list_actors, list_placement_groups
 
         deadline = time.monotonic() + timeout_seconds
@@ -112,13 +112,13 @@ class Cluster:
 
 
 class Command:
-    """`vitc-sweep run`, in a session of its own, its output in a file."""
+    """A process of `vitc-sweep run` in its own session, with its output in a file."""
 
     def __init__(self, file: Path, out: Path, address: str, log: Path, tracker: bool) -> None:
         self.began = time.time()
         self._log = log.open("ab")
         command = [Path(sys.executable).with_name("vitc-sweep"), "run", file, "--out", out]
-        # What is told here is what becomes of a run once it has begun.
+        # No preflight, because these schedules test a run after it has begun.
         command += ["--address", address, "--mlflow" if tracker else "--no-mlflow", "--no-preflight"]
         self.process = subprocess.Popen(
             list(map(str, command)), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
@@ -130,7 +130,7 @@ class Command:
 
 
 def victims(kind: str) -> list[psutil.Process]:
-    """Processes of a kind in this cluster, by the names that Ray gives them."""
+    """Returns the processes of a kind in this cluster, found by the names that Ray gives them."""
     marks = {"worker": "RayTrainWorker", "lane": "Trainable.", "controller": "TrainController"}
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -142,19 +142,19 @@ def victims(kind: str) -> list[psutil.Process]:
 
 
 def run_schedule(seed: int, cluster: Cluster, folder: Path, kills: int | None = None) -> Counter[str]:
-    """One sweep under one schedule of kills.
+    """Runs one sweep under one schedule of kills.
 
     Args:
       seed: of the schedule.
-      cluster: where it runs.
+      cluster: that the sweep runs on.
       folder: for its results.
-      kills: how many; two to four if left out.
+      kills: number of kills; two to four if None.
 
     Returns:
-      Faults that hit something.
+      The number of faults that hit something, by kind.
 
     Raises:
-      AssertionError: the sweep did not end, or not as it should.
+      AssertionError: the sweep did not end, or ended with an error.
     """
     draw = random.Random(seed)
     folder.mkdir(parents=True)
@@ -180,7 +180,7 @@ def run_schedule(seed: int, cluster: Cluster, folder: Path, kills: int | None = 
             cluster.kill_node(draw.randrange(2))
             hits[kind] += 1
         elif kind == "tracker":
-            # Wiped while it is in use.
+            # Deleted while it is in use.
             for path in folder.glob("mlflow.db*"):
                 path.unlink()
                 hits[kind] += 1
@@ -195,7 +195,7 @@ def run_schedule(seed: int, cluster: Cluster, folder: Path, kills: int | None = 
 
 
 def wait_for_progress(command: Command, out: Path, rows: int, deadline: float) -> None:
-    """Until so many more epochs are on record."""
+    """Waits until `rows` more epochs are on record, or the command has ended."""
     target = num_rows(out) + rows
     while command.process.poll() is None and num_rows(out) < target:
         assert time.monotonic() < deadline, "no progress"
@@ -207,7 +207,7 @@ def num_rows(out: Path) -> int:
 
 
 def table(out: Path) -> list[dict[str, Any]]:
-    """The results without what measures the machine."""
+    """Returns the results without the columns that depend on the machine."""
     from orchestrator.report.document import results_rows
     from orchestrator.store.folder import open_folder
 
@@ -220,13 +220,13 @@ def table(out: Path) -> list[dict[str, Any]]:
 
 
 def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
-    """What must hold after any schedule.
+    """Checks the invariants that hold after any schedule.
 
     Returns:
       The ledger, by heading.
 
     Raises:
-      AssertionError: something does not.
+      AssertionError: an invariant is broken.
     """
     assert table(out) == table(calm)
     events = read_journal(out).events
@@ -235,8 +235,8 @@ def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
     left = cluster.leftovers()
     assert left == [], left
     spent = ledger(events)
-    # Wall times by the clock of this process; what comes before and after the sessions is Python's start
-    # and the report's time, and a killed run is on record until its last sign of life.
+    # Wall times by the clock of this process. The time outside the sessions is Python's start and the report.
+    # A killed run is on record until its last heartbeat.
     sessions = [event for event in events if isinstance(event, SessionBegan)]
     assert len(sessions) == len(json.loads((out.parent / "walls.json").read_text()))
     capacity = 0.0
@@ -247,7 +247,7 @@ def check(out: Path, calm: Path, cluster: Cluster) -> dict[str, float]:
 
 
 def undisturbed(cluster: Cluster, folder: Path) -> Path:
-    """The sweep as nobody disturbs it."""
+    """Runs the sweep without faults. Returns its folder."""
     folder.mkdir(parents=True)
     command = Command(sweep_file(folder), folder / "sweep", cluster.address, folder / "log.txt", False)
     assert command.process.wait(timeout=900) == 0, (folder / "log.txt").read_text()[-3000:]
@@ -255,10 +255,10 @@ def undisturbed(cluster: Cluster, folder: Path) -> Path:
 
 
 def close_without_orphans(cluster: Cluster) -> None:
-    """Takes the cluster down.
+    """Shuts the cluster down.
 
     Raises:
-      AssertionError: a process of it, or of a command in it, lives on.
+      AssertionError: a process of the cluster, or of a command in it, is still alive.
     """
     family = psutil.Process().children(recursive=True)
     cluster.close()
@@ -267,16 +267,16 @@ def close_without_orphans(cluster: Cluster) -> None:
 
 
 def main(count: int, first_seed: int, folder: Path, kills: int = 0) -> None:
-    """Runs schedules one after the other on one cluster, and prints what was hit and survived.
+    """Runs schedules one after the other on one cluster, and prints the faults that were survived.
 
     Args:
-      count: schedules of two to four kills.
-      first_seed: of the first.
+      count: number of schedules, each of two to four kills.
+      first_seed: seed of the first schedule.
       folder: for results.
-      kills: of one more sweep, whose ledger is printed.
+      kills: number of kills in one more sweep, whose ledger is printed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Workers of low priority would crawl beside any other work.
+    # Workers of low priority would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     cluster = Cluster()
     total: Counter[str] = Counter()

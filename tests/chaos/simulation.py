@@ -1,8 +1,8 @@
-"""A cluster in a few hundred lines: lanes, workers, Tune and the machines under them, with its own clock.
+"""A simulated cluster: lanes, workers, Tune and machines, with its own clock.
 
-It plays the part of Ray against the real `Dispatch`, `fold` and `ledger`. Everything is a function of one
-seed: when what dies, how long a step takes, when a checkpoint is written. Workers train by adding up numbers,
-so that a trial which lost or repeated a step has another result.
+It replaces Ray, and drives the real `Dispatch`, `fold` and `ledger`. Everything is a function of one seed:
+the faults and their times, the duration of a step, and the steps between checkpoints. A trial's value is a
+hash of all its steps, so that a lost or repeated step changes the result.
 """
 
 import heapq
@@ -25,8 +25,8 @@ from orchestrator.trials.events import (
 from orchestrator.trials.records import Record, fold
 from trainables.base import Epoch
 
-#: What dies: the workers of a lane, its Tune actor with them or alone, a machine, the command, the power; and
-#: workers that are taken for dead, replaced, and go on.
+#: Faults: the workers of a lane die; its Tune actor dies with its workers (lane) or alone (zombie); workers
+#: are taken for dead, replaced, and go on (twin); a machine dies; the command dies; the power fails (torn).
 FAULTS = ("worker", "worker", "lane", "zombie", "twin", "node", "driver", "torn")
 
 EPOCHS, STEPS_PER_EPOCH = 3, 5
@@ -34,7 +34,7 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 def result_of(trial: str, step: int, start: int = 0) -> int:
-    """What a trial has computed after so many steps, from what it started from."""
+    """Returns the value of a trial after `step` steps, from its value `start`."""
     value = start
     for number in range(step):
         value = (value * 31 + hash_of(f"{trial}/{number}")) % 1_000_003
@@ -42,13 +42,13 @@ def result_of(trial: str, step: int, start: int = 0) -> int:
 
 
 def hash_of(text: str) -> int:
-    """The same in every process."""
+    """Returns a hash that is the same in every process."""
     return int.from_bytes(text.encode(), "big") % 999_983
 
 
 @dataclass
 class Group:
-    """A worker group: one process as far as the dispatcher can tell."""
+    """A worker group, simulated as one process, which is all that the dispatcher sees."""
 
     lane: str
     node: str
@@ -62,7 +62,7 @@ class Group:
 
 @dataclass
 class LaneActor:
-    """A Tune actor; it polls while it lives."""
+    """A Tune actor, which polls while it is alive."""
 
     name: str
     alive: bool = True
@@ -72,7 +72,7 @@ class LaneActor:
 
 @dataclass
 class Truth:
-    """What really happened, to hold the ledger against."""
+    """The true course of a run, to compare the ledger with."""
 
     steps_done: Counter[str] = field(default_factory=Counter)
     replayed_seconds: float = 0.0
@@ -88,17 +88,17 @@ class World:
         num_trials, self.num_lanes, self.num_nodes = 12, 3, 2
         self.trials = [f"t{number:02d}" for number in range(num_trials)]
         self.after, self.diverging = stages(seed, self.trials)
-        #: Final weights that are kept.
+        #: Kept final weights by trial.
         self.weights: dict[str, int] = {}
         self.step_seconds = self.random.uniform(0.5, 20)
         self.checkpoint_steps = self.random.randint(1, 12)
-        # Rarer than progress: what is lost over and over without getting on has failed, by rule.
+        # Faults are rarer than progress, because a trial lost often without progress counts as failed.
         progress = 15 + self.step_seconds * min(self.checkpoint_steps, 5)
         self.fault_seconds = self.random.uniform(2.5, 8) * progress
         self.now = 1000.0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.counter = 0
-        #: Lines as they are on disk.
+        #: Lines of the journal as they are on disk.
         self.disk: list[bytes] = []
         self.checkpoints: dict[str, tuple[int, int]] = {}
         self.faults: Counter[str] = Counter()
@@ -110,7 +110,7 @@ class World:
     # Time.
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Does something, unless the run it belongs to is gone by then."""
+        """Schedules an action. It is dropped if its run is gone by then."""
         generation = self.generation
         self.counter += 1
 
@@ -140,7 +140,7 @@ class World:
     # A run of the command.
 
     def start_run(self) -> None:
-        """`vitc-sweep run`: what the journal does not have is to be done."""
+        """Starts `vitc-sweep run`: the trials that have not ended in the journal are to run."""
         records = dict.fromkeys(self.trials, Record()) | self.records()
         left = [t for t in self.trials if not records[t].settled]
         self.generation += 1
@@ -188,7 +188,7 @@ class World:
         self.dispatch.tend(self.now)
         if self.random.random() < 0.4:
             self.dispatch.pulse(self.now)
-        # A round of Tune is over when no lane has a slot; what is left makes the next.
+        # A round of Tune is over when no lane has a slot; the remaining trials run in the next round.
         if not any(lane.alive and lane.has_slot for lane in self.lanes.values()) and not self.over:
             self.slots = self.dispatch.num_open
             for _ in range(min(self.num_lanes, self.slots)):
@@ -235,7 +235,7 @@ class World:
         self.later(0, lambda: self.work(group))
 
     def work(self, group: Group) -> None:
-        """One turn of a worker group: take a trial, or do a step of it."""
+        """Runs one turn of a worker group: it takes a trial, or does a step of it."""
         if not group.alive:
             return
         if group.trial is None:
@@ -245,7 +245,7 @@ class World:
                     self.later(1, lambda: self.work(group))
                 return
             group.number, group.trial = attempt.number, attempt.job.trial
-            # A KeyError where the weights to start from are not there.
+            # A KeyError shows that the weights to start from are missing.
             start = self.weights[attempt.job.after] if attempt.job.after else 0
             group.step, group.value = self.checkpoints.get(group.trial, (0, start))
             if group.step // STEPS_PER_EPOCH > attempt.job.epochs:
@@ -275,7 +275,7 @@ class World:
             self.dispatch.end(group.lane, group.number, "diverged", "by plan", self.now)
             group.trial = None
         elif group.step == STEPS:
-            # Written before the end is told, as a worker does.
+            # Written before the end is reported, as a worker does.
             self.weights[trial] = group.value
             ended = self.dispatch.end(
                 group.lane, group.number, "finished", "", self.now, weights=str(group.value)
@@ -300,7 +300,7 @@ class World:
             self.start_run()
             return
         if kind == "torn":
-            # Power loss: the last line is half there, and everything begins again.
+            # Power loss: the last line is torn, and the run starts again.
             self.hit(kind)
             if self.disk:
                 self.disk[-1] = self.disk[-1][: self.random.randrange(len(self.disk[-1]))]
@@ -327,7 +327,7 @@ class World:
                 if lane.group:
                     lane.group.alive = False
             elif kind == "zombie":
-                # The actor is gone, its workers do not know and go on.
+                # The actor is dead; its workers do not know that and go on.
                 self.hit(kind)
                 lane.alive = False
         self.later(self.random.expovariate(1 / self.fault_seconds), self.fault)
@@ -349,20 +349,23 @@ class World:
 
 
 def stages(seed: int, trials: Sequence[str]) -> tuple[dict[str, str], set[str]]:
-    """Which trials start from which, and which of these diverge: none in every third sweep."""
+    """Returns the first stage of each trial that has one, and the first stages that diverge.
+
+    Both are empty in every third sweep.
+    """
     chance = random.Random(f"stages of {seed}")
     if seed % 3 == 0:
         return {}, set()
     firsts, others = trials[:3], trials[3:]
     after = {trial: chance.choice(firsts) for trial in others if chance.random() < 0.7}
     if chance.random() < 0.5:
-        # A first stage that has one itself.
+        # A first stage that has a first stage itself.
         after[firsts[1]] = firsts[0]
     return after, {trial for trial in firsts if chance.random() < 0.2}
 
 
 def row_of(trial: str, epoch: int, value: int) -> Epoch:
-    """An epoch's row with the trial's state in it."""
+    """Returns an epoch's row that contains the trial's value."""
     return Epoch(
         epoch=epoch,
         step=epoch * STEPS_PER_EPOCH,
@@ -378,10 +381,10 @@ def row_of(trial: str, epoch: int, value: int) -> Epoch:
 
 
 def simulate(seed: int, kinds: Sequence[str] = FAULTS) -> World:
-    """A sweep to its end under faults; after a while these cease, so that it has one.
+    """Runs a sweep to its end under faults. The faults cease after a while, so that it can end.
 
     Raises:
-      AssertionError: it did not end, or `check` found something.
+      AssertionError: the sweep did not end, or `check` found a broken invariant.
     """
     world = World(seed, kinds)
     world.start_run()
@@ -392,7 +395,7 @@ def simulate(seed: int, kinds: Sequence[str] = FAULTS) -> World:
     assert world.over, "the sweep does not end"
     world.end_run()
     if any(not world.records()[trial].settled for trial in world.trials):
-        # A torn line was the end of a trial: running again finds out.
+        # The end of a trial was torn, so the command runs again.
         world.start_run()
         world.run_until(lambda: world.over, world.now + 5e4)
         world.end_run()
@@ -401,10 +404,10 @@ def simulate(seed: int, kinds: Sequence[str] = FAULTS) -> World:
 
 
 def check(world: World) -> None:
-    """What must hold after any schedule.
+    """Checks the invariants that hold after any schedule.
 
     Raises:
-      AssertionError: something does not.
+      AssertionError: an invariant is broken.
     """
     from orchestrator.cost.ledger import ledger
 
@@ -413,7 +416,7 @@ def check(world: World) -> None:
     for trial in world.trials:
         record, first = records[trial], world.after.get(trial, "")
         if first and first not in final_values:
-            # Never begun, as what it starts from has diverged.
+            # Never begun, because its first stage diverged.
             assert (record.outcome, record.attempts, record.rows) == ("diverged", 0, {}), (trial, record)
             assert record.detail.startswith(f"{first}, which it starts from, diverged: "), record.detail
             continue
@@ -438,12 +441,12 @@ def check(world: World) -> None:
 
 
 def finals(events: list[Event]) -> Counter[str]:
-    """How often each trial has ended for good."""
+    """Returns how often each trial has ended for good."""
     return Counter(event.trial for event in events if isinstance(event, AttemptEnded) and event.final)
 
 
 def early(events: list[Event], after: dict[str, str]) -> list[str]:
-    """Trials that were begun before what they start from had finished."""
+    """Returns trials that began before their first stage had finished."""
     finished: set[str] = set()
     found = []
     for event in events:
@@ -456,7 +459,7 @@ def early(events: list[Event], after: dict[str, str]) -> list[str]:
 
 
 def overlaps(events: list[Event]) -> list[str]:
-    """Trials that were begun again before an end of their last attempt was on record, within one run."""
+    """Returns trials that began again in one run before the end of their last attempt was on record."""
     in_flight: set[str] = set()
     found = []
     for event in events:
@@ -473,7 +476,7 @@ def overlaps(events: list[Event]) -> list[str]:
 
 
 def phases(events: list[Event]) -> Iterator[tuple[float, float, float]]:
-    """Begin, end and devices of every phase, read off without the ledger's code."""
+    """Yields begin, end and devices of every phase, computed without the ledger's code."""
     current: tuple[float, float] | None = None
     last = began = 0.0
     for event in events:
