@@ -8,9 +8,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 #: Words that open a relative clause or a preposition, and leave a reader to guess what is spoken of.
-BAD_BEGINNINGS = frozenset(
-    ["Above", "After", "Among", "As", "At", "Before", "Below", "Between", "By", "For", "From", "How", "If", "In", "Of", "On", "That", "To", "Under", "What", "When", "Where", "Whether", "Which", "Who", "Whose", "Why", "With", "Without"]
-)
+BAD_BEGINNINGS = {
+    *(
+        "Above",
+        "After",
+        "Among",
+        "As",
+        "At",
+        "Before",
+        "Below",
+        "Between",
+        "By",
+        "For",
+        "From",
+        "How",
+        "If",
+        "In",
+    ),
+    *("Of", "On", "That", "To", "Under", "What", "When", "Where", "Whether", "Which", "Who", "Whose", "Why"),
+    *("With", "Without"),
+}
 FILES = sorted(path for root in ("orchestrator", "trainables") for path in (ROOT / root).rglob("*.py"))
 
 

@@ -117,7 +117,7 @@ def test_the_document_has_verdict_interval_cost_and_figures_of_each_folder(tmp_p
     assert text.count("**holds**") == 2
     # 32 trials of an epoch each, 30 s each.
     assert "32 trials, 32 epochs" in text
-    assert "16.0 min of trials" in text
+    assert "16 min 00 s of trials" in text
     assert "Not finished: 5 of 32 trials have ended." in text
     assert "](results/tiny-edf-adamw.svg)" in text
     assert (tmp_path / "docs/results/tiny-edf-adamw.svg").read_text() == "<svg/>"

@@ -48,9 +48,9 @@ def test_workers_are_given_no_variables_but_ours(asked, monkeypatch):
 def test_a_cluster_that_wants_a_token_is_told_of_in_one_line(tmp_path):
     """Ray looks for the token before it looks for the cluster, so none is needed."""
     code = (
-        "from orchestrator import lanes\n"
-        "try: lanes.connect('127.0.0.1:1')\n"
-        "except lanes.ClusterError as error: print(error)"
+        "from orchestrator.backends import ray_cluster\n"
+        "try: ray_cluster.connect('127.0.0.1:1')\n"
+        "except ray_cluster.ClusterError as error: print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -456,7 +456,8 @@ def test_a_quiet_run_of_a_finished_sweep_prints_the_path_of_its_report(cli, tmp_
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, tmp_path, monkeypatch, quiet):
-    from orchestrator.execution import lane
+    from orchestrator.backends import ray_cluster
+    from orchestrator.execution import run
 
     class Run:
         """Ray's part, without Ray: every trial ends at once, the last one badly."""
@@ -502,13 +503,9 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         (folder / "report" / "summary.json").write_text('{"answer": ["not settled"]}')
         return folder / "report" / "report.html"
 
-    for name, fake in (
-        ("connect", lambda _: None),
-        ("Run", Run),
-        ("nodes", list),
-        ("shutdown", lambda: None),
-    ):
-        monkeypatch.setattr(lane, name, fake)
+    monkeypatch.setattr(run, "Run", Run)
+    for name, fake in (("connect", lambda _: None), ("nodes", list), ("shutdown", lambda: None)):
+        monkeypatch.setattr(ray_cluster, name, fake)
     monkeypatch.setattr("orchestrator.cli.conclusion._write_report", write_report)
     monkeypatch.setattr("time.sleep", lambda _: None)
     told = tmp_path / "told.json"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution import lane
+from orchestrator.backends import ray_cluster
+from orchestrator.execution import run
 from orchestrator.execution.session import Preparation, Session
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
@@ -105,13 +106,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             asked.append("close")
             self.writer.close()
 
+    monkeypatch.setattr(run, "Run", Run)
     for name, fake in (
         ("connect", lambda _: None),
-        ("Run", Run),
         ("nodes", lambda: [Node(2, 0)]),
         ("shutdown", lambda: asked.append("shutdown")),
     ):
-        monkeypatch.setattr(lane, name, fake)
+        monkeypatch.setattr(ray_cluster, name, fake)
     monkeypatch.setattr("time.sleep", lambda _: None)
     return asked
 

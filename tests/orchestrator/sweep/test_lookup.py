@@ -390,7 +390,7 @@ def test_one_run_alone_finds_its_data_beside_its_file_or_here(project, capsys, r
 def test_results_may_go_to_the_home_folder(project, monkeypatch, tried):
     asked = []
     monkeypatch.setenv("HOME", str(project))
-    monkeypatch.setattr("orchestrator.store.lease.check_free", asked.append)
+    monkeypatch.setattr("orchestrator.execution.session.check_free", asked.append)
     assert command("run", project / "my.yaml", "--out=~/there") == 2
     assert asked == [project / "there"]
 

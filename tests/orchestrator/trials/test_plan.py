@@ -142,7 +142,7 @@ IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
 from orchestrator.trials.plan import data_configs, make_plan
-from orchestrator.sweep.checks import load_sweep
+from orchestrator.sweep.load import load_sweep
 sweep = load_sweep(Path(sys.argv[1]))
 plan = make_plan(sweep, {data: data.info() for data in data_configs(sweep)})
 print(" ".join(trial.id for trial in plan.trials))

@@ -187,7 +187,7 @@ def test_a_sampler_gives_up_where_nothing_fits():
 def judge(epochs: int = 9, **rule: Any) -> tuple[EarlyStopping, list[Trial]]:
     plan = plan_of(
         search={"sampler": "design", "halving": {"grace_epochs": 1, **rule}},
-        base=tree()["base"] | {"schedule.epochs": epochs},
+        base=tree()["base"] | {"schedule": {"epochs": epochs}},
         arms={"p": {}},
     )
     return EarlyStopping(Halving(grace_epochs=1, **rule), plan.trials), list(plan.trials)

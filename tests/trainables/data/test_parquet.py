@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+from pathlib import Path
 import struct
 import zlib
 
@@ -195,7 +196,7 @@ def test_large_data_are_read_through_a_memory_map_and_are_the_same(
 ):
     path = write_parquet("set.parquet", marked(60), [i % 3 for i in range(60)])
     in_memory = reds(Parquet(path=str(path)).open()["train"])
-    monkeypatch.setattr(trainables.data.cache, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(trainables.data.parquet, "IN_MEMORY_BYTES", 0)
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path / "cache"))
     # Another setting that changes nothing, so that the cached table is not the one used.
     config = Parquet(path=str(path), train_limit=5000)
@@ -495,9 +496,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path))
     assert trainables.data.cache.cache_folder() == tmp_path
     monkeypatch.delenv("VITC_SWEEP_CACHE")
-    assert trainables.data.cache.cache_folder() == (
-        trainables.data.parquet.Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep"
-    )
+    assert trainables.data.cache.cache_folder() == (Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep")
 
 
 # --- shifted sets -------------------------------------------------------------------------------------
