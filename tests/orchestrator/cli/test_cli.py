@@ -104,8 +104,8 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     assert {trial["epochs"] for trial in trials} == {20}
     assert all(trial["params_m"] > 0 and trial["flops_g"] > 0 for trial in trials)
     code, out, _ = cli("plan", LR_WD)
-    assert "lr is quoted for a batch of 2048; at the batch of 64 used here" in out
-    assert "the optimizer gets 0.03125 times it at its peak (scaled in proportion)" in out
+    assert "lr is quoted for a batch size of 2048; at the batch size of 64 used here" in out
+    assert "the optimizer's peak learning rate is 0.03125 times lr (scaled linearly)" in out
     assert list(tmp_path.iterdir()) == []
 
 

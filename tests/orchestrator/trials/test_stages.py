@@ -315,7 +315,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     assert f"vitc-sweep retry runs/x --trial {first.id}" in advice(result, [], "runs/x")[1]
     # Diverged counts, as it does of any trial, and what was not begun is said to be so.
     assert result.error_pct == (100.0 if outcome == "diverged" else None)
-    assert any("never begun" in line for line in stage_caveats(told)) == (outcome == "diverged")
+    assert any("never started" in line for line in stage_caveats(told)) == (outcome == "diverged")
     from orchestrator.cli.app import INCOMPLETE
     from orchestrator.cli.conclusion import conclude
     from orchestrator.cli.options import make_console
