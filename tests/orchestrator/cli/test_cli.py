@@ -300,7 +300,7 @@ def test_watching_a_sweep_that_nobody_runs_shows_it_and_ends(cli, partial):
     code, out, _ = cli("status", partial, "--watch")
     assert code == 1
     assert "2/8 trials" in out
-    assert "no run is at work" in out
+    assert "not running" in out
     code, _, _ = cli("status", partial, "--watch", "--json")
     assert code == 2
 

@@ -226,7 +226,7 @@ def test_at_an_even_speed_the_time_left_is_known_exactly(lone):
     left = progress.time_left
     assert left is not None
     assert (left.seconds, left.low, left.high) == pytest.approx((75.0, 75.0, 75.0))
-    assert left_text(progress, progress.now) == "about 75.0 s left (75.0 s to 75.0 s)"
+    assert left_text(progress, progress.now) == "about 1 min 15 s left (1 min 15 s to 1 min 15 s)"
     # Between events it counts down.
     assert left_text(progress, progress.now + 15).startswith("about 60.0 s left")
 

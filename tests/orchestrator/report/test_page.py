@@ -489,7 +489,7 @@ def test_measures_from_an_own_reference_are_shown_as_description(tmp_path):
 def test_without_a_run_twice_optimism_and_noise_are_said_to_be_unknown(tmp_path):
     plan = make(points=8)
     page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
-    assert "the size of chance cannot be known" in page
+    assert "the noise of a run was not measured" in page
     assert "Not measured: no setting was run twice." in page
     document = json.loads((tmp_path / "summary.json").read_text())
     assert {tuning["optimism"] for tuning in document["tuning"]} == {None}
@@ -743,7 +743,7 @@ def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
     ]
     assert ">Robustness to corruption</h2>" in page
     assert ">On shifted sets</h2>" in page
-    assert "2 kinds of corruption, of each over severities 1, 5, of 50 images" in page
+    assert "2 kinds of corruption at severities 1, 5, on 50 images" in page
     rows = results_rows(plan, records)
     assert [row["extra.shifted/sketch"] for row in rows] == [60.0, 45.0, 61.0, 46.0]
     told = set(re.findall(r"`(\w+)`", (Path(__file__).parents[3] / "docs" / "report.md").read_text()))

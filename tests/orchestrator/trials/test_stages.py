@@ -248,7 +248,7 @@ def test_a_sweep_in_two_stages_is_both_runs_one_after_the_other_to_the_bit(keep,
         (arm, 2, {"first_stage": {"finished": 1}}) for arm in ("p", "c")
     ]
     [caveat] = stage_caveats(results_of(plan, records))
-    assert "share the runs that they start from" in caveat
+    assert "start from the same first stage" in caveat
 
 
 def test_weights_that_are_gone_are_told_with_what_makes_them_again(tmp_path, monkeypatch):
