@@ -132,7 +132,7 @@ def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str
     if result.held_up:
         first = result.trial.after
         return [
-            f"It never started, because its first stage has no weights. See:  vitc-sweep why {folder} {first}",
+            f"It never started: its first stage left no weights. See:  vitc-sweep why {folder} {first}",
             f"To run both again:  vitc-sweep retry {folder} --trial {first}",
         ]
     match result.state:
@@ -146,7 +146,7 @@ def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str
                 f"On machines with more memory, run:  {again}",
             ]
         case "invalid":
-            return ["No model fits these settings: narrow `vary` or fix the arm in the sweep file."]
+            return ["The model cannot be built: narrow `vary` or fix the arm in the sweep file."]
         case "diverged":
             return ["This is a result, not a failure: it counts as 100 % error, as in every arm."]
         case "running":

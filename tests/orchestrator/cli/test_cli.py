@@ -342,7 +342,7 @@ def test_logs_prints_what_attempts_have_left_behind(cli, partial):
     assert "one warns" in out
     code, out, err = cli("logs", partial, "vit_c/adamw/0", "--attempt", "2")
     assert (code, out) == (0, "")
-    assert "nothing was said" in err
+    assert "This trial wrote no log" in err
 
 
 @pytest.mark.parametrize("verb", [["why"], ["logs"], ["retry", "--trial"]])

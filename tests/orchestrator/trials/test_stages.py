@@ -321,7 +321,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     from orchestrator.cli.options import make_console
 
     assert conclude(make_console(), tmp_path) == INCOMPLETE
-    assert "2 trials were never begun" in capsys.readouterr().out
+    assert "2 trials never started" in capsys.readouterr().out
 
     # With more points: they come to the same end, though their first stage ended in an earlier run.
     more = plan_of(design={"kind": "sobol", "points": 3})
