@@ -106,8 +106,8 @@ def plan(
         console.print(rows_table(differences))
         say(
             console,
-            "assuming errors that average 4 points above the best in one arm, and a correlation of 0.5 between "
-            "arms; none: more points are needed",
+            "assuming errors that average 4 points above the best in one arm, and a correlation of 0.5 "
+            "between arms; none: more points are needed",
             "dim",
         )
 
