@@ -53,7 +53,7 @@ __all__ = [
 def load_sweep(
     path: Path | str, settings: Mapping[str, Any] | None = None, points: int | None = None
 ) -> SweepFile:
-    """Reads a sweep file and checks all that can be checked without the data.
+    """Reads a sweep file and checks everything that can be checked without the data.
 
     Args:
       path: the YAML file.
@@ -61,11 +61,11 @@ def load_sweep(
       points: points per arm and cell in place of the file's.
 
     Raises:
-      SweepError: with every fault there is.
+      SweepError: the file is faulty. The error lists every fault.
     """
     overrides = tuple(Override(key, value) for key, value in (settings or {}).items())
     file = SweepFile(Path(path), overrides, points)
-    # Read now, so that a fault shows here.
+    # Read here, so that faults are raised here.
     _ = file.sweep
     return file
 
@@ -74,7 +74,7 @@ def plan_sweep(sweep: SweepFile | Path | str) -> Plan:
     """Looks at the data and draws the trials. Starts nothing, writes nothing.
 
     Raises:
-      SweepError: with every fault there is.
+      SweepError: the file is faulty. The error lists every fault.
     """
     return _loaded(sweep).plan()
 
@@ -87,24 +87,24 @@ def run_sweep(
     address: str | None = None,
     check: bool = True,
 ) -> SessionEnd:
-    """Runs what is left of a sweep to its end. It prints nothing; observers are told.
+    """Runs the remaining trials of a sweep. It prints nothing; observers receive all that happens.
 
-    Ctrl-C, or the interrupt of a notebook, ends it in seconds: trials in flight are cancelled and go on from
-    their checkpoints when the sweep is run again. Ray is started and left by this function, so it must not
-    be in use in this process.
+    Ctrl-C, or the interrupt of a notebook, ends it in seconds: running trials are cancelled and continue from
+    their checkpoints when the sweep is run again. This function starts and stops Ray, so Ray must not be in
+    use in this process.
 
     Args:
       sweep: the sweep, or its file.
-      out: the folder of the results; runs/<name> if left out.
-      observers: whom to tell, in this order.
+      out: the folder of the results; None means runs/<name>.
+      observers: observers of the run, called in this order.
       address: a running Ray cluster; None starts one on this machine.
       check: whether to try every shape before the first trial.
 
     Returns:
-      How it ended. The report is not written; `write_report` does.
+      How it ended. The report is written by `write_report`, not here.
 
     Raises:
-      SweepError: the sweep cannot start; with every fault there is. Nothing was written.
+      SweepError: the sweep cannot start. The error lists every fault. Nothing was written.
       FolderError: another run holds the folder, or it holds another sweep.
       ClusterError: the cluster cannot run the trials.
     """
@@ -116,20 +116,20 @@ def run_sweep(
 
 
 def stop_sweep(folder: Path | str, drain: bool = False) -> None:
-    """Asks the run in a folder to stop, from another thread, process or machine; returns at once.
+    """Asks the run in a folder to stop, from another thread, process or machine. Returns at once.
 
     Args:
       folder: the sweep's folder.
-      drain: whether trials in flight go on to their end; else they are cancelled.
+      drain: whether running trials finish; else they are cancelled.
 
     Raises:
-      FolderError: no run is at work there.
+      FolderError: no run is active there.
     """
     lease.request_stop(Path(folder), "drain" if drain else "now")
 
 
 def write_report(folder: Path | str) -> Path:
-    """Writes the report of a sweep; what is missing is shown as missing. Returns its page.
+    """Writes the report of a sweep, with missing trials shown as missing. Returns the path of its page.
 
     Raises:
       FolderError: the folder is no sweep.
@@ -159,7 +159,7 @@ def results_table(folder: Path) -> pa.Table:
 
 
 def _one_type_per_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns that mix types (a stem by name in one arm, written out in the other) as text."""
+    """Converts columns of mixed types to text, such as a stem that one arm names and another writes out."""
     mixed = set()
     for name in rows[0] if rows else ():
         kinds = {type(row[name]) for row in rows} - {type(None)}
@@ -176,17 +176,17 @@ def _one_type_per_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one of two arms is better in a cell.
+    """The verdict on two arms in a cell.
 
     Attributes:
       cell: the setting under which they are compared.
-      measure: what is compared; docs/statistics.md defines it.
+      measure: the measure that is compared; docs/statistics.md defines it.
       arm, base_arm: the arm, and the first arm of the sweep, which it is compared to.
-      better: the better one of the two; None if that is not settled.
-      difference: the measure of `arm` minus that of `base_arm`; None without a pair of results.
-      low, high: the ends of its 95 % interval; None if there is none.
-      p: of the paired test, adjusted by Holm's method where several contrasts share the question.
-      sentence: all of it in words.
+      better: the better of the two. None if that is not settled.
+      difference: the measure of `arm` minus that of `base_arm`. None without a pair of results.
+      low, high: the ends of its 95 % interval. None if there is none.
+      p: p-value of the paired test, adjusted by Holm's method if several contrasts share the question.
+      sentence: the verdict as a sentence.
     """
 
     cell: str

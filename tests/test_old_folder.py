@@ -91,8 +91,9 @@ def test_its_table_of_results_is_as_it_was(cli, folder):
         ]
         for row in rows
     ]
-    assert [row[:5] for row in found] == [row[:5] for row in GOLDEN["results"]]
-    expected = [row[5] if row[5] is not None else float("nan") for row in GOLDEN["results"]]
+    names = ("trial", "arm", "cell", "point", "state")
+    assert [row[:5] for row in found] == [[row[name] for name in names] for row in GOLDEN["results"]]
+    expected = [float("nan") if row["error_pct"] is None else row["error_pct"] for row in GOLDEN["results"]]
     assert [row[5] for row in found] == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 

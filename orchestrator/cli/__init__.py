@@ -1,6 +1,6 @@
 """The command line: each module registers its verbs with the application."""
 
-# In this order they stand in --help.
+# Import order is the order of the verbs in --help.
 from orchestrator.cli import planning, running, watching, reporting  # noqa: F401, I001
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, app, main
 

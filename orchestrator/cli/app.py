@@ -1,4 +1,4 @@
-"""The program: its exit codes, the headings of its help, and what becomes of input at fault."""
+"""The application: its exit codes, the headings of its help, and how errors of the user end it."""
 
 import sys
 from typing import Annotated
@@ -12,10 +12,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Asks which of two architectures has the better peak and which is more forgiving of its settings.",
-    epilog="Start with: `vitc-sweep run search_spaces/lr_wd.yaml`\n\nExit codes: 0 all is done and well; "
-    "1 something is missing, has failed or does not hold; 2 the input is at fault, and nothing was written; "
-    "130 a person stopped it.",
+    help="Compares architectures: which reaches the lower error, and which is more forgiving of its "
+    "hyperparameters.",
+    epilog="Start with: `vitc-sweep run search_spaces/lr_wd.yaml`\n\nExit codes: 0 all is complete and "
+    "correct; 1 something is missing, has failed or does not verify; 2 the input is wrong, and nothing was "
+    "written; 130 the user stopped it.",
 )
 
 
@@ -36,18 +37,18 @@ def _every_verb(
     pass
 
 
-#: Headings of the verbs in --help: what a sweep is, running it, looking at it, what came out.
+#: Headings of the verbs in --help: define a sweep, run it, watch it, read its results.
 ASK, RUN, WATCH, ANSWER = "Ask", "Run", "Watch", "Answer"
 
-data_app = typer.Typer(no_args_is_help=True, help="Bring images into the form sweeps read.")
+data_app = typer.Typer(no_args_is_help=True, help="Import and inspect data sets.")
 app.add_typer(data_app, name="data", rich_help_panel=ASK)
 
-#: Exit codes: everything done; something is missing or failed; the input is at fault.
+#: Exit codes: complete; something is missing or failed; the input is wrong; stopped by the user.
 OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main() -> None:
-    """Runs the command line; input at fault ends with its message and exit code 2, without a traceback."""
+    """Runs the command line. An error of the user ends with its message and exit code 2, no traceback."""
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How a sweep is reported: the page is written, its answer printed."""
+"""The end of a command on a sweep: it writes the report and prints the answer."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     """Writes the report, prints its answer, and hands it to MLflow.
 
     Returns:
-      The exit code, which says whether every trial has a result.
+      The exit code: OK if every trial has a result, else INCOMPLETE.
     """
     from orchestrator.monitor.terminal import answer_table, failure_lines
     from orchestrator.report.document import summary_table
@@ -30,7 +30,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     console.print(answer_table(summary_table(opened.plan, opened.records)))
     for sentence in json.loads((report.parent / "summary.json").read_text())["answer"]:
         console.print(f"\n{sentence}", markup=False, highlight=False)
-    # A trial that a search has ended early has done what was wanted of it.
+    # A trial that a search has ended early is not a failure.
     bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
@@ -39,8 +39,8 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     if held_up:
         say(
             console,
-            f"\n{held_up} trials were never begun, as what they start from left no weights; "
-            f"`vitc-sweep why {folder} TRIAL` tells of each",
+            f"\n{held_up} trials never started, because their first stage left no weights; see "
+            f"`vitc-sweep why {folder} TRIAL`",
             "red",
         )
     say(console, f"\nreport: {report}")

@@ -20,7 +20,7 @@ SweepFile = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_d
 
 
 def folders(incomplete: str) -> list[str]:
-    """Sweep folders that a shell may complete to; imports nothing."""
+    """Returns sweep folders for shell completion. Imports nothing."""
     place = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     return [
         str(path.parent)
@@ -31,7 +31,7 @@ def folders(incomplete: str) -> list[str]:
 
 
 def trial_ids(context: typer.Context, incomplete: str) -> list[str]:
-    """Trials that were started, for a shell: from the journal as text, as reading the plan takes seconds."""
+    """Returns ids of started trials for shell completion, from the journal's text: a plan takes seconds."""
     found: dict[str, None] = {}
     for path in sorted((Path(context.params.get("folder") or ".") / "journal").glob("*.jsonl")):
         for match in re.finditer(rb'"kind":"attempt","trial":"([0-9a-f]+)"', path.read_bytes()):
@@ -41,7 +41,11 @@ def trial_ids(context: typer.Context, incomplete: str) -> list[str]:
 
 SweepFolder = Annotated[
     Path,
-    typer.Argument(help="The sweep's folder, as `run` names it.", show_default=False, autocompletion=folders),
+    typer.Argument(
+        help="The folder of the sweep's results, such as runs/lr_wd.",
+        show_default=False,
+        autocompletion=folders,
+    ),
 ]
 OneTrial = Annotated[
     str,
@@ -61,7 +65,7 @@ Sets = Annotated[
 
 
 def _expanded(path: Path | None) -> Path | None:
-    # A shell leaves the ~ of `--out=~/results` alone.
+    # Shells do not expand the ~ of `--out=~/results`.
     return path and Path(os.path.expanduser(path))
 
 
@@ -70,11 +74,15 @@ Out = Annotated[
 ]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster, `auto` on one of its nodes; else this machine.")
+    str | None,
+    typer.Option(
+        help="Address of a running Ray cluster; `auto` on one of its nodes [default: this machine]."
+    ),
 ]
 Track = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print the report's path alone; faults go to standard error.")
+    bool,
+    typer.Option("--quiet", "-q", help="Print only the path of the report; errors go to standard error."),
 ]
 Notify = Annotated[
     str | None,
@@ -82,13 +90,14 @@ Notify = Annotated[
         metavar="URL|COMMAND",
         envvar="VITC_SWEEP_NOTIFY",
         show_envvar=False,
-        help="Tell of the first result, of a run that stops itself, and of the end: POST JSON to a URL, or "
-        "run a command with the JSON on its standard input. $NAMES are taken from the environment "
+        help="Send a message at the first result, when a run stops itself, and at the end: POST JSON to a "
+        "URL, or run a command with the JSON on its standard input. $NAMES are taken from the environment "
         "[env: VITC_SWEEP_NOTIFY; the file's key: notify].",
     ),
 ]
 Check = Annotated[
-    bool, typer.Option("--preflight/--no-preflight", help="Try every shape before the first trial.")
+    bool,
+    typer.Option("--preflight/--no-preflight", help="Run the checks of `preflight` before the first trial."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -98,12 +107,12 @@ def make_console(quiet: bool = False) -> "Console":
 
     if quiet:
         return Console(quiet=True)
-    # Wide enough for tables where nobody knows the width.
+    # Wide enough for tables if the output is not a terminal.
     return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
 
 
 def say(console: "Console", text: str, style: str | None = None) -> None:
-    """Prints a line as it is: paths keep their brackets, and are not broken to be copied in halves."""
+    """Prints a line without markup and without wrapping, so that paths can be copied."""
     if console.quiet and style in ("red", "yellow"):
         print(text, file=sys.stderr)
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a sweep asks and what it will cost: plan, preflight, schema, models, data."""
+"""Verbs before a run: plan, preflight, schema, models, data."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.trials.trial import Plan, Trial
 
 
-#: Of a sweep with more trials `plan` lists the first of each cell and arm only.
+#: Most trials that `plan` lists; of a larger sweep it lists the first ones of each cell and arm.
 _MAX_LISTED, _FIRST_LISTED = 64, 3
 
 
@@ -41,23 +41,21 @@ def plan(
     sets: Sets = None,
     points: Points = None,
     on: Annotated[
-        str | None, typer.Option(help="Where it is to run: 8xH100, 64xcpu [default: this machine].")
+        str | None, typer.Option(help="Hardware to plan for: 8xH100, 64xcpu [default: this machine].")
     ] = None,
-    past: Annotated[Path, typer.Option(help="Folder of earlier sweeps, whose epochs tell speeds.")] = Path(
-        "runs"
-    ),
+    past: Annotated[Path, typer.Option(help="Folder of earlier sweeps to take speeds from.")] = Path("runs"),
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time this CPU for a second where no earlier sweep tells.")
+        bool, typer.Option("--measure", help="Time this CPU for a second if no earlier sweep has a speed.")
     ] = False,
     price_per_gpu_hour: Annotated[
-        float | None, typer.Option(min=0, help="Instead of resources.price in the file.")
+        float | None, typer.Option(min=0, help="Price, in place of resources.price in the file.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help=f"List every trial, also of more than {_MAX_LISTED}; --json does.")
+        bool, typer.Option("--all", help=f"List every trial, even if there are more than {_MAX_LISTED}.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Lists the trials of a sweep and what they will cost; starts nothing, writes nothing."""
+    """Lists the trials of a sweep and their expected cost. Starts nothing, writes nothing."""
     from orchestrator.cost.devices import described, this_machine
     from orchestrator.cost.estimate import estimate
     from orchestrator.cost.plan_warnings import plan_warnings
@@ -92,7 +90,7 @@ def plan(
     for path in expected:
         say(
             console,
-            f"{path}: not there; planned with what the file expects of it, so ids are not final",
+            f"{path}: not found; planned with the values under `expects`, so ids are not final",
             "yellow",
         )
     for line in [*lr_notes(made), *_search_notes(made)]:
@@ -105,12 +103,12 @@ def plan(
     for line in notices:
         say(console, f"note: {line}", "dim")
     if differences := _detectable(made):
-        say(console, "\nSmallest difference that so many points tell from chance with 80 % power:", "bold")
+        say(console, "\nSmallest difference that these points can detect with 80 % power:", "bold")
         console.print(rows_table(differences))
         say(
             console,
-            "if errors above the best average 4 points in one arm and points correlate by 0.5 between arms; "
-            "none: more points are needed",
+            "assuming errors that average 4 points above the best in one arm, and a correlation of 0.5 "
+            "between arms; none: more points are needed",
             "dim",
         )
 
@@ -123,7 +121,7 @@ def _by_cell_and_arm(made: "Plan") -> "dict[tuple[str, str], list[Trial]]":
 
 
 def _print_arms(console: "Console", made: "Plan") -> None:
-    """Prints what each cell and arm trains, and what its constraints remove."""
+    """Prints the models of each cell and arm, and the points that constraints remove."""
     from orchestrator.monitor.terminal import large, removal_rows, rows_table
 
     rows = []
@@ -146,13 +144,17 @@ def _print_arms(console: "Console", made: "Plan") -> None:
         )
     console.print(rows_table(rows))
     if made.removals:
-        say(console, "\nShare of the points drawn that each constraint removes:", "bold")
+        say(console, "\nShare of the drawn points that each constraint removes:", "bold")
         console.print(rows_table(removal_rows(made)))
-        say(console, "a point that one arm breaks is left out in every arm of the cell", "dim")
+        say(
+            console,
+            "a point that violates a constraint in one arm is left out in every arm of the cell",
+            "dim",
+        )
 
 
 def _print_trials(console: "Console", made: "Plan", everything: bool) -> None:
-    """Prints the trials; of a large sweep the first of each cell and arm, unless all are wanted."""
+    """Prints the trials; of a large sweep only the first of each cell and arm, unless `everything`."""
     from orchestrator.monitor.terminal import rows_table
 
     listed = list(made.trials)
@@ -168,7 +170,7 @@ def _print_trials(console: "Console", made: "Plan", everything: bool) -> None:
 
 
 def _search_notes(plan: "Plan") -> list[str]:
-    """What of a plan is not known before a search has begun."""
+    """Returns remarks on the parts of a plan that are unknown before a search starts."""
     from orchestrator.trials.search import num_rounds
 
     if (search := plan.sweep.search) is None:
@@ -177,18 +179,18 @@ def _search_notes(plan: "Plan") -> list[str]:
     if (rounds := num_rounds(plan.sweep)) > 1:
         notes.append(
             f"search: {rounds} rounds of up to {search.round} points per arm and cell; {search.sampler} will "
-            "choose other settings for those after the first than stand here"
+            "choose the settings after the first round, so they will differ from those listed here"
         )
     if search.halving is not None:
         notes.append(
-            f"search: trials that fall behind are ended from epoch {search.halving.grace_epochs} on, so that "
-            "it costs less than is planned here"
+            f"search: trials that fall behind are ended from epoch {search.halving.grace_epochs} on, so the "
+            "sweep will cost less than planned here"
         )
     return notes
 
 
 def _detectable(made: "Plan") -> list[dict[str, Any]]:
-    """Per cell and pair of arms what the deciding measures can detect; empty where nothing is compared."""
+    """Returns the detectable differences per cell and pair of arms. Empty if nothing is compared."""
     from orchestrator.analysis.power import detectable
     from orchestrator.stats.measures import MEASURES
 
@@ -254,9 +256,9 @@ def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write [default: print].")] = None,
 ) -> None:
-    """Prints the JSON Schema of sweep files, by which an editor completes and checks them.
+    """Prints the JSON Schema of sweep files, which editors use to complete and check them.
 
-    The first lines of a file name it: `# yaml-language-server: $schema=sweep.schema.json`.
+    To use it, begin a file with `# yaml-language-server: $schema=sweep.schema.json`.
     """
     from orchestrator.sweep.json_schema import sweep_schema
     from trainables.io.files import write_atomically
@@ -300,7 +302,7 @@ def examples(
 @app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep models --json")
 def models(
     as_json: AsJson = False,
-    classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes of the head.")] = 1000,
 ) -> None:
     """Lists the named models with parameters, multiply-adds and activations of one image."""
     from orchestrator.monitor.terminal import rows_table
@@ -337,11 +339,11 @@ def preflight(
     track: Track = True,
     as_json: AsJson = False,
 ) -> None:
-    """Tries what `run` would start, without starting it: every shape built, the largest run for two steps.
+    """Checks a sweep before it runs: builds every shape and trains the largest ones for two steps.
 
-    A shape is a model with its data, batch, workers, precision and optimizer; rates and seeds do not matter.
-    Also tried: the storage of the results, its free space, clocks, MLflow. Leaves nothing behind. Ends with
-    exit code 0 when the sweep can start, 2 with all faults when it cannot.
+    A shape is a model with its data, batch size, workers, precision and optimizer; learning rates and seeds
+    do not matter. It also checks the storage of the results, its free space, clocks and MLflow. It leaves
+    nothing behind. Ends with exit code 0 if the sweep can start, or with 2 and a list of all errors.
     """
     from rich.console import Console
 
@@ -351,7 +353,7 @@ def preflight(
 
     asked = asked_file(file, sets, points)
     plan = asked.plan()
-    # JSON goes out alone.
+    # Standard output has only the JSON.
     console = Console(stderr=True) if as_json else make_console()
     observers = [Terminal(console), *([MlflowObserver()] if track else [])]
     with Signals():
@@ -367,10 +369,10 @@ def preflight(
 
 @data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")
 def data_import(
-    source: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
+    source: Annotated[Path, typer.Argument(help="A folder with one subfolder of images per class.")],
     target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
 ) -> None:
-    """Packs a tree of images into one Parquet file in the Hugging Face image layout."""
+    """Packs a folder of images into one Parquet file in the Hugging Face image layout."""
     from trainables.data.packing import import_folder
 
     count, names = import_folder(source, target)
@@ -380,7 +382,7 @@ def data_import(
 
 @data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
 def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
-    """Says what a data set holds and how a sweep would split it."""
+    """Prints the classes and size of a data set, and how a sweep splits it."""
     from pydantic import TypeAdapter
 
     from trainables.config import Data, DataConfig

@@ -1,4 +1,4 @@
-"""What came out: report, compare, verify, bundle, export."""
+"""Verbs for results: report, compare, verify, bundle, export."""
 
 import json
 from pathlib import Path
@@ -15,19 +15,19 @@ from orchestrator.cli.options import AsJson, SweepFolder, make_console, say
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="A sweep's folder, as `run` names it, or several.", show_default=False),
+        typer.Argument(help="Folders of the results of one sweep or several.", show_default=False),
     ],
 ) -> None:
-    """Writes the report of a sweep anew; what is missing is shown as missing.
+    """Writes the report of a sweep again, at any stage; missing trials are shown as missing.
 
-    Of several sweeps each gets its own. Ends with exit code 0 if in all of them every trial has a result.
+    Each of several sweeps gets its own report. Ends with exit code 0 if every trial of all has a result.
     """
     from orchestrator.evidence.compare import comparable
     from orchestrator.store.folder import open_folder
     from orchestrator.store.journal import FolderError
 
     opened, faults = [], []
-    # Twice the same folder is one report.
+    # A folder that is named twice gets one report.
     for folder in dict.fromkeys(folders):
         try:
             opened.append(open_folder(folder))
@@ -42,21 +42,21 @@ def report(
         codes.append(conclude(console, folder))
     if len(opened) > 1 and comparable(opened):
         names = " ".join(map(str, dict.fromkeys(folders)))
-        say(console, f"\ntheir arms in one report:  vitc-sweep compare {names}")
+        say(console, f"\nTo compare their arms in one report, run:  vitc-sweep compare {names}")
     raise typer.Exit(max(codes))
 
 
 @app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep compare runs/lr_wd runs/lr_wd_regnet")
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of two sweeps or more.", show_default=False)],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two or more sweeps.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison [default: runs/<name>+<name>].")
     ] = None,
 ) -> None:
-    """Compares arms that live in different sweeps, as if one sweep had asked for them all.
+    """Compares the arms of different sweeps in one report, as if they were arms of one sweep.
 
-    Refuses what is not comparable, and says why: other data or splits, epochs, cells, points, or settings
-    that are no arm's own. All are compared to the first arm of the first folder.
+    Refuses sweeps that are not comparable, with the reason: other data, splits, epochs, cells or points, or
+    other settings outside of the arms. Every arm is compared to the first arm of the first folder.
     """
     from orchestrator.evidence import compare as evidence_compare
     from orchestrator.store.folder import open_folder
@@ -78,8 +78,9 @@ def verify(
 ) -> None:
     """Recomputes every number of the report from the journal, and checks that no file was changed.
 
-    Names file, row and column of each difference; writes nothing. Ends with exit code 0 if all holds and 1 if
-    not. Who may change everything may also seal it again: the fingerprint tells one seal from another.
+    Prints file, row and column of each difference; writes nothing. Ends with exit code 0 if everything
+    agrees, else with 1. A person who can change every file can also seal the folder again, but then the
+    fingerprint differs.
     """
     from dataclasses import asdict
 
@@ -97,9 +98,9 @@ def bundle(
         Path | None, typer.Option(help="Archive to write, or folder to put it in [default: <name>.tar.gz].")
     ] = None,
 ) -> None:
-    """Packs question, record, journal and report into one archive that `verify` takes anywhere.
+    """Packs sweep file, record, journal and report into one archive that `verify` accepts anywhere.
 
-    Checkpoints and tracebacks stay behind. Paths of data and the name of the machine's processor are in it.
+    Checkpoints and tracebacks are left out. Data paths and the name of the processor are included.
     """
     from orchestrator.evidence import bundle as evidence_bundle
     from orchestrator.evidence import verify as evidence_verify

@@ -1,4 +1,4 @@
-"""Running trials: run, confirm, retry, stop."""
+"""Verbs that run trials, and the one that stops them: run, confirm, retry, stop."""
 
 import time
 from pathlib import Path
@@ -47,11 +47,10 @@ def run(
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
-    """Runs a sweep to its end, and reports.
+    """Runs a sweep to its end and writes its report.
 
-    The file states the target: run again after an interruption, or with more points, and only what is
-    missing is done. Ends with exit code 0 when every trial has a result, 1 when some have failed or are
-    missing, 2 when the input is at fault.
+    Run the same command again after an interruption, or with more points: only missing trials run. Ends with
+    exit code 0 if every trial has a result, 1 if trials have failed or are missing, 2 if the input is wrong.
     """
     from orchestrator.execution.session import Session, prepare
     from orchestrator.store.lease import held
@@ -69,8 +68,8 @@ def run(
 @app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
 def confirm(
     folder: SweepFolder,
-    top: Annotated[int, typer.Option(min=1, help="Best settings of each arm and cell.")] = 3,
-    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for each of them.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of best settings per arm and cell.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds per setting.")] = 5,
     address: Address = None,
     track: Track = True,
     check: Check = True,
@@ -79,9 +78,9 @@ def confirm(
 ) -> None:
     """Runs the best settings of each arm again with fresh seeds.
 
-    A sweep's best error was picked for being low, so it flatters. The choice is made once, on the selection
-    split, and kept in confirm.json; the report's peak then comes from these runs alone, the choice among
-    them from the selection split, and the number from the final one.
+    A sweep's best error is biased low, because it was chosen for being low. The settings are chosen once, on
+    the selection split, and kept in confirm.json. The report's peak then comes from these runs alone: the
+    selection split chooses among them, and the final split gives the error.
     """
     from orchestrator.execution.session import (
         Preparation,
@@ -116,12 +115,13 @@ def retry(
         bool, typer.Option("--failed", help="Trials that failed, ran out of memory, or could not be built.")
     ] = False,
     outcome: Annotated[
-        list[str] | None, typer.Option(help="Trials that ended so: failed, diverged, ...; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Trials with this outcome: failed, diverged, ...; may be repeated."),
     ] = None,
     trial: Annotated[
         list[str] | None,
         typer.Option(
-            help="A trial by the beginning of its id, or as arm/cell/point; may be repeated.",
+            help="A trial by the first characters of its id, or as arm/cell/point; may be repeated.",
             autocompletion=trial_ids,
         ),
     ] = None,
@@ -131,10 +131,10 @@ def retry(
     notify: Notify = None,
     quiet: Quiet = False,
 ) -> None:
-    """Runs trials that have ended anew, from their beginning, and with them whatever else is missing.
+    """Runs chosen trials again from their beginning, and all other missing trials.
 
-    What they had on record stays in the journal, and counts no more. With a first stage come the trials that
-    start from it and ended without an epoch of their own.
+    Their earlier results stay in the journal but no longer count. Retrying a first stage also retries the
+    trials that start from it and ended without an epoch of their own.
     """
     from orchestrator.execution.session import Preparation, Session, check_data, checked
     from orchestrator.monitor.progress import FAILURES
@@ -164,16 +164,16 @@ def retry(
 
 
 def _question(folder: Path) -> "AskedFile":
-    """The question of a sweep that has begun, as the file it is kept in."""
+    """Returns the sweep file that is kept in the folder of a sweep."""
     return asked_file(folder / "sweep.yaml", None, None)
 
 
 def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names: list[str]) -> list[str]:
-    """Ids of trials by outcome or by name.
+    """Returns ids of trials by outcome or by name.
 
     Raises:
-      BadParameter: an outcome that there is not.
-      UnknownTrial: a name that fits no trial, or several.
+      BadParameter: an outcome does not exist.
+      UnknownTrial: a name matches no trial, or several.
     """
     from orchestrator.trials.names import find_trial
     from orchestrator.trials.outcomes import RULES
@@ -189,18 +189,16 @@ def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names
 @app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep stop runs/lr_wd --drain")
 def stop(
     folder: SweepFolder,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="Let trials in flight go on to their end; start no more.")
-    ] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Let running trials finish; start no more.")] = False,
     kill: Annotated[
-        bool, typer.Option("--kill", help="End the run's process at once; it must be on this machine.")
+        bool, typer.Option("--kill", help="Kill the process of the run at once; it must be on this machine.")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Return when the run has stopped.")] = True,
 ) -> None:
-    """Stops a run from another terminal, or another machine that sees the folder.
+    """Stops a run from another terminal, or from another machine with access to the folder.
 
-    As it stands it does what Ctrl-C does: trials in flight are cancelled and go on from their checkpoints
-    when the sweep is run again.
+    Without options it acts like Ctrl-C: running trials are cancelled and continue from their checkpoints when
+    the sweep is run again.
     """
     from orchestrator.store.lease import holder, kill_holder, request_stop
 

@@ -1,4 +1,4 @@
-"""The observers of a session that the command line runs: terminal, MLflow, messages, and signals."""
+"""The observers of a session on the command line: terminal, MLflow, messages, and signals."""
 
 import signal
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lr_notes(plan: "Plan") -> list[str]:
-    """What is done to learning rates quoted for another batch size."""
+    """Describes how learning rates are scaled that are quoted for another batch size."""
     from orchestrator.report.text import describe_lr_scaling
 
     notes: dict[str, None] = {}
@@ -33,7 +33,7 @@ def lr_notes(plan: "Plan") -> list[str]:
 
 
 class Terminal(Observer):
-    """Shows a session on the console: live, or one line per trial that has ended."""
+    """Shows a session on the console: live, or as one line per ended trial."""
 
     def __init__(self, console: "Console") -> None:
         self._console = console
@@ -41,11 +41,11 @@ class Terminal(Observer):
         self._display: Display | None = None
 
     def notice(self, text: str, level: Level = "info") -> None:
-        """Prints a line; warnings also where the console is quiet."""
+        """Prints a line; a warning even on a quiet console."""
         say(self._console, text, {"warning": "yellow", "detail": "dim"}.get(level))
 
     def begin(self, round: Round) -> None:
-        """Says what is to run."""
+        """Prints what will run."""
         self._folder, total = round.folder, len(round.plan.trials)
         if not round.trials:
             say(self._console, f"{round.folder}: nothing to do, all {total} trials have ended\n")
@@ -63,7 +63,7 @@ class Terminal(Observer):
             say(self._console, line, "dim")
 
     def observe(self, events: "Sequence[Event]", progress: "Progress") -> None:
-        """Shows what has happened."""
+        """Shows new events."""
         from orchestrator.monitor.live import Display
 
         if self._display is None:
@@ -72,7 +72,7 @@ class Terminal(Observer):
         self._display.show(events)
 
     def end(self, end: SessionEnd) -> None:
-        """Says how a round ended."""
+        """Prints how a round ended."""
         from orchestrator.trials.numerals import duration
 
         self._hide()
@@ -80,12 +80,12 @@ class Terminal(Observer):
             say(self._console, f"Ray stopped the run: {end.error}", "red")
         if end.breaker:
             say(self._console, f"stopped early: {end.breaker}", "red")
-            say(self._console, f"Mend the cause, then:  vitc-sweep retry {self._folder} --failed")
+            say(self._console, f"Fix the cause, then run:  vitc-sweep retry {self._folder} --failed")
         if end.how == "ended":
             say(self._console, f"{end.num_run} trials in {duration(end.seconds)}\n")
 
     def close(self, end: SessionEnd) -> None:
-        """Leaves the terminal as it was, also where a session broke off."""
+        """Restores the terminal, even if the session broke off."""
         self._hide()
 
     def _hide(self) -> None:
@@ -95,7 +95,7 @@ class Terminal(Observer):
 
 
 class Signals(Observer):
-    """Makes a polite kill mean the same as Ctrl-C, and lets both pass while a session stops."""
+    """Makes SIGTERM act like Ctrl-C, and ignores both while a session stops."""
 
     def __enter__(self) -> "Signals":
         self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -105,15 +105,15 @@ class Signals(Observer):
         signal.signal(signal.SIGTERM, self._before)
 
     def stopping(self) -> None:
-        """Ignores both: it is seconds from here, and a second one would only lose the record of the first."""
+        """Ignores both. Stopping takes seconds, and a second signal would lose the record of the first."""
         self._both(signal.SIG_IGN)
 
     def end(self, end: SessionEnd) -> None:
-        """Takes both again."""
+        """Accepts both signals again."""
         self._both(signal.default_int_handler)
 
     def close(self, end: SessionEnd) -> None:
-        """Takes both again where there was no orderly end."""
+        """Accepts both signals again if the session did not end normally."""
         self._both(signal.default_int_handler)
 
     def _both(self, handler: Any) -> None:
@@ -122,7 +122,7 @@ class Signals(Observer):
 
 
 class Watchers:
-    """The observers of a session that the command line runs, and the signals for as long as they watch."""
+    """The observers of a session on the command line. They handle signals while the context is open."""
 
     def __init__(self, console: "Console", track: bool, notify: str | None = None) -> None:
         from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
@@ -140,12 +140,12 @@ class Watchers:
         self._signals.__exit__()
 
     def conclude(self, folder: Path, end: SessionEnd, command: str) -> int:
-        """Says how to go on, or writes the report if the session was not stopped. Returns the exit code."""
+        """Writes the report, or prints how to continue a stopped session. Returns the exit code."""
         if end.how == "stopped":
             say(
                 self._console,
                 f"\nstopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended. "
-                f"Go on with:  {command}",
+                f"To continue, run:  {command}",
             )
             return INTERRUPTED
         return conclude(self._console, folder, self._mirror)

@@ -1,4 +1,4 @@
-"""Looking at a sweep, whether or not it runs: status, logs, why, ui, sync."""
+"""Verbs to watch a sweep, running or not: status, logs, why, ui, sync."""
 
 import json
 import os
@@ -20,13 +20,18 @@ from orchestrator.monitor.observer import Round
 def status(
     folder: SweepFolder,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it live until the run ends; from any machine.")
+        bool,
+        typer.Option(
+            "--watch",
+            "-w",
+            help="Show the run live until it ends, from any machine with access to the folder.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Says how far a sweep is, from its folder alone; it may be running.
+    """Shows the progress of a sweep, running or not, from its folder.
 
-    With --watch it ends with exit code 0 if every trial has a result by then, and 1 if not.
+    With --watch it ends with exit code 0 if every trial has a result, else with 1.
     """
     from orchestrator.monitor.live import NOBODY, follow, view
     from orchestrator.monitor.progress import Progress
@@ -73,7 +78,7 @@ def status(
     for notice in opened.notices:
         say(console, f"note: {notice}", "yellow")
     clock = time.time() if at_work else None
-    state = "a run is at work" if at_work and progress.time_left is None else "" if at_work else NOBODY
+    state = "running" if at_work and progress.time_left is None else "" if at_work else NOBODY
     console.print(view(progress, folder, width=console.width, clock=clock, state=state))
     if spent.total:
         console.print()
@@ -85,12 +90,14 @@ def logs(
     folder: SweepFolder,
     trial: OneTrial,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="Of this worker only, and what speaks for all.")
+        int | None, typer.Option(min=0, help="Only logs of this worker, and those common to all.")
     ] = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt only.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the trial has ended.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only logs of this attempt.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing until the trial has ended.")
+    ] = False,
 ) -> None:
-    """Prints what a trial has left behind: tracebacks, notices, warnings, the stacks of hung processes."""
+    """Prints the logs of a trial: tracebacks, notices, warnings, stacks of hung processes."""
     from orchestrator.monitor.live import Follower, print_logs
     from orchestrator.trials.names import find_trial
 
@@ -98,7 +105,7 @@ def logs(
     found = find_trial(follower.progress.plan, trial)
     if not print_logs(follower, found, attempt, rank, follow):
         print(
-            f"nothing was said; `vitc-sweep why {folder} {trial}` tells what the journal knows",
+            f"This trial wrote no log. See:  vitc-sweep why {folder} {trial}",
             file=sys.stderr,
         )
 
@@ -107,9 +114,9 @@ def logs(
 def why(
     folder: SweepFolder,
     trial: OneTrial,
-    lines: Annotated[int, typer.Option(min=0, help="Lines from the end of its log.")] = 6,
+    lines: Annotated[int, typer.Option(min=0, help="Number of lines to show from the end of its log.")] = 6,
 ) -> None:
-    """Says what happened to a trial, attempt by attempt, and what to do about it."""
+    """Shows what happened to a trial, attempt by attempt, and what to do about it."""
     from orchestrator.monitor.explain import attempts_of, story
     from orchestrator.store.folder import open_folder
     from orchestrator.store.logs import last_lines, logs_of
@@ -126,31 +133,34 @@ def why(
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep ui runs --port 5000")
 def ui(
-    folder: Annotated[Path, typer.Argument(help="The folder of the sweeps.")] = Path("runs"),
-    port: Annotated[int, typer.Option(help="Port of the live reports; MLflow gets the next one.")] = 5000,
+    folder: Annotated[Path, typer.Argument(help="The folder that contains the sweeps.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port of the live reports; MLflow uses the next one.")] = 5000,
     host: Annotated[
         str, typer.Option(help="Address to serve on; the default is this machine only.")
     ] = "127.0.0.1",
     every: Annotated[float, typer.Option(min=0, help="Least seconds between two reports of a sweep.")] = 30,
-    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Serve MLflow's pages, too.")] = True,
+    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Also serve MLflow's pages.")] = True,
 ) -> None:
-    """Serves live reports of all sweeps in a folder, and MLflow over their runs.
+    """Serves live reports of all sweeps in a folder, and MLflow's pages of their runs.
 
-    Reports are made anew while somebody looks and the sweep gets on; the sweeps' own files are left alone.
+    An open report is updated while its sweep advances. The sweeps' own files are not changed.
     """
     from orchestrator.cli import web
 
     if not folder.is_dir():
-        raise typer.BadParameter(f"{folder} is no folder; has a sweep run there?", param_hint="FOLDER")
+        raise typer.BadParameter(f"{folder} is not a folder; has a sweep run there?", param_hint="FOLDER")
     mlflow, child = _mlflow_pages(folder, host, port + 1) if track else ("", None)
-    # A polite kill takes the child and the scratch folder along, as Ctrl-C does.
+    # SIGTERM ends the child process and removes the scratch folder, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with web.scratch_folder() as scratch:
             pages = web.Pages(folder, Path(scratch), every)
             with web.server(pages, host, port, mlflow) as server:
-                print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C ends it)")
-                print(f"MLflow:  {mlflow or ('has no runs here' if track else 'is left out')}", flush=True)
+                print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C to stop)")
+                print(
+                    f"MLflow:  {mlflow or ('no runs here' if track else 'not served (--no-mlflow)')}",
+                    flush=True,
+                )
                 server.serve_forever()
     except OSError as error:
         raise typer.BadParameter(f"{host}:{port}: {error}", param_hint="--port") from error
@@ -162,7 +172,7 @@ def ui(
 
 
 def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.Popen[bytes] | None]":
-    """Starts MLflow's pages; returns their address, and the process unless a server shows its own."""
+    """Starts MLflow's pages. Returns their address, and the process unless the store is a server itself."""
     from orchestrator.monitor import tracking
     from trainables.io.storage import redacted
 
@@ -177,9 +187,9 @@ def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep sync runs/lr_wd")
 def sync(folder: SweepFolder) -> None:
-    """Brings MLflow up to date with the journal, whatever it has, misses or has lost.
+    """Brings MLflow up to date with the journal, for example after it was down or wiped.
 
-    Nothing is told twice: runs are found by their trial, points by their epoch.
+    Nothing is sent twice: runs are found by their trial, points by their epoch.
     """
     from orchestrator.monitor.observers import mirror
     from orchestrator.store.folder import open_folder
@@ -191,4 +201,4 @@ def sync(folder: SweepFolder) -> None:
     if warning := tracker.close(timeout_seconds=600):
         print(warning, file=sys.stderr)
         raise typer.Exit(INCOMPLETE)
-    print(f"{folder}: MLflow has all {len(opened.records)} trials that were started")
+    print(f"{folder}: MLflow has all {len(opened.records)} trials that have started")

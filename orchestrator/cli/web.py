@@ -1,7 +1,7 @@
 """Live pages of sweeps: a small read-only web server over a folder of sweep folders.
 
-A report is made anew when somebody looks at it and the journal has grown, in a process of its own, into a
-scratch folder. So a sweep's own files, which are sealed, are not touched, and many looks cost one report.
+When a page is requested and the journal has grown, a separate process writes a new report into a scratch
+folder. So a sweep's own files, which are sealed, are not changed, and many requests cost one report.
 
     python -m orchestrator.cli.web SWEEP TARGET    writes report and state of a sweep into a folder
 """
@@ -33,15 +33,15 @@ from trainables.io.files import write_atomically
 #: Least seconds between two reports of one sweep.
 EVERY_SECONDS = 30.0
 
-#: Seconds after which making a report is given up.
+#: Seconds after which a report that is being written is given up.
 _MAKE_SECONDS = 1800.0
 
 
 def make(folder: Path, target: Path) -> None:
-    """Writes the report of a sweep as it stands, and its state, into a folder outside of it.
+    """Writes the present report and state of a sweep into another folder.
 
     Raises:
-      FolderError: it is no sweep.
+      FolderError: the folder is no sweep.
     """
     opened = open_folder(folder)
     progress = Progress(opened.plan, opened.records)
@@ -58,7 +58,7 @@ def make(folder: Path, target: Path) -> None:
 
 
 def _make_in_process(folder: Path, target: Path) -> str:
-    """Runs `make` at low priority in a process of its own; returns what went wrong, empty if nothing did."""
+    """Runs `make` at low priority in a separate process. Returns the error, empty if there was none."""
     command = [sys.executable, "-m", "orchestrator.cli.web", str(folder), str(target)]
     nice = ["nice", "-n", "10"] if os.name == "posix" else []
     try:
@@ -73,11 +73,11 @@ class _Page:
     """The live report of one sweep.
 
     Attributes:
-      sign: what the folder was like when the report was begun.
-      began: when that was, by the monotonic clock.
-      version: counts reports.
-      made: when the last one was ready, in words.
-      fault: why the last one failed.
+      sign: state of the folder when the report was started; see `_sign`.
+      began: time of that start by the monotonic clock.
+      version: number of reports so far.
+      made: time of day at which the last one was ready.
+      fault: why the last one failed, else empty.
     """
 
     sign: tuple[Any, ...] = ()
@@ -88,7 +88,7 @@ class _Page:
 
 
 class Pages:
-    """Sweeps under a folder, and their reports, made one at a time when they are wanted."""
+    """The sweeps in a folder and their reports, which are written one at a time on request."""
 
     def __init__(
         self,
@@ -100,9 +100,9 @@ class Pages:
         """
         Args:
           root: a folder of sweep folders, or one sweep folder.
-          scratch: where reports go.
+          scratch: the folder of the reports.
           every_seconds: least time between two reports of one sweep.
-          maker: writes a report; returns what went wrong.
+          maker: a function that writes a report and returns an error, empty if there was none.
         """
         self.root, self.scratch = root, scratch
         self._every, self._maker = every_seconds, maker
@@ -114,19 +114,19 @@ class Pages:
         self._thread.start()
 
     def close(self) -> None:
-        """Makes no more reports."""
+        """Stops writing reports."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
 
     def sweeps(self) -> dict[str, Path]:
-        """Sweep folders by name; looked up anew, as sweeps begin while pages are served."""
+        """Returns sweep folders by name, looked up at every call because sweeps may start at any time."""
         if (self.root / "sweep.yaml").is_file():
             return {self.root.resolve().name: self.root}
         return {path.parent.name: path.parent for path in sorted(self.root.glob("*/sweep.yaml"))}
 
     def page(self, name: str) -> _Page:
-        """The report of a sweep as it is; wants it anew where the sweep has got on."""
+        """Returns the present report of a sweep. Requests a new one if the sweep has advanced."""
         folder = self.sweeps()[name]
         with self._condition:
             page = self._pages.setdefault(name, _Page())
@@ -136,11 +136,11 @@ class Pages:
             return page
 
     def report_folder(self, name: str) -> Path:
-        """Where the report of a sweep is."""
+        """Returns the folder of a sweep's report."""
         return self.scratch / name
 
     def state(self, name: str) -> dict[str, Any]:
-        """How far a sweep is, known before its report is; empty while nobody has looked."""
+        """Returns the progress of a sweep, known before its report. Empty before the first request."""
         try:
             return dict(json.loads((self.report_folder(name) / "state.json").read_text()))
         except (OSError, ValueError):
@@ -160,7 +160,7 @@ class Pages:
                 page, folder = self._pages[name], self.sweeps().get(name)
                 if folder is None:
                     continue
-                # Before it is read: what is added from here on is for the next one.
+                # Before the folder is read, so that later events request another report.
                 page.sign, page.began = _sign(folder), time.monotonic()
             fault = self._maker(folder, self.report_folder(name))
             with self._condition:
@@ -170,7 +170,7 @@ class Pages:
 
 
 def _sign(folder: Path) -> tuple[Any, ...]:
-    """Changes when the journal or the question does."""
+    """Returns a value that changes when the journal or the question does."""
     found = []
     for path in [
         *sorted((folder / "journal").glob("*.jsonl")),
@@ -187,7 +187,7 @@ def _sign(folder: Path) -> tuple[Any, ...]:
 
 
 def server(pages: Pages, host: str, port: int, mlflow: str = "") -> ThreadingHTTPServer:
-    """A server of the pages; `serve_forever` runs it. Port 0 takes a free one.
+    """Returns a server of the pages; `serve_forever` runs it. Port 0 takes a free port.
 
     Raises:
       OSError: the port is taken.
@@ -217,13 +217,13 @@ def server(pages: Pages, host: str, port: int, mlflow: str = "") -> ThreadingHTT
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: the terminal is for addresses."""
+            """Logs nothing, so that the terminal shows only the addresses."""
 
     return ThreadingHTTPServer((host, port), Handler)
 
 
 def answer(pages: Pages, path: str, mlflow: str = "") -> tuple[HTTPStatus, str, bytes]:
-    """What is at a path: the index at /, a live report at /NAME/, its files and version.json below."""
+    """Returns the response for a path: the index at /, a live report at /NAME/, its files below."""
     if path == "/":
         return HTTPStatus.OK, _HTML, _index(pages, mlflow).encode()
     name, slash, rest = path.removeprefix("/").partition("/")
@@ -264,9 +264,9 @@ def _index(pages: Pages, mlflow: str) -> str:
     for name, folder in pages.sweeps().items():
         page = pages.page(name)
         state, link = pages.state(name), f"{quote(name)}/"
-        at_work = "a run is at work" if holder(folder) is not None else ""
+        at_work = "running" if holder(folder) is not None else ""
         if not state:
-            told = f'<td colspan="2">{html.escape(page.fault) or "being read"}</td>'
+            told = f'<td colspan="2">{html.escape(page.fault) or "loading"}</td>'
         else:
             share = 100 * state["ended"] / max(state["trials"], 1)
             failed = f' <span class="bad">{state["failed"]} failed</span>' if state["failed"] else ""
@@ -289,7 +289,7 @@ def _index(pages: Pages, mlflow: str) -> str:
     body = (
         f"<table><tr><th>sweep<th>trials ended<th>best error so far</tr>{''.join(rows)}</table>"
         if rows
-        else f"<p>{where} holds no sweep yet.</p>"
+        else f"<p>{where} contains no sweep yet.</p>"
     )
     link = f' · <a href="{html.escape(mlflow)}">MLflow</a>' if mlflow else ""
     return (
@@ -300,15 +300,15 @@ def _index(pages: Pages, mlflow: str) -> str:
 
 
 def _report(pages: Pages, name: str, mlflow: str) -> str:
-    """The report with a bar that says how fresh it is, and reloads the page when there is a newer one."""
+    """Returns the report with a bar that shows its age and reloads the page when there is a newer one."""
     page = pages.page(name)
-    # Before the state: where there is a report there is a state, and both may come at any moment.
+    # The version is read before the state, because a report always has a state and both may appear anytime.
     version = page.version
     state = pages.state(name)
     link = f' · <a href="{html.escape(mlflow)}">MLflow</a>' if mlflow else ""
     fault = f' · <span style="color:#b2182b">{html.escape(page.fault)}</span>' if page.fault else ""
     if not version:
-        told = html.escape(page.fault) or "The report is being made."
+        told = html.escape(page.fault) or "The report is being written."
         return (
             '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
             f"<title>{html.escape(name)}</title><style>{_STYLE}</style><h1>{html.escape(name)}</h1><p>{told}</p>"
@@ -332,7 +332,7 @@ def _report(pages: Pages, name: str, mlflow: str) -> str:
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A place for reports that goes with the server."""
+    """Returns a temporary folder for reports, removed with the server."""
     return tempfile.TemporaryDirectory(prefix="vitc-sweep-ui-", ignore_cleanup_errors=True)
 
 

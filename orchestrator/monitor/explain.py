@@ -1,4 +1,4 @@
-"""One trial's story: what people call it, what happened to it attempt by attempt, and what to do about it."""
+"""The history of one trial for `vitc-sweep why`: its attempts, how they ended, and what to do."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from orchestrator.trials.records import Result
 
 @dataclass(slots=True)
 class Attempt:
-    """One go at a trial.
+    """One attempt at a trial.
 
     Attributes:
       number: from 1.
-      lane, node: who had it; the node's id, empty if it is not known.
-      started, ended: seconds since 1970; None while it goes on.
+      lane, node: the lane that ran it, and the id of its node, empty if unknown.
+      started, ended: seconds since 1970. `ended` is None while it runs.
       end, detail: how it ended, and the cause.
-      from_step, step: where it began and how far it was heard of; -1 if it was not.
-      epochs: rows it put on record.
-      final: the trial ended with it.
-      discarded: a person had the trial run anew after it.
+      from_step, step: its first step and the last one known; -1 if unknown.
+      epochs: number of rows it recorded.
+      final: whether the trial ended with it.
+      discarded: whether `retry` discarded it, so that the trial started again.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Attempt:
 
 
 def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
-    """What the journal says of each go at a trial; a go that its run did not outlive has no end."""
+    """Returns the attempts at a trial from the journal. An attempt that is still running has no end."""
     found: list[Attempt] = []
     for event in events:
         match event:
@@ -64,7 +64,7 @@ def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
             case Pulse() if found and trial_id in event.in_flight:
                 found[-1].from_step, found[-1].step, _ = event.in_flight[trial_id]
             case SessionBegan() if found and not found[-1].end:
-                found[-1].end, found[-1].detail = "cut off", "its run ended without a word"
+                found[-1].end, found[-1].detail = "cut off", "its run ended without closing the journal"
             case RetryWanted(trial=trial) if trial == trial_id:
                 for attempt in found:
                     attempt.discarded = True
@@ -74,13 +74,13 @@ def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
 def story(
     result: Result, attempts: Sequence[Attempt], folder: str, steps: int, excerpt: Sequence[str] = ()
 ) -> Iterator[str]:
-    """What happened to a trial, a line each.
+    """Yields the history of a trial, line by line.
 
     Args:
-      result: the trial and what is known of it.
-      attempts: at it, in order.
-      folder: of its sweep, as to be typed in a command.
-      steps: of the whole trial.
+      result: the trial and its record.
+      attempts: the attempts at it, in order.
+      folder: the folder of its sweep, as typed in a command.
+      steps: number of steps of the whole trial.
       excerpt: the last lines of its log, if there is one.
     """
     trial, record = result.trial, result.record
@@ -102,7 +102,7 @@ def story(
     for attempt in attempts:
         yield "  " + _attempt_line(attempt, steps)
     if excerpt:
-        yield "  its log ends with"
+        yield "  last lines of its log:"
         yield from (f"    {line}" for line in excerpt)
     yield from (f"  {line}" for line in advice(result, attempts, folder))
 
@@ -119,39 +119,39 @@ def _attempt_line(attempt: Attempt, steps: int) -> str:
         parts.append(f"{attempt.ended - attempt.started:.1f} s")
     if attempt.step >= 0:
         parts.append(f"from step {max(attempt.from_step, 0)} to {attempt.step} of {steps}")
-    end = attempt.end or "under way"
+    end = attempt.end or "running"
     detail = f": {attempt.detail}" if attempt.detail else ""
-    return f"{', '.join(parts)}; {end}{detail}" + (" (thrown away by `retry`)" if attempt.discarded else "")
+    return f"{', '.join(parts)}; {end}{detail}" + (" (discarded by `retry`)" if attempt.discarded else "")
 
 
 def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str]:
-    """What to do, a line each; nothing where all is well."""
+    """Returns advice, line by line; empty if nothing is wrong."""
     name, config = name_of(result.trial), result.trial.config
     again = f"vitc-sweep retry {folder} --trial {name}"
     logs = f"vitc-sweep logs {folder} {name}"
     if result.held_up:
         first = result.trial.after
         return [
-            f"it was never started; what it starts from is to be looked at:  vitc-sweep why {folder} {first}",
-            f"both anew:  vitc-sweep retry {folder} --trial {first}",
+            f"It never started: its first stage left no weights. See:  vitc-sweep why {folder} {first}",
+            f"To run both again:  vitc-sweep retry {folder} --trial {first}",
         ]
     match result.state:
         case "failed":
-            return [f"read it whole:  {logs}", f"mend the cause, then:  {again}"]
+            return [f"Read the whole log:  {logs}", f"Fix the cause, then run:  {again}"]
         case "out_of_memory":
             return [
-                f"a lower batch_size (now {config.batch_size}) or more resources.workers (now "
-                f"{result.trial.gang.workers}) needs less memory each; that is another question: give it "
-                "another folder with --out",
-                f"on machines with more memory:  {again}",
+                f"A lower batch_size (now {config.batch_size}) or more resources.workers (now "
+                f"{result.trial.gang.workers}) needs less memory per worker. That changes the sweep, so give "
+                "it another folder with --out.",
+                f"On machines with more memory, run:  {again}",
             ]
         case "invalid":
-            return ["these settings do not make a model: narrow `vary` or mend the arm in the sweep file"]
+            return ["The model cannot be built: narrow `vary` or fix the arm in the sweep file."]
         case "diverged":
-            return ["a result and no fault: it counts as 100 % error, in every arm alike"]
+            return ["This is a result, not a failure: it counts as 100 % error, as in every arm."]
         case "running":
-            return [f"follow it:  {logs} --follow"]
+            return [f"Follow its log:  {logs} --follow"]
         case "missing" | "cancelled":
-            how = "go on from its checkpoint" if attempts else "start"
-            return [f"the next `vitc-sweep run` with this folder will {how}"]
+            how = "continue it from its last checkpoint, if there is one" if attempts else "start it"
+            return [f"The next `vitc-sweep run` with this folder will {how}."]
     return []

@@ -1,4 +1,4 @@
-"""The live view of a run, in its own terminal or in another one (rich)."""
+"""The live view of a run in a terminal (rich): that of the run itself, or any other."""
 
 import sys
 import time
@@ -22,16 +22,16 @@ from orchestrator.trials.names import name_of
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.trial import Trial
 
-#: Seconds between two looks at a journal that somebody else writes.
+#: Seconds between two reads of a journal that another process writes.
 LOOK_SECONDS = 0.5
 
-#: Least seconds between two sums of the ledger, whose work grows with the number of attempts.
+#: Least seconds between two sums of the ledger, because their cost grows with the number of attempts.
 _LEDGER_SECONDS = 5.0
 
-#: Most causes of failure, and most notices, that the live view names; `why` and `logs` tell the rest.
+#: Most causes of failure, and most notices, in the live view. `why` and `logs` show the others.
 _MOST_CAUSES, _MOST_NOTICES = 3, 2
 
-#: Rows that the live view has for cells even in the lowest terminal.
+#: Least rows for cells in the live view, even in the lowest terminal.
 _LEAST_ROWS = 2
 
 #: Columns below which the distribution of errors is left out.
@@ -54,16 +54,16 @@ def view(
     spent: Ledger | None = None,
     state: str = "",
 ) -> RenderableType:
-    """All of it: how far, per cell and arm, where the time went, what went wrong.
+    """Returns the whole view: progress, a table per cell and arm, use of time, failures.
 
     Args:
-      progress: of the sweep.
-      folder: named in commands that are suggested.
-      height: lines there are; cells that find no room are summed up. None shows them all.
-      width: columns there are.
+      progress: the progress of the sweep.
+      folder: the folder named in suggested commands.
+      height: number of lines. Cells that do not fit are summed up. None shows all cells.
+      width: number of columns.
       clock: seconds since 1970; the time of the last event if left out.
       spent: the ledger to show.
-      state: in place of the time left, where nothing is under way.
+      state: text in place of the time left, if nothing is running.
     """
     below: list[RenderableType] = []
     if spent is not None and spent.total:
@@ -72,7 +72,7 @@ def view(
     if troubles:
         below += [Text(), *troubles]
     head = _head(progress, clock, state)
-    # A line stays free for the cursor, and one is the table's own head.
+    # Two lines less: one for the cursor and one for the table's head.
     room = None if height is None else max(_LEAST_ROWS, height - len(head) - len(below) - 2)
     return Group(*head, tally_table(progress.tallies, room, width), *below)
 
@@ -105,11 +105,11 @@ def _head(progress: Progress, clock: float | None, state: str) -> list[Renderabl
 
 
 def left_text(progress: Progress, now: float | None = None) -> str:
-    """The time left with its 95 % interval, in words."""
+    """Returns the time left with its 95 % interval as text."""
     left = progress.time_left
     if left is None:
         return "measuring speed"
-    # Counted down between events.
+    # The clock goes on between events.
     since = max(0.0, now - progress.now) if now is not None and progress.now is not None else 0.0
     seconds, low = (max(0.0, value - since) for value in (left.seconds, left.low))
     if left.high is None:
@@ -118,7 +118,7 @@ def left_text(progress: Progress, now: float | None = None) -> str:
 
 
 def tally_table(tallies: Sequence[Tally], room: int | None = None, width: int = 100) -> Table:
-    """A row per cell and arm; in `room` rows if given, the cells that find none summed up per arm."""
+    """Returns a table with a row per cell and arm. Cells beyond `room` rows are summed up per arm."""
     low, high = _error_span(tallies)
     with_edf = width >= _EDF_MIN_WIDTH and high > low
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -148,9 +148,9 @@ def _counts(tally: Tally) -> list[Text | str]:
 
 
 def _fitting(tallies: Sequence[Tally], room: int | None) -> tuple[Sequence[Tally], list[Tally]]:
-    """Whole cells as far as there is room, and sums over the others, per arm or over all arms.
+    """Returns the whole cells that fit, and sums over the others, per arm or over all arms.
 
-    Cells stay in the order of the plan: a view that sorts them anew several times a second cannot be read.
+    Cells stay in the order of the plan, because a view that is sorted several times a second is unreadable.
     """
     if room is None or len(tallies) <= room:
         return tallies, []
@@ -179,7 +179,7 @@ def _sum(cell: str, arm: str, tallies: Iterable[Tally]) -> Tally:
 
 
 def _error_span(tallies: Sequence[Tally]) -> tuple[float, float]:
-    """One axis for all rows: from the best error of any to the largest nine-tenths quantile."""
+    """Returns one error axis for all rows: from the best error of any to the largest 90 % quantile."""
     found = [tally.errors for tally in tallies if tally.errors]
     if not found:
         return 0.0, 0.0
@@ -187,9 +187,9 @@ def _error_span(tallies: Sequence[Tally]) -> tuple[float, float]:
 
 
 def sparkline(tally: Tally, low: float, high: float) -> str:
-    """The distribution function of errors so far: how large a share lies at or below each of 12 errors.
+    """Draws the distribution function of errors so far: the share at or below each of 12 errors.
 
-    Higher and further left is better; a dot is none at all. Trials that count as 100 % are in the whole.
+    Higher and further left is better; a dot is a share of 0. Trials that count as 100 % error are included.
     """
     bars = []
     for index in range(_EDF_STEPS):
@@ -201,7 +201,7 @@ def sparkline(tally: Tally, low: float, high: float) -> str:
 
 
 def ledger_line(spent: Ledger) -> Text:
-    """Where the time of the devices went, in one line; headings that round to nothing are left out."""
+    """Returns the use of the devices' time in one line, without uses below 0.5 %."""
     rows = [(name.replace("_", "-"), seconds / spent.total) for name, seconds in spent.rows().items()]
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in rows if share >= 0.005)
     hours = spent.total / 3600
@@ -209,7 +209,7 @@ def ledger_line(spent: Ledger) -> Text:
 
 
 def trouble_lines(progress: Progress, folder: Path | None = None) -> list[Text]:
-    """What went wrong, a line per cause, and where to read more; nothing if all is well."""
+    """Returns a line per cause of failure and a command that shows more; empty if nothing failed."""
     lines = []
     if progress.breaker:
         lines.append(_line(("stopped early: ", "bold red"), (progress.breaker, "red")))
@@ -234,7 +234,7 @@ def _first_name(progress: Progress, cause: Cause) -> str:
 
 
 def _line(*parts: tuple[str, str]) -> Text:
-    """One line whatever its length: messages can be long, and there are lines to keep free."""
+    """Returns a line that never wraps, because messages can be long and the view has a fixed height."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for part, style in parts:
         text.append(part.replace("\n", " "), style=style)
@@ -242,7 +242,7 @@ def _line(*parts: tuple[str, str]) -> Text:
 
 
 class Display:
-    """Shows a run: live where there is a terminal, one line per ended trial where there is none."""
+    """Shows a run: live in a terminal, else as one line per ended trial."""
 
     def __init__(
         self,
@@ -267,12 +267,12 @@ class Display:
             self._live.stop()
 
     def update(self, events: Sequence[Event], state: str = "") -> None:
-        """Takes in what has happened and shows it."""
+        """Adds new events to the progress and shows them."""
         self.progress.observe(events)
         self.show(events, state)
 
     def show(self, events: Sequence[Event], state: str = "") -> None:
-        """Shows what has happened; `progress` has taken it in already."""
+        """Shows new events that `progress` includes already."""
         for event in events:
             if isinstance(event, Notice):
                 if self.console.quiet:
@@ -296,7 +296,7 @@ class Display:
         result = self.progress.result(event.trial)
         last = result.record.last
         error = f"{percent(last.val_error_pct)} %" if last else "no epoch"
-        again = "" if event.final else ", will be tried again"
+        again = "" if event.final else ", will run again"
         detail = f"  ({event.detail})" if event.detail else ""
         count = f"[{self.progress.ended}/{len(self.progress.plan.trials)}]"
         label = result.trial.label
@@ -304,12 +304,12 @@ class Display:
 
 
 class Follower:
-    """A sweep folder that somebody else writes, read as it grows."""
+    """Reads the folder of a sweep while another process writes it."""
 
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-          FolderError: it is no sweep.
+          FolderError: the folder is no sweep.
         """
         self._folder = folder
         self._begin()
@@ -317,17 +317,17 @@ class Follower:
     def _begin(self) -> None:
         self._tail = Tail(self._folder)
         events = self._tail.read()
-        # After the journal: what is planned is written down before any of it runs.
+        # After the journal, because a plan is written before any of its trials runs.
         self.progress = Progress(open_folder(self._folder).plan, {})
         self.progress.observe(events)
 
     @property
     def folder(self) -> Path:
-        """The sweep's."""
+        """The folder of the sweep."""
         return self._folder
 
     def read(self) -> list[Event]:
-        """What has been added, for `progress`; that is another one where the journal or plan is another."""
+        """Returns new events. Starts over with a new `progress` if the journal or plan was replaced."""
         events = self._tail.read()
         if self._tail.anew or any(isinstance(event, SessionBegan) for event in events):
             self._begin()
@@ -341,10 +341,10 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
 ) -> Progress:
-    """Shows a run from its folder until it ends; nothing is written.
+    """Shows a run from its folder until it ends. Writes nothing.
 
     Returns:
-      Where it stands then.
+      The progress at the end.
 
     Raises:
       FolderError: the folder is no sweep.
@@ -352,7 +352,7 @@ def follow(
     follower = Follower(folder)
     with Display(console, follower.progress, folder, clock) as display:
         while True:
-            # Asked before the journal is: what came in between is in it.
+            # Before the journal is read, so that it includes the last events of a run that ends now.
             at_work = holder(folder) is not None
             events = follower.read()
             display.progress = follower.progress
@@ -370,15 +370,15 @@ def print_logs(
     goes_on: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Prints what the attempts at a trial have left, and what they add until it ends, if wanted.
+    """Prints the logs of a trial's attempts. With `goes_on`, prints what they add until the trial ends.
 
     Returns:
-      Whether there was anything.
+      Whether there was a log.
     """
     shown: dict[Path, int] = {}
     current: Path | None = None
     while True:
-        # Asked before the files are: what came in between is in them.
+        # Before the files are read, so that they include the last lines of a run that ends now.
         at_work = holder(follower.folder) is not None
         follower.progress.observe(follower.read())
         is_over = follower.progress.result(trial.id).record.settled or not at_work
@@ -398,5 +398,5 @@ def print_logs(
         sleep(LOOK_SECONDS)
 
 
-#: What is said of a sweep that nobody runs.
-NOBODY = "no run is at work"
+#: State of a sweep without a run.
+NOBODY = "not running"

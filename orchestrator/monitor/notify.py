@@ -1,4 +1,4 @@
-"""Telling somebody who is not looking: a webhook or a command, which never disturbs the run."""
+"""Messages about a run to a webhook or a command. A failure to send never disturbs the run."""
 
 import json
 import os
@@ -16,26 +16,26 @@ from urllib.parse import urlsplit
 from orchestrator.monitor.progress import Progress
 from orchestrator.trials.events import AttemptEnded, BreakerTripped, Event
 
-#: Seconds that one message may take, and that the end of a run waits for messages under way.
+#: Longest seconds for one message, and for the messages in flight at the end of a run.
 SEND_SECONDS, CLOSE_SECONDS = 20.0, 25.0
 
 
 class Notifier:
     """Sends a message at the first result, when a run stops itself, and at the end.
 
-    A message is one JSON object: `event` (first_result, breaker, end), `text` for people (what Slack and
+    A message is one JSON object: `event` (first_result, breaker, end), `text` for people (which Slack and
     Mattermost show), sweep, folder, host, trials, ended, failed, and `best`, the lowest error per cell and
     arm. It is POSTed to an http(s) URL, or written to the standard input of a command, which is started
-    without a shell. A thread sends, so a receiver that hangs holds nothing up.
+    without a shell. A thread sends the messages, so a receiver that hangs does not delay the run.
     """
 
     def __init__(self, target: str | None, sweep: str, folder: Path) -> None:
         """
         Args:
-          target: a URL or a command; $NAMES in it are taken from the environment, so that a file need not
-            hold a secret. None tells nobody.
-          sweep: its name.
-          folder: its folder.
+          target: a URL or a command. $NAMES in it are taken from the environment, so that no file has to
+            contain a secret. None sends nothing.
+          sweep: the name of the sweep.
+          folder: the folder of the sweep.
         """
         self._target = os.path.expandvars(target).strip() if target else ""
         self._sweep, self._folder = sweep, folder
@@ -48,7 +48,7 @@ class Notifier:
             self._thread.start()
 
     def observe(self, progress: Progress, events: Iterable[Event]) -> None:
-        """Looks at what has happened, after `progress` has taken it in."""
+        """Sends messages about new events that `progress` includes already."""
         self._progress = progress
         if not self._target:
             return
@@ -60,10 +60,10 @@ class Notifier:
                     self._tell("first_result", "has its first result")
 
     def end(self, how: str) -> str | None:
-        """Tells how the run ended, and waits a little until that is out.
+        """Sends how the run ended, and waits for up to CLOSE_SECONDS until the message is out.
 
         Returns:
-          A line about messages that did not get through, without the target's secrets; None if all did.
+          A warning about messages that were not delivered, without the target's secrets. None if all were.
         """
         if not self._target:
             return None
@@ -72,7 +72,7 @@ class Notifier:
         self._messages.put(None)
         self._thread.join(timeout=CLOSE_SECONDS)
         if self._thread.is_alive():
-            return f"{self._public_name()} did not take its message in time"
+            return f"{self._public_name()} did not accept its message in time"
         return self._failure or None
 
     def _tell(self, event: str, text: str) -> None:
@@ -104,9 +104,9 @@ class Notifier:
         while (message := self._messages.get()) is not None:
             try:
                 self._send(json.dumps(message).encode())
-            except Exception as error:  # whatever it is, the run goes on
-                # Its text may hold the URL.
-                self._failure = f"{self._public_name()} did not take a message: {type(error).__name__}"
+            except Exception as error:  # a failure to send must not stop the run
+                # Without the error's text, because it may contain the URL.
+                self._failure = f"{self._public_name()} did not accept a message: {type(error).__name__}"
 
     def _send(self, body: bytes) -> None:
         if _is_url(self._target):
@@ -125,10 +125,10 @@ class Notifier:
         )
 
     def _public_name(self) -> str:
-        """The target without what may be secret: the host of a URL, the program of a command."""
+        """Returns the target without possible secrets: the host of a URL, the program of a command."""
         if _is_url(self._target):
             return f"the webhook at {urlsplit(self._target).hostname}"
-        # By blanks alone: what cannot be split as a shell would is a failure that is told of, too.
+        # Split at blanks, because shlex may fail on the command that this message is about.
         return f"the command {Path(self._target.split()[0]).name}"
 
 

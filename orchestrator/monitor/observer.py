@@ -1,4 +1,4 @@
-"""Who may watch a session: the console, MLflow, a webhook, or a notebook's own class."""
+"""The interface of a session's observers: the console, MLflow, a webhook, or a class of the user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: How a session, or a round of it, ended. `broke off` comes with an exception.
 How = Literal["ended", "stopped", "nothing to do", "broke off"]
 
-#: How much a notice matters: details may be shown in grey, warnings go to standard error of a quiet command.
+#: The weight of a notice. Details may be grey; warnings go to standard error of a quiet command.
 Level = Literal["detail", "info", "warning"]
 
 
@@ -24,10 +24,10 @@ class Round:
 
     Attributes:
       plan: the whole sweep as far as it is known.
-      trials: the trials to run; none if all have ended.
+      trials: the trials to run; empty if all have ended.
       folder: the sweep's folder.
       events: the journal so far.
-      records: the events by trial. The session adds what happens to them.
+      records: the records by trial. The session updates them.
       number, of: the place of this round among all, from 1.
     """
 
@@ -46,13 +46,13 @@ class SessionEnd:
 
     Attributes:
       how: the kind of end.
-      reason: why it was stopped; empty otherwise.
+      reason: why it was stopped, else empty.
       num_trials: trials of the plan.
       num_ended: trials that have an outcome and will not run again.
-      num_run: trials that were to run.
-      seconds: from the beginning of the command, preflight included.
-      breaker: why the run stopped itself; empty if it did not.
-      error: what Ray stopped the run for; empty if it did not.
+      num_run: trials that were planned to run in this session.
+      seconds: seconds from the start of the command, preflight included.
+      breaker: why the run stopped itself, else empty.
+      error: the error of Ray that stopped the run, else empty.
     """
 
     how: How
@@ -66,7 +66,7 @@ class SessionEnd:
 
     @property
     def text(self) -> str:
-        """How it ended, as the second half of a sentence."""
+        """The end as the second half of a sentence."""
         match self.how:
             case "stopped":
                 return f"was stopped ({self.reason})"
@@ -77,33 +77,34 @@ class SessionEnd:
 
 
 class Observer:
-    """Is told what a session does. Every method may be left out.
+    """Receives what happens in a session. Every method may be left out.
 
-    The order is: `notice` at any time; for each round `begin`, `observe` several times a second, `stopping`
-    if it is cut short, and `end`; at last `close`, on every way out. What a method raises ends the session.
+    The order of calls is: `notice` at any time; for each round `begin`, `observe` several times a second,
+    `stopping` if the round is cut short, and `end`; at last `close`, in every case. An exception that a
+    method raises ends the session.
     """
 
     def fault(self, folder: Path) -> str:
-        """Returns why this observer cannot do its part; asked once, by the preflight. Empty if it can."""
+        """Returns why this observer cannot work, else an empty text. The preflight calls it once."""
         return ""
 
     def notice(self, text: str, level: Level = "info") -> None:
-        """Takes a line for people."""
+        """Receives a line of text for people."""
 
     def begin(self, round: Round) -> None:
-        """Takes what is to run, before the cluster is there."""
+        """Receives the trials to run, before the cluster starts."""
 
     def observe(self, events: "Sequence[Event]", progress: "Progress") -> None:
-        """Takes what has happened since the last call, maybe nothing; `progress` has taken it in already."""
+        """Receives the events since the last call, possibly none. `progress` includes them already."""
 
     def stopping(self) -> None:
-        """Is told that the round is being cut short, which takes seconds."""
+        """Receives the start of an early stop, which takes seconds."""
 
     def end(self, end: SessionEnd) -> None:
-        """Takes how a round ended. It may not be the last one."""
+        """Receives the end of a round. Other rounds may follow."""
 
     def close(self, end: SessionEnd) -> str | None:
-        """Takes how the session ended.
+        """Receives the end of the session.
 
         Returns:
           A warning for people, or None.

@@ -1,4 +1,4 @@
-"""Observers that tell others of a session: MLflow, and whoever waits for a message."""
+"""Observers that report a session elsewhere: to MLflow, and in messages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.tracking import Tracker, tracking_uri, unanswered
 from orchestrator.trials.events import Event
 
-#: Seconds that MLflow gets to catch up when all is done, and when somebody waits for a run to stop.
+#: Seconds for MLflow to catch up at the end, and after an early stop, when a person waits.
 _FINISH_SECONDS, _STOP_SECONDS = 30.0, 3.0
 
 
@@ -21,11 +21,11 @@ class MlflowObserver(Observer):
         self._tracker: Tracker | None = None
 
     def fault(self, folder: Path) -> str:
-        """Returns why the tracking server takes no runs; empty if it does."""
+        """Returns why the tracking server accepts no runs, else an empty text."""
         return unanswered(tracking_uri(folder))
 
     def begin(self, round: Round) -> None:
-        """Ends the round before. Without trials, a store that was down when they ran catches up here."""
+        """Ends the previous round. If no trials are left to run, a store that was down catches up here."""
         if self._tracker:
             self._tracker.close(_FINISH_SECONDS)
         self._round, self._tracker = round, None
@@ -33,9 +33,9 @@ class MlflowObserver(Observer):
             self._open(round)
 
     def observe(self, events: Sequence[Event], progress: Progress) -> None:
-        """Passes the events on, those of earlier sessions first."""
+        """Forwards the events, those of earlier sessions first."""
         if self._tracker is None and self._round is not None:
-            # Not before the trials run: the thread would take a core while the cluster starts.
+            # Not before the trials run, because the thread would take a core while the cluster starts.
             self._open(self._round)
         if self._tracker:
             self._tracker.observe(events)
@@ -44,7 +44,7 @@ class MlflowObserver(Observer):
         self._tracker = mirror(round)
 
     def close(self, end: SessionEnd) -> str | None:
-        """Ends the mirror of a session that did not come to its end."""
+        """Ends the mirror of a session that was stopped or broke off."""
         if self._tracker and end.how in ("stopped", "broke off"):
             self._tracker.close(_STOP_SECONDS)
         return None
@@ -62,7 +62,7 @@ class MlflowObserver(Observer):
 
 
 def mirror(round: Round) -> Tracker:
-    """Returns a running mirror of a sweep that knows what has happened so far."""
+    """Returns a running mirror of a sweep that has received the events so far."""
     tracker = Tracker(round.plan, round.folder, tracking_uri(round.folder))
     tracker.observe(round.events)
     tracker.start()
@@ -87,10 +87,10 @@ class NotifyObserver(Observer):
             self._notifier = Notifier(self._target or sweep.notify, sweep.name, round.folder)
 
     def observe(self, events: Sequence[Event], progress: Progress) -> None:
-        """Sends what is worth a message."""
+        """Sends a message about events that are worth one."""
         if self._notifier:
             self._notifier.observe(progress, events)
 
     def close(self, end: SessionEnd) -> str | None:
-        """Sends how the session ended; returns a warning about messages that did not get through."""
+        """Sends how the session ended. Returns a warning about undelivered messages, or None."""
         return self._notifier.end(end.text) if self._notifier else None

@@ -1,4 +1,4 @@
-"""How far a sweep is, from events as they come: constant work per event, whatever the number of trials."""
+"""The progress of a sweep, from events as they arrive. The work per event does not grow with the trials."""
 
 import bisect
 import math
@@ -28,26 +28,26 @@ from orchestrator.trials.outcomes import fingerprint
 from orchestrator.trials.records import Record, Result, fold
 from orchestrator.trials.trial import Plan, Trial
 
-#: Outcomes that a person should look at.
+#: Outcomes that need a person's attention.
 FAILURES = ("failed", "out_of_memory", "invalid")
 
-#: How many moments of a run the speed is taken from, at most; then every second one is forgotten.
+#: Most points in time that the speed is computed from. Beyond it, every second one is dropped.
 _MOST_MARKS = 32
 
-#: Stretches of time below which nothing is said about the speed.
+#: With no more stretches of time than this, the speed is unknown.
 _LEAST_STRETCHES = 3
 
 
 @dataclass(slots=True)
 class Tally:
-    """How far one arm is in one cell.
+    """The progress of one arm in one cell.
 
     Attributes:
-      planned: trials, with replicates and other extra runs.
-      states: outcome, `running` or `missing` to number of trials.
-      ended: trials that `run` will leave alone.
-      errors: those of the sweep's own trials that finished, in percent, lowest first.
-      num_at_worst: trials of the sweep that count as a fixed error above all others: diverged ones.
+      planned: number of trials, with replicates and other extra runs.
+      states: number of trials by outcome, `running` or `missing`.
+      ended: number of trials that `run` will not run again.
+      errors: errors of the sweep's own finished trials, in percent, lowest first.
+      num_at_worst: number of the sweep's trials that count as 100 % error: diverged ones.
     """
 
     cell: str
@@ -70,28 +70,28 @@ class Tally:
 
     @property
     def diverged(self) -> int:
-        """Trials that diverged: results, not failures."""
+        """Trials that diverged. They are results, not failures."""
         return self.states.get("diverged", 0)
 
     @property
     def failed(self) -> int:
-        """Trials that a person should look at."""
+        """Trials that need a person's attention."""
         return sum(self.states.get(state, 0) for state in FAILURES)
 
     def edf(self, error_pct: float) -> float | None:
-        """Share of the trials with an error so far whose error is at most this; None without any."""
+        """Returns the share of trials with an error so far whose error is at most this. None without any."""
         count = len(self.errors) + self.num_at_worst
         return bisect.bisect_right(self.errors, error_pct) / count if count else None
 
 
 @dataclass(slots=True)
 class Cause:
-    """Trials that failed for one reason, up to numbers in its message.
+    """Trials that failed with the same message, apart from numbers in it.
 
     Attributes:
       state: their outcome.
-      detail: the message of the first.
-      trials: ids, first one first.
+      detail: the message of the first one.
+      trials: their ids, in order of failure.
     """
 
     state: str
@@ -101,7 +101,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class TimeLeft:
-    """Seconds until the last trial ends, with a 95 % interval; open above where the speed may be 0."""
+    """Seconds until the last trial ends, with a 95 % interval. `high` is None if the speed may be 0."""
 
     seconds: float
     low: float
@@ -110,7 +110,7 @@ class TimeLeft:
 
 @dataclass(slots=True)
 class _Known:
-    """What a trial has been counted as."""
+    """The state in which a trial is counted."""
 
     state: str = "missing"
     error_pct: float | None = None
@@ -121,19 +121,19 @@ class _Known:
 
 
 class Progress:
-    """A sweep under way: give it events, ask it anything; no answer looks at all trials.
+    """The progress of a sweep, updated by events. No query iterates over all trials.
 
-    Time is that of the events, so that a run seen live, from another machine, or years later looks alike.
+    Time is that of the events, so a run looks the same live, from another machine, or years later.
 
     Attributes:
-      plan, records: what was asked and what is known; `records` is kept up to date.
-      lanes: worker groups at a time.
-      tallies: per cell and arm, in the order of the plan.
-      causes: failures by what they have in common.
-      notices: what a person was told, each text once, with how often.
-      breaker: why the run stopped itself, if it did.
-      ended: planned trials that have ended.
-      began, now: of the last session, and of the last event, in seconds since 1970.
+      plan, records: the plan, and the records by trial, which are kept up to date.
+      lanes: number of lanes.
+      tallies: counts per cell and arm, in the order of the plan.
+      causes: failures by the fingerprint of their message.
+      notices: number of times that each notice was shown.
+      breaker: why the run stopped itself, else empty.
+      ended: number of planned trials that have ended.
+      began, now: start of the last session, and time of the last event, in seconds since 1970.
     """
 
     def __init__(
@@ -142,9 +142,9 @@ class Progress:
         """
         Args:
           plan: the trials.
-          records: folded from `history`; events to come are folded in.
-          lanes: worker groups at a time, if that is known already.
-          history: events that came before, for the ledger.
+          records: the records from `history`. Later events update them.
+          lanes: number of lanes, 0 if unknown.
+          history: earlier events, for the ledger.
         """
         self.plan, self.records, self.lanes = plan, records, lanes
         self.causes: dict[str, Cause] = {}
@@ -178,7 +178,7 @@ class Progress:
             self._count(trial_id)
 
     def observe(self, events: Iterable[Event]) -> None:
-        """Takes in what has happened."""
+        """Updates the progress with new events."""
         for event in events:
             self._observe(event)
 
@@ -190,7 +190,7 @@ class Progress:
             case EpochDone():
                 self._advance(event.trial, event.row.step)
                 self._count_state(event.trial)
-                # Counted from the first row on: what came before was starting up.
+                # The speed counts from the first row on, because the time before it was start-up.
                 self._may_mark = True
             case Pulse():
                 for trial_id, (_, step, _) in event.in_flight.items():
@@ -221,18 +221,18 @@ class Progress:
         return [key for key, record in self.records.items() if record.running]
 
     def knows(self, trial_id: str) -> bool:
-        """Whether a trial is part of the plan."""
+        """Returns whether a trial is part of the plan."""
         return trial_id in self._known
 
     def result(self, trial_id: str) -> Result:
-        """A trial with what is known of it."""
+        """Returns a trial with its record."""
         record = self.records.get(trial_id, Record())
         return Result(self._places[trial_id][0][0], record, self.plan.sweep.error)
 
     # --- counts
 
     def _count(self, trial_id: str) -> None:
-        """Counts a trial as what it is now, and no more as what it was."""
+        """Counts a trial in its present state and no longer in the previous one."""
         if trial_id not in self._known:
             return
         self._count_state(trial_id)
@@ -244,7 +244,7 @@ class Progress:
         elif not record.rows:
             self._set_share(trial_id, 0.0)
         elif known.share in (0.0, 1.0) and (last := record.last) is not None:
-            # Before anything is heard of it, or set back from its end.
+            # Either nothing is known of its progress yet, or `retry` has reset it from its end.
             self._set_share(trial_id, min(last.step / max(self._work[trial_id][1], 1), 1.0))
 
     def _count_state(self, trial_id: str) -> None:
@@ -295,7 +295,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """How much of all training has been done, by multiply-adds, 0 to 1."""
+        """The share of all training that is done, by multiply-adds, 0 to 1."""
         return min(max(self._done_work / self._total_work, 0.0), 1.0)
 
     def _mark(self) -> None:
@@ -305,20 +305,20 @@ class Progress:
             return
         marks.append((self.now, self.share))
         if len(marks) > _MOST_MARKS:
-            # Keeps the first, and about evenly spread ones of the others.
+            # Keeps the first, the last and every second one between.
             del marks[1:-1:2]
 
     def _spacing(self) -> float:
-        """Least seconds between two marks: stretches much shorter than the run say little about its speed."""
+        """Returns the least seconds between two marks. Very short stretches say little about the speed."""
         return max(0.5, (self._marks[-1][0] - self._marks[0][0]) / _MOST_MARKS)
 
     @property
     def time_left(self) -> TimeLeft | None:
-        """At the speed since the first row; None before that is known.
+        """The time left at the speed since the first row. None before the speed is known.
 
-        The speed is the work of all stretches between marks over their time, a ratio of sums; its standard
-        error is the usual one of a ratio (Cochran, Sampling Techniques, 1977, section 2.11), from how
-        unevenly work came in. So it knows nothing of a cluster that will grow or a tail with idle lanes.
+        The speed is the work of all stretches between marks over their time, a ratio of sums. Its standard
+        error is the usual one of a ratio (Cochran, Sampling Techniques, 1977, section 2.11), from the
+        variation between stretches. It does not predict a growing cluster or idle lanes at the end.
         """
         if len(self._marks) <= _LEAST_STRETCHES:
             return None
@@ -336,12 +336,12 @@ class Progress:
         return TimeLeft(left / speed, low, high)
 
     def ledger(self) -> Ledger:
-        """Where the time of the devices went; work grows with the number of attempts."""
+        """Returns the use of the devices' time. The work grows with the number of attempts."""
         return self._accounts.total()
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's distribution."""
+    """Returns the 97.5 % quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))

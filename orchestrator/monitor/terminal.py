@@ -15,7 +15,7 @@ from orchestrator.trials.trial import Plan
 
 
 def large(number: float) -> str:
-    """A large number in three digits and a power of a thousand."""
+    """Formats a large number with three digits and a unit: M, G, T or P."""
     for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if number >= 10**power:
             return f"{number / 10**power:.3g} {letter}"
@@ -23,7 +23,7 @@ def large(number: float) -> str:
 
 
 def removal_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Per cell and constraint the share of each arm's points that break it, and what is left of the cell."""
+    """Returns a row per cell and constraint: the share of points it removes by arm, and the points left."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for removal in plan.removals:
         row = rows.setdefault(
@@ -39,7 +39,7 @@ def removal_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def ledger_table(spent: Ledger) -> Table:
-    """Where the time of the devices went."""
+    """Returns a table of the use of the devices' time."""
     total = spent.total or 1.0
     return rows_table(
         [
@@ -54,7 +54,7 @@ def ledger_table(spent: Ledger) -> Table:
 
 
 def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
-    """Failed trials with their causes, equal causes once."""
+    """Lists failed trials by cause, each cause once."""
     causes: dict[str, list[Result]] = {}
     for result in failures:
         causes.setdefault(f"{result.state}: {result.record.detail}", []).append(result)
@@ -70,7 +70,7 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Peak error and robustness per cell and arm, from the rows of `report.summary_table`."""
+    """Returns a table of peak error and robustness per cell and arm, from the rows of `summary_table`."""
 
     def interval(row: Mapping[str, Any], name: str, digits: int) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
@@ -98,7 +98,7 @@ def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """A table of plain rows; numbers to the right."""
+    """Returns a table of plain rows, with numbers aligned right."""
     table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
     for name in rows[0] if rows else ():
         numeric = all(isinstance(row[name], int | float | None) or row[name][:1].isdigit() for row in rows)
@@ -109,7 +109,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> T
 
 
 def span(estimate: Span | None, digits: int = 2) -> str:
-    """An estimate with its range, as `1.2 (0.9-1.5)`."""
+    """Formats an estimate with its range, as `1.2 (0.9-1.5)`."""
     if estimate is None:
         return "?"
     low, central, high = (
@@ -119,19 +119,19 @@ def span(estimate: Span | None, digits: int = 2) -> str:
     return f"{central} ({low}-{high})"
 
 
-#: Where the seconds of a cost are from, for people.
+#: The source of a speed, for people.
 _BASES = {
-    "measured": "rows",
+    "measured": "epochs",
     "preflight": "preflight",
-    "scaled": "scaled rows",
+    "scaled": "scaled",
     "table": "data sheet",
-    "probe": "probe",
+    "probe": "CPU timing",
     None: "unknown",
 }
 
 
 def cost_table(cost: CostEstimate) -> Table:
-    """What each distinct shape will cost; fits 100 columns where names are short."""
+    """Returns a table of the cost of each distinct shape. It fits 100 columns if names are short."""
     table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
     for name in ("cell arm", "batch"):
         table.add_column(name)
@@ -156,7 +156,7 @@ def cost_table(cost: CostEstimate) -> Table:
 
 
 def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
-    """Totals, and what to look at before starting."""
+    """Returns the total cost, and warnings to read before the start."""
     lanes = ", then ".join(str(count) for count in cost.lanes)
     text = Text()
     if cost.hours is None:

@@ -1,17 +1,16 @@
 """MLflow as a view of the journal: a parent run per sweep, a nested run per trial.
 
-This is the only file that knows MLflow, and it imports it in a thread of its own, when there is something to
-tell. The journal is the truth: whatever MLflow lacks it is told when the sweep is run again.
+Only this file uses MLflow, and it imports it in its own thread, when there is something to send. The journal
+is the source: anything that MLflow lacks is sent when the sweep runs again.
 
-What has been sent is asked of the store, once per connection. The file `mlflow.json` in the sweep's folder
-holds nothing but the name under which stores know this sweep. So a reply that was lost, a process that died
-between two calls, a store that was wiped and another `MLFLOW_TRACKING_URI` are all one case: ask what is
-there, send the rest. A folder that lost its `mlflow.json` gets a new parent run with everything; the old
-one stays. (To do so is also the way out where a store was wiped while a sweep was running: it gets what came
-after.)
+The store is asked once per connection what it has. The file `mlflow.json` in the sweep's folder contains only
+the name under which stores know this sweep. A lost reply, a process that died between two calls, a store that
+was wiped and a changed `MLFLOW_TRACKING_URI` are therefore one case: ask what is there, send the rest. A
+folder without `mlflow.json` gets a new parent run with all data; the old one stays. Deleting the file also
+helps if a store was wiped during a sweep, because that store otherwise gets only later data.
 
-An epoch is sent once, as it was first seen: a trial that is tried again keeps its run, and the epochs that
-it repeats are not sent again (the journal has the later ones).
+An epoch is sent once, as first seen. A trial that runs again keeps its MLflow run, and the epochs that it
+repeats are not sent again; the journal has the later ones.
 """
 
 import itertools
@@ -45,15 +44,15 @@ STATE_FILE = "mlflow.json"
 _INTERVAL_SECONDS = 2.0
 _MAX_BACKOFF_SECONDS = 30.0
 
-# MLflow's own limits; a server refuses what goes beyond them. Metrics of all epochs leave room for 100
-# parameters, some tags, and what the last row has besides, among the 1000 entries of a call.
+# MLflow's own limits, which a server enforces. 800 metrics leave room for 100 parameters, some tags and the
+# extra values of the last row among the 1000 entries of a call.
 _METRICS_PER_CALL = 800
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
 _TAG_CHARS = 8000
 
 _ENVIRONMENT = {
-    # One layer of retries, ours; and a server that does not answer must not hold the end of a sweep up.
+    # Retries are done here only, and a server that does not answer must not delay the end of a sweep.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -64,8 +63,8 @@ _Item = TypeVar("_Item")
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-#: How MLflow shows an outcome. FINISHED is a result, and to have diverged is one: it counts as an error of
-#: 100 %. KILLED was ended from outside before its last epoch. The tag `outcome` says it exactly.
+#: MLflow's status by outcome. FINISHED is a result, and so is a diverged trial, which counts as 100 % error.
+#: KILLED means ended from outside before the last epoch. The tag `outcome` has the exact outcome.
 _STATUS: dict[str, Status] = {
     "running": "RUNNING",
     "finished": "FINISHED",
@@ -80,21 +79,21 @@ _STATUS: dict[str, Status] = {
     "lost": "FAILED",
 }
 
-#: Within one attempt; what is not here comes last. `unfinished` is what the end of a process leaves behind.
+#: Order of outcomes within one attempt; all others come last. `unfinished` is set when a process ends.
 _OUTCOME_ORDER = {"running": 0, "unfinished": 1}
 
 
 def tracking_uri(sweep_dir: Path) -> str:
-    """The store in use: `MLFLOW_TRACKING_URI`, or else an SQLite file beside the sweeps."""
+    """Returns the store in use: `MLFLOW_TRACKING_URI`, or else an SQLite file next to the sweeps."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     return f"sqlite:///{sweep_dir.resolve().parent / 'mlflow.db'}"
 
 
 def unanswered(uri: str) -> str:
-    """Why a tracking server takes no run, by giving it one that is deleted at once; empty if it does.
+    """Returns why a tracking server accepts no runs, else an empty text. Creates a run and deletes it.
 
-    A store in a file is not asked: it is on the storage of the results, and setting it up takes seconds.
+    A store in a file is not tried, because it is on the storage of the results and takes seconds to set up.
     """
     if not uri.startswith("http"):
         return ""
@@ -106,14 +105,14 @@ def unanswered(uri: str) -> str:
         client = MlflowClient(uri)
         client.delete_run(client.create_run("0", run_name="vitc-sweep preflight").info.run_id)
     except Exception as error:
-        return f"MLflow at {redacted(uri)} takes no runs: {_one_line(error)}"
+        return f"MLflow at {redacted(uri)} accepts no runs: {_one_line(error)}"
     return ""
 
 
 def artifact_root(uri: str) -> Path | None:
-    """Where artifacts lie for a store in an SQLite file: beside it. Other stores choose for themselves.
+    """Returns the folder of artifacts next to an SQLite store. None for other stores, which choose their own.
 
-    MLflow's own choice would be the directory in which the command was given.
+    MLflow's default would be the current directory of the command.
     """
     if not uri.startswith("sqlite:///"):
         return None
@@ -121,7 +120,7 @@ def artifact_root(uri: str) -> Path | None:
 
 
 def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
-    """The command that serves the pages of a store; on the loopback unless told otherwise: it has no login.
+    """Returns the command that serves the pages of a store, by default on the loopback, as it has no login.
 
     Raises:
       ValueError: the store is a server, which serves its pages itself.
@@ -135,19 +134,19 @@ def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]
 
 
 def ui_environment(uri: str) -> dict[str, str]:
-    """What `ui_command` needs to find the store: arguments are shown to everyone on the machine, by `ps`."""
+    """Returns the environment of `ui_command`: the store's URI, because `ps` shows arguments to all users."""
     return {"MLFLOW_BACKEND_STORE_URI": uri}
 
 
 def ui_address(host: str = "127.0.0.1", port: int = 5000) -> str:
-    """What to open in a browser once `ui_command` serves."""
-    # Without the last part a fresh browser is shown the pages about language models, where runs are hidden.
+    """Returns the address of the pages that `ui_command` serves."""
+    # Without the last part a fresh browser opens the pages about language models, which hide the runs.
     return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
 
 
 @dataclass(slots=True)
 class _View:
-    """What the journal says of a trial, as far as the store may not know it yet."""
+    """The part of a trial's journal that the store may not have yet."""
 
     attempt: int = 0
     started: float = 0.0
@@ -158,20 +157,20 @@ class _View:
     ended: float = 0.0
 
     def fold(self, event: AttemptBegan | EpochDone | AttemptEnded) -> None:
-        """Takes one event in."""
+        """Adds one event."""
         match event:
             case AttemptBegan():
                 self.attempt, self.outcome, self.detail = event.attempt, "running", ""
                 self.started = self.started or event.time
                 self.clock = event.time
             case EpochDone(row=row):
-                # Rows carry durations, not times. A time that follows from events alone is the same when
-                # they are told again, and the store drops a point that it has.
+                # Rows have durations, not times. A time computed from events is the same when they are sent
+                # again, and the store drops a point that it has.
                 self.clock += row.train_seconds + row.val_seconds
                 self.rows[row.epoch] = (self.clock, row)
             case AttemptEnded():
                 self.detail, self.ended = event.detail, event.time
-                # Without an attempt, where its first stage has left no weights.
+                # There was no attempt if the first stage left no weights.
                 self.started = self.started or event.time
                 if event.final:
                     self.outcome = event.end
@@ -186,7 +185,7 @@ class _View:
 
 @dataclass(slots=True)
 class _Sent:
-    """What the store has of a trial, and which parameters it has not."""
+    """The state of a trial in the store, and the parameters that the store lacks."""
 
     run_id: str
     missing_params: dict[str, str]
@@ -195,17 +194,17 @@ class _Sent:
 
 
 class Tracker:
-    """Tells MLflow of a sweep, in a thread; a store that is slow, down or broken is the thread's trouble.
+    """Sends a sweep to MLflow in a thread, so that a slow or broken store does not affect the sweep.
 
-    Usage: `start`, then `observe` with every event of the journal in its order, those of earlier runs
-    first, then `close`.
+    Usage: `start`, then `observe` with every event of the journal in order, those of earlier runs first, then
+    `close`.
     """
 
     def __init__(self, plan: Plan, folder: Path, uri: str) -> None:
         self._plan, self._folder, self._uri = plan, folder.resolve(), uri
         self._trials: dict[str, Trial] = {}
         for trial in plan.trials:
-            # Arms that coincide in a cell share a trial: it goes by the first of them.
+            # Arms that coincide in a cell share a trial, which has the name of the first of them.
             self._trials.setdefault(trial.id, trial)
         self._inbox: queue.SimpleQueue[Sequence[Event] | Path] = queue.SimpleQueue()
         self._views: dict[str, _View] = {}
@@ -217,29 +216,29 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread. MLflow is imported only when there is something to tell."""
+        """Starts the thread. MLflow is imported only when there is something to send."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.add_artifact(self._folder / "sweep.yaml")
         self._thread.start()
 
     def observe(self, events: Sequence[Event]) -> None:
-        """Notes events of the journal, in its order; returns at once and never raises.
+        """Queues events of the journal in order. Returns at once and never raises.
 
-        Events that the store knows already, and those of trials outside the plan, are passed over.
+        Events that the store has already, and those of trials outside the plan, are ignored.
         """
         if events:
             self._inbox.put(tuple(events))
 
     def add_artifact(self, path: Path) -> None:
-        """Attaches a file or folder to the sweep's run, in place of one of its name."""
+        """Attaches a file or folder to the sweep's run. Replaces one of the same name."""
         self._inbox.put(path)
 
     def close(self, timeout_seconds: float) -> str | None:
         """Sends what is left and ends the sweep's run.
 
         Returns:
-          A line for people if the store does not have everything by then, else None.
+          A warning for people if the store does not have everything by then, else None.
         """
         if self._thread.ident is None:
             return None
@@ -253,7 +252,7 @@ class Tracker:
             return None
         return (
             f"MLflow at {redacted(self._uri)} is not up to date ({reason}). "
-            "The journal has everything; MLflow catches up when the sweep is run again."
+            "The journal has all data; `vitc-sweep sync` brings MLflow up to date."
         )
 
     def _work(self) -> None:
@@ -262,11 +261,11 @@ class Tracker:
             closing = self._closing.wait(wait)
             try:
                 self._read_inbox()
-                # Importing MLflow takes seconds of a core: not while a sweep starts, nor for nothing.
+                # Only when there is something to send, because importing MLflow takes seconds of a core.
                 if self._views and (self._dirty or self._artifacts or closing):
                     self._flush(closing)
                 self._fault, wait = None, _INTERVAL_SECONDS
-            # Whatever a store, a driver or a file system may raise: a sweep does not stop for it.
+            # Any exception of a store, a driver or a file system, because none may stop the sweep.
             except Exception as error:
                 self._store = None
                 self._fault = _one_line(error)
@@ -292,7 +291,7 @@ class Tracker:
         if self._store is None:
             started = min(view.started or time.time() for view in self._views.values())
             self._store = _Store(self._plan, self._folder, self._uri, started)
-            # It may have forgotten, or missed, what was sent before. Those in doubt come last.
+            # All trials, because the store may lack earlier data. Trials that failed to send come last.
             self._dirty = {
                 trial_id: None for trial_id in self._views if trial_id not in self._dirty
             } | self._dirty
@@ -302,7 +301,7 @@ class Tracker:
                     view.outcome, view.ended = "unfinished", view.ended or view.clock
                     self._dirty[trial_id] = None
         for trial_id in list(self._dirty):
-            # Out and in again: should the store refuse this one, it stands last and holds nobody up.
+            # Moved to the end, so that a trial that the store refuses does not block the others.
             del self._dirty[trial_id]
             self._dirty[trial_id] = None
             self._store.send(self._trials[trial_id], self._views[trial_id])
@@ -315,16 +314,16 @@ class Tracker:
 
 
 class _Store:
-    """One connection: knows what the store has of the sweep, and sends what it has not.
+    """One connection to the store. It knows what the store has of the sweep, and sends the rest.
 
-    It raises whatever MLflow raises and is thrown away then: what arrived is asked by the next one.
+    It passes on any exception of MLflow and is then discarded; the next connection asks again what arrived.
     """
 
     def __init__(self, plan: Plan, folder: Path, uri: str, started: float) -> None:
         from mlflow import MlflowClient, entities
         from mlflow.utils import logging_utils
 
-        # Its progress lines, and Alembic's, would go across the sweep's own display.
+        # Progress lines of MLflow and Alembic would disturb the sweep's own display.
         logging_utils.disable_logging()
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self._entities = entities
@@ -366,7 +365,7 @@ class _Store:
             self._client.update_run(run_id, status="RUNNING")
             self._client.log_batch(run_id, tags=self._tags(tags), synchronous=True)
             return run_id
-        # The description is the user's to change afterwards.
+        # Set only at creation, because the user may edit the description afterwards.
         tags |= {"mlflow.note.content": sweep.question, "mlflow.source.name": "vitc-sweep"}
         return self._create_run(sweep.name, started, tags)
 
@@ -391,17 +390,17 @@ class _Store:
                 return runs
 
     def send(self, trial: Trial, view: _View) -> None:
-        """Brings the run of one trial up to date and forgets the rows that have arrived."""
+        """Brings the run of one trial up to date and drops the rows that have arrived."""
         if (sent := self._sent.get(trial.id)) is None:
             run_id = self._create_trial_run(trial, view)
             sent = self._sent[trial.id] = _Sent(run_id, missing_params=_params(trial))
-        # Told again from its beginning, the journal passes through states that the store has behind it.
+        # A journal that is sent again from its start passes through states older than the store's.
         news = view.progress > sent.progress
         status = _STATUS[view.outcome]
         if news and status == "RUNNING" and sent.progress > (0, 0):
             self._client.update_run(sent.run_id, status=status)
 
-        # Rows go whole, and in order: the last epoch the store has tells where to go on.
+        # Rows are sent whole and in order, because the last epoch in the store marks where to continue.
         epochs = sorted(epoch for epoch in view.rows if epoch > sent.epoch)
         epoch_chunks = _chunks(epochs, _METRICS_PER_CALL // len(EPOCH_LABELS))
         param_chunks = _chunks(list(sent.missing_params.items()), _PARAMS_PER_CALL)
@@ -422,7 +421,7 @@ class _Store:
             if view.detail or view.attempt > 1:
                 tags["detail"] = view.detail
             self._client.log_batch(sent.run_id, tags=self._tags(tags), synchronous=True)
-            # Last: a run that has ended is one of which the store has everything.
+            # Last, because a run that has ended in the store must be complete there.
             if status != "RUNNING":
                 self._client.set_terminated(sent.run_id, status, _milliseconds(view.ended))
             sent.progress = view.progress
@@ -455,7 +454,7 @@ class _Store:
             self._client.log_artifact(self._parent_id, str(path))
 
     def end(self, ended: float) -> None:
-        """Ends the sweep's run: finished if every trial of the plan has an outcome that stands."""
+        """Ends the sweep's run, as finished if every trial of the plan has a settled outcome."""
         done = all(self._outcomes.get(trial.id) in SETTLED for trial in self._plan.trials)
         self._client.set_terminated(self._parent_id, "FINISHED" if done else "KILLED", _milliseconds(ended))
 
@@ -464,7 +463,7 @@ class _Store:
 
 
 def metrics_of(row: Epoch, objective: Objective) -> dict[str, Any]:
-    """A row under the names of its metrics; the error is called by its own name, as `val_top1_error_pct`."""
+    """Returns a row by names of metrics. Errors have the objective's name, as in `val_top1_error_pct`."""
     own = f"{objective.name}_pct"
     metrics = {name.replace("error_pct", own): getattr(row, name) for name in EPOCH_LABELS}
     extra = row.extra or {}
@@ -478,14 +477,14 @@ def metrics_of(row: Epoch, objective: Objective) -> dict[str, Any]:
 
 
 def _params(trial: Trial) -> dict[str, str]:
-    """The whole configuration by dotted path; what was drawn is among it, under the path that varies."""
+    """Returns the whole configuration by dotted path, including drawn values under the path that varies."""
     values = dict(leaves(trial.config.model_dump(mode="json")))
     values = {path: value for path, value in trial.values.items() if path not in values} | values
     return {path: str(value)[:_PARAM_CHARS] for path, value in values.items()}
 
 
 def _sweep_id(folder: Path) -> str:
-    """The name under which stores know the sweep in this folder; made up the first time."""
+    """Returns the name under which stores know the sweep in this folder. Creates it the first time."""
     path = folder / STATE_FILE
     try:
         return str(json.loads(path.read_text())["sweep_id"])

@@ -1,4 +1,4 @@
-"""The words of a report: numbers as they are written, the answer in two sentences, and its caveats."""
+"""The answer of a report in two sentences, and its caveats."""
 
 import re
 from collections import Counter
@@ -29,14 +29,14 @@ from orchestrator.trials.records import Result
 def answer(
     summaries: Sequence[Summary], compared: Sequence[Contrast], peaks: Sequence[PeakContrast] = ()
 ) -> tuple[str, str]:
-    """The question answered in two sentences: who does well over more settings, and whose best is best.
+    """Returns the answer: which arm is robust over more settings, and which has the lowest error.
 
-    The first speaks of the contrast declared beforehand, or of the default one in every cell.
+    The first sentence is about the contrast declared beforehand, or about the default one in every cell.
     """
     if not any(summary.errors_pct for summary in summaries):
         reasons = sorted({s.refused["delta_edf"] for s in summaries if "delta_edf" in s.refused})
         if reasons and any(summary.best or summary.confirmed for summary in summaries):
-            first = f"Which arm is more forgiving is not told: {'; '.join(reasons)}."
+            first = f"No verdict on robustness: {'; '.join(reasons)}."
             return first, _second_sentence(summaries, peaks)
         if reasons:
             return f"There is no answer: {'; '.join(reasons)}.", ""
@@ -48,7 +48,7 @@ def answer(
 
 
 def headline(compared: Sequence[Contrast]) -> list[Contrast]:
-    """What the answer speaks of: the contrast declared beforehand, or the default one in every cell."""
+    """Returns the contrasts of the answer: the one declared beforehand, or the default one in every cell."""
     asked = [contrast for contrast in compared if contrast.primary]
     return asked or [contrast for contrast in compared if contrast.measure == Primary().measure]
 
@@ -58,11 +58,11 @@ def _in_cell(cell: str) -> str:
 
 
 def _verb(info: MeasureInfo) -> tuple[str, str]:
-    """What the better arm does, before the other's name; and what is asked where it is not settled."""
+    """Returns the verb phrase for a settled and for an open contrast."""
     if not info.higher_is_better:
         return "has a lower mean error than", "has the lower mean error"
     if info.common:
-        return "does well over more of the settings than", "does well over more of the settings"
+        return "is robust over a larger share of settings than", "is robust over a larger share of settings"
     return "is more forgiving of its settings than", "is more forgiving of its settings"
 
 
@@ -90,7 +90,7 @@ def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> 
         elif rest:
             said.append(f"not settled in {_listed(rest, len(mine))}")
         parts.append(", ".join(said))
-    # A sentence begins with a capital, a name as it is.
+    # A sentence begins with a capital letter; the name of an arm keeps its case.
     text = re.sub("^whether ", "Whether ", "; ".join(parts))
     tests = " and ".join(sorted({TESTS[contrast.test] for contrast in asked}))
     return (
@@ -99,13 +99,13 @@ def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> 
 
 
 def _described(contrast: Contrast, compared: Sequence[Contrast]) -> str:
-    """The area from each arm's own reference: what the decision does not rest on."""
+    """Returns a clause on the areas from each arm's own reference, which decide nothing; empty if none."""
     for other in compared:
         info = MEASURES[other.measure]
         alike = (other.cell, other.arm) == (contrast.cell, contrast.arm)
         if alike and not info.decides and info.within_pp is None and other.value is not None:
             return (
-                f"; measured each from its own best, the areas are {share_text(other.value)} and "
+                f"; measured from each arm's own best, the areas are {share_text(other.value)} and "
                 f"{share_text(other.base_value)} (a description, not a test)"
             )
     return ""
@@ -125,7 +125,7 @@ def _one_contrast(contrast: Contrast, verb: str, asked: str, described: str) -> 
 
 
 def _numbers(contrast: Contrast, described: str) -> str:
-    """The values of both arms and their difference, with its interval and test; empty if there is none."""
+    """Returns the values of both arms and their difference, with interval and test; empty without pairs."""
     if contrast.difference is None:
         return ""
     measure = contrast.measure
@@ -145,10 +145,10 @@ def _numbers(contrast: Contrast, described: str) -> str:
 
 
 def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:
-    """One contrast in a sentence.
+    """Returns one contrast as a sentence.
 
     Args:
-      contrast: the one to speak of.
+      contrast: the contrast to describe.
       compared: all contrasts of the sweep.
     """
     return _one_contrast(contrast, *_verb(MEASURES[contrast.measure]), _described(contrast, compared))
@@ -170,7 +170,7 @@ def _second_sentence(summaries: Sequence[Summary], peaks: Sequence[PeakContrast]
         if summary.best is not None or summary.confirmed is not None:
             by_cell.setdefault(summary.cell, []).append(summary)
     if not by_cell:
-        return "No trial that may rank has ended, so there is no lowest error."
+        return "No trial has finished, so there is no lowest error."
     confirmed = [cell for cell, found in by_cell.items() if all(s.confirmed for s in found)]
     if len(by_cell) == 1:
         ((cell, found),) = by_cell.items()
@@ -199,7 +199,7 @@ def _confirmed_peak(found: Sequence[Summary], peaks: Sequence[PeakContrast]) -> 
         texts.append(f"{summary.arm} {percent(confirmed.val.value)}{PERCENT} ({inside})")
     cell = found[0].cell
     mine = [peak for peak in peaks if peak.cell == cell]
-    # The final split where it was measured: no choice was made on it.
+    # The final split if it was measured, because no choice was made on it.
     split = "test" if any(peak.split == "test" for peak in mine) else "val"
     compared = [_peak_contrast(peak) for peak in mine if peak.split == split]
     tail = f"; on the {SPLIT_NAMES[split]} split {', '.join(compared)}" if compared else ""
@@ -207,7 +207,7 @@ def _confirmed_peak(found: Sequence[Summary], peaks: Sequence[PeakContrast]) -> 
 
 
 def told_apart(peak: PeakContrast) -> str | None:
-    """The arm of the lower confirmed error; None if that is not settled."""
+    """Returns the arm with the lower confirmed error. None if that is not settled."""
     p_value = peak.p_value if peak.p_adjusted is None else peak.p_adjusted
     if p_value is None or p_value >= 1 - CONFIDENCE:
         return None
@@ -223,8 +223,8 @@ def _peak_contrast(peak: PeakContrast) -> str:
     ]
     inside = ", ".join(part for part in parts if part)
     number = f"{share_text(peak.difference.value, sign=True)} pp{f' ({inside})' if inside else ''}"
-    verdict = "" if told_apart(peak) else ", not told apart"
-    return f"{peak.arm} is {number} from {peak.base_arm}{verdict}"
+    verdict = "" if told_apart(peak) else ", not settled"
+    return f"{peak.arm} minus {peak.base_arm} is {number}{verdict}"
 
 
 def _confirmed_cells(cells: Sequence[str], peaks: Sequence[PeakContrast]) -> str:
@@ -234,7 +234,7 @@ def _confirmed_cells(cells: Sequence[str], peaks: Sequence[PeakContrast]) -> str
         split = "test" if any(peak.split == "test" for peak in mine) else "val"
         for peak in mine:
             if peak.split == split:
-                counts[told_apart(peak) or "neither (not told apart)"] += 1
+                counts[told_apart(peak) or "neither (not settled)"] += 1
     texts = ", ".join(f"{arm} in {count}" for arm, count in counts.most_common())
     if not texts:
         return f"In {len(cells)} cells the lowest error is confirmed"
@@ -247,7 +247,7 @@ def _unconfirmed_peak(cell: str, summaries: Sequence[Summary]) -> str:
         key=lambda pair: pair[1].val_error_pct,
     )
     if not found:
-        return "No trial that may rank has ended, so there is no lowest error."
+        return "No trial has finished, so there is no lowest error."
     texts = []
     for summary, best in found:
         test = best.test_error_pct
@@ -286,29 +286,29 @@ def _unconfirmed_cells(by_cell: Mapping[str, Sequence[Summary]], others: bool) -
 # ---------------------------------------------------------------------------------------------------- caveats
 
 
-#: More caveats than this are counted, not told.
+#: Most caveats that are printed; the others are only counted.
 _MAX_CAVEATS = 6
 
 
 def caveats(found: Sequence[EdgeCheck], cells: Sequence[str]) -> list[str]:
-    """What stands under the answer: arms of these cells whose best lies at the edge of the window."""
+    """Returns the caveats of the answer: arms of these cells whose best is at an edge of the window."""
     flags = [flag for check in found for flag in check.flags]
     mine = [flag for flag in flags if flag.cell in cells]
     texts = [_edge_text(flag) for flag in mine[:_MAX_CAVEATS]]
     if rest := len(flags) - len(texts):
-        texts.append(f"{rest} more such finding{'s' if rest > 1 else ''} under Fairness of the windows.")
+        texts.append(f"{rest} more such finding{'s' if rest > 1 else ''} under Window audit.")
     return texts
 
 
 def stage_caveats(results: Iterable[Result]) -> list[str]:
-    """What stands there where trials start from others: what they share, and those that were never begun."""
+    """Returns caveats about first stages: shared ones, and trials that never started."""
     draws = {result.trial.id: result for result in results if result.trial.role == "sweep"}.values()
     staged = [result for result in draws if result.trial.after]
     texts = []
     if len({result.trial.after for result in staged}) < len(staged):
         texts.append(
-            "Trials share the runs that they start from: how far the chance of these moves the errors is in "
-            "no interval here."
+            "Several trials start from the same first stage. The intervals here do not include the noise of "
+            "that stage."
         )
     counted: dict[tuple[str, str], int] = {}
     for result in staged:
@@ -316,8 +316,8 @@ def stage_caveats(results: Iterable[Result]) -> list[str]:
             key = result.trial.arm, result.trial.cell_name
             counted[key] = counted.get(key, 0) + 1
     texts += [
-        f"{number} of the trials of {arm}{_in_cell(cell)} were never begun: they count as what they start "
-        "from, which diverged."
+        f"{number} of the trials of {arm}{_in_cell(cell)} never started: they count as diverged, because "
+        "their first stage diverged."
         for (arm, cell), number in counted.items()
     ]
     return texts
@@ -325,11 +325,11 @@ def stage_caveats(results: Iterable[Result]) -> list[str]:
 
 def _edge_text(flag: EdgeFlag) -> str:
     strip = flag.extension
-    lies = "lies" if "surrogate" in flag.signs else f"may lie ({flag.support:.0%} of refits say so)"
+    lies = "is" if "surrogate" in flag.signs else f"may be ({flag.support:.0%} of refits agree)"
     falls = ", and its error still falls there" if flag.fall_pp > 0 else ""
     return (
-        f"The best of {flag.arm}{_in_cell(flag.cell)} {lies} at the {flag.side} end of {flag.parameter} "
-        f"({short(flag.value)}){falls}: the window may have cut it off. "
+        f"The fitted optimum of {flag.arm}{_in_cell(flag.cell)} {lies} at the {flag.side} end of "
+        f"{flag.parameter} ({short(flag.value)}){falls}: a better setting may be outside the window. "
         f"{strip.num_points} more points from {short(strip.low)} to {short(strip.high)} "
         "would settle it."
     )

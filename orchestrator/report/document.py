@@ -22,13 +22,13 @@ from trainables.base import SPLITS
 from trainables.data.parquet import Parquet
 from trainables.presets import leaves
 
-#: Of summary.json; raised when a key changes its meaning or goes.
+#: Format of summary.json. It is raised when a key changes its meaning or is removed.
 FORMAT = 3
 Row = dict[str, Any]
 
 
 def document_of(found: Findings) -> Row:
-    """What summary.json holds, but for `details`; its keys are told in docs/report.md."""
+    """Returns the contents of summary.json without `details`. docs/report.md describes the keys."""
     sweep, evidence = found.plan.sweep, found.evidence
     states = Counter(result.state for result in {r.trial.id: r for r in found.results}.values())
     asked = [contrast.cell for contrast in headline(found.contrasts)] or sweep.cell_names()
@@ -76,7 +76,7 @@ def document_of(found: Findings) -> Row:
 
 
 def data_rows(plan: Plan) -> list[Row]:
-    """Every data set with what each of its splits is for."""
+    """Returns a row per data set, with the size and the origin of each split."""
     cells: dict[Any, dict[str, None]] = {}
     for trial in plan.trials:
         cells.setdefault(trial.config.data, {})[trial.cell_name] = None
@@ -96,7 +96,7 @@ def data_rows(plan: Plan) -> list[Row]:
 
 
 def total_cost(found: Findings) -> Row:
-    """Of all attempts; arms that coincide share their trials, which count once."""
+    """Returns the cost of all attempts. A trial that several arms share counts once."""
     spent = [
         (record, found.cost(trial))
         for trial in unique_trials(found.plan.trials)
@@ -110,7 +110,7 @@ def total_cost(found: Findings) -> Row:
 
 
 def cost_per_arm(found: Findings) -> list[Row]:
-    """Of every cell and arm, all roles; a trial that arms share counts in each of them."""
+    """Returns the cost per cell and arm, over all roles. A trial that arms share counts in each of them."""
     groups = by_cell_and_arm(found.results)
     rows = []
     for s in found.summaries:
@@ -169,7 +169,7 @@ _FLAT = ("peak_contrasts", "basins", "transfers", "gaps", "gap_contrasts", "nois
 
 
 def flat_tables(found: Findings, document: Row) -> dict[str, list[Row]]:
-    """What goes into tables/*.csv, by name; what needs no more than flattening comes from the document."""
+    """Returns the rows of tables/*.csv by name. Some are taken from the document and flattened."""
     rows = {
         "results": results_rows(found.plan, found.records),
         "summary": [_flat_summary(summary) for summary in found.summaries],
@@ -201,14 +201,14 @@ def flat_tables(found: Findings, document: Row) -> dict[str, list[Row]]:
 
 
 def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
-    """One flat row per trial in the order of the plan, all with the same columns; None where unknown.
+    """Returns one flat row per trial in the order of the plan, all with the same columns.
 
-    `val_error_pct` is as measured, `error_pct` as it counts (100 if diverged, None if missing), both on the
-    selection split; `test_error_pct` is on the final split, `extra.<name>` what decides nothing. `role` says
-    what the trial is for.
-    `cell.<factor>` is the level, a path of the sweep file the value drawn, `config.<path>` the run as it
-    was resolved. `train_flops_g` is the whole run's, in 10^9 multiply-adds, `flops_g` one forward pass's of
-    one image; `params_m` is in millions.
+    An unknown value is None. `val_error_pct` is the measured error; `error_pct` is the error that counts (100
+    if diverged, None if missing). Both are on the selection split; `test_error_pct` is on the final split.
+    `extra.<name>` are values that decide nothing. `role` is the purpose of the trial. `cell.<factor>` is the
+    level, a path of the sweep file is the value drawn, `config.<path>` is the resolved setting.
+    `train_flops_g` covers the whole run, `flops_g` one forward pass of one image, both in 10^9 multiply-adds.
+    `params_m` is in millions.
     """
     costs = costs_of(plan)
     paths = list(plan.sweep.vary)
@@ -254,11 +254,11 @@ def _extra(record: Record) -> Mapping[str, float]:
 
 
 def summary_table(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
-    """One small row per cell and arm for the terminal; None where there is nothing yet.
+    """Returns one small row per cell and arm for the terminal; None where there is no value yet.
 
-    Errors are in %; `common_area`, with its interval, decides, and `own_area`, from the arm's own reference,
-    describes: both are shares of 1. `confirmed_test_error_pct` has its interval, too. `ended` counts trials
-    with an outcome, of those `planned`; `diverged` is among them.
+    Errors are in %. `common_area` decides; `own_area`, from the arm's own reference, only describes. Both are
+    shares of 1. These two and `confirmed_test_error_pct` have intervals. `ended` counts trials with an
+    outcome, out of `planned`; it includes `diverged`.
     """
     return [_small(summary) for summary in summarise(results_of(plan, records))]
 
@@ -281,12 +281,12 @@ def _small(summary: Summary) -> Row:
 
 
 def num_ended(summary: Summary) -> int:
-    """Trials with an outcome."""
+    """Returns the number of trials with an outcome."""
     return sum(count for state, count in summary.states.items() if state in RULES)
 
 
 def estimate_columns(name: str, estimate: Estimate | None) -> Row:
-    """A value and the ends of its interval."""
+    """Returns an estimate as three columns: its value and the ends of its interval."""
     parts = ("value", "low", "high")
     return {
         name if part == "value" else f"{name}_{part}": getattr(estimate, part) if estimate else None
@@ -335,7 +335,7 @@ def _flat_contrast(contrast: Contrast) -> Row:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV; a column for every key of any of them."""
+    """Returns rows as CSV, with a column for every key of any row."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if not columns:
         return ""
@@ -347,7 +347,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A tree of what JSON knows; a number that is not finite becomes null, what is unknown becomes text."""
+    """Converts a tree to JSON types. A number that is not finite becomes null, any other type text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -360,7 +360,7 @@ def plain(value: Any) -> Any:
 
 
 def _flat(value: Any) -> Row:
-    """A dataclass as one row: what is nested by dotted names, lists as JSON."""
+    """Returns a dataclass as one row: nested values under dotted names, lists as JSON."""
     row: Row = {}
     for key, item in plain(value).items():
         if isinstance(item, dict):

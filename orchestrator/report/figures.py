@@ -1,7 +1,7 @@
 """Figures of a sweep: Delta-EDFs, tuning curves, error over the parameters, pairs, training curves, gaps.
 
-Arms are told apart by colour (Okabe and Ito's, which the colour-blind can tell apart), by line and by
-marker, so that a print in black and white can be read too. A cross always is a diverged trial.
+Arms differ in colour (the palette of Okabe and Ito, safe for colour-blind readers), in line style and in
+marker, so that black-and-white prints stay readable. A cross is always a diverged trial.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,10 +40,10 @@ from trainables.base import WORST_PCT
 
 @styled
 def delta_edf(summaries: Sequence[Summary]) -> Figure:
-    """Share of points within Delta of the arm's reference, Delta from 0 to 10 pp; one line per arm.
+    """Draws the share of points within Delta of the arm's reference, Delta from 0 to 10 pp; a line per arm.
 
-    The band is the pointwise exact 95 % interval, at both ends of what a confirmed reference may be; without
-    a confirmed reference there is none.
+    The band is the pointwise exact 95 % interval over both ends of the interval of a confirmed reference.
+    An unconfirmed reference has no band.
 
     Args:
       summaries: the arms of one cell.
@@ -64,7 +64,7 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
         x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
         y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
         if (reference := summary.reference_interval) is not None:
-            # At each end of the reference: a higher one has more points near it.
+            # At each end of the reference, because more points are near a higher one.
             ends = (reference.value if end is None else end for end in (reference.low, reference.high))
             at, errors = np.linspace(0, AREA_LIMIT_PP, 401), list(summary.errors_pct.values())
             counts = [np.searchsorted(np.sort(deltas(errors, end)), at, side="right") for end in ends]
@@ -86,12 +86,12 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
 
 @styled
 def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
-    """The median error of the best of k trials over k, with the band that holds at every k at once.
+    """Draws the median error of the best of k trials over k, with a band that is simultaneous over k.
 
-    Beyond the largest k that the trials support the curve goes on in grey, without a band.
+    Beyond the largest k that the trials support, the curve continues in grey, without a band.
 
     Args:
-      arms: of one cell.
+      arms: the tuning curves of one cell by arm.
     """
     figure = Figure(figsize=(4.5, figure_height(len(arms))))
     axes = figure.subplots()
@@ -143,9 +143,9 @@ def tuning_curves(arms: Mapping[str, TuningCurve]) -> Figure:
 
 @styled
 def paired(summaries: Sequence[Summary]) -> Figure:
-    """The error of every point in each arm over its error in the first arm, with the line of equality.
+    """Draws each point's error in every arm over its error in the first arm, with the line of equality.
 
-    Points that count as 100 % in an arm stand as crosses at that arm's edge, beyond a thin line.
+    Points that count as 100 % in an arm are crosses at that arm's edge, beyond a thin line.
 
     Args:
       summaries: the arms of one cell; a point's error is the mean over its replicates.
@@ -199,7 +199,7 @@ def paired(summaries: Sequence[Summary]) -> Figure:
 
 @styled
 def gap_sizes(gaps: Sequence[Gap]) -> Figure:
-    """Gaps with their intervals: a row per pair of cells and arm.
+    """Draws gaps with their intervals, a row per pair of cells and arm.
 
     Args:
       gaps: at least one.
@@ -231,7 +231,7 @@ def gap_sizes(gaps: Sequence[Gap]) -> Figure:
 
 @styled
 def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
-    """Error on the selection split after every epoch: each arm's best, median and worst trial.
+    """Draws the error on the selection split after every epoch: each arm's best, median and worst trial.
 
     Args:
       arms: results of one cell by arm.
@@ -263,7 +263,7 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
                 ms=4,
                 mec="white",
                 mew=0.5,
-                # Staggered, so that the markers of arms that coincide stay apart.
+                # Staggered, so that markers of coinciding arms do not overlap.
                 markevery=(index % 4, max(len(epochs) // 5, 1)) if len(epochs) > 1 else None,
                 lw=1.4,
             )
@@ -290,13 +290,14 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
 
 @styled
 def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
-    """The difference of every arm to the reference arm with its interval, one row per cell and arm.
+    """Draws the difference of every arm to the reference arm with its interval, a row per cell and arm.
 
-    Filled markers are settled, hollow ones are not. To the right of 0 the arm is better than the
-    reference arm, whatever the measure.
+    Filled markers are settled, hollow ones are not. Right of 0 the arm is better than the reference arm, for
+    every measure.
 
     Args:
-      contrasts: of any measures; those of `measure` are drawn. At least one must be of it.
+      contrasts: contrasts of any measures. At least one must be of `measure`.
+      measure: the measure to draw.
     """
     rows = [contrast for contrast in contrasts if contrast.measure == measure]
     sign = 1 if MEASURES[measure].higher_is_better else -1
@@ -329,7 +330,7 @@ def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
     several = len(arms) > 1
     for y, row in enumerate(rows):
         label = f"{row.cell} · {row.arm}" if several else row.cell
-        # Above its interval, not beside it: long names leave the intervals their width.
+        # Above its interval, because a long name next to it would take width from the intervals.
         axes.annotate(
             clipped(f"{label} (primary)" if row.primary else label, 58),
             (0, y),
@@ -341,9 +342,9 @@ def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
         ).set_in_layout(False)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    # Em spaces: a browser would run plain ones together.
+    # Em spaces, because a browser collapses plain ones.
     other = "the other arm" if several else arms[0]
-    turned = "" if sign == 1 else ", sign turned"
+    turned = "" if sign == 1 else ", sign reversed"
     sides = f"← {clipped(base, 20)} better\u2003\u2003{clipped(other, 20)} better →"
     axes.set_xlabel(f"{sides}\ndifference in {MEASURES[measure].symbol}{turned}")
     handles: list[Artist] = [

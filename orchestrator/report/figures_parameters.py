@@ -41,14 +41,14 @@ from trainables.base import WORST_PCT
 def error_over_parameter(
     arms: Mapping[str, Sequence[Result]], path: str, domains: Mapping[str, Domain]
 ) -> Figure:
-    """Error of every trial against one varied parameter; diverged ones as crosses at the top, a row per arm.
+    """Draws the error of every trial over one varied parameter.
 
-    A thin vertical line marks the best trial of each arm.
+    Diverged trials are crosses at the top, a row per arm. A thin vertical line marks each arm's best trial.
 
     Args:
       arms: results of one cell by arm.
       path: the parameter.
-      domains: of the parameter, by arm; arms in which it does not vary are absent.
+      domains: the parameter's domain by arm. Arms in which it does not vary are absent.
     """
     figure = Figure(figsize=(4.5, figure_height(len(arms))))
     axes = figure.subplots()
@@ -99,7 +99,7 @@ def error_over_parameter(
             crosses = [result for result in counted[arm] if has_diverged(result)]
             y = top - (lost.index(arm) + 0.6) * row
             draw_cross(axes, [where(result) for result in crosses], y, colour)
-            # The cross has no shape of its own per arm: the row has the arm's.
+            # The arm's marker labels the row, because crosses look the same in every arm.
             axes.plot(
                 [1.025],
                 [y],
@@ -126,13 +126,13 @@ def error_over_parameter(
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """A smooth surface of an arm's error over two parameters, through its optimum.
+    """A fitted surface of an arm's error over two parameters, through its optimum.
 
     Attributes:
       x, y: values of the parameters.
-      errors_pct: predicted, by x and y; capped some points above the lowest.
+      errors_pct: predicted error by x and y, capped some points above the lowest.
       basin_pct: the error at which the basin ends.
-      optimum: where the prediction is lowest.
+      optimum: the place of the lowest prediction.
     """
 
     x: Sequence[float]
@@ -149,16 +149,15 @@ def error_over_plane(
     domains: tuple[Mapping[str, Domain], Mapping[str, Domain]],
     surfaces: Mapping[str, Surface] | None = None,
 ) -> Figure:
-    """Error of every trial as a colour over two varied parameters; one panel per arm, one colour scale.
+    """Draws the error of every trial as a colour over two parameters; a panel per arm, one colour scale.
 
-    Where there is a surface it is drawn below the trials, with the basin's edge as a line and its optimum
-    as a star.
+    A surface is drawn below the trials, with the edge of the basin as a line and its optimum as a star.
 
     Args:
       arms: results of one cell by arm.
       paths: the parameters along x and y.
-      domains: of each parameter, by arm.
-      surfaces: by arm; arms without one show their trials alone.
+      domains: the domain of each parameter by arm.
+      surfaces: fitted surfaces by arm. Arms without a surface show only their trials.
     """
     surfaces = surfaces or {}
     names = [arm for arm in arms if arm in domains[0] and arm in domains[1]]
@@ -168,7 +167,7 @@ def error_over_plane(
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     across, up = (Scale([domain[arm] for arm in names]) for domain in domains)
     ran = [error for arm in names for error in errors_of(arms[arm])]
-    # By the root of the error: linear, one arm that trains badly would leave the others one shade.
+    # On the square root of the error: on a linear scale one bad arm would leave the others a single shade.
     colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=WORST_PCT)), "cividis")
     any_diverged = False
     for place, axes in enumerate(grid.flat):
@@ -191,7 +190,7 @@ def error_over_plane(
 
         if (surface := surfaces.get(names[place])) is not None:
             _draw_surface(axes, surface, colours)
-        # Empty artists must not be added: outside the clip, the layout would make room for them at (0, 0).
+        # Empty artists are not added, because the layout would make room for them at (0, 0).
         if good:
             x, y = where(good)
             axes.scatter(
@@ -217,7 +216,7 @@ def error_over_plane(
     for place, axes in enumerate(grid.flat[: len(names)]):
         lowest = place + columns >= len(names)
         across.apply(axes, "x", paths[0] if lowest else "", 4)
-        # Also above an empty place of the last row, where a shared axis would leave them out.
+        # Also above an empty place in the last row, where a shared axis would omit the labels.
         axes.tick_params(labelbottom=lowest)
         up.apply(axes, "y", paths[1] if place % columns == 0 else "", 6)
     if ran:
@@ -243,7 +242,7 @@ def _draw_surface(axes: Axes, surface: Surface, colours: ScalarMappable) -> None
     low, high = float(surface.errors_pct.min()), float(surface.errors_pct.max())
     if high - low < 1e-9:
         return
-    # Every other sample, where there are many: a contour between them is straight for two points of print.
+    # At most 32 samples along an axis: a contour between them is straight over two points of print.
     every = max(len(surface.x) // 32, 1)
     x, y, errors_YX = surface.x[::every], surface.y[::every], surface.errors_pct[::every, ::every].T
     # Finer near the optimum, where it matters.

@@ -1,6 +1,6 @@
 """The report of a sweep: one HTML file, its figures and tables, and the same numbers as JSON.
 
-Works on a sweep at any stage: what is missing is shown as missing, what is refused with the reason.
+It works on a sweep at any stage: missing values are shown as missing, refused ones with the reason.
 """
 
 import concurrent.futures
@@ -71,12 +71,12 @@ from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan, Trial, TrialCost, error_term
 from trainables.io.files import write_atomically
 
-#: With more figures there are no PDFs beside the SVGs.
+#: With more figures, only SVGs are written and no PDFs.
 MAX_PDFS = 60
-#: With fewer figures, processes of their own would cost more than they save.
+#: With fewer figures, worker processes would cost more than they save.
 _MIN_POOLED = 9
-# The matrices here are small: threads would cost more than they save, and how many there are would show in
-# the last digits, which `verify` compares.
+# One thread, because the matrices are small, and because the number of threads would change the last digits,
+# which `verify` compares.
 _one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
@@ -91,16 +91,16 @@ def write_report(
 ) -> Path:
     """Writes report.html, summary.json, tables/* and figures/* into a folder.
 
-    The same input gives the same bytes. Every file appears whole. Tables are CSV with all digits; those of
-    the page are also Markdown and LaTeX (booktabs). Figures are SVG and, up to MAX_PDFS of them, PDF.
-    docs/report.md tells the keys of summary.json.
+    The same input gives the same bytes. Every file is replaced whole. Tables are CSV with all digits; those
+    of the page are also Markdown and LaTeX (booktabs). Figures are SVG and, up to MAX_PDFS of them, PDF.
+    docs/report.md describes the keys of summary.json.
 
     Args:
-      plan, records: the sweep, and what the journal says of its trials.
-      folder: made if it does not exist.
-      details: printed at the end: versions, hardware, time. Values are shown as text.
-      spent: where the time of the devices went.
-      planned: what was expected before the first trial.
+      plan, records: the sweep, and the records of its trials from the journal.
+      folder: the folder to write to, created if it does not exist.
+      details: versions, hardware and time, printed as text at the end.
+      spent: the use of the devices' time.
+      planned: the estimate made before the first trial.
 
     Returns:
       The path of report.html.
@@ -143,7 +143,7 @@ def write_report(
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    # Not durable: a report can be made again, and an fsync for each of its files takes long.
+    # Not durable, because a report can be written again, and an fsync for each of its files is slow.
     write_atomically(path, content, durable=False)
 
 
@@ -157,13 +157,13 @@ class _Part:
 
 
 def _each_cell(found: Findings) -> list[_Part]:
-    """The cells in the order of the sweep, on as many processes as there are cores where that pays."""
+    """Evaluates and draws the cells in the order of the sweep, on all cores if there are enough figures."""
     cells = list(found.plan.sweep.all_cells())
     num_workers = min(os.cpu_count() or 1, len(cells))
-    # A copy of a process in which Ray runs would hold locks that nobody opens.
+    # No fork while Ray runs in this process, because the child would inherit locks that stay closed.
     if num_workers < 2 or _num_figures(found.plan) < _MIN_POOLED or sys.platform != "linux" or _ray_runs():
         return [_part(found, cell) for cell in cells]
-    # A copy of this process gets all that was found without a pickle, and is sent numbers of cells alone.
+    # A forked process shares the findings without pickling, and is sent only the indices of cells.
     context = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(
         num_workers, context, initializer=_FOUND.set, initargs=(found,)
@@ -171,7 +171,7 @@ def _each_cell(found: Findings) -> list[_Part]:
         return list(pool.map(_part_by_index, range(len(cells))))
 
 
-#: What a process of the pool works on; it has no value in any other.
+#: The findings that a process of the pool works on. Unset in all other processes.
 _FOUND: ContextVar[Findings] = ContextVar("found")
 
 
@@ -204,7 +204,7 @@ class _Drawing:
 
     @property
     def markup(self) -> Markup:
-        """For the page. Nothing in it is unescaped: matplotlib escapes the text it writes."""
+        """The SVG for the page. It needs no escaping, because matplotlib escapes the text it writes."""
         return Markup(self.svg)
 
 
@@ -212,22 +212,22 @@ _KINDS = ("differences", "edf", "tuning", "paired", "parameter", "plane", "curve
 
 
 def _num_figures(plan: Plan) -> int:
-    """At most; what is drawn follows from the results."""
+    """Returns an upper bound of the number of figures. The results decide which are drawn."""
     return len(plan.sweep.all_cells()) * (5 + len(plan.sweep.vary)) + 3
 
 
 def _drawing(plan: Plan, kind: str, names: Iterable[str], title: str, figure: Figure) -> _Drawing:
-    # A tilde: it occurs in no name of a cell.
+    # A tilde, because no name of a cell contains one.
     name = "~".join((kind, *names)).replace("/", "~")
     pdf = plotting.to_pdf(figure) if _num_figures(plan) <= MAX_PDFS else None
     return _Drawing(kind, name, title, plotting.to_svg(figure), pdf)
 
 
 def _shared_drawings(found: Findings) -> list[_Drawing]:
-    """Figures of all cells together."""
+    """Draws the figures of all cells together."""
     drawings = []
     shown = [contrast.measure for contrast in headline(found.contrasts)]
-    # Beside what decides, the area that each arm has from its own reference, as a description.
+    # Next to the measure that decides, the area from each arm's own reference as a description.
     shown += [measure for measure, info in MEASURES.items() if not info.decides and info.within_pp is None]
     for measure in dict.fromkeys(shown) if found.contrasts else []:
         figure = figures.differences(found.contrasts, measure)
@@ -283,7 +283,7 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
 
 
 def _surface(ground: Landscape, around: Basin, paths: tuple[str, str]) -> figures_parameters.Surface | None:
-    """The surrogate in a plane through its optimum; None where it is of no use or a parameter is a choice."""
+    """Returns the surrogate in a plane through its optimum. None if unreliable or if an axis is a choice."""
     x, y = (ground.axis(path) for path in paths)
     if x is None or y is None or around.reference_pct is None:
         return None
@@ -316,7 +316,7 @@ def _by_kind(drawings: Iterable[_Drawing]) -> dict[str, list[_Drawing]]:
 
 
 def _page(found: Findings, document: Row) -> Row:
-    """All the template prints, but for figures, tables and details."""
+    """Returns the template's variables without figures, tables and details."""
     plan = found.plan
     distinct = {result.trial.id: result for result in found.results}.values()
     told = ("answer", "caveats", "states", "data", "cost")
@@ -345,7 +345,7 @@ def _page(found: Findings, document: Row) -> Row:
 
 
 def _grouped(texts: Iterable[tuple[str, str, str]]) -> list[Row]:
-    """Texts with the cells and arms they hold for."""
+    """Groups texts with the cells and arms that they apply to."""
     groups: dict[str, dict[str, list[str]]] = {}
     for text, cell, arm in texts:
         arms = groups.setdefault(text, {}).setdefault(cell, [])
@@ -355,7 +355,7 @@ def _grouped(texts: Iterable[tuple[str, str, str]]) -> list[Row]:
 
 
 def _rates(plan: Plan) -> list[Row]:
-    """What batch size a learning rate of this report is quoted for, and what the optimizer got."""
+    """Describes the batch sizes that learning rates are quoted for, and the rates used."""
 
     def staged(trial: Trial) -> str:
         text = describe_lr_scaling(trial.config)
@@ -365,7 +365,7 @@ def _rates(plan: Plan) -> list[Row]:
 
 
 def _windows(plan: Plan) -> list[Row]:
-    """Where each parameter is drawn, and what constraints take away."""
+    """Lists the window of each parameter, and the points that constraints remove."""
     rows = []
     for path in plan.sweep.vary:
         groups = _grouped(
@@ -391,7 +391,7 @@ def _windows(plan: Plan) -> list[Row]:
 
 
 def _models(found: Findings) -> list[Row]:
-    """What each arm costs: parameters, forward multiply-adds, length; cells that agree in one row."""
+    """Lists each arm's parameters, forward multiply-adds and length. Cells that agree share a row."""
     seen: dict[tuple[str, str, str], list[TrialCost]] = {}
     for trial in found.plan.trials:
         key = trial.arm, trial.arm_and_stage, trial.cell_name
@@ -417,12 +417,12 @@ def _models(found: Findings) -> list[Row]:
 
 
 def _by_cell(lines: Sequence[Line]) -> list[list[Line]]:
-    """Neighbours of one cell together."""
+    """Groups neighbouring rows of one cell."""
     return [list(group) for _, group in itertools.groupby(lines, lambda line: line.texts[0].main)]
 
 
 def _broken(text: str) -> Markup:
-    """Text whose long names may go on in the next line after a slash, a dot or an underscore."""
+    """Escapes a text and lets its long names break after a slash, a dot or an underscore."""
     return Markup(" ").join(
         Markup("<wbr>").join(part for part in _BREAKS.split(word) if part)
         if len(word) > _LONG_WORD
@@ -451,7 +451,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-#: In the order of the page, as far as their place is not in the template.
+#: All tables. Those with a section of their own appear on the page in this order.
 TABLES: tuple[Callable[[Findings], Table], ...] = (
     peak_table,
     robustness_table,
@@ -479,5 +479,5 @@ TABLES: tuple[Callable[[Findings], Table], ...] = (
 
 
 def tables_of(found: Findings) -> dict[str, Table]:
-    """All tables by name."""
+    """Returns all tables by name."""
     return {table.name: table for table in (make(found) for make in TABLES)}

@@ -1,4 +1,4 @@
-"""Style, legends and scales that all figures share, and their SVG and PDF."""
+"""Style, legends and scales of all figures, and their output as SVG and PDF."""
 
 import functools
 import hashlib
@@ -37,7 +37,7 @@ _LINES: tuple[Any, ...] = (
     (0, (1, 2.5)),
 )
 GREY = "#6b6b6b"
-#: Behind a label on lines.
+#: White background of a label that is drawn over lines.
 BACKED: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.5}
 
 # Any: the keys of matplotlib's type are one long Literal.
@@ -65,9 +65,9 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "lines.linewidth": 1.6,
-    # Text stays text: small files, searchable, in the font of the page around.
+    # Text stays text, so that files are small and searchable and use the font of the page.
     "svg.fonttype": "none",
-    # A dollar sign in a value is a dollar sign.
+    # A dollar sign in a value must not start a formula.
     "text.parse_math": False,
 }
 
@@ -82,7 +82,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_STYLE):
             figure = draw(*args, **kwargs)
-            # Laid out once: each file would do it twice, at a third of the time of a report.
+            # Laid out once here, because each output file would repeat it: a third of the time of a report.
             if (engine := figure.get_layout_engine()) is not None:
                 engine.execute(figure)
                 figure.set_layout_engine("none")
@@ -96,7 +96,7 @@ def colour_of(index: int) -> str:
 
 
 def marker_of(index: int) -> str:
-    # From the ninth arm on colours repeat, so markers and lines move on by one.
+    # Colours repeat from the ninth arm on, so markers and lines shift by one.
     return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
 
 
@@ -105,7 +105,7 @@ def line_of(index: int) -> Any:
 
 
 def draw_legend(figure: Figure, handles: Sequence[Artist]) -> int:
-    """Above the axes, in as many columns as fit the figure; returns the number of rows."""
+    """Draws a legend above the axes, in as many columns as fit the figure. Returns its number of rows."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     # A character of 8.5 points is about 0.075 inches wide, the handle and its gaps 0.65 inches.
     columns = min(max(int(figure.get_figwidth() / (0.65 + 0.075 * longest)), 1), len(handles))
@@ -117,9 +117,9 @@ def draw_legend(figure: Figure, handles: Sequence[Artist]) -> int:
 
 
 def framed(figure: Figure, handles: Sequence[Artist], right: float = 0.12, titles: float = 0.0) -> None:
-    """Legend and margins of axes with numbers along them, in inches.
+    """Draws the legend and sets fixed margins, in inches, for axes with numeric tick labels.
 
-    Such axes need the same margins everywhere. Measuring their texts instead takes a third of a large report.
+    Such axes need the same margins in every figure. Measuring their texts takes a third of a large report.
     """
     rows = draw_legend(figure, handles) if handles else 0
     width, height = figure.get_size_inches()
@@ -132,12 +132,12 @@ def framed(figure: Figure, handles: Sequence[Artist], right: float = 0.12, title
 
 
 def clipped(name: str, most: int) -> str:
-    """A name that fits: its beginning and its end, which tell names apart."""
+    """Shortens a name to `most` characters: its beginning and its end, which differ between names."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
 
 
 def figure_height(num_arms: int) -> float:
-    """Of a figure in inches: its legend, and rows of diverged trials, grow with the arms."""
+    """Returns a figure's height in inches. Its legend and the rows of diverged trials grow with the arms."""
     return 3.3 + 0.2 * max(num_arms - 3, 0)
 
 
@@ -146,15 +146,14 @@ def draw_empty(axes: Axes) -> None:
 
 
 class Scale:
-    """One axis of a varied parameter: logarithmic, linear, or one place per value."""
+    """The axis of a varied parameter: logarithmic, linear, or categorical with one place per value."""
 
     def __init__(self, domains: Sequence[Domain]) -> None:
         self.values: list[str] = []
         self.log = False
         self.low = self.high = 0.0
         if any(isinstance(domain, Listed) for domain in domains):
-            # Also the values of a number that another arm draws from an interval would need a place of
-            # their own; `place` adds them.
+            # If another arm draws the parameter from an interval, `place` adds places for its values.
             listed = (value for domain in domains if isinstance(domain, Listed) for value in domain.values)
             self.values = list(dict.fromkeys(str(value) for value in listed))
         else:
@@ -163,7 +162,7 @@ class Scale:
             self.log = self.low > 0 and any(isinstance(domain, LogUniform) for domain in domains)
 
     def place(self, value: Any) -> float:
-        """Where a value stands on the axis."""
+        """Returns the position of a value on the axis. Adds a place if the value has none."""
         if not self.values:
             return float(value)
         if str(value) not in self.values:
@@ -171,11 +170,11 @@ class Scale:
         return float(self.values.index(str(value)))
 
     def shift(self, index: int, count: int) -> float:
-        """What keeps `count` arms apart that stand at the same place; nothing on an axis of numbers."""
+        """Returns the offset that separates `count` arms on a categorical axis, else 0."""
         return 0.6 * ((index + 0.5) / count - 0.5) if self.values else 0.0
 
     def apply(self, axes: Axes, which: str, label: str, max_ticks: int) -> None:
-        """Scale, limits, ticks and label of the `x` or `y` axis."""
+        """Sets scale, limits, ticks and label of the `x` or `y` axis."""
         axis = axes.xaxis if which == "x" else axes.yaxis
         set_limits = axes.set_xlim if which == "x" else axes.set_ylim
         axis.set_label_text(label)
@@ -198,7 +197,7 @@ class Scale:
 
 
 def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
-    """At most `max_ticks` round numbers between two ends, evenly spread; at least the two ends' best."""
+    """Returns at most `max_ticks` evenly spread round numbers between two ends; empty if none fits."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices: list[list[float]] = [
         [factor * 10.0**decade for decade in decades for factor in factors]
@@ -214,7 +213,7 @@ def has_diverged(result: Result) -> bool:
 
 
 def errors_of(results: Sequence[Result]) -> list[float]:
-    """Of the trials that count in the EDF and did not diverge."""
+    """Returns the errors of trials that count in the EDF and did not diverge."""
     return [
         error for result in results if (error := result.error_pct) is not None and not has_diverged(result)
     ]
@@ -225,7 +224,7 @@ def axis_label(arms: Mapping[str, Sequence[Result]]) -> str:
 
 
 def error_axis_top(errors_pct: Sequence[float], num_rows: int) -> tuple[float, float]:
-    """Upper end of an error axis, and the height of one row for crosses above the highest error."""
+    """Returns the upper end of an error axis, and the height of a row of crosses above the highest error."""
     highest = max(errors_pct, default=1.0) or 1.0
     row = 0.08 * highest if num_rows else 0.0
     return 1.05 * highest + (num_rows + 0.6) * row, row
@@ -245,11 +244,11 @@ def draw_cross(axes: Axes, x: Sequence[float], y: float | Sequence[float], colou
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as one <svg> element: the same bytes for the same figure, nothing loaded from elsewhere."""
+    """Returns the figure as one <svg> element that loads nothing. Equal figures give equal bytes."""
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "vitc-sweep"}):
-        # Not `savefig`: it draws twice, the first time into nothing.
+        # Not `savefig`, because it draws twice.
         figure.set_facecolor("none")
         for axes in figure.axes:
             axes.set_facecolor("none")
@@ -265,15 +264,14 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def _compact(text: str) -> str:
-    """The same picture in a quarter of the bytes, without the XML head, which may not stand inside HTML.
+    """Returns the same picture in a quarter of the bytes, without the XML head, which HTML does not allow.
 
-    Coordinates are rounded to a tenth of a point (0.04 mm), lines go by steps, groups that say nothing are
-    left out, and so are running numbers, which would repeat from figure to figure on one page. Looks that
-    occur more than once become classes, named by a digest of what they say, as shapes are by matplotlib:
-    figures of one page share a name only where it means the same.
+    Coordinates are rounded to a tenth of a point (0.04 mm), and lines become relative steps. Empty groups and
+    ids are left out, because ids would repeat from figure to figure on one page. Styles that occur more than
+    once become classes named by a digest of their content, so equal names mean equal styles on a page.
     """
     root = ElementTree.fromstring(text)
-    # Instead of matplotlib's rule for `*`, which would hold for all of the page around.
+    # Instead of matplotlib's rule for `*`, which would apply to the whole page.
     root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     for parent in root.findall(f".//{_STYLE_TAG}/.."):
         parent.remove(parent.find(_STYLE_TAG))  # type: ignore[arg-type]
@@ -308,7 +306,7 @@ def _shorten(element: ElementTree.Element) -> None:
     look = element.get("style")
     if look is not None:
         if element.tag == _USE and (fill := _FILL.search(look)):
-            # What differs from mark to mark where colour is a value; the rest is one class.
+            # The fill differs from mark to mark where colour is a value; the rest is one class.
             element.set("fill", fill[1])
             look = look.replace(fill[0], "")
         element.set("style", look.replace(": ", ":").replace("; ", ";"))
@@ -320,7 +318,7 @@ def _tenths(value: float) -> str:
 
 
 def _steps(path: str) -> str:
-    """Lines as steps from corner to corner, without adding up errors of rounding; curves as they are."""
+    """Returns a path of lines as relative steps, without accumulated rounding. Curves keep their form."""
     if "C" in path or "Q" in path:
         return _NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), path)
     parts, x, y = [], 0, 0
@@ -343,7 +341,7 @@ def _steps(path: str) -> str:
 
 
 def _flatten(element: ElementTree.Element) -> None:
-    """Leaves out groups that say nothing, and says once per group what its marks have in common."""
+    """Removes groups without attributes, and moves attributes that marks share to a common group."""
     children: list[ElementTree.Element] = []
     for child in element:
         _flatten(child)
@@ -367,7 +365,7 @@ def _flatten(element: ElementTree.Element) -> None:
 
 
 def to_pdf(figure: Figure) -> bytes:
-    """The figure as a PDF of one page: the same bytes for the same figure, letters as letters."""
+    """Returns the figure as a PDF of one page with text as text. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     metadata = {"CreationDate": None, "Creator": None, "Producer": None}
     with matplotlib.rc_context(_STYLE | {"pdf.fonttype": 42}):

@@ -1,4 +1,4 @@
-"""A table, and its forms: text, Markdown, LaTeX."""
+"""A table of the report, and its forms: text, Markdown, LaTeX."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from orchestrator.stats.measures import Measure
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What stands in one place of a table; `small` in small print below it, as intervals are."""
+    """The content of one cell of a table. `small` is set in small print below it, as intervals are."""
 
     main: str
     small: str = ""
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row; the first text is its cell. `kind` is `primary`, `soft` (describes only) or empty."""
+    """One row. Its first text is the sweep's cell. `kind` is `primary`, `soft` (only describes) or empty."""
 
     texts: tuple[Text, ...]
     kind: str = ""
@@ -32,12 +32,12 @@ class Table:
     """A table for people: on the page, as Markdown and as LaTeX.
 
     Attributes:
-      name: of its files.
-      title: what it holds.
-      columns: heads; a number's begins with `#`, and is set to the right.
-      rows: as many texts as columns in each.
-      notes: what is not in it, and why.
-      section: heading of the section it makes; empty for a table that has its place on the page already.
+      name: name of its files.
+      title: description of its contents.
+      columns: column heads. A leading `#` marks a column of numbers, which is aligned right.
+      rows: rows with as many texts as columns.
+      notes: remarks below the table: what is missing, and why.
+      section: heading of its own section; empty for a table with a fixed place on the page.
       intro: a sentence or two under that heading.
       data: the same numbers with all their digits, for summary.json and CSV; only of tables with a section.
     """
@@ -53,28 +53,28 @@ class Table:
 
     @property
     def heads(self) -> list[tuple[str, bool]]:
-        """Heads, and whether what is below is numbers."""
+        """Column heads, each with whether its column holds numbers."""
         return [(head.lstrip("#"), head.startswith("#")) for head in self.columns]
 
     def add(self, *texts: str | Text, kind: str = "") -> None:
-        """A row; plain text has no small print."""
+        """Adds a row. A plain string has no small print."""
         assert len(texts) == len(self.columns)
         self.rows.append(Line(tuple(t if isinstance(t, Text) else Text(t) for t in texts), kind))
 
     def note(self, text: str) -> None:
-        """Once, however often it is said."""
+        """Adds a note unless the table has it already."""
         if text not in self.notes:
             self.notes.append(text)
 
     def refuses(self, who: str, because: str | None, what: str = "refused") -> bool:
-        """Whether there is a reason against a row; if so it is noted."""
+        """Returns whether there is a reason against a row, and notes it if so."""
         if because:
             self.note(f"{who}: {what}, as {because}.")
         return bool(because)
 
 
 def to_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown under its title."""
+    """Returns a table as GitHub Markdown under its title."""
 
     def escaped(text: str) -> str:
         for sign in "\\`*_{}[]<>#|~$":
@@ -101,7 +101,7 @@ _LATEX = {
 
 
 def to_latex(table: Table) -> str:
-    """A table for LaTeX with the package booktabs; notes are comments."""
+    """Returns a table for LaTeX with the package booktabs. Notes become comments."""
 
     def escaped(text: str) -> str:
         return "".join(_LATEX.get(sign, sign) for sign in text)
@@ -141,7 +141,7 @@ def _one_line(text: Text) -> str:
 def shown(
     estimate: Estimate | None, measure: Measure = "f1", sign: bool = False, otherwise: str = "–"
 ) -> Text:
-    """A number with its interval."""
+    """Formats an estimate with its interval."""
     if estimate is None:
         return Text(otherwise)
     ends = interval_text(estimate, measure, sign) or ("no interval" if estimate.because else "")
@@ -151,12 +151,12 @@ def shown(
 def note_no_interval(table: Table, estimates: Iterable[Estimate | None]) -> None:
     for estimate in estimates:
         if estimate is not None and estimate.because:
-            table.note(f"No interval where it says so: {estimate.because}.")
+            table.note(f"No interval where the table says so: {estimate.because}.")
 
 
 def note_left_out(found: Findings, table: Table) -> None:
     if left := not_worked_out(found):
         table.note(
-            f"Worked out in {len(found.deep)} cells of {len(found.deep) + len(left)}, as the sweep is large; "
-            f"not in: {', '.join(left)}."
+            f"Computed for {len(found.deep)} of {len(found.deep) + len(left)} cells, because the sweep is "
+            f"large; not for: {', '.join(left)}."
         )

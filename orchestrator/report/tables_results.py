@@ -1,9 +1,9 @@
-"""The numbers of a report for people: tables for the page, for Markdown and for LaTeX.
+"""Tables of the results: peak, robustness, differences, tuning, search, the paper's values.
 
-To add a section to the report, write a function of a `Found` that returns a `Table` with `section` set, and
-put it in `TABLES`. Where it has rows or notes it then has its own heading on the page, after the cost, and a
-link at the head of it, and is written as Markdown and LaTeX; its `data` go to summary.json, under its name,
-and to CSV.
+To add a section to the report, write a function that takes `Findings` and returns a `Table` with `section`
+set, and add it to `TABLES` in page.py. If the table has rows or notes, it gets its own heading on the page,
+after the cost, and a link at the top. It is written as Markdown and LaTeX. Its `data` go to summary.json,
+under its name, and to CSV.
 """
 
 from orchestrator.analysis.findings import Findings, budgets
@@ -46,7 +46,7 @@ def peak_table(found: Findings) -> Table:
         if best is None:
             optimistic = Text("–")
         elif flattery is None:
-            optimistic = Text("not known")
+            optimistic = Text("unknown")
         else:
             optimistic = Text(f"{flattery.modelled_pct:.2f}", f"at most {flattery.at_most_pct:.2f}")
         if "diverged" in s.refused:
@@ -64,8 +64,8 @@ def peak_table(found: Findings) -> Table:
         )
     if any(s.best for s in found.summaries) and not all(optimisms.values()):
         table.note(
-            "Optimism is by how much the lowest error flatters its own setting. Where nothing was run twice "
-            "the size of chance cannot be known, and so neither can it."
+            "Optimism: how much lower the best error is than the expected error of the same setting. It is "
+            "unknown where no setting was run twice, because the noise of a run was not measured."
         )
     return table
 
@@ -99,8 +99,8 @@ def robustness_table(found: Findings) -> Table:
 
 
 _HOLDS_ZERO = (
-    "A settled row whose interval holds 0: the test says that the arms differ, on the pairs there are; the "
-    "interval of the mean also allows for divergences of one arm that no pair happened to show."
+    "Some settled rows have an interval that contains 0: the test finds a difference on the observed pairs; "
+    "the interval of the mean also allows for divergences of one arm that no observed pair shows."
 )
 
 
@@ -163,7 +163,7 @@ def peak_contrast_table(found: Findings) -> Table:
         sides = [found.noise.get((c.cell, arm)) for arm in (c.arm, c.base_arm)]
         floor = noise_floor_pp(sides[0], sides[1]) if sides[0] and sides[1] else None
         better = told_apart(c)
-        verdict = Text(f"{better} is better", strong=True) if better else Text("not told apart")
+        verdict = Text(f"{better} is better", strong=True) if better else Text("not settled")
         table.add(
             c.cell,
             c.arm,
@@ -180,7 +180,7 @@ def peak_contrast_table(found: Findings) -> Table:
 def tuning_table(found: Findings) -> Table:
     curves = [curve for part in found.evidence for curve in part.curves.values()]
     supported = max((curve.largest_budget for curve in curves), default=0)
-    # One budget that is refused everywhere says it; more would say it again.
+    # One budget that is refused everywhere is enough; further ones would repeat it.
     ks = [k for k in budgets(curves) if k // 2 <= supported]
     table = Table(
         "tuning",
@@ -200,8 +200,8 @@ def tuning_table(found: Findings) -> Table:
             table.add(part.cell, arm, str(curve.num_trials), str(curve.largest_budget), *told)
     if any(t.main == "refused" for line in table.rows for t in line.texts):
         table.note(
-            "Refused beyond the largest k: a setting too rare to have been drawn could be the median best "
-            "there, and could have any error."
+            "Refused beyond the largest supported k: there the median best could be a setting too rare to "
+            "have been drawn, with any error."
         )
     for s in found.summaries:
         if "delta_edf" in s.refused:
@@ -212,12 +212,12 @@ def tuning_table(found: Findings) -> Table:
 def search_table(found: Findings) -> Table:
     table = Table(
         "search",
-        "What the search tried and found, per cell and arm; errors on the selection split, in %",
+        "Settings tried by the search, per cell and arm; errors on the selection split, in %",
         ("Cell", "Arm", "#Points", "#Ended early", "#Diverged", "#Epochs trained", "#Best of round 1",
-         "#Best", "#Found as point", "At an edge"),
+         "#Best", "#At point", "At an edge"),
         section="Search",
-        intro="Every arm had as many points in every cell. The lowest error of so many is lower than its "
-        "setting deserves; `vitc-sweep confirm` runs it again with fresh seeds.",
+        intro="Every arm had the same number of points in every cell. The lowest of many errors is biased "
+        "low; `vitc-sweep confirm` runs its setting again with fresh seeds.",
     )  # fmt: skip
     for one in searched(found.plan, found.results):
         table.add(
@@ -235,8 +235,8 @@ def search_table(found: Findings) -> Table:
         table.data.append(plain(one))
         if one.edges:
             table.note(
-                f"{one.cell}, {one.arm}: the best lies in the outer {BEST_EDGE_SHARE:.0%} of the window of "
-                f"{', '.join(one.edges)}; a better one may lie beyond."
+                f"{one.cell}, {one.arm}: the best is in the outer {BEST_EDGE_SHARE:.0%} of the window of "
+                f"{', '.join(one.edges)}; a better setting may be outside the window."
             )
     return table
 
@@ -244,7 +244,7 @@ def search_table(found: Findings) -> Table:
 def paper_table(found: Findings) -> Table:
     table = Table(
         "paper",
-        f"Lowest {error_term(found.plan.trials)} per cell and arm beside the paper's, in %",
+        f"Lowest {error_term(found.plan.trials)} per cell and arm next to the paper's, in %",
         (
             "Cell",
             "Arm",
@@ -254,8 +254,8 @@ def paper_table(found: Findings) -> Table:
             "#Here, best of the sweep",
             "#Here - paper (pp)",
         ),
-        section="Beside the paper",
-        intro="What the file says a paper found in these cells and arms. Errors here are on the final split.",
+        section="Compared with the paper",
+        intro="The paper's errors as given in the sweep file. Errors of this sweep are on the final split.",
     )
     summaries = {(s.cell, s.arm): s for s in found.summaries}
     for values in found.plan.sweep.paper.values if found.plan.sweep.paper else ():

@@ -15,7 +15,7 @@ from orchestrator.trials.outcomes import RULES
 _AGAIN = {
     "never": "never",
     "retries": "up to the number of retries",
-    "losses": "unless lost five times without getting on",
+    "losses": "unless lost five times without progress",
     "always": "always",
     "next run": "by the next run",
 }
@@ -24,7 +24,7 @@ _AGAIN = {
 def outcome_table(found: Findings) -> Table:
     table = Table(
         "outcomes",
-        "Trials by outcome, and what an outcome means for them",
+        "Trials by outcome, and the meaning of each outcome",
         ("Outcome", "#Trials", "Means", "Run again", "May be best", "In the EDF"),
     )
     states = Counter(result.state for result in {r.trial.id: r for r in found.results}.values())
@@ -42,8 +42,8 @@ def outcome_table(found: Findings) -> Table:
             kind="" if states[name] else "soft",
         )
     for state, means in (
-        ("running", "has begun and not ended"),
-        ("missing", "has not been run, or not to an end"),
+        ("running", "has started and has not ended"),
+        ("missing", "has not run, or not to its end"),
     ):
         kind = "" if states[state] else "soft"
         table.add(
@@ -55,8 +55,8 @@ def outcome_table(found: Findings) -> Table:
 def power_table(found: Findings) -> Table:
     table = Table(
         "power",
-        f"The smallest difference that is found with {POWER:.0%} power, by the planned points",
-        ("Cells", "Measure", "#Points", "#Reference arm, planted", "#By closed form", "#By simulation"),
+        f"The smallest difference that the planned points detect with {POWER:.0%} power",
+        ("Cells", "Measure", "#Points", "#Reference arm, assumed", "#By closed form", "#By simulation"),
     )
     groups: dict[tuple[Measure, int], list[Detectable]] = {}
     for one in found.power:
@@ -82,7 +82,7 @@ def power_table(found: Findings) -> Table:
 def cost_table(found: Findings) -> Table:
     table = Table(
         "cost",
-        "What a result costs: of trials that ran, all attempts included",
+        "Cost of the trials that ran, all attempts included",
         ("Cell", "Arm", "#Trials run", "#Time", "#Time per trial", "#Multiply-adds per trial",
          "#Time of the best", "#Multiply-adds of the best"),
     )  # fmt: skip
@@ -105,10 +105,10 @@ def ledger_table(found: Findings) -> Table:
     device = found.spent.device if found.spent else "core"
     table = Table(
         "ledger",
-        f"{device}-seconds of all runs of this sweep, by what they were spent on",
-        ("Spent on", f"#{device}-seconds", "#Share (%)", "Which is"),
+        f"{device}-seconds of all runs of this sweep by use",
+        ("Spent on", f"#{device}-seconds", "#Share (%)", "Meaning"),
         section="Where the time went",
-        intro="Every second of every device that a run held, from the command to its end.",
+        intro="All seconds of all devices that the runs held, from the start of each command to its end.",
     )
     if found.spent is None:
         return table
@@ -120,10 +120,10 @@ def ledger_table(found: Findings) -> Table:
 
 
 _SPENT_ON = {
-    "useful": "training and evaluation that the results rest on",
-    "replayed": "steps done again after a crash, since the last checkpoint",
+    "useful": "training and evaluation behind the results",
+    "replayed": "steps repeated after a crash, from the last checkpoint on",
     "lost": "work without a result: failed trials, and the last moments before a crash",
-    "queued": "lanes that waited for a trial, or for others to finish",
+    "queued": "lanes that waited for a trial or for other lanes",
     "start_up": "starting Ray and workers, and starting them again",
     "preflight": "checks before the first trial",
 }
@@ -134,13 +134,13 @@ def planned_table(found: Findings) -> Table:
     unit = before.unit if before else "core-hours"
     table = Table(
         "planned",
-        "Planned before the first trial, and as it came",
+        "Planned before the first trial, and measured",
         ("Cell and arm", "Batch", "#Trials run", "#s/epoch, planned", "#measured", "#Ratio",
          f"#{unit}, planned", "#spent", "#Ratio", "#GiB, planned", "#peak", "Planned from"),
         section="Planned and actual",
-        intro="A row is a shape: model, batch, workers, precision, optimizer. Planned hours are "
-        "those of the epochs that have run, hours spent those of all attempts; small print is the range that "
-        "was expected. A ratio above 1 is more than planned. Memory is measured on GPUs only.",
+        intro="A row is a shape: model, batch size, workers, precision, optimizer. Planned hours cover the "
+        "epochs that have run; hours spent cover all attempts. Small print is the expected range. A ratio "
+        "above 1 is more than planned. Memory is measured on GPUs only.",
     )  # fmt: skip
     if before is None or not (rows := planned_actual(found.plan, before, found.records)):
         return table
@@ -177,15 +177,15 @@ def planned_table(found: Findings) -> Table:
         )
     _note_wall_clock(found, before, table)
     if any(row.arms and row.basis is None and row.planned_peak_gib is None for row in rows):
-        table.note("Without a plan: shapes that came with a later run.")
+        table.note("Shapes without a plan were added by a later run.")
     return table
 
 
 def _note_wall_clock(found: Findings, before: Planned, table: Table) -> None:
-    """From start to end; compared only where what was planned is what has run, and all of it."""
+    """Notes the wall clock. It is compared with the plan only if exactly the planned trials have ended."""
     distinct = {result.trial.id: result for result in found.results}
-    told = f"Made {before.made} for {before.trials} trials on {before.device}"
-    table.note(f"{told}; checkpoints were to take up to {before.checkpoint_gib:.2g} GiB at a time.")
+    told = f"Plan of {before.made} for {before.trials} trials on {before.device}"
+    table.note(f"{told}; it expected up to {before.checkpoint_gib:.2g} GiB of checkpoints at a time.")
     if before.wall_hours is None or found.spent is None:
         return
     low, central, high = (
@@ -194,11 +194,11 @@ def _note_wall_clock(found: Findings, before: Planned, table: Table) -> None:
     )
     text = f"From start to end: planned {central} ({low} to {high}), {duration(found.spent.wall)} so far"
     if len(distinct) != before.trials:
-        text += f", in which the sweep has grown to {len(distinct)} trials"
+        text += f"; the sweep has grown to {len(distinct)} trials"
     elif all(result.state in RULES for result in distinct.values()):
         ratio = found.spent.wall / (3600 * before.wall_hours.central)
-        text = text.removesuffix(" so far") + f" as it came: {ratio:.2f} times"
-    table.note(f"{text}. Time between two runs, and that of checks before them, is not in it.")
+        text = text.removesuffix(" so far") + f" measured: {ratio:.2f} times"
+    table.note(f"{text}. This excludes the time between runs, and the checks before them.")
 
 
 def _span_text(planned: Span | None) -> Text:
@@ -223,10 +223,10 @@ def _ratio_text(actual: float | None, planned: Span | None) -> Text:
 
 
 _PLANNED_FROM: dict[Basis | None, str] = {
-    "measured": "rows of the same shape",
+    "measured": "epochs of the same shape",
     "preflight": "a step of the preflight",
-    "scaled": "other shapes",
-    "table": "data sheet",
-    "probe": "probe",
+    "scaled": "epochs of other shapes",
+    "table": "the device's data sheet",
+    "probe": "a timing of the CPU",
     None: "nothing",
 }

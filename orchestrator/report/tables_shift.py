@@ -36,9 +36,10 @@ def _shift_row(one: ShiftSummary) -> Row:
 
 
 _CHOSEN = (
-    "The setting is that of lowest error on the selection split, where nothing is corrupted or shifted. Best "
-    "of the sweep is one run, without an interval; confirmed are fresh seeds, each at the point that the "
-    "others put first. Differences have 95 % intervals by Welch where both are confirmed, and no verdict."
+    "The setting is the one with the lowest error on the selection split, which is neither corrupted nor "
+    "shifted. Best of the sweep is one run, without an interval. Confirmed means fresh seeds, each at the "
+    "point that the other seeds rank first. Differences have 95 % intervals by Welch where both arms are "
+    "confirmed, and no verdict."
 )
 
 
@@ -51,13 +52,13 @@ def corruption_table(found: Findings) -> Table:
          f"#mCE, {base} = 100", "#Relative mCE", f"#Corrupted, minus {base} (pp)",
          f"#Added, minus {base} (pp)"),
         section="Robustness to corruption",
-        intro="Robust in the other sense: not to the settings, but to what happens to images. " + _CHOSEN,
+        intro="Robustness to corrupted images, not to hyperparameters. " + _CHOSEN,
     )  # fmt: skip
     for one in found.shifts:
         kinds = kinds_in({name: error.value for name, error in one.errors_pct.items()})
         if not kinds:
             continue
-        table.refuses(f"{one.cell}, {one.arm}, {one.kind}", one.refused, "mCE or relative mCE not told")
+        table.refuses(f"{one.cell}, {one.arm}, {one.kind}", one.refused, "no mCE or relative mCE")
         table.add(
             one.cell,
             one.arm,
@@ -86,12 +87,10 @@ def corruption_table(found: Findings) -> Table:
                 table.note(text)
         table.note(
             "Added is corrupted minus clean. mCE is the mean over kinds of the error as a percentage of the "
-            f"first arm's ({base}), relative mCE the same of what corruption adds; neither has an interval."
+            f"first arm's ({base}); relative mCE is the same for the added error. Neither has an interval."
         )
         if any(one.num_diverged for one in found.shifts):
-            table.note(
-                "A run that diverged counts as 100 % on every image, and adds nothing that can be told."
-            )
+            table.note("A diverged run counts as 100 % error on every image, so its added error is unknown.")
     return table
 
 
@@ -103,8 +102,8 @@ def _corruptions_text(trial: Trial) -> str:
     images = f"{asked.images} images" if asked.images else "all images"
     severities = ", ".join(map(str, asked.severities))
     return (
-        f"Corrupted: the mean over {len(asked.kinds)} kinds of corruption, of each over severities "
-        f"{severities}, of {images} of the final split."
+        f"Corrupted: the mean error over {len(asked.kinds)} kinds of corruption at severities {severities}, "
+        f"on {images} of the final split."
     )
 
 

@@ -1,4 +1,4 @@
-"""Tables of the windows: basins, importance, transfer, gaps, noise, edges."""
+"""Tables of the windows: basins, importance, transfer, gaps, noise, edges, window audit."""
 
 from orchestrator.analysis.basin import Extent
 from orchestrator.analysis.findings import Findings, gap_floor
@@ -29,7 +29,7 @@ def basin_table(found: Findings) -> Table:
         "The basin around each arm's optimum: where a smooth surface through the errors is within 2 pp of "
         "the reference",
         ("Cell", "Arm", "#Optimum", "#Error there (%)", *(f"#Width in {name}" for name in names),
-         "#Area, lr × weight decay", "#lr sensitivity (pp)", "#R2 left out"),
+         "#Area, lr × weight decay", "#lr sensitivity (pp)", "#Leave-one-out R2"),
     )  # fmt: skip
     for part in found.evidence:
         for b in part.basins:
@@ -55,7 +55,7 @@ def basin_table(found: Findings) -> Table:
             extents = [e.size for e in (*b.widths, *([b.area] if b.area else []))]
             note_no_interval(table, [*extents, b.lr_sensitivity_pp])
             if any(e.touches for e in (*b.widths, *([b.area] if b.area else []))):
-                table.note("≥: the basin reaches an edge of the window and may go on there.")
+                table.note("≥: the basin reaches an edge of the window and may extend beyond it.")
     return table
 
 
@@ -63,7 +63,7 @@ def importance_table(found: Findings) -> Table:
     table = Table(
         "importance",
         "Share of the variance of min(Delta, 10 pp) over the window",
-        ("Cell", "Arm", "Parameter", "#alone", "#with others", "#R2 left out"),
+        ("Cell", "Arm", "Parameter", "#alone", "#with others", "#Leave-one-out R2"),
     )
     for item in (item for part in found.evidence for item in part.importances):
         if table.refuses(f"{item.cell}, {item.arm}", item.because):
@@ -78,7 +78,7 @@ def importance_table(found: Findings) -> Table:
 def transfer_table(found: Findings) -> Table:
     table = Table(
         "transfer",
-        "What it costs an arm to run at another arm's best setting, in pp",
+        "Added error of an arm at another arm's best setting, in pp",
         ("Cell", "Arm", "at the best of", "#Regret, as observed", "#Regret, smooth", "#Pairs"),
     )
     for t in (t for part in found.evidence for t in part.transfers):
@@ -88,7 +88,7 @@ def transfer_table(found: Findings) -> Table:
         table.add(t.cell, t.arm, t.donor, shown(t.regret_pp), shown(t.smooth_pp), str(t.num_pairs))
         if t.smooth_pp is None:
             table.note(
-                "No smooth regret where an arm's surface up to chance predicts no better than its mean."
+                "No smooth regret where the fitted surface does not predict reliably better than the mean."
             )
     note_left_out(found, table)
     return table
@@ -145,9 +145,9 @@ _STREAMS: tuple[Stream, ...] = ("init", "order", "augment")
 def noise_table(found: Findings) -> Table:
     table = Table(
         "noise",
-        "Standard deviation of one run that each source of chance causes, in pp",
+        "Standard deviation of one run by source of noise, in pp",
         ("Cell", "Arm", *(f"#{stream}" for stream in _STREAMS), "#All at once", "#Floor of one run",
-         "#of a difference of two"),
+         "#Floor of a difference"),
     )  # fmt: skip
 
     def part(one: Component | None) -> Text:
@@ -162,8 +162,8 @@ def noise_table(found: Findings) -> Table:
         table.add(one.cell, one.arm, *streams, part(one.total), part(one.floor), shown(noise_floor_pp(one)))
         if one.num_diverged_groups:
             table.note(
-                f"{one.cell}, {one.arm}: {one.num_diverged_groups} settings left out, as a run of them "
-                "diverged while another did not."
+                f"{one.cell}, {one.arm}: {one.num_diverged_groups} settings left out, because only some of "
+                "their runs diverged."
             )
     return table
 
@@ -171,9 +171,9 @@ def noise_table(found: Findings) -> Table:
 def edge_table(found: Findings) -> Table:
     table = Table(
         "edges",
-        "Arms whose best lies at an edge of the window, or may well do so",
+        "Arms whose optimum is, or may be, at an edge of the window",
         ("Cell", "Arm", "Parameter", "Edge", "By", "#Value", "#Falls by (pp)", "#Refits that agree",
-         "What would settle it"),
+         "Points that would settle it"),
     )  # fmt: skip
     for check in (check for part in found.evidence for check in part.edges):
         table.refuses(f"{check.cell}, {check.arm}", check.because, "not judged")
@@ -195,10 +195,10 @@ def edge_table(found: Findings) -> Table:
 
 
 def audit_table(found: Findings) -> Table:
-    """Verdicts that flip first, then the rest, cell by cell."""
+    """Returns the window audit: verdicts that would change first, then the others cell by cell."""
     table = Table(
         "audit",
-        "How differences move under other windows over the same points",
+        "Differences under other windows over the same points",
         ("Cell", "Arm", "Measure", "Window", "#Difference", "#Effective points", "As drawn", "Here"),
     )
     pairs = [(a, verdict) for part in found.evidence for a in part.audits for verdict in a.verdicts]

@@ -9,7 +9,7 @@ from orchestrator.sweep.space import Choice, Domain, IntRange, LogUniform, Ordin
 from orchestrator.trials.numerals import percent, short
 from trainables.config import TrainConfig
 
-#: The sign after a space at which no line may break.
+#: A percent sign after a no-break space.
 PERCENT = "\u00a0%"
 
 
@@ -22,7 +22,7 @@ def share_text(value: float | None, sign: bool = False) -> str:
 
 
 def measure_text(value: float | None, measure: Measure, sign: bool = False) -> str:
-    """A measure: a share of 1, or a mean error in %."""
+    """Formats a measure: a share of 1, or a mean error in %."""
     return percent(value) if measure == "error" and not sign else share_text(value, sign)
 
 
@@ -38,7 +38,7 @@ def error_interval(estimate: Estimate) -> str:
 
 
 def p_text(value: float | None) -> str:
-    """A p-value: three digits after the point, and no more is claimed."""
+    """Formats a p-value with three digits after the point."""
     if value is None:
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
@@ -50,20 +50,20 @@ def p_equals(value: float) -> str:
 
 
 def describe_lr_scaling(config: TrainConfig) -> str:
-    """Says what batch size the learning rate of a run is quoted for, and what its optimizer gets of it."""
+    """Describes the batch size that a learning rate is quoted for, and the rate at the run's batch size."""
     optim, batch = config.optim, config.batch_size
     if optim.lr_batch_size is None:
-        return f"lr is what the optimizer gets at its peak, at a batch of {batch}"
+        return f"lr is the peak learning rate of the optimizer, at a batch size of {batch}"
     factor = optim.peak_lr(batch) / optim.lr
-    rule = "in proportion" if optim.lr_scaling == "linear" else "with the square root"
+    rule = "linearly" if optim.lr_scaling == "linear" else "by the square root"
     return (
-        f"lr is quoted for a batch of {optim.lr_batch_size}; at the batch of {batch} used here the "
-        f"optimizer gets {factor:.4g} times it at its peak (scaled {rule})"
+        f"lr is quoted for a batch size of {optim.lr_batch_size}; at the batch size of {batch} used here the "
+        f"optimizer's peak learning rate is {factor:.4g} times lr (scaled {rule})"
     )
 
 
 def where_text(cells: Mapping[str, Sequence[str]], arms: Sequence[str]) -> str:
-    """`adamw, sgd` or, where not all arms are meant, `adamw (vit_p)`."""
+    """Returns `adamw, sgd`, or `adamw (vit_p)` if only some arms are meant."""
     parts = [
         cell if len(found) == len(arms) else f"{cell} ({', '.join(found)})" for cell, found in cells.items()
     ]
@@ -92,7 +92,7 @@ REFERENCES: dict[ReferenceKind | None, str] = {
 }
 SPLIT_NAMES = {"val": "selection", "test": "final"}
 DESCRIBES = (
-    "they are measured from each arm's own reference, and an error in it moves all pairs alike, which no "
-    "test over pairs notices: between arms that do not differ they would be called settled in nearly half of "
-    "all sweeps. They have a difference and no verdict."
+    "they are measured from each arm's own reference. An error in that reference shifts all pairs alike, and "
+    "no test over pairs can detect this: for equal arms, nearly half of all sweeps would appear settled. So "
+    "they have a difference but no verdict."
 )

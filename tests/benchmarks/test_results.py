@@ -144,5 +144,5 @@ def test_the_report_sets_the_papers_errors_beside_its_own():
         ("adamw", "vit_p", 33.2, 30.5),
     ]
     assert [line.texts[-1].main for line in table.rows] == ["+2.5", "-2.7"]
-    assert table.section == "Beside the paper"
+    assert table.section == "Compared with the paper"
     assert not tables_of(gather(plan, {}))["paper"].rows

@@ -104,8 +104,8 @@ def test_plan_lists_every_trial_and_writes_nothing(cli, tmp_path, monkeypatch):
     assert {trial["epochs"] for trial in trials} == {20}
     assert all(trial["params_m"] > 0 and trial["flops_g"] > 0 for trial in trials)
     code, out, _ = cli("plan", LR_WD)
-    assert "lr is quoted for a batch of 2048; at the batch of 64 used here" in out
-    assert "the optimizer gets 0.03125 times it at its peak (scaled in proportion)" in out
+    assert "lr is quoted for a batch size of 2048; at the batch size of 64 used here" in out
+    assert "the optimizer's peak learning rate is 0.03125 times lr (scaled linearly)" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -300,7 +300,7 @@ def test_watching_a_sweep_that_nobody_runs_shows_it_and_ends(cli, partial):
     code, out, _ = cli("status", partial, "--watch")
     assert code == 1
     assert "2/8 trials" in out
-    assert "no run is at work" in out
+    assert "not running" in out
     code, _, _ = cli("status", partial, "--watch", "--json")
     assert code == 2
 
@@ -342,7 +342,7 @@ def test_logs_prints_what_attempts_have_left_behind(cli, partial):
     assert "one warns" in out
     code, out, err = cli("logs", partial, "vit_c/adamw/0", "--attempt", "2")
     assert (code, out) == (0, "")
-    assert "nothing was said" in err
+    assert "This trial wrote no log" in err
 
 
 @pytest.mark.parametrize("verb", [["why"], ["logs"], ["retry", "--trial"]])

@@ -90,7 +90,7 @@ def status_of(address: str, **headers: str) -> int:
 def test_the_index_names_every_sweep_and_links_to_mlflow(served, gate):
     address, pages, made = served
     gate.clear()
-    assert "being read" in get(address + "/")
+    assert "loading" in get(address + "/")
     gate.set()
     until(lambda: sorted(made) == ["fresh", "half"] and pages.page("half").version == 1)
     until(lambda: pages.page("fresh").version == 1)
@@ -105,7 +105,7 @@ def test_the_index_names_every_sweep_and_links_to_mlflow(served, gate):
 def test_a_report_is_made_when_it_is_looked_at_and_anew_when_the_journal_has_grown(served, runs, gate):
     address, pages, made = served
     gate.clear()
-    assert "is being made" in get(address + "/half/")
+    assert "is being written" in get(address + "/half/")
     gate.set()
     until(lambda: pages.page("half").version == 1)
     assert "<h1>report 1</h1>" in get(address + "/half/")

@@ -144,7 +144,7 @@ def test_the_plan_made_before_is_sealed_and_stands_beside_what_came(tmp_path: Pa
     assert (second["cells_and_arms"], second["planned_hours"]) == ("all vit_c", None)
     text = (folder / "report" / "tables" / "planned.md").read_text()
     assert "1.10 (out of range)" in text
-    assert "shapes that came with a later run" in text
+    assert "Shapes without a plan were added by a later run" in text
     assert "Planned and actual" in (folder / "report" / "report.html").read_text()
     change(folder / "planned.json", '"high": 1.05', '"high": 2.05')
     assert {fault.file for fault in verify(folder).faults} >= {"planned.json"}

@@ -188,7 +188,7 @@ def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path, clus
     output = process.communicate(timeout=PATIENCE)[0]
     assert time.monotonic() - began < 20
     assert process.returncode == 130
-    assert f"Go on with:  vitc-sweep run {file} --out {folder}" in output
+    assert f"To continue, run:  vitc-sweep run {file} --out {folder}" in output
     assert "Traceback" not in output
 
     more = (*one_lane, "--points", "3", "--address", cluster)

@@ -138,8 +138,8 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
         ("out_of_memory", "batch_size (now 64)"),
         ("invalid", "narrow `vary`"),
         ("diverged", "counts as 100 % error"),
-        ("cancelled", "go on from its checkpoint"),
-        (None, "the next `vitc-sweep run`"),
+        ("cancelled", "continue it from its last checkpoint"),
+        (None, "The next `vitc-sweep run`"),
     ],
 )
 def test_every_outcome_has_its_advice(plan, outcome, told):

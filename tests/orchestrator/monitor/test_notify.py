@@ -117,7 +117,7 @@ def test_a_receiver_that_hangs_holds_nothing_up(plan, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(Notifier, "_send", lambda self, body: released.wait(30))
     began = time.monotonic()
-    assert "did not take its message in time" in str(run(plan, "http://127.0.0.1:9/"))
+    assert "did not accept its message in time" in str(run(plan, "http://127.0.0.1:9/"))
     assert time.monotonic() - began < 20
     released.set()
 

@@ -411,7 +411,7 @@ def test_a_server_that_is_down_costs_nothing_but_a_line(
 
 def test_a_server_that_takes_no_runs_is_told_of_without_its_password(bare_folder: Path) -> None:
     warning = unanswered("http://someone:secret@127.0.0.1:9")
-    assert warning.startswith("MLflow at http://***@127.0.0.1:9 takes no runs: ")
+    assert warning.startswith("MLflow at http://***@127.0.0.1:9 accepts no runs: ")
     assert "secret" not in warning
     # A file is there as soon as it is wanted.
     assert unanswered(f"sqlite:///{bare_folder}/mlflow.db") == ""

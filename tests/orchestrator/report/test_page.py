@@ -317,7 +317,7 @@ def test_the_answer_names_the_better_arm_where_it_is_settled():
     # vit_p spreads over 32 pp, vit_c over 1.6.
     records = fabricated(plan, lambda t: 20 + 2 * t.point if t.arm == "vit_p" else 5 + 0.1 * t.point)
     robust, peak = answer_of(plan, records)
-    assert robust.startswith("vit_c does well over more of the settings than vit_p in adamw:")
+    assert robust.startswith("vit_c is robust over a larger share of settings than vit_p in adamw:")
     assert "16 pairs" in robust
     assert "vit_c 5.00\u00a0% (5.50\u00a0% on the final split), vit_p 20.0" in peak
     assert "unconfirmed" in peak
@@ -326,7 +326,9 @@ def test_the_answer_names_the_better_arm_where_it_is_settled():
 def test_the_answer_can_be_that_it_is_not_settled():
     plan = make(points=8)
     robust, _ = answer_of(plan, fabricated(plan, lambda t: 10.0 + t.point))
-    assert robust.startswith("Whether vit_c or vit_p does well over more of the settings in adamw is not ")
+    assert robust.startswith(
+        "Whether vit_c or vit_p is robust over a larger share of settings in adamw is not "
+    )
     assert answer_of(plan, {})[0] == "There is no answer yet: no trial has a result."
 
 
@@ -338,8 +340,8 @@ def test_without_a_primary_contrast_the_answer_speaks_of_every_cell():
         return 10 + spread * trial.point
 
     robust, peak = answer_of(plan, fabricated(plan, error))
-    assert "vit_c does well over more of the settings than vit_p in 1 of 2 cells (adamw)" in robust
-    assert "vit_p does well over more of the settings than vit_c in 1 of 2 cells (sgd)" in robust
+    assert "vit_c is robust over a larger share of settings than vit_p in 1 of 2 cells (adamw)" in robust
+    assert "vit_p is robust over a larger share of settings than vit_c in 1 of 2 cells (sgd)" in robust
     assert peak.startswith("In all 2 cells")
 
 
@@ -347,7 +349,7 @@ def test_the_page_tells_what_lr_is_quoted_for_and_which_split_is_final(tmp_path)
     plan = make(points=1)
     html = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
     # 64 / 2048 = 1 / 32.
-    assert "lr is quoted for a batch of 2048; at the batch of 64" in html
+    assert "lr is quoted for a batch size of 2048; at the batch size of 64" in html
     assert "0.03125 times" in html
     assert "final: measured once, after the last epoch" in html
     assert "scikit-learn digits, held out by seed" in html
@@ -411,8 +413,8 @@ def test_the_second_sentence_is_told_by_fresh_seeds_where_all_have_ended():
     assert "confirmed: vit_c 6.00\u00a0% (3.52 to 8.48; 3 fresh seeds; 6.50\u00a0% on the final split" in peak
     assert "vit_p 16.0\u00a0%" in peak
     assert "unconfirmed" not in peak
-    assert "vit_c is −10.00 pp" in peak
-    assert "from vit_p." in peak
+    assert "vit_c minus vit_p is −10.00 pp" in peak
+    assert "not settled" not in peak
 
 
 def test_an_open_confirmation_leaves_the_peak_unconfirmed_and_says_how_far_it_is(tmp_path):
@@ -487,7 +489,7 @@ def test_measures_from_an_own_reference_are_shown_as_description(tmp_path):
 def test_without_a_run_twice_optimism_and_noise_are_said_to_be_unknown(tmp_path):
     plan = make(points=8)
     page = words(write_report(plan, fabricated(plan, bowl), tmp_path, {}).read_text())
-    assert "the size of chance cannot be known" in page
+    assert "the noise of a run was not measured" in page
     assert "Not measured: no setting was run twice." in page
     document = json.loads((tmp_path / "summary.json").read_text())
     assert {tuning["optimism"] for tuning in document["tuning"]} == {None}
@@ -498,7 +500,7 @@ def test_an_arm_whose_best_lies_at_the_edge_is_named_under_the_answer(tmp_path):
     # The lower the lr the better, all the way down.
     records = fabricated(plan, lambda t: 10 + 3 * math.log2(t.values["optim.lr"] / 1e-4))
     page = words(write_report(plan, records, tmp_path, {}).read_text())
-    told = page.index("The best of vit_p in adamw lies at the low end of optim.lr")
+    told = page.index("The fitted optimum of vit_p in adamw is at the low end of optim.lr")
     assert page.index("Whether") < told < page.index("Errors are the top-1 error in %")
     # An octave below 2.5e-4, as densely as 16 points fill five: 16 / 5, rounded up.
     assert "4 more points from 1.25e-4 to 2.5e-4" in page
@@ -510,7 +512,7 @@ def test_stopped_trials_make_the_report_refuse_and_say_why(tmp_path):
     for trial in plan.trials:
         records[trial.id].outcome = "stopped" if trial.point == 0 else "finished"
     page = words(write_report(plan, records, tmp_path, {}).read_text())
-    assert "Which arm is more forgiving is not told: 1 of 8 trials ended early by a stopping rule" in page
+    assert "No verdict on robustness: 1 of 8 trials ended early by a stopping rule" in page
     assert "adamw, vit_c: refused, as 1 of 8 trials ended early by a stopping rule" in page
     assert "adamw, vit_c: no basin, as 1 trials were stopped early." in page
 
@@ -523,7 +525,7 @@ def test_a_large_sweep_says_in_which_cells_less_was_worked_out(tmp_path, monkeyp
     document = json.loads((tmp_path / "summary.json").read_text())
     assert document["not_worked_out"] == ["adamw"]
     assert {audit["cell"] for audit in document["audits"]} == {"sgd"}
-    assert "Worked out in 1 cells of 2, as the sweep is large; not in: adamw." in page
+    assert "Computed for 1 of 2 cells, because the sweep is large; not for: adamw." in page
 
 
 def test_processes_of_their_own_change_no_byte(tmp_path, monkeypatch):
@@ -671,7 +673,7 @@ def test_where_the_time_went_is_told_where_there_is_a_journal(tmp_path):
     spent = Ledger("GPU", useful=75.0, lost=5.0, start_up=20.0)
     page = words(write_report(plan, fabricated(plan), tmp_path, {}, spent).read_text())
     assert "Where the time went" in page
-    assert "useful 75 75.0 training and evaluation that the results rest on" in page
+    assert "useful 75 75.0 training and evaluation behind the results" in page
     document = json.loads((tmp_path / "summary.json").read_text())
     assert sum(row["seconds"] for row in document["ledger"]) == 100
     assert {row["device"] for row in document["ledger"]} == {"GPU"}
@@ -695,9 +697,9 @@ def planned_for(plan, trials):
 @pytest.mark.parametrize(
     ("trials", "missing", "told"),
     [
-        (8, 0, "planned 1 min 00 s (30 s to 2 min 00 s), 1 min 30 s as it came: 1.50 times"),
-        (8, 1, "planned 1 min 00 s (30 s to 2 min 00 s), 1 min 30 s so far. Time"),
-        (4, 0, "so far, in which the sweep has grown to 8 trials"),
+        (8, 0, "planned 1 min 00 s (30 s to 2 min 00 s), 1 min 30 s measured: 1.50 times"),
+        (8, 1, "planned 1 min 00 s (30 s to 2 min 00 s), 1 min 30 s so far. This"),
+        (4, 0, "so far; the sweep has grown to 8 trials"),
     ],
 )
 def test_wall_clock_is_compared_where_what_was_planned_is_what_has_run(trials, missing, told):
@@ -741,7 +743,7 @@ def test_errors_under_corruption_and_shift_have_their_sections(tmp_path):
     ]
     assert ">Robustness to corruption</h2>" in page
     assert ">On shifted sets</h2>" in page
-    assert "2 kinds of corruption, of each over severities 1, 5, of 50 images" in page
+    assert "2 kinds of corruption at severities 1, 5, on 50 images" in page
     rows = results_rows(plan, records)
     assert [row["extra.shifted/sketch"] for row in rows] == [60.0, 45.0, 61.0, 46.0]
     told = set(re.findall(r"`(\w+)`", (Path(__file__).parents[3] / "docs" / "report.md").read_text()))

@@ -248,7 +248,7 @@ def test_a_sweep_in_two_stages_is_both_runs_one_after_the_other_to_the_bit(keep,
         (arm, 2, {"first_stage": {"finished": 1}}) for arm in ("p", "c")
     ]
     [caveat] = stage_caveats(results_of(plan, records))
-    assert "share the runs that they start from" in caveat
+    assert "start from the same first stage" in caveat
 
 
 def test_weights_that_are_gone_are_told_with_what_makes_them_again(tmp_path, monkeypatch):
@@ -315,13 +315,13 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     assert f"vitc-sweep retry runs/x --trial {first.id}" in advice(result, [], "runs/x")[1]
     # Diverged counts, as it does of any trial, and what was not begun is said to be so.
     assert result.error_pct == (100.0 if outcome == "diverged" else None)
-    assert any("never begun" in line for line in stage_caveats(told)) == (outcome == "diverged")
+    assert any("never started" in line for line in stage_caveats(told)) == (outcome == "diverged")
     from orchestrator.cli.app import INCOMPLETE
     from orchestrator.cli.conclusion import conclude
     from orchestrator.cli.options import make_console
 
     assert conclude(make_console(), tmp_path) == INCOMPLETE
-    assert "2 trials were never begun" in capsys.readouterr().out
+    assert "2 trials never started" in capsys.readouterr().out
 
     # With more points: they come to the same end, though their first stage ended in an earlier run.
     more = plan_of(design={"kind": "sobol", "points": 3})
