@@ -442,6 +442,8 @@ def _csv_differences(found: str, expected: str, tolerance: float, same_code: boo
             continue
         for column in shared:
             a, b = keyed[0][key][heads[0].index(column)], row[heads[1].index(column)]
+            if not same_code and _is_wording(a, b):
+                continue
             if a != b and not _same_number(a, b, tolerance):
                 yield f"{key}, column {column}", _VALUE, a or "nothing", b or "nothing"
     if list(keyed[0]) != list(keyed[1]) and sorted(keyed[0]) == sorted(keyed[1]):
@@ -478,8 +480,15 @@ def _json_differences(found: str, expected: str, tolerance: float, same_code: bo
                 yield (b if path in b else a)[path][0], rule
             continue
         (_, x), (label, y) = a[path], b[path]
+        if not same_code and (path == ".format" or _is_wording(x, y)):
+            continue
         if (type(x), x) != (type(y), y) and not _same_number(x, y, tolerance):
             yield label, _VALUE, json.dumps(x), json.dumps(y)
+
+
+def _is_wording(found: Any, expected: Any) -> bool:
+    """Returns True for two sentences. Another version of the code may word them differently."""
+    return isinstance(found, str) and isinstance(expected, str) and " " in found and " " in expected
 
 
 def _leaves(value: Any, path: str = "", label: str = "") -> dict[str, tuple[str, Any]]:

@@ -16,7 +16,7 @@ from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
 from orchestrator.execution.preflight import Checked, PreflightResult, preflight, record_plan
-from orchestrator.execution.preflight_workers import Child
+from orchestrator.execution.preflight_child import Child
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (

@@ -39,7 +39,7 @@ from orchestrator.execution.preflight import (
     preflight,
     subjects,
 )
-from orchestrator.execution.preflight_workers import Child
+from orchestrator.execution.preflight_child import Child
 from orchestrator.execution.session import Preparation, Session
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.trials.gang import Gang, Node

@@ -17,7 +17,7 @@ from PIL import Image
 import trainables.__main__
 from orchestrator.cli.app import main
 from orchestrator.execution.preflight import PreflightResult
-from orchestrator.execution.preflight_workers import Child
+from orchestrator.execution.preflight_child import Child
 from orchestrator.store.folder import open_folder, save_question
 from orchestrator.store.journal import Writer, read_journal
 from orchestrator.sweep.document import Override, SweepError

@@ -2,9 +2,9 @@ import io
 import json
 import math
 import os
-from pathlib import Path
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
