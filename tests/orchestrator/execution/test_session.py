@@ -15,7 +15,7 @@ from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
-from orchestrator.trials.gang import Node
+from orchestrator.trials.gang import Gang, Node, Phase
 from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan
 
@@ -73,7 +73,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Run:
         def __init__(self, folder: Path, trials: Any, *_: Any) -> None:
-            self.folder, self.left, self.phases, self.error = folder, list(trials), [(None, trials, 2)], None
+            self.folder, self.left, self.phases, self.error = (
+                folder,
+                list(trials),
+                [Phase(Gang(1, 1, None), list(trials), 2)],
+                None,
+            )
 
         @property
         def done(self) -> bool:
