@@ -91,7 +91,11 @@ def test_the_first_view_is_the_sweep_itself():
     bar = min(base.errors_pct.min(), arm.errors_pct.min())
     scores = [1 - np.minimum(side.errors_pct - bar, 10) / 10 for side in (base, arm)]
     assert first.view == "as drawn"
-    assert first.difference == bounded_mean(scores[1] - scores[0], (-1, 1))
+    expected, found = bounded_mean(scores[1] - scores[0], (-1, 1)), first.difference
+    # Weighted sums are added up in another order; which last bits that moves depends on the processor.
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (expected.value, expected.low, expected.high), rel=1e-12
+    )
     assert (first.better, first.effective_points, first.flip) == ("b", 32, "")
 
 
