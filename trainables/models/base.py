@@ -1,6 +1,19 @@
-"""What a network costs."""
+"""What a family of networks says of itself, and what a network costs."""
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.base import Frozen
+from trainables.tasks.classification import Classification
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +49,134 @@ class Cost:
     def activations_m(self) -> float:
         """Activations in millions."""
         return self.activations / 1e6
+
+
+class ModelFamily(Frozen):
+    """A configuration that builds a network, and all that training asks of one.
+
+    A new family is a subclass in a file of its own, with a `family` of one word and fields `image_size` and
+    `drop_path`, and its name in the union `config.ModelConfig`.
+    """
+
+    #: Names of the tasks that it answers.
+    tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
+
+    #: Modules that classify, by name; left empty, the network must say so itself, as timm's do.
+    head: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        raise NotImplementedError
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, its initial weights drawn from torch's global generator."""
+        raise NotImplementedError
+
+    def cost(self, num_classes: int) -> Cost:
+        """The cost of one image."""
+        raise NotImplementedError
+
+    def head_names(self, network: nn.Module) -> frozenset[str]:
+        """The tensors of the classifier, which another number of classes makes anew.
+
+        Raises:
+          TypeError: neither the family nor the network says which they are.
+        """
+        head = self.head or _named_by_timm(network, "classifier")
+        if not head:
+            raise TypeError(f"{type(self).__name__} does not say what the head of its networks is")
+        return _names_under(network, head)
+
+    def outer_names(self, network: nn.Module) -> frozenset[str]:
+        """The parameters that embed or classify, whatever their shape; an optimizer may treat them apart.
+
+        Those that belong to the network itself and to none of its layers are positions and tokens.
+        """
+        own = {name for name, _ in network.named_parameters(recurse=False)}
+        embeddings = {name for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
+        first = _named_by_timm(network, "first_conv")
+        return self.head_names(network) | own | _names_under(network, {*first, *embeddings})
+
+
+def _named_by_timm(network: nn.Module, key: str) -> tuple[str, ...]:
+    """Modules that timm's description of a network names."""
+    description: Any = getattr(network, "pretrained_cfg", None) or {}
+    found = description.get(key) or ()
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _names_under(network: nn.Module, modules: Iterable[str]) -> frozenset[str]:
+    """The tensors of some modules and of what is in them."""
+    whole = tuple(modules)
+    prefixes = tuple(f"{module}." for module in whole)
+    return frozenset(name for name in network.state_dict() if name in whole or name.startswith(prefixes))
+
+
+class CountedFamily(ModelFamily):
+    """A family for square images whose cost is counted on the meta device, where nothing is allocated."""
+
+    image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block.")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        return (3, self.image_size, self.image_size)
+
+    def cost(self, num_classes: int) -> Cost:
+        """Counted without allocating the network."""
+        # How much is dropped changes no count, and is drawn anew at every point of some sweeps.
+        return _counted(self.model_copy(update={"drop_path": 0.1 if self.drop_path else 0.0}), num_classes)
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(config: CountedFamily, num_classes: int) -> Cost:
+    with torch.device("meta"):
+        network = config.build(num_classes)
+    return count_cost(network, config.input_shape)
+
+
+def count_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
+    """The cost of a network on the meta device, by running one input of shape (C, H, W) through it.
+
+    Convolutions, matrix products and pooling by the largest write activations, as the authors' code counts.
+    """
+    was_training = network.training
+    # Fused attention would hide its two products.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as flops,
+        _Activations() as written,
+        torch.no_grad(),
+    ):
+        network.eval()(torch.empty(1, *input_shape, device="meta"))
+    network.train(was_training)
+    # torch counts a multiply and an add; the paper counts the pair.
+    return Cost(sum(p.numel() for p in network.parameters()), flops.get_total_flops() // 2, written.elements)
+
+
+class _Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the elements that the operations of interest write while it is entered."""
+
+    _COUNTED = (
+        torch.ops.aten.convolution,
+        torch.ops.aten.mm,
+        torch.ops.aten.addmm,
+        torch.ops.aten.bmm,
+        torch.ops.aten.baddbmm,
+        torch.ops.aten.max_pool2d_with_indices,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in self._COUNTED:
+            output: Tensor = result[0] if isinstance(result, tuple) else result
+            self.elements += output.numel()
+        return result

@@ -198,7 +198,7 @@ def _counted(
 
 def _optimizer(config: TrainConfig, model: nn.Module, on_gpu: bool) -> Optimizer:
     """Builds the optimizer as it works on the device; fake tensors would get the choices of a CPU."""
-    optimizer = config.optim.build(model, config.batch_size)
+    optimizer = config.optim.build(model, config.batch_size, config.model.outer_names(model))
     for group in optimizer.param_groups:
         group["foreach"] = on_gpu
         for parameter in group["params"] if group.get("use_fallback") else ():
