@@ -69,10 +69,16 @@ def _in_its_run(path: str) -> str:
     return path.rpartition("start.run.")[2]
 
 
+def tells_apart(path: str) -> bool:
+    """Whether a setting says which member of a union a block is: `family` of a model, else `name`."""
+    whole, _, last = _in_its_run(path).rpartition(".")
+    return last == ("family" if whole.partition(".")[0] == "model" else "name")
+
+
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets a dotted path in a tree of dicts, in place; short forms on the way and at the end expand.
 
-    Setting `name` or `family` to another one empties the rest: what belonged to it means nothing now.
+    Setting what tells members apart to another one empties the rest: what belonged to it means nothing now.
     """
     *parents, last = path.split(".")
     where = ""
@@ -84,7 +90,7 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
             return
         tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
         tree = child
-    if last in ("name", "family") and tree.get(last, value) != value:
+    if tells_apart(path) and tree.get(last, value) != value:
         tree.clear()
     value = expand(path, value)
     tree[last] = dict(value) if isinstance(value, Mapping) else value
@@ -94,7 +100,7 @@ def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Sets many dotted paths: wholes before parts, and names first, as they decide what parts there are."""
 
     def rank(path: str) -> tuple[int, bool]:
-        return path.count("."), path.rpartition(".")[2] not in ("name", "family")
+        return path.count("."), not tells_apart(path)
 
     for path in sorted(settings, key=rank):
         set_path(tree, path, settings[path])

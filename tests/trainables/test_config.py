@@ -391,3 +391,12 @@ def test_seeds_of_each_stream_differ_and_follow_from_names():
     assert seeds == Seeds.derived("a", 1) != Seeds.derived("a", 2)
     assert len({seeds.init, seeds.order, seeds.augment}) == 3
     assert seeds.init == derive_seed("a", 1, "init") % 2**32
+
+
+def test_a_model_of_the_same_family_keeps_what_was_set_when_its_name_changes():
+    tree: dict = {}
+    set_paths(tree, {"model": {"family": "zoo", "name": "one", "image_size": 32, "arguments": {"name": "x"}}})
+    set_paths(tree, {"model.name": "other", "model.arguments.name": "y"})
+    assert tree["model"] == {"family": "zoo", "name": "other", "image_size": 32, "arguments": {"name": "y"}}
+    set_paths(tree, {"model.family": "vit"})
+    assert tree["model"] == {"family": "vit"}

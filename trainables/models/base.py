@@ -1,12 +1,14 @@
 """What a family of networks says of itself, and what a network costs."""
 
+import contextlib
 import functools
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,6 +115,37 @@ def _names_under(network: nn.Module, modules: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in network.state_dict() if name in whole or name.startswith(prefixes))
 
 
+class _Arguments(dict[str, Any]):
+    """Keyword arguments that a configuration holds: hashable, and equal to those that are written alike."""
+
+    def _text(self) -> str:
+        return json.dumps(self, sort_keys=True, allow_nan=False)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self._text())
+
+    def __eq__(self, other: object) -> bool:
+        # True and 1.0 equal 1, and a constructor can tell them apart.
+        return isinstance(other, dict) and self._text() == _Arguments(other)._text()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def _arguments(values: dict[str, Any]) -> _Arguments:
+    arguments = _Arguments(values)
+    try:
+        hash(arguments)
+    except (TypeError, ValueError):
+        rule = "must be numbers, texts, true, false, null, and lists and mappings of these"
+        raise ValueError(rule) from None
+    return arguments
+
+
+#: Keyword arguments of what somebody else wrote, by name.
+Arguments = Annotated[dict[str, Any], Field(default_factory=_Arguments), AfterValidator(_arguments)]
+
+
 class CountedFamily(ModelFamily):
     """A family for square images whose cost is counted on the meta device, where nothing is allocated."""
 
@@ -125,16 +158,34 @@ class CountedFamily(ModelFamily):
         return (3, self.image_size, self.image_size)
 
     def cost(self, num_classes: int) -> Cost:
-        """Counted without allocating the network."""
+        """Counted without allocating the network.
+
+        Raises:
+          ValueError: the network cannot be built, or takes no images of this size; the message says why.
+        """
         # How much is dropped changes no count, and is drawn anew at every point of some sweeps.
         return _counted(self.model_copy(update={"drop_path": 0.1 if self.drop_path else 0.0}), num_classes)
+
+    def cause(self, error: Exception) -> str:
+        """The words for what a network raised."""
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return f"{type(error).__name__}: {first}"
 
 
 @functools.lru_cache(maxsize=256)
 def _counted(config: CountedFamily, num_classes: int) -> Cost:
-    with torch.device("meta"):
+    with _explaining(config, "cannot be built"), torch.device("meta"):
         network = config.build(num_classes)
-    return count_cost(network, config.input_shape)
+    with _explaining(config, f"takes no images of {config.image_size} pixels"):
+        return count_cost(network, config.input_shape)
+
+
+@contextlib.contextmanager
+def _explaining(config: CountedFamily, rule: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{rule}: {config.cause(error)}") from error
 
 
 def count_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:

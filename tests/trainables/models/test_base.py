@@ -1,9 +1,10 @@
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from trainables.config import NAMED_MODELS
-from trainables.models.base import ModelFamily, count_cost
+from trainables.models.base import Arguments, CountedFamily, ModelFamily, count_cost
 from trainables.models.vit import ViTConfig
 from trainables.optim import AdamW, MuonAdamW
 from trainables.training.transfer import take_over
@@ -99,3 +100,39 @@ def test_counting_finds_the_cost_that_a_transformer_has_in_closed_form(stem):
     network = on_meta(config, 7)
     assert count_cost(network, config.input_shape) == config.cost(7)
     assert network.training
+
+
+class Picky(CountedFamily):
+    def build(self, num_classes: int) -> nn.Module:
+        if num_classes > 2:
+            raise RuntimeError("too many\nand more")
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+
+def test_a_network_that_cannot_be_counted_says_at_which_step_it_failed_and_why():
+    assert Picky(image_size=8).cost(2).params == 3 * 8 * 8 * 2 + 2
+    with pytest.raises(ValueError, match=r"^cannot be built: RuntimeError: too many$"):
+        Picky(image_size=8).cost(3)
+    with pytest.raises(ValueError, match=r"^takes no images of 9 pixels: RuntimeError: "):
+        Picky(image_size=9).cost(2)
+
+
+# --- arguments of others ------------------------------------------------------------------------------
+
+
+def arguments(**values):
+    return TypeAdapter(Arguments).validate_python(values)
+
+
+def test_arguments_are_known_by_how_they_are_written():
+    one = arguments(depths=[1, 2], bias=True, more={"rate": 0.1})
+    assert one == arguments(more={"rate": 0.1}, depths=[1, 2], bias=True)
+    assert hash(one) == hash(arguments(bias=True, more={"rate": 0.1}, depths=[1, 2]))
+    assert one != arguments(depths=[1, 2], bias=1, more={"rate": 0.1})
+    assert arguments(rate=1) != arguments(rate=1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
+def test_arguments_that_no_file_can_hold_are_refused(value):
+    with pytest.raises(ValidationError, match="must be numbers, texts, true, false, null"):
+        arguments(rate=value)
