@@ -41,6 +41,10 @@ class NamedFile(str):
         """All that counts of it."""
         return self.digest
 
+    def is_unchanged(self) -> bool:
+        """Whether it still holds what it held."""
+        return digest_of_file(self.path) == self.digest
+
     def checked_path(self) -> str:
         """Where it lies, if it still holds what it held.
 

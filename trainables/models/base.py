@@ -63,7 +63,7 @@ class ModelFamily(Frozen):
     #: Names of the tasks that it answers.
     tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
 
-    #: Modules that classify, by name; left empty, the network must say so itself, as timm's do.
+    #: Modules that classify, by name; left empty, they are found by what follows the number of classes.
     head: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -80,15 +80,14 @@ class ModelFamily(Frozen):
         raise NotImplementedError
 
     def head_names(self, network: nn.Module) -> frozenset[str]:
-        """The tensors of the classifier, which another number of classes makes anew.
-
-        Raises:
-          TypeError: neither the family nor the network says which they are.
-        """
-        head = self.head or _named_by_timm(network, "classifier")
-        if not head:
-            raise TypeError(f"{type(self).__name__} does not say what the head of its networks is")
-        return _names_under(network, head)
+        """The tensors of the classifier, which another number of classes makes anew."""
+        if self.head:
+            return _names_under(network, self.head)
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        others = _shapes(self, 2)
+        if others == shapes:
+            others = _shapes(self, 3)
+        return frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
 
     def outer_names(self, network: nn.Module) -> frozenset[str]:
         """The parameters that embed or classify, whatever their shape; an optimizer may treat them apart.
@@ -97,14 +96,20 @@ class ModelFamily(Frozen):
         """
         own = {name for name, _ in network.named_parameters(recurse=False)}
         embeddings = {name for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
-        first = _named_by_timm(network, "first_conv")
-        return self.head_names(network) | own | _names_under(network, {*first, *embeddings})
+        return self.head_names(network) | own | _names_under(network, {*_first_layers(network), *embeddings})
 
 
-def _named_by_timm(network: nn.Module, key: str) -> tuple[str, ...]:
-    """Modules that timm's description of a network names."""
+@functools.lru_cache(maxsize=64)
+def _shapes(family: ModelFamily, num_classes: int) -> dict[str, torch.Size]:
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = family.build(num_classes)
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _first_layers(network: nn.Module) -> tuple[str, ...]:
+    """The modules that see the image, where timm describes the network."""
     description: Any = getattr(network, "pretrained_cfg", None) or {}
-    found = description.get(key) or ()
+    found = description.get("first_conv") or ()
     return (found,) if isinstance(found, str) else tuple(found)
 
 
@@ -194,12 +199,12 @@ def count_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     Convolutions, matrix products and pooling by the largest write activations, as the authors' code counts.
     """
     was_training = network.training
-    # Fused attention would hide its two products.
+    # Fused attention would hide its two products. Gradients stay on: without them torch's counter refuses
+    # networks that hand their parameters to a layer as its input.
     with (
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as flops,
         _Activations() as written,
-        torch.no_grad(),
     ):
         network.eval()(torch.empty(1, *input_shape, device="meta"))
     network.train(was_training)

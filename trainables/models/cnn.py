@@ -184,6 +184,8 @@ class EfficientNetConfig(CountedFamily):
     Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946.
     """
 
+    head: ClassVar[tuple[str, ...]] = ("classifier",)
+
     family: Literal["efficientnet"] = "efficientnet"
     variant: Literal["b0", "b2", "b4", "b5"] = Field("b0", description="Which one; fills image_size.")
 

@@ -54,31 +54,21 @@ def test_another_number_of_classes_resets_what_the_names_say(family):
         assert bool((tensor == 1).all()) == (name.split(".")[0] in HEADS), name
 
 
-class Headless(ModelFamily):
-    def build(self, num_classes: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, num_classes, 1))
-
-
-def test_a_family_that_forgets_its_head_is_refused():
-    family = Headless()
-    with pytest.raises(TypeError, match="Headless does not say what the head of its networks is"):
-        family.outer_names(family.build(3))
-
-
 class Described(ModelFamily):
     def build(self, num_classes: int) -> nn.Module:
         network = nn.Module()
         network.stem, network.inside = nn.Conv2d(8, 8, 2), nn.Linear(8, 8)
         network.one, network.other = nn.Linear(8, num_classes), nn.Linear(8, num_classes)
         network.table, network.query = nn.Embedding(4, 8), nn.Parameter(torch.ones(2, 8))
-        network.pretrained_cfg = {"classifier": ("one", "other"), "first_conv": "stem"}
+        network.pretrained_cfg = {"first_conv": "stem"}
         network.no_weight_decay = lambda: {"query"}
         return network
 
 
-def test_a_network_that_timm_describes_says_its_head_and_its_first_layer():
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_the_head_of_a_family_that_does_not_name_it_is_what_follows_the_classes(num_classes):
     family = Described()
-    network = family.build(5)
+    network = family.build(num_classes)
     head = {"one.weight", "one.bias", "other.weight", "other.bias"}
     assert family.head_names(network) == head
     assert family.outer_names(network) == head | {"stem.weight", "stem.bias", "table.weight", "query"}
