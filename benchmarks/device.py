@@ -243,7 +243,9 @@ class Stepper:
         model = model.to(self.images_BCHW.device)
         model.train()
         self.run.state.model = model
-        self._use(network=model, optimizer=self.run.config.optim.build(model, self.batch_size))
+        config = self.run.config
+        outer = config.model.outer_names(model)
+        self._use(network=model, optimizer=config.optim.build(model, self.batch_size, outer))
 
     def fuse_optimizer(self) -> None:
         """Replaces AdamW by its fused kernel."""

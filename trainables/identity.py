@@ -7,14 +7,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from trainables.config import TrainConfig
+from trainables.io.named import NamedFile
 
 
 def identity(config: TrainConfig, data_fingerprint: str, start_identity: str | None = None) -> str:
     """Returns a digest of everything that decides a run's result, as 16 hexadecimal digits.
 
     Defaults are left out, so that a field added to the code later does not rename finished runs. Data
-    enter by their fingerprint, not by their location. A run that this one starts from enters by its own
-    identity, `start_identity`.
+    enter by their fingerprint and files by their content, not by their location. A run that this one starts
+    from enters by its own identity, `start_identity`.
 
     Raises:
       ValueError: the run starts from another and `start_identity` is missing, or the other way round.
@@ -42,6 +43,8 @@ def _content(config: BaseModel) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, NamedFile):
+        return value.content
     if isinstance(value, BaseModel):
         return _content(value)
     if isinstance(value, tuple):

@@ -89,8 +89,8 @@ def with_absolute_paths(value: Any, kinds: Sequence[Branch], lookup: Lookup, pat
         # `data: photos.parquet` is short for a mapping with the place in it.
         short = expand(path, value)
         whole = [] if short is value else [below(kinds, key) for key in short if short[key] == value]
-        is_place = any(kind.is_place for found in (kinds, *whole) for kind in found)
-        return lookup.absolute(value) if is_place else value
+        marks = [kind.place for found in (kinds, *whole) for kind in found if kind.place]
+        return marks[0].settled(value, lookup.absolute) if marks else value
     if isinstance(value, Mapping):
         # Not a comprehension, whose extra stack frames could exceed the recursion limit on a nested file
         # that the YAML reader accepted.

@@ -1,6 +1,7 @@
 """Optimizers, the parameters that decay, and the learning-rate schedule as a function of progress."""
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import torch
@@ -36,8 +37,22 @@ class _Base(Frozen):
         ratio = batch_size / self.lr_batch_size
         return self.lr * (ratio if self.lr_scaling == "linear" else math.sqrt(ratio))
 
+    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+        """The optimizer of a model, at its peak learning rate.
+
+        Args:
+          model: the network.
+          batch_size: images per step.
+          outer: parameters that embed or classify, as the model's family names them (`outer_names`).
+        """
+        raise NotImplementedError
+
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = param_groups_weight_decay(model, self.weight_decay)
+        # As timm's own training: what a network names itself does not decay, either.
+        exempt: Any = getattr(model, "no_weight_decay", tuple)()
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            model, self.weight_decay, no_weight_decay_list=exempt
+        )
         assert sum(len(group["params"]) for group in groups) == sum(
             p.requires_grad for p in model.parameters()
         )
@@ -51,8 +66,8 @@ class AdamW(_Base):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
 
-    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Builds the optimizer of a model, at its peak learning rate."""
+    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+        """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
         return torch.optim.AdamW(self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2))
 
 
@@ -63,8 +78,8 @@ class SGD(_Base):
     momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is kept.")
     nesterov: bool = Field(True, description="Nesterov's form of momentum.")
 
-    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Builds the optimizer of a model, at its peak learning rate."""
+    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+        """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
         nesterov = self.nesterov and self.momentum > 0
         return torch.optim.SGD(
             self._groups(model), self.peak_lr(batch_size), momentum=self.momentum, nesterov=nesterov
@@ -83,8 +98,8 @@ class Lion(_Base):
     beta1: float = Field(0.9, ge=0, lt=1, description="Weight of the momentum in the step.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
 
-    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Builds the optimizer of a model, at its peak learning rate."""
+    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+        """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
         optimizer: Optimizer = TimmLion(
             self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2)
         )
@@ -104,8 +119,8 @@ class LAMB(_Base):
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
 
-    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Builds the optimizer of a model, at its peak learning rate."""
+    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+        """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
         optimizer: Optimizer = Lamb(
             self._groups(model),
             self.peak_lr(batch_size),
@@ -114,10 +129,6 @@ class LAMB(_Base):
             max_grad_norm=None,
         )
         return optimizer
-
-
-#: Parameters that embed or classify, by the first part of their names. The first convolution also counts.
-_OUTER = ("class_token", "position", "head", "fc", "classifier")
 
 
 class MuonAdamW(_Base):
@@ -137,9 +148,9 @@ class MuonAdamW(_Base):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's second moment.")
 
-    def build(self, model: nn.Module, batch_size: int) -> Optimizer:
-        """Builds the optimizer of a model, at its peak learning rate."""
-        matrices = {id(p) for name, p in model.named_parameters() if _is_inner_matrix(name, p)}
+    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+        """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
+        matrices = {id(p) for name, p in model.named_parameters() if name not in outer and _is_matrix(p)}
         groups = []
         for group in self._groups(model):
             inner = [p for p in group["params"] if id(p) in matrices]
@@ -159,10 +170,10 @@ class MuonAdamW(_Base):
         return optimizer
 
 
-def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+def _is_matrix(parameter: nn.Parameter) -> bool:
     # 3 input channels: the first layer. 1: depthwise, so not a matrix.
     is_thin = parameter.ndim == 4 and parameter.shape[1] in (1, 3)
-    return parameter.ndim >= 2 and not is_thin and name.split(".")[0] not in _OUTER
+    return parameter.ndim >= 2 and not is_thin
 
 
 class Share(Frozen):

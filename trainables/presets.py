@@ -69,10 +69,17 @@ def _in_its_run(path: str) -> str:
     return path.rpartition("start.run.")[2]
 
 
+def tells_apart(path: str) -> bool:
+    """Returns whether a setting names the member of a union: `family` of a model, else `name`."""
+    whole, _, last = _in_its_run(path).rpartition(".")
+    return last == ("family" if whole.partition(".")[0] == "model" else "name")
+
+
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets a dotted path in a tree of dicts, in place. Short forms along the path and in the value expand.
 
-    Changing `name` or `family` removes the settings next to it, because they belonged to the old member.
+    Changing what tells members of a union apart removes the settings next to it, because they belonged to the
+    old member.
     """
     *parents, last = path.split(".")
     where = ""
@@ -84,7 +91,7 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
             return
         tree[key] = child = dict(child) if isinstance(child, Mapping) else {}
         tree = child
-    if last in ("name", "family") and tree.get(last, value) != value:
+    if tells_apart(path) and tree.get(last, value) != value:
         tree.clear()
     value = expand(path, value)
     tree[last] = dict(value) if isinstance(value, Mapping) else value
@@ -94,7 +101,7 @@ def set_paths(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Sets many dotted paths: wholes before parts, and names first, because they decide which parts exist."""
 
     def rank(path: str) -> tuple[int, bool]:
-        return path.count("."), path.rpartition(".")[2] not in ("name", "family")
+        return path.count("."), not tells_apart(path)
 
     for path in sorted(settings, key=rank):
         set_path(tree, path, settings[path])

@@ -15,6 +15,7 @@ from orchestrator.sweep.design import GridDesign
 from orchestrator.sweep.space import DOMAIN_WORDS, Cell, Domain, Listed, Window
 from trainables.config import TrainConfig, setting
 from trainables.io.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
+from trainables.presets import tells_apart
 
 #: Largest number of trials in one sweep: more than anyone runs, and few enough to be listed.
 MAX_TRIALS = 1_000_000
@@ -310,7 +311,8 @@ def _emptied(sweep: Sweep, fault: Fault, layers: Layers) -> Fault | None:
     keys = {path for layer in layers.values() for path in layer}
     whole = fault.path.rpartition(".")[0]
     for word in ("name", "family"):
-        if fault.path in keys and (chosen := f"{whole}.{word}") in keys:
+        chosen = f"{whole}.{word}"
+        if fault.path in keys and chosen in keys and tells_apart(chosen):
             rule = f"another {word} empties `{whole}`, and `{fault.path}` is not set again"
             return Fault(source_of(chosen, layers), rule, shorten(setting(sweep.merged(layers)[0], chosen)))
     return None

@@ -14,7 +14,7 @@ from orchestrator.sweep.space import Cell, Domain, Settings, Window
 from trainables.base import Frozen
 from trainables.config import TrainConfig, setting
 from trainables.io.storage import SharedPlace
-from trainables.presets import set_paths
+from trainables.presets import set_paths, tells_apart
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 
@@ -355,11 +355,10 @@ def source_of(path: str, layers: Layers) -> str:
 def touches(setting: str, path: str) -> bool:
     """Returns whether setting one path may change another.
 
-    That is so if they are equal, if one contains the other, or if the setting is the `name` or `family` of a
-    block.
+    That is so if they are equal, if one contains the other, or if the setting tells members of a union apart.
     """
-    parent, _, last = setting.rpartition(".")
-    whole = parent if parent and last in ("name", "family") else setting
+    parent = setting.rpartition(".")[0]
+    whole = parent if parent and tells_apart(setting) else setting
     return path == setting or path.startswith(f"{whole}.") or setting.startswith(f"{path}.")
 
 

@@ -188,7 +188,7 @@ def with_absolute_places(tree: Mapping[str, Any], lookup: Lookup) -> dict[str, A
 
 
 def _is_place(path: str) -> bool:
-    return any(kind.is_place for kind in kinds_at(_SETTINGS, path))
+    return any(kind.place for kind in kinds_at(_SETTINGS, path))
 
 
 def _in_settings(tree: Any, depth: int, lookup: Lookup) -> Any:

@@ -189,6 +189,17 @@ def test_the_cost_of_a_model_is_what_torch_counts(config):
 
 
 @pytest.mark.parametrize("config", MODELS, ids=name_of)
+def test_the_head_of_a_model_is_what_follows_the_number_of_classes(config):
+    with torch.device("meta"):
+        one, other = config.build(7), config.build(8)
+    shapes = {name: tensor.shape for name, tensor in one.state_dict().items()}
+    head = {name for name, tensor in other.state_dict().items() if tensor.shape != shapes[name]}
+    assert head
+    assert config.head_names(one) == head
+    assert head <= config.outer_names(one) <= set(shapes)
+
+
+@pytest.mark.parametrize("config", MODELS, ids=name_of)
 def test_initial_weights_follow_torchs_generator_and_nothing_else(config):
     def weights(seed):
         torch.manual_seed(seed)
@@ -210,7 +221,7 @@ def test_every_named_model_is_the_one_its_short_form_stands_for():
 @pytest.mark.parametrize("optim", OPTIMS, ids=name_of)
 def test_an_optimizer_holds_every_parameter_once(optim):
     model = MODELS[1].build(7)
-    optimizer = optim.build(model, 64)
+    optimizer = optim.build(model, 64, MODELS[1].outer_names(model))
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
@@ -380,3 +391,12 @@ def test_seeds_of_each_stream_differ_and_follow_from_names():
     assert seeds == Seeds.derived("a", 1) != Seeds.derived("a", 2)
     assert len({seeds.init, seeds.order, seeds.augment}) == 3
     assert seeds.init == derive_seed("a", 1, "init") % 2**32
+
+
+def test_a_model_of_the_same_family_keeps_what_was_set_when_its_name_changes():
+    tree: dict = {}
+    set_paths(tree, {"model": {"family": "zoo", "name": "one", "image_size": 32, "arguments": {"name": "x"}}})
+    set_paths(tree, {"model.name": "other", "model.arguments.name": "y"})
+    assert tree["model"] == {"family": "zoo", "name": "other", "image_size": 32, "arguments": {"name": "y"}}
+    set_paths(tree, {"model.family": "vit"})
+    assert tree["model"] == {"family": "vit"}

@@ -92,7 +92,7 @@ SMALL = ViTConfig(image_size=16, patch_size=4, width=16, depth=3, heads=2, mlp_r
 @pytest.mark.parametrize("optim", OPTIMS, ids=lambda optim: optim.name)
 def test_biases_and_gains_do_not_decay_and_positions_and_class_token_do(optim):
     model = SMALL.build(5)
-    optimizer = optim.build(model, 64)
+    optimizer = optim.build(model, 64, SMALL.outer_names(model))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     norms = nn.LayerNorm, nn.BatchNorm2d
@@ -110,7 +110,7 @@ def test_biases_and_gains_do_not_decay_and_positions_and_class_token_do(optim):
 def test_the_same_rule_holds_for_the_convolutional_baselines():
     with torch.device("meta"):
         model = NAMED_MODELS["resnet_50"].build(10)
-    optimizer = SGD(lr=0.1, weight_decay=0.3).build(model, 64)
+    optimizer = SGD(lr=0.1, weight_decay=0.3).build(model, 64, ())
     for group in optimizer.param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
 
@@ -123,7 +123,7 @@ def one_parameter() -> nn.Module:
 
 def steps(optim, gradients: list[float]) -> list[float]:
     model = one_parameter()
-    optimizer = optim.build(model, 64)
+    optimizer = optim.build(model, 64, ())
     values = []
     for gradient in gradients:
         model.weight.grad = torch.full_like(model.weight, gradient)
@@ -175,7 +175,7 @@ def test_lamb_takes_the_step_of_its_paper():
     weight, first, second = [2.0, -1.0], [0.0, 0.0], [0.0, 0.0]
     model = nn.Module()
     model.weight = nn.Parameter(torch.tensor([weight], dtype=torch.float64))
-    optimizer = LAMB(lr=lr, weight_decay=wd, beta1=b1, beta2=b2).build(model, 64)
+    optimizer = LAMB(lr=lr, weight_decay=wd, beta1=b1, beta2=b2).build(model, 64, ())
     for t, gradient in enumerate([[5.0, 0.1], [-2.0, 3.0], [0.7, -9.0]], start=1):
         first = [b1 * m + (1 - b1) * g for m, g in zip(first, gradient, strict=True)]
         second = [b2 * v + (1 - b2) * g * g for v, g in zip(second, gradient, strict=True)]
@@ -194,7 +194,7 @@ def test_lamb_scales_no_bias():
     # Without decay a step is Adam's: the first is lr long, whatever the gradient and the weight.
     model = nn.Linear(1, 1)
     nn.init.constant_(model.bias, 50)
-    optimizer = LAMB(lr=0.1, weight_decay=0.3).build(model, 64)
+    optimizer = LAMB(lr=0.1, weight_decay=0.3).build(model, 64, ())
     model.weight.grad, model.bias.grad = torch.ones(1, 1), torch.full((1,), 7.0)
     optimizer.step()
     assert model.bias.item() == pytest.approx(49.9)
@@ -206,7 +206,8 @@ def test_muon_steps_matrices_like_torchs_muon_and_the_rest_like_adamw(nesterov):
     model, twin = SMALL.build(5), SMALL.build(5)
     twin.load_state_dict(model.state_dict())
     lr, wd = 0.02, 0.3
-    ours = MuonAdamW(lr=lr, weight_decay=wd, nesterov=nesterov).build(model, 64)
+    optim = MuonAdamW(lr=lr, weight_decay=wd, nesterov=nesterov)
+    ours = optim.build(model, 64, SMALL.outer_names(model))
     matrices = {n: p for n, p in twin.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
     convs = {n: p for n, p in twin.named_parameters() if n in ("stem.3.weight", "stem.6.weight")}
     rest = [p for n, p in twin.named_parameters() if n not in matrices and n not in convs]
@@ -245,7 +246,7 @@ def test_muon_leaves_the_outer_layers_of_every_family_to_adamw():
     for name in ("vit_p_1gf", "vit_c_1gf", "regnety_1gf", "resnet_50"):
         with torch.device("meta"):
             model = NAMED_MODELS[name].build(10)
-        optimizer = MuonAdamW(lr=1, weight_decay=0).build(model, 64)
+        optimizer = MuonAdamW(lr=1, weight_decay=0).build(model, 64, NAMED_MODELS[name].outer_names(model))
         held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         assert len(held) == len(list(model.parameters()))
         matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -269,7 +270,7 @@ def test_an_optimizer_taken_up_from_a_checkpoint_goes_on_to_the_bit(optim):
 
     torch.manual_seed(0)
     model = SMALL.build(5)
-    optimizer = optim.build(model, 64)
+    optimizer = optim.build(model, 64, SMALL.outer_names(model))
     advance(model, optimizer, range(3))
     file = io.BytesIO()
     torch.save([model.state_dict(), optimizer.state_dict()], file)
@@ -278,7 +279,7 @@ def test_an_optimizer_taken_up_from_a_checkpoint_goes_on_to_the_bit(optim):
     weights, state = torch.load(file, weights_only=True)
     again = SMALL.build(5)
     again.load_state_dict(weights)
-    taken_up = optim.build(again, 64)
+    taken_up = optim.build(again, 64, SMALL.outer_names(again))
     taken_up.load_state_dict(state)
     advance(again, taken_up, range(3, 6))
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
@@ -302,7 +303,7 @@ def test_sgd_without_momentum_is_plain_gradient_descent():
 def test_the_peak_lr_follows_the_batch_where_a_batch_is_quoted(settings, batch_size, peak):
     optim = SGD(weight_decay=0, **settings)
     assert optim.peak_lr(batch_size) == pytest.approx(peak)
-    assert optim.build(one_parameter(), batch_size).param_groups[0]["lr"] == pytest.approx(peak)
+    assert optim.build(one_parameter(), batch_size, ()).param_groups[0]["lr"] == pytest.approx(peak)
 
 
 @pytest.mark.parametrize(("epochs", "alpha"), [(50, 0.0131), (100, 0.0066), (200, 0.0033), (400, 0.0016)])

@@ -102,23 +102,25 @@ class Branch:
     Attributes:
       kind: the type.
       tags: the words by which pydantic distinguishes it from the others.
-      is_place: whether it is text that names a path or URI.
+      place: the mark of text that names a place; None of all else.
     """
 
     kind: Any
     tags: frozenset[str]
-    is_place: bool = False
+    place: IsPlace | None = None
 
 
-def branches(annotation: Any, tags: frozenset[str] = frozenset(), is_place: bool = False) -> list[Branch]:
+def branches(
+    annotation: Any, tags: frozenset[str] = frozenset(), place: IsPlace | None = None
+) -> list[Branch]:
     """Lists every type that an annotation allows, with unions, annotations and aliases resolved."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         inner, *notes = typing.get_args(annotation)
         tags |= {note.tag for note in notes if isinstance(note, Tag)}
-        return branches(inner, tags, is_place or any(isinstance(note, IsPlace) for note in notes))
+        return branches(inner, tags, next((note for note in notes if isinstance(note, IsPlace)), place))
     if origin in _NESTED:
-        return [b for member in typing.get_args(annotation) for b in branches(member, tags, is_place)]
+        return [b for member in typing.get_args(annotation) for b in branches(member, tags, place)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         tags |= {
             field.default
@@ -127,7 +129,7 @@ def branches(annotation: Any, tags: frozenset[str] = frozenset(), is_place: bool
             if typing.get_origin(field.annotation) is typing.Literal
             and typing.get_args(field.annotation) == (field.default,)
         }
-    return [Branch(annotation, tags, is_place)]
+    return [Branch(annotation, tags, place)]
 
 
 def _models(found: Iterable[Branch]) -> list[type[BaseModel]]:

@@ -73,6 +73,10 @@ def _same_everywhere(place: str) -> str:
 class IsPlace:
     """Marks text that names a path or URI, so that readers of files make relative paths in it absolute."""
 
+    def settled(self, written: str, absolute: Callable[[str], str]) -> str:
+        """The text as every process understands it; `absolute` makes a path absolute."""
+        return absolute(written)
+
 
 #: A path or URI that a file names.
 Place = Annotated[str, IsPlace(), AfterValidator(without_secret)]

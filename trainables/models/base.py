@@ -1,6 +1,21 @@
-"""The cost of a network."""
+"""The interface of a model family, and the cost of a network."""
 
+import contextlib
+import functools
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.base import Frozen
+from trainables.tasks.classification import Classification
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +51,188 @@ class Cost:
     def activations_m(self) -> float:
         """Activations in millions."""
         return self.activations / 1e6
+
+
+class ModelFamily(Frozen):
+    """A configuration that builds a network and describes it to the training library.
+
+    A new family is a subclass in a file of its own, with a `family` of one word and fields `image_size` and
+    `drop_path`, and its name in the union `config.ModelConfig`.
+    """
+
+    #: Names of the tasks that it answers.
+    tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
+
+    #: Modules that classify, by name; left empty, they are found by what follows the number of classes.
+    head: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        raise NotImplementedError
+
+    def build(self, num_classes: int) -> nn.Module:
+        """Builds the network, with initial weights drawn from torch's global generator."""
+        raise NotImplementedError
+
+    def cost(self, num_classes: int) -> Cost:
+        """Returns the cost of one image."""
+        raise NotImplementedError
+
+    def head_names(self, network: nn.Module) -> frozenset[str]:
+        """Returns the names of the classifier's tensors. Another number of classes gives them new weights."""
+        if self.head:
+            return _names_under(network, self.head)
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        others = _shapes(self, 2)
+        if others == shapes:
+            others = _shapes(self, 3)
+        return frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
+
+    def outer_names(self, network: nn.Module) -> frozenset[str]:
+        """Returns the names of the parameters that embed or classify. An optimizer may treat them differently.
+
+        Those that belong to the network itself and to none of its layers are positions and tokens.
+        """
+        own = {name for name, _ in network.named_parameters(recurse=False)}
+        embeddings = {name for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
+        return self.head_names(network) | own | _names_under(network, {*_first_layers(network), *embeddings})
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(family: ModelFamily, num_classes: int) -> dict[str, torch.Size]:
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = family.build(num_classes)
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _first_layers(network: nn.Module) -> tuple[str, ...]:
+    """The modules that see the image, where timm describes the network."""
+    description: Any = getattr(network, "pretrained_cfg", None) or {}
+    found = description.get("first_conv") or ()
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _names_under(network: nn.Module, modules: Iterable[str]) -> frozenset[str]:
+    """The tensors of some modules and of what is in them."""
+    whole = tuple(modules)
+    prefixes = tuple(f"{module}." for module in whole)
+    return frozenset(name for name in network.state_dict() if name in whole or name.startswith(prefixes))
+
+
+class _Arguments(dict[str, Any]):
+    """Keyword arguments that a configuration holds: hashable, and equal to those that are written alike."""
+
+    def _text(self) -> str:
+        return json.dumps(self, sort_keys=True, allow_nan=False)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self._text())
+
+    def __eq__(self, other: object) -> bool:
+        # True and 1.0 equal 1, and a constructor can tell them apart.
+        return isinstance(other, dict) and self._text() == _Arguments(other)._text()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def _arguments(values: dict[str, Any]) -> _Arguments:
+    arguments = _Arguments(values)
+    try:
+        hash(arguments)
+    except (TypeError, ValueError):
+        rule = "must be numbers, texts, true, false, null, and lists and mappings of these"
+        raise ValueError(rule) from None
+    return arguments
+
+
+#: Keyword arguments of what somebody else wrote, by name.
+Arguments = Annotated[dict[str, Any], Field(default_factory=_Arguments), AfterValidator(_arguments)]
+
+
+class CountedFamily(ModelFamily):
+    """A family for square images whose cost is counted on the meta device, where nothing is allocated."""
+
+    image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block.")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        return (3, self.image_size, self.image_size)
+
+    def cost(self, num_classes: int) -> Cost:
+        """Counts the cost without allocating the network.
+
+        Raises:
+          ValueError: the network cannot be built, or takes no images of this size; the message says why.
+        """
+        # How much is dropped changes no count, and is drawn anew at every point of some sweeps.
+        return _counted(self.model_copy(update={"drop_path": 0.1 if self.drop_path else 0.0}), num_classes)
+
+    def cause(self, error: Exception) -> str:
+        """Returns a message for an error that a network raised."""
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return f"{type(error).__name__}: {first}"
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(config: CountedFamily, num_classes: int) -> Cost:
+    with _explaining(config, "cannot be built"), torch.device("meta"):
+        network = config.build(num_classes)
+    with _explaining(config, f"takes no images of {config.image_size} pixels"):
+        return count_cost(network, config.input_shape)
+
+
+@contextlib.contextmanager
+def _explaining(config: CountedFamily, rule: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{rule}: {config.cause(error)}") from error
+
+
+def count_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
+    """Counts the cost of a network on the meta device, with a forward pass of one input of shape (C, H, W).
+
+    Convolutions, matrix products and pooling by the largest write activations, as the authors' code counts.
+    """
+    was_training = network.training
+    # Fused attention would hide its two products. Gradients stay on: without them torch's counter refuses
+    # networks that hand their parameters to a layer as its input.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as flops,
+        _Activations() as written,
+    ):
+        network.eval()(torch.empty(1, *input_shape, device="meta"))
+    network.train(was_training)
+    # torch counts a multiply and an add; the paper counts the pair.
+    return Cost(sum(p.numel() for p in network.parameters()), flops.get_total_flops() // 2, written.elements)
+
+
+class _Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the elements that convolutions, linear layers and poolings write while it is active."""
+
+    _COUNTED = (
+        torch.ops.aten.convolution,
+        torch.ops.aten.mm,
+        torch.ops.aten.addmm,
+        torch.ops.aten.bmm,
+        torch.ops.aten.baddbmm,
+        torch.ops.aten.max_pool2d_with_indices,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in self._COUNTED:
+            output: Tensor = result[0] if isinstance(result, tuple) else result
+            self.elements += output.numel()
+        return result

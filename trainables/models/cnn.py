@@ -4,7 +4,6 @@ Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs.
 the "fast scaling" variants of Dollar et al. 2021, not those of the model zoo.
 """
 
-import functools
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,66 +16,9 @@ from timm.models.efficientnet import (
 )
 from timm.models.regnet import RegNet, RegNetCfg
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from trainables.base import Frozen
-from trainables.models.base import Cost
-from trainables.tasks.classification import Classification
-
-
-def count_cost(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
-    """Counts the cost of a network on the meta device, by a forward pass of one input of shape (C, H, W).
-
-    Activations are outputs of convolutions, linear layers and the stem's pooling, as in the authors' code.
-    """
-    activations = 0
-
-    def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal activations
-        activations += output.numel()
-
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear | nn.MaxPool2d)]
-    handles = [layer.register_forward_hook(watch) for layer in layers]
-    was_training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, *input_shape, device="meta"))
-    model.train(was_training)
-    for handle in handles:
-        handle.remove()
-    # Halved, because torch counts a multiply and an add as two, and the paper as one.
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations)
-
-
-class _Baseline(Frozen):
-    """A CNN that timm builds. Its cost is counted on the meta device, without allocating memory."""
-
-    #: Names of the tasks that the model supports.
-    tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
-
-    image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block.")
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an input."""
-        return (3, self.image_size, self.image_size)
-
-    def build(self, num_classes: int) -> nn.Module:
-        """Builds the network, with initial weights drawn from torch's global generator."""
-        raise NotImplementedError
-
-    def cost(self, num_classes: int) -> Cost:
-        """Counts the cost without allocating the network."""
-        return _counted(self, num_classes)
-
-
-@functools.lru_cache(maxsize=256)
-def _counted(config: _Baseline, num_classes: int) -> Cost:
-    with torch.device("meta"):
-        model = config.build(num_classes)
-    return count_cost(model, config.input_shape)
-
+from trainables.models.base import CountedFamily
 
 #: depths, widths, group width, training resolution.
 _REGNETY: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
@@ -89,8 +31,10 @@ _REGNETY: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
 }
 
 
-class RegNetYConfig(_Baseline):
+class RegNetYConfig(CountedFamily):
     """RegNetY: squeeze-and-excitation of 0.25, bottleneck ratio 1, stem of 32 channels."""
+
+    head: ClassVar[tuple[str, ...]] = ("head",)
 
     family: Literal["regnety"] = "regnety"
     size: Literal["nano", "1gf", "4gf", "16gf", "32gf"] | None = Field(
@@ -169,12 +113,14 @@ _REGNETZ: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = {
 }
 
 
-class RegNetZConfig(_Baseline):
+class RegNetZConfig(CountedFamily):
     """RegNetZ: inverted bottlenecks of 4, no activation after a block, SiLU, a wide layer before the head.
 
     Source: Dollar et al. 2021, https://arxiv.org/abs/2103.06877; the shape of 4gf as in timm. The
     shapes of the 1, 16 and 32 GF models of Xiao et al. are not published with their code.
     """
+
+    head: ClassVar[tuple[str, ...]] = ("head",)
 
     family: Literal["regnetz"] = "regnetz"
     size: Literal["nano", "4gf"] | None = Field(
@@ -232,11 +178,13 @@ _EFFICIENTNETS: dict[str, tuple[Any, int]] = {
 }
 
 
-class EfficientNetConfig(_Baseline):
-    """EfficientNet, without the dropout of its own recipe before the classifier.
+class EfficientNetConfig(CountedFamily):
+    """EfficientNet, without the dropout its own recipe has before the classifier.
 
     Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946.
     """
+
+    head: ClassVar[tuple[str, ...]] = ("classifier",)
 
     family: Literal["efficientnet"] = "efficientnet"
     variant: Literal["b0", "b2", "b4", "b5"] = Field("b0", description="Which one; fills image_size.")
@@ -265,8 +213,10 @@ _RESNET_DEPTHS: dict[int, tuple[int, ...]] = {
 }
 
 
-class ResNetConfig(_Baseline):
+class ResNetConfig(CountedFamily):
     """ResNet; bottleneck blocks from 50 layers on."""
+
+    head: ClassVar[tuple[str, ...]] = ("fc",)
 
     family: Literal["resnet"] = "resnet"
     layers: Literal[18, 50, 101, 152, 200] = Field(50, description="Which one, by its number of layers.")

@@ -15,10 +15,8 @@ from pydantic import Field, model_validator
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from trainables.base import Frozen
-from trainables.models.base import Cost
+from trainables.models.base import Cost, ModelFamily
 from trainables.models.stems import STEMS, AnyStem, Stem, before_projection, build_stem, layer_norm
-from trainables.tasks.classification import Classification
 
 Positive = Field(gt=0)
 
@@ -38,11 +36,10 @@ SIZES: dict[str, dict[str, float]] = {
 Init = Literal["pycls_2021", "pycls_2022", "torchvision"]
 
 
-class ViTConfig(Frozen):
+class ViTConfig(ModelFamily):
     """A pre-norm vision transformer with a class token and learned positions."""
 
-    #: Names of the tasks that the model supports.
-    tasks: ClassVar[frozenset[str]] = frozenset({Classification.name})
+    head: ClassVar[tuple[str, ...]] = ("head",)
 
     family: Literal["vit"] = "vit"
     size: Literal["nano", "1gf", "4gf", "16gf", "18gf", "36gf", "72gf"] | None = Field(

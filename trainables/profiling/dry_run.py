@@ -182,7 +182,7 @@ def check_start(start: Start, model: ModelConfig, num_classes: int, first_classe
     with _blaming("model", "cannot be built"), torch.device("meta"):
         first, network = start.run.model.build(first_classes), model.build(num_classes)
     try:
-        take_over(network, first.state_dict(), start.parts)
+        take_over(network, first.state_dict(), start.parts, model.head_names(network))
     except Invalid as error:
         raise Unfit("start", str(error)) from error
 

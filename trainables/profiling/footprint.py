@@ -197,8 +197,8 @@ def _counted(
 
 
 def _optimizer(config: TrainConfig, model: nn.Module, on_gpu: bool) -> Optimizer:
-    """Builds the optimizer with its options for the device; fake tensors would get those of a CPU."""
-    optimizer = config.optim.build(model, config.batch_size)
+    """Builds the optimizer as it works on the device; fake tensors would get the choices of a CPU."""
+    optimizer = config.optim.build(model, config.batch_size, config.model.outer_names(model))
     for group in optimizer.param_groups:
         group["foreach"] = on_gpu
         for parameter in group["params"] if group.get("use_fallback") else ():

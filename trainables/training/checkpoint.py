@@ -401,7 +401,7 @@ def _state_bytes(
 ) -> int:
     with torch.device("meta"):
         model = model_config.build(num_classes)
-    optimizer = optim_config.build(model, 1)
+    optimizer = optim_config.build(model, 1, model_config.outer_names(model))
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     # On the meta device a step computes nothing but creates the state of the optimizer.

@@ -207,7 +207,7 @@ class TrainingRun:
         )
         model = _build_model(config, info.num_classes)
         if weights is not None and config.start is not None:
-            take_over(model, weights, config.start.parts)
+            take_over(model, weights, config.start.parts, config.model.head_names(model))
         model = model.to(context.device)
         if config.sync_batch_norm and context.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -226,7 +226,7 @@ class TrainingRun:
             ema = ModelEmaV3(model, config.ema.decay(self.total_steps), update_after_step=warmup_steps)
         self.state = State(
             model=model,
-            optimizer=config.optim.build(model, config.batch_size),
+            optimizer=config.optim.build(model, config.batch_size, config.model.outer_names(model)),
             scaler=torch.amp.GradScaler(context.device.type, enabled=self.autocast_dtype == torch.float16),
             ema=ema,
         )

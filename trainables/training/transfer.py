@@ -4,7 +4,7 @@ Shape suffixes: T tokens (patches and the class token), D width.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import BinaryIO, Literal
 
 import torch
@@ -17,9 +17,6 @@ from trainables.models.vit import VisionTransformer
 
 Parts = Literal["all", "stem"]
 
-#: First parts of the names of classifiers, in our models and in timm's.
-_HEADS = ("head", "fc", "classifier")
-
 
 def final_weights(checkpoint: BinaryIO) -> dict[str, Tensor]:
     """Reads the weights a run was judged by from a file of `State.save`: the average if there is one."""
@@ -28,13 +25,19 @@ def final_weights(checkpoint: BinaryIO) -> dict[str, Tensor]:
     return weights
 
 
-def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> None:
-    """Copies weights of another run into a newly built model, in place.
+def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts, head: Collection[str]) -> None:
+    """Puts weights of another run into a freshly built model, in place.
 
     If the number of classes differs, the classifier keeps its own initial weights. If the number of patches
     differs, position embeddings are interpolated except for the class token's (bicubic, by timm, as in
     Dosovitskiy et al. 2021, section 3.2, https://arxiv.org/abs/2010.11929). With `stem`, everything but the
     stem keeps its own initial weights; so does the stem's projection to the width if the widths differ.
+
+    Args:
+      model: freshly built.
+      weights: by name.
+      parts: what of them is wanted.
+      head: the tensors of the classifier, as the model's family names them (`head_names`).
 
     Raises:
       Invalid: the models differ in other ways; the message names the first tensors that differ.
@@ -46,7 +49,7 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor], parts: Parts) -> 
     fresh = {
         name
         for name in wanted
-        if name.split(".")[0] in _HEADS and name in weights and weights[name].shape != wanted[name].shape
+        if name in head and name in weights and weights[name].shape != wanted[name].shape
     }
     if parts == "stem" and isinstance(model, VisionTransformer):
         kept = {f"stem.{name}" for name in before_projection(model.stem).state_dict()}

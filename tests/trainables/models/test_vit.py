@@ -399,7 +399,7 @@ def test_a_frozen_stem_keeps_its_random_weights_and_no_optimizer_sees_it(stem):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     # The same draw as of a free one.
     assert all(torch.equal(p, before[name]) for name, p in free.named_parameters())
-    optimizer = SGD(lr=0.1, weight_decay=0.1).build(model, 4)
+    optimizer = SGD(lr=0.1, weight_decay=0.1).build(model, 4, ())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for name, p in model.named_parameters() if not name.startswith("stem.")}
     for _ in range(2):

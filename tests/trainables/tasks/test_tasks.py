@@ -28,6 +28,7 @@ from trainables.config import TrainConfig, faults_of
 from trainables.context import Context
 from trainables.data.base import Images, with_chance
 from trainables.data.digits import Digits
+from trainables.models.base import ModelFamily
 from trainables.models.vit import ViTConfig
 from trainables.profiling import dry_run
 from trainables.profiling.footprint import footprint
@@ -100,10 +101,11 @@ def ink(images: Images) -> Images:
     return Images((pixels > 127).astype(np.int64), images.read)
 
 
-class Pixelwise(Frozen):
+class Pixelwise(ModelFamily):
     """One convolution from colours to classes, that begins with all classes alike."""
 
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})
+    head: ClassVar[tuple[str, ...]] = ("weight", "bias")
     family: Literal["pixelwise"] = "pixelwise"
     image_size: int = 8
     drop_path: float = 0.0

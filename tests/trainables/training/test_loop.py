@@ -241,7 +241,7 @@ def test_the_first_steps_are_those_of_a_loop_written_out(config_of):
     model = config.model.build(10)
     pipeline = config.augment.pipeline(16, config.seeds.augment, Context())
     images = config.data.open()["train"]
-    optimizer = config.optim.build(model, 1199)
+    optimizer = config.optim.build(model, 1199, config.model.outer_names(model))
     for epoch, (row, state) in enumerate(itertools.islice(train(config, Context()), 3)):
         [(pixels, labels)] = pipeline.train_batches(images, config.seeds.order, 1199, epoch)
         lr = config.schedule.factor(epoch)
