@@ -90,7 +90,7 @@ class ModelFamily(Frozen):
         return frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
 
     def outer_names(self, network: nn.Module) -> frozenset[str]:
-        """Returns the names of the parameters that embed or classify. An optimizer may treat them differently.
+        """Returns the names of parameters that embed or classify. An optimizer may treat them differently.
 
         Those that belong to the network itself and to none of its layers are positions and tokens.
         """
