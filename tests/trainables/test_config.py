@@ -32,6 +32,7 @@ from trainables.data.shifted import ShiftedSet
 from trainables.identity import identity
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
 from trainables.models.stems import STEMS, Stem
+from trainables.models.timm_model import TimmConfig
 from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Lion, MuonAdamW
 from trainables.presets import RECIPES, leaves, set_paths
@@ -58,6 +59,9 @@ MODELS = [
     EfficientNetConfig(variant="b0", image_size=32),
     ResNetConfig(layers=18, image_size=32),
     ResNetConfig(layers=50, image_size=64),
+    TimmConfig(name="convnext_atto.d2_in1k", image_size=32, arguments={"drop_rate": 0.1}),
+    TimmConfig(name="vit_tiny_patch16_224", image_size=32, drop_path=0.1),
+    TimmConfig(name="resnet10t", image_size=32),
 ]
 OPTIMS = [
     AdamW(lr=1e-3, weight_decay=0.1, beta1=0.8),

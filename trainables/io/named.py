@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from trainables.io.storage import IsPlace
 
@@ -24,6 +25,10 @@ class NamedFile(str):
     """A file's absolute path with the digest of what it held when it was first read."""
 
     __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler(str)
 
     @property
     def path(self) -> str:
@@ -93,4 +98,4 @@ def _named(written: str) -> NamedFile:
 
 
 #: The name of a local file, which counts by its content.
-FileName = Annotated[str, IsFile(), AfterValidator(_named)]
+FileName = Annotated[NamedFile, IsFile(), AfterValidator(_named)]
