@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint chaos clean
+.PHONY: install demo test test-slow lint chaos clean
 
 # One stamp for everything that is installed: touched last, so that a broken install is tried again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -24,8 +24,12 @@ lint: install
 # What starts a Ray cluster does so alone, because beside other tests its time limits are not safe on two cores.
 # For the slowest: make test PYTEST_ADDOPTS=--durations=20
 test: install lint
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "ray and not slow"
+
+# Whole runs that are killed, stopped, searched and continued: about 8 minutes on 2 cores.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 # Faults by the hundred, simulated and real: about 40 minutes on 2 cores. Its short form is among the tests.
 chaos: install

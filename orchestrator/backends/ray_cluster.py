@@ -1,5 +1,6 @@
 """The Ray cluster of a run: connecting to it, its nodes and their clocks."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -32,6 +33,7 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
+    _undo.callback(_restore, dict(os.environ), signal.getsignal(signal.SIGTERM))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -124,5 +126,22 @@ def _now() -> float:
 
 
 def shutdown() -> None:
-    """Leaves the cluster. A local one is shut down."""
+    """Leaves the cluster. A local one is shut down. Environment and signals become what they were before."""
     ray.shutdown()
+    _undo.close()
+
+
+#: Calls that undo what `connect` changed in this process.
+_undo = contextlib.ExitStack()
+
+
+def _restore(environment: dict[str, str], on_terminate: Any) -> None:
+    """Restores the environment and the SIGTERM handler.
+
+    A local cluster sets RAY_AUTH_MODE. With it, a process could not work on a cluster without tokens.
+    """
+    os.environ.update(environment)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    if on_terminate is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)

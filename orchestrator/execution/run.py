@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
+from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.backends.placement_groups import Orphans
@@ -81,7 +82,11 @@ class Run:
         self.error: BaseException | None = None
 
     def start(self) -> None:
-        """Starts the run. The journal is open when this returns."""
+        """Starts the run. The journal is open when this returns.
+
+        Raises:
+          ClusterError: the cluster does not start the coordinator.
+        """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._coordinator = (
             ray.remote(Coordinator)
@@ -95,7 +100,15 @@ class Run:
             )
         )
         lanes = tuple(count for *_, count in self.phases)
-        self._note(SessionBegan(time=time.time(), began=self._began, lanes=lanes))
+        try:
+            self._note(SessionBegan(time=time.time(), began=self._began, lanes=lanes))
+        except ActorDiedError as error:
+            if error.actor_init_failed:
+                raise
+            raise ClusterError(
+                "the cluster does not start the run's coordinator, as happens if only one side uses tokens "
+                f"(RAY_AUTH_MODE): {error}"
+            ) from error
         if self._preflight_seconds:
             self._note(PreflightDone(time=time.time(), seconds=self._preflight_seconds))
         self._thread.start()

@@ -1,5 +1,6 @@
 """The library as docs/library.md shows it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -133,13 +134,17 @@ def test_the_package_costs_nothing_and_a_plan_needs_no_ray():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_document_runs_a_sweep_and_leaves_signals_and_ray_as_they_were(place, capfd):
+def test_the_document_runs_a_sweep_and_leaves_signals_environment_and_ray_as_they_were(place, capfd):
     import signal
 
     import ray
 
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before, environment = (
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        dict(os.environ),
+    )
     names: dict[str, object] = {}
     exec(compile(RUN, "docs/library.md", "exec"), names)
     assert not ray.is_initialized()
@@ -147,6 +152,8 @@ def test_the_document_runs_a_sweep_and_leaves_signals_and_ray_as_they_were(place
     assert "2 of 2 trials have ended" in out
     assert out.splitlines()[-1] == "ended 2 of 2"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    # RAY_AUTH_MODE, which a local cluster sets, would keep this process off other clusters.
+    assert dict(os.environ) == environment
     frame = read_results("runs/my_sweep")
     assert frame["state"].tolist() == ["finished"] * 2
     assert frame["epochs"].tolist() == [2, 2]

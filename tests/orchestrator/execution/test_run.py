@@ -121,6 +121,7 @@ def rows_of(records: dict[str, Record]) -> dict[str, tuple[list[dict[str, Any]],
     }
 
 
+@pytest.mark.slow
 def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(tmp_path, cluster):
     file, folder = sweep_file(tmp_path, 4), tmp_path / "runs" / "tiny"
     # A cluster of its own: this is the one that is to go with the process.
@@ -210,6 +211,7 @@ def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path, clus
     assert len(set(ends_in(folder))) == 6
 
 
+@pytest.mark.slow
 def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path, cluster):
     tree = yaml.safe_load(sweep_file(tmp_path, 4, epochs=4).read_text())
     tree["search"] = {"sampler": "tpe", "round": 2, "halving": {"grace_epochs": 1, "reduction_factor": 2}}
@@ -241,6 +243,7 @@ def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path, cluster)
     assert [row["point"] for row in results(folder)[8:]] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path, cluster):
     # So long that the lane that is up first does not do it all.
     file, folder = sweep_file(tmp_path, 2, epochs=50), tmp_path / "runs" / "tiny"

@@ -430,10 +430,10 @@ def test_the_example_of_the_readme_runs_from_another_folder(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 trials to run; results go to results\n" in done.stdout
-    events = [event for event in read_journal(here / "results").events if event["kind"] == "end"]
+    events = [event for event in read_journal(here / "results").events if isinstance(event, AttemptEnded)]
     # With such a rate an arm may learn nothing in one epoch, which is a result, too.
     assert len(events) == 4
-    assert {event["end"] for event in events} <= {"finished", "diverged"}
+    assert {event.end for event in events} <= {"finished", "diverged"}
     saved = yaml.safe_load((here / "results" / "sweep.yaml").read_text())
     assert saved["base"]["data"] == f"{project}/photos.parquet"
     [data] = json.loads((here / "results" / "record.json").read_text())["data"]
