@@ -123,8 +123,13 @@ def rounded(value: Any) -> Any:
 
 
 def number_or_text(cell: str) -> Any:
+    """A cell of a CSV file as what it says: a number, JSON, or a text."""
     try:
         return float(cell)
+    except ValueError:
+        pass
+    try:
+        return json.loads(cell)
     except ValueError:
         return cell
 

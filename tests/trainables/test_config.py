@@ -172,7 +172,7 @@ def test_a_whole_run_survives_json_with_its_identity(parts):
 
 @pytest.mark.parametrize("config", MODELS, ids=name_of)
 def test_a_model_builds_trains_and_answers_with_one_logit_per_class(config):
-    model = config.build(7)
+    model = config.network(7)
     logits = model(torch.randn(2, 3, config.image_size, config.image_size))
     assert logits.shape == (2, 7)
     logits.sum().backward()
@@ -182,7 +182,7 @@ def test_a_model_builds_trains_and_answers_with_one_logit_per_class(config):
 @pytest.mark.parametrize("config", MODELS, ids=name_of)
 def test_the_cost_of_a_model_is_what_torch_counts(config):
     with torch.device("meta"):
-        model = config.build(7).eval()
+        model = config.network(7).eval()
     images = torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(images)
@@ -195,7 +195,7 @@ def test_the_cost_of_a_model_is_what_torch_counts(config):
 @pytest.mark.parametrize("config", MODELS, ids=name_of)
 def test_the_head_of_a_model_is_what_follows_the_number_of_classes(config):
     with torch.device("meta"):
-        one, other = config.build(7), config.build(8)
+        one, other = config.network(7), config.network(8)
     shapes = {name: tensor.shape for name, tensor in one.state_dict().items()}
     head = {name for name, tensor in other.state_dict().items() if tensor.shape != shapes[name]}
     assert head
@@ -207,7 +207,7 @@ def test_the_head_of_a_model_is_what_follows_the_number_of_classes(config):
 def test_initial_weights_follow_torchs_generator_and_nothing_else(config):
     def weights(seed):
         torch.manual_seed(seed)
-        return torch.cat([p.detach().flatten() for p in config.build(7).parameters()])
+        return torch.cat([p.detach().flatten() for p in config.network(7).parameters()])
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
@@ -224,7 +224,7 @@ def test_every_named_model_is_the_one_its_short_form_stands_for():
 
 @pytest.mark.parametrize("optim", OPTIMS, ids=name_of)
 def test_an_optimizer_holds_every_parameter_once(optim):
-    model = MODELS[1].build(7)
+    model = MODELS[1].network(7)
     optimizer = optim.build(model, 64, MODELS[1].outer_names(model))
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())

@@ -91,7 +91,7 @@ SMALL = ViTConfig(image_size=16, patch_size=4, width=16, depth=3, heads=2, mlp_r
 
 @pytest.mark.parametrize("optim", OPTIMS, ids=lambda optim: optim.name)
 def test_biases_and_gains_do_not_decay_and_positions_and_class_token_do(optim):
-    model = SMALL.build(5)
+    model = SMALL.network(5)
     optimizer = optim.build(model, 64, SMALL.outer_names(model))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
@@ -109,7 +109,7 @@ def test_biases_and_gains_do_not_decay_and_positions_and_class_token_do(optim):
 
 def test_the_same_rule_holds_for_the_convolutional_baselines():
     with torch.device("meta"):
-        model = NAMED_MODELS["resnet_50"].build(10)
+        model = NAMED_MODELS["resnet_50"].network(10)
     optimizer = SGD(lr=0.1, weight_decay=0.3).build(model, 64, ())
     for group in optimizer.param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
@@ -203,7 +203,7 @@ def test_lamb_scales_no_bias():
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_steps_matrices_like_torchs_muon_and_the_rest_like_adamw(nesterov):
     torch.manual_seed(0)
-    model, twin = SMALL.build(5), SMALL.build(5)
+    model, twin = SMALL.network(5), SMALL.network(5)
     twin.load_state_dict(model.state_dict())
     lr, wd = 0.02, 0.3
     optim = MuonAdamW(lr=lr, weight_decay=wd, nesterov=nesterov)
@@ -245,7 +245,7 @@ def test_muon_steps_matrices_like_torchs_muon_and_the_rest_like_adamw(nesterov):
 def test_muon_leaves_the_outer_layers_of_every_family_to_adamw():
     for name in ("vit_p_1gf", "vit_c_1gf", "regnety_1gf", "resnet_50"):
         with torch.device("meta"):
-            model = NAMED_MODELS[name].build(10)
+            model = NAMED_MODELS[name].network(10)
         optimizer = MuonAdamW(lr=1, weight_decay=0).build(model, 64, NAMED_MODELS[name].outer_names(model))
         held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         assert len(held) == len(list(model.parameters()))
@@ -269,7 +269,7 @@ def test_an_optimizer_taken_up_from_a_checkpoint_goes_on_to_the_bit(optim):
             optimizer.step()
 
     torch.manual_seed(0)
-    model = SMALL.build(5)
+    model = SMALL.network(5)
     optimizer = optim.build(model, 64, SMALL.outer_names(model))
     advance(model, optimizer, range(3))
     file = io.BytesIO()
@@ -277,7 +277,7 @@ def test_an_optimizer_taken_up_from_a_checkpoint_goes_on_to_the_bit(optim):
     advance(model, optimizer, range(3, 6))
     file.seek(0)
     weights, state = torch.load(file, weights_only=True)
-    again = SMALL.build(5)
+    again = SMALL.network(5)
     again.load_state_dict(weights)
     taken_up = optim.build(again, 64, SMALL.outer_names(again))
     taken_up.load_state_dict(state)

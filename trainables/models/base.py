@@ -71,7 +71,7 @@ class ModelFamily(Frozen):
         """Channels, height and width of an input."""
         raise NotImplementedError
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         """Builds the network, with initial weights drawn from torch's global generator."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class ModelFamily(Frozen):
 @functools.lru_cache(maxsize=64)
 def _shapes(family: ModelFamily, num_classes: int) -> dict[str, torch.Size]:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        network = family.build(num_classes)
+        network = family.network(num_classes)
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
@@ -180,7 +180,7 @@ class CountedFamily(ModelFamily):
 @functools.lru_cache(maxsize=256)
 def _counted(config: CountedFamily, num_classes: int) -> Cost:
     with _explaining(config, "cannot be built"), torch.device("meta"):
-        network = config.build(num_classes)
+        network = config.network(num_classes)
     with _explaining(config, f"takes no images of {config.image_size} pixels"):
         return count_cost(network, config.input_shape)
 

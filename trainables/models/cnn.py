@@ -59,7 +59,7 @@ class RegNetYConfig(CountedFamily):
             raise ValueError(f"group_width must divide widths, got {self.group_width} and {bad}")
         return self
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         """Builds the network, with initial weights drawn from torch's global generator."""
         cfg = RegNetCfg(group_size=self.group_width, se_ratio=0.25, stem_width=32)
         return _StagedRegNet(
@@ -148,7 +148,7 @@ class RegNetZConfig(CountedFamily):
             raise ValueError(f"group_width must divide 4 x widths, got {self.group_width} and {bad}")
         return self
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         """Builds the network, with initial weights drawn from torch's global generator."""
         cfg = RegNetCfg(
             group_size=self.group_width,
@@ -197,7 +197,7 @@ class EfficientNetConfig(CountedFamily):
             data = {"image_size": image_size} | data
         return data
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         """Builds the network, with initial weights drawn from torch's global generator."""
         make, _ = _EFFICIENTNETS[self.variant]
         model: nn.Module = make(num_classes=num_classes, drop_path_rate=self.drop_path)
@@ -221,7 +221,7 @@ class ResNetConfig(CountedFamily):
     family: Literal["resnet"] = "resnet"
     layers: Literal[18, 50, 101, 152, 200] = Field(50, description="Which one, by its number of layers.")
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         """Builds the network, with initial weights drawn from torch's global generator."""
         # Any, because timm expects the class but annotates an instance.
         block: Any = Bottleneck if self.layers >= 50 else BasicBlock

@@ -74,7 +74,7 @@ class TimmConfig(CountedFamily):
         self.cost(2)
         return self
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         """The network, its initial weights drawn from torch's global generator, or read.
 
         Raises:

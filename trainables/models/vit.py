@@ -156,7 +156,7 @@ class ViTConfig(ModelFamily):
         blocks = Cost(n * block.params, n * block.flops, n * block.activations)
         return self.layers.cost(self.image_size, self.width) + blocks + head + loose
 
-    def build(self, num_classes: int) -> "VisionTransformer":
+    def network(self, num_classes: int) -> "VisionTransformer":
         """Builds the network, with initial weights drawn from torch's global generator."""
         return VisionTransformer(self, num_classes)
 

@@ -160,7 +160,7 @@ def check_model(model: ModelConfig, task: Task, num_classes: int) -> None:
       Unfit: the network cannot be built, fails on the images, or gives outputs of a wrong shape.
     """
     with _blaming("model", "cannot be built"), torch.device("meta"):
-        network: nn.Module = model.build(num_classes)
+        network: nn.Module = model.network(num_classes)
     rule = f"takes no images of {model.image_size} pixels"
     with _blaming("model", rule), torch.device("meta"), torch.no_grad():
         shape = network(torch.empty(2, *model.input_shape)).shape
@@ -180,7 +180,7 @@ def check_start(start: Start, model: ModelConfig, num_classes: int, first_classe
       Unfit: the weights will not fit the model.
     """
     with _blaming("model", "cannot be built"), torch.device("meta"):
-        first, network = start.run.model.build(first_classes), model.build(num_classes)
+        first, network = start.run.model.network(first_classes), model.network(num_classes)
     try:
         take_over(network, first.state_dict(), start.parts, model.head_names(network))
     except Invalid as error:

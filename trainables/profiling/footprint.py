@@ -153,7 +153,7 @@ def _counted(
     # The largest share of a worker. It may be below its part of batch_size, because steps are equal.
     batch = math.ceil(math.ceil(num_train / num_steps(num_train, config.batch_size)) / workers)
     with torch.device("meta"):
-        shapes = config.model.build(num_classes)
+        shapes = config.model.network(num_classes)
     watch = _Watch()
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), watch:
         warnings.simplefilter("ignore")

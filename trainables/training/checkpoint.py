@@ -400,7 +400,7 @@ def _state_bytes(
     model_config: ModelConfig, optim_config: OptimConfig, has_ema: bool, num_classes: int
 ) -> int:
     with torch.device("meta"):
-        model = model_config.build(num_classes)
+        model = model_config.network(num_classes)
     optimizer = optim_config.build(model, 1, model_config.outer_names(model))
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)

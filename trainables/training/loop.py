@@ -481,7 +481,7 @@ def steps_per_epoch(num_images: int, batch_size: int, workers: int) -> int:
 def _build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seeds.init)
-        return config.model.build(num_classes)
+        return config.model.network(num_classes)
 
 
 def _autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

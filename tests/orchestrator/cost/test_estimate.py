@@ -100,7 +100,7 @@ def test_strengths_do_not_make_a_shape_and_whether_there_are_any_does(run_tree, 
 def test_what_lives_between_steps_is_what_the_optimizer_and_the_average_keep(run_tree):
     config, adamw = counted_bytes(run_tree, ema={})
     params = config.model.cost(10).params
-    num_tensors = len(list(config.model.build(10).parameters()))
+    num_tensors = len(list(config.model.network(10).parameters()))
     assert adamw.params == adamw.gradients == adamw.ema == 4 * params
     # Two moments in fp32, and a count of steps per tensor.
     assert adamw.optimizer == 2 * 4 * params + 4 * num_tensors
@@ -114,7 +114,7 @@ def test_what_lives_between_steps_is_what_the_optimizer_and_the_average_keep(run
 @pytest.mark.parametrize("stem", ["patchify", "conv"])
 def test_activations_are_what_autograd_saves(run_tree, stem):
     config, found = counted_bytes(run_tree, model__stem=stem, batch_size=100)
-    model = config.model.build(10)
+    model = config.model.network(10)
     own = {p.untyped_storage().data_ptr() for p in itertools.chain(model.parameters(), model.buffers())}
     saved = {}
 

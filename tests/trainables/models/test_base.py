@@ -30,7 +30,7 @@ def family(request):
 
 def on_meta(family: ModelFamily, num_classes: int) -> nn.Module:
     with torch.device("meta"):
-        return family.build(num_classes)
+        return family.network(num_classes)
 
 
 def test_muon_treats_the_parameters_as_by_the_names_they_have(family):
@@ -55,7 +55,7 @@ def test_another_number_of_classes_resets_what_the_names_say(family):
 
 
 class Described(ModelFamily):
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         network = nn.Module()
         network.stem, network.inside = nn.Conv2d(8, 8, 2), nn.Linear(8, 8)
         network.one, network.other = nn.Linear(8, num_classes), nn.Linear(8, num_classes)
@@ -68,14 +68,14 @@ class Described(ModelFamily):
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_the_head_of_a_family_that_does_not_name_it_is_what_follows_the_classes(num_classes):
     family = Described()
-    network = family.build(num_classes)
+    network = family.network(num_classes)
     head = {"one.weight", "one.bias", "other.weight", "other.bias"}
     assert family.head_names(network) == head
     assert family.outer_names(network) == head | {"stem.weight", "stem.bias", "table.weight", "query"}
 
 
 def test_what_a_network_exempts_from_decay_does_not_decay():
-    network = Described().build(5)
+    network = Described().network(5)
     groups = AdamW(lr=1, weight_decay=0.1).build(network, 64, ()).param_groups
     free = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     assert id(network.query) in free
@@ -93,7 +93,7 @@ def test_counting_finds_the_cost_that_a_transformer_has_in_closed_form(stem):
 
 
 class Picky(CountedFamily):
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         if num_classes > 2:
             raise RuntimeError("too many\nand more")
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))

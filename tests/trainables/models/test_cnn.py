@@ -63,7 +63,7 @@ def test_regnetz_4gf_has_the_stages_its_parameters_give():
 
 
 def test_a_regnetz_widens_inside_its_blocks_and_ends_them_bare():
-    model = RegNetZConfig(size="nano", depths=(1, 2, 3, 1)).build(5)
+    model = RegNetZConfig(size="nano", depths=(1, 2, 3, 1)).network(5)
     stages = [getattr(model, f"s{i}") for i in (1, 2, 3, 4)]
     assert [len(list(stage.children())) for stage in stages] == [1, 2, 3, 1]
     first, second, _ = stages[2].children()
@@ -82,7 +82,7 @@ def test_an_efficientnet_takes_its_own_resolution_and_drops_nothing_out(variant)
     assert config.image_size == {"b0": 224, "b4": 380}[variant]
     assert EfficientNetConfig(variant=variant, image_size=64).image_size == 64
     with torch.device("meta"):
-        model = config.build(10)
+        model = config.network(10)
     assert model.drop_rate == 0
     # Tan and Le 2019, table 1: 16 blocks at depth 1; at 1.8 every stage rounded up.
     depths = [1, 2, 2, 3, 3, 4, 1]
@@ -91,7 +91,7 @@ def test_an_efficientnet_takes_its_own_resolution_and_drops_nothing_out(variant)
 
 
 def test_a_regnety_has_the_blocks_it_is_given():
-    model = RegNetYConfig(size="nano", depths=(1, 2, 3, 1)).build(5)
+    model = RegNetYConfig(size="nano", depths=(1, 2, 3, 1)).network(5)
     stages = [getattr(model, f"s{i}") for i in (1, 2, 3, 4)]
     assert [len(list(stage.children())) for stage in stages] == [1, 2, 3, 1]
     block = next(stages[2].children())
@@ -103,7 +103,7 @@ def test_a_regnety_has_the_blocks_it_is_given():
 @pytest.mark.parametrize("layers", [18, 50])
 def test_a_resnet_counts_as_many_layers_as_its_name(layers):
     with torch.device("meta"):
-        model = ResNetConfig(layers=layers).build(10)
+        model = ResNetConfig(layers=layers).network(10)
     weights = [
         name
         for name, module in model.named_modules()

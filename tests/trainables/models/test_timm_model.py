@@ -47,7 +47,7 @@ def fault_of(**settings) -> str:
 
 def test_the_network_is_the_one_that_timm_makes():
     torch.manual_seed(3)
-    network = small(arguments={"drop_rate": 0.2}, drop_path=0.1).build(7)
+    network = small(arguments={"drop_rate": 0.2}, drop_path=0.1).network(7)
     torch.manual_seed(3)
     timms = timm.create_model("convnext_atto.d2_in1k", num_classes=7, drop_rate=0.2, drop_path_rate=0.1)
     assert str(network) == str(timms)
@@ -58,7 +58,7 @@ def test_the_network_is_the_one_that_timm_makes():
 
 @pytest.mark.parametrize("side", [32, 48])
 def test_an_architecture_of_one_size_is_made_for_the_size_that_is_asked_for(side):
-    network = small("vit_tiny_patch16_224", image_size=side).build(7)
+    network = small("vit_tiny_patch16_224", image_size=side).network(7)
     assert network.pos_embed.shape == (1, (side // 16) ** 2 + 1, 192)
 
 
@@ -95,7 +95,7 @@ def test_a_network_that_hands_its_parameters_to_its_layers_is_counted():
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet10t"])
 def test_what_decays_is_what_decays_in_timm(name):
-    network = small(name).build(5)
+    network = small(name).network(5)
     exempt = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
     theirs = {
         id(p): group["weight_decay"]
@@ -110,7 +110,7 @@ def test_what_decays_is_what_decays_in_timm(name):
 
 def test_muon_leaves_head_first_layer_positions_and_tokens_of_timm_to_adamw():
     config = small("vit_tiny_patch16_224")
-    network = config.build(5)
+    network = config.network(5)
     optimizer = MuonAdamW(lr=1, weight_decay=0).build(network, 64, config.outer_names(network))
     inner = {id(p) for group in optimizer.param_groups if group.get("use_muon") for p in group["params"]}
     matrices = {
@@ -126,7 +126,7 @@ def test_muon_leaves_head_first_layer_positions_and_tokens_of_timm_to_adamw():
 
 def test_a_distilled_network_has_two_heads():
     config = small("deit_tiny_distilled_patch16_224")
-    names = config.head_names(config.build(5))
+    names = config.head_names(config.network(5))
     assert names == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
 
 
@@ -246,24 +246,24 @@ def saved(tmp_path_factory):
 def test_weights_are_read_from_a_local_file(file, saved):
     weights, folder = saved
     config = small("resnet10t", pretrained=str(folder / file))
-    for name, tensor in config.build(5).state_dict().items():
+    for name, tensor in config.network(5).state_dict().items():
         assert torch.equal(tensor, weights[name]), name
 
 
 def test_a_classifier_of_other_classes_starts_anew(saved):
     weights, folder = saved
     torch.manual_seed(1)
-    network = small("resnet10t", pretrained=str(folder / "weights.pth")).build(7)
+    network = small("resnet10t", pretrained=str(folder / "weights.pth")).network(7)
     torch.manual_seed(1)
-    fresh = small("resnet10t").build(7).state_dict()
+    fresh = small("resnet10t").network(7).state_dict()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, fresh[name] if name.startswith("fc.") else weights[name]), name
 
 
 def test_positions_of_another_size_are_interpolated(tmp_path):
-    weights = small("vit_tiny_patch16_224", image_size=64).build(5).state_dict()
+    weights = small("vit_tiny_patch16_224", image_size=64).network(5).state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    network = small("vit_tiny_patch16_224", pretrained=str(tmp_path / "weights.pth")).build(5)
+    network = small("vit_tiny_patch16_224", pretrained=str(tmp_path / "weights.pth")).network(5)
     assert network.pos_embed.shape == (1, 5, 192)
     assert torch.equal(network.head.weight, weights["head.weight"])
 
@@ -308,13 +308,13 @@ def test_weights_that_changed_since_are_not_taken(saved, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes((saved[1] / "weights.pth").read_bytes())
     config = small("resnet10t", pretrained=str(path))
-    torch.save(small("resnet10t").build(5).state_dict(), path)
+    torch.save(small("resnet10t").network(5).state_dict(), path)
     # Its costs, and so a report, need no weights.
     again = TimmConfig.model_validate(config.model_dump(mode="json"))
     assert again.cost(10) == config.cost(10)
     check_model(again, Classification(), 10)
     with pytest.raises(ValueError, match="when the run was configured"):
-        again.build(5)
+        again.network(5)
 
 
 def test_a_sweep_finds_weights_beside_its_file_and_keeps_their_digest(saved, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def vit(**settings: object) -> ViTConfig:
 def counted(config: ViTConfig, num_classes: int) -> tuple[int, int]:
     """Parameters, and multiply-adds by torch's own counter, of the network itself."""
     with torch.device("meta"):
-        model = config.build(num_classes).eval()
+        model = config.network(num_classes).eval()
     images = torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
     # torch counts the products inside attention only on the unfused path.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -57,7 +57,7 @@ def watched_activations(config: ViTConfig, num_classes: int) -> int:
         total += output.numel()
 
     with torch.device("meta"):
-        model = config.build(num_classes).eval()
+        model = config.network(num_classes).eval()
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(watch)
@@ -224,7 +224,7 @@ def test_scaled_down_pairs_keep_the_parity_of_the_paper(
 
 
 def test_the_conv_stem_is_convolution_norm_relu_and_one_bare_convolution():
-    model = NAMED_MODELS["vit_c_1gf"].build(10)
+    model = NAMED_MODELS["vit_c_1gf"].network(10)
     *layers, projection = model.stem
     kinds = [type(layer) for layer in layers]
     assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 4
@@ -247,7 +247,7 @@ def test_the_large_conv_stem_is_the_papers_fixed_one():
 
 
 def test_the_patchify_stem_is_one_bare_convolution():
-    model = NAMED_MODELS["vit_p_1gf"].build(10)
+    model = NAMED_MODELS["vit_p_1gf"].network(10)
     [projection] = model.stem
     assert (projection.kernel_size, projection.stride) == ((16, 16), (16, 16))
     assert projection.bias is not None
@@ -393,9 +393,9 @@ def test_which_pixels_a_token_sees(word):
 def test_a_frozen_stem_keeps_its_random_weights_and_no_optimizer_sees_it(stem):
     config = vit(stem=stem, freeze_stem=True)
     torch.manual_seed(0)
-    model = config.build(3)
+    model = config.network(3)
     torch.manual_seed(0)
-    free = vit(stem=stem).build(3)
+    free = vit(stem=stem).network(3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     # The same draw as of a free one.
     assert all(torch.equal(p, before[name]) for name, p in free.named_parameters())
@@ -411,7 +411,7 @@ def test_a_frozen_stem_keeps_its_random_weights_and_no_optimizer_sees_it(stem):
 
 
 def test_the_answer_is_read_from_the_class_token_after_the_last_norm():
-    model = vit(image_size=16).build(3).eval()
+    model = vit(image_size=16).network(3).eval()
     nn.init.normal_(model.head.weight)
     seen = {}
     model.norm.register_forward_hook(lambda module, inputs, output: seen.update(shape=output.shape))
@@ -424,7 +424,7 @@ def test_the_answer_is_read_from_the_class_token_after_the_last_norm():
 
 
 def test_norms_have_the_epsilon_of_the_authors_configs():
-    norms = [m for m in vit().build(3).modules() if isinstance(m, nn.LayerNorm)]
+    norms = [m for m in vit().network(3).modules() if isinstance(m, nn.LayerNorm)]
     assert len(norms) == 2 * 2 + 1
     assert {norm.eps for norm in norms} == {1e-6}
 
@@ -432,7 +432,7 @@ def test_norms_have_the_epsilon_of_the_authors_configs():
 @pytest.mark.parametrize("stem", ["patchify", "conv"])
 def test_training_starts_at_the_loss_of_guessing(stem):
     # The head is zero, so all logits are.
-    logits = vit(stem=stem).build(7)(torch.randn(3, 3, 32, 32))
+    logits = vit(stem=stem).network(7)(torch.randn(3, 3, 32, 32))
     loss = nn.functional.cross_entropy(logits, torch.tensor([0, 3, 6])).item()
     assert loss == pytest.approx(math.log(7), abs=1e-6)
 
@@ -445,7 +445,7 @@ def std_is(weights: torch.Tensor, std: float) -> None:
 
 def test_the_patchify_stem_starts_with_fan_in_scaling():
     torch.manual_seed(0)
-    [projection] = NAMED_MODELS["vit_p_1gf"].build(10).stem
+    [projection] = NAMED_MODELS["vit_p_1gf"].network(10).stem
     # Truncation at +-2, which is 55 standard deviations here, changes nothing.
     std_is(projection.weight, math.sqrt(1 / (3 * 16 * 16)))
     assert not projection.bias.any()
@@ -453,7 +453,7 @@ def test_the_patchify_stem_starts_with_fan_in_scaling():
 
 def test_positions_start_small_and_the_class_token_at_zero():
     torch.manual_seed(0)
-    model = NAMED_MODELS["vit_p_1gf"].build(10)
+    model = NAMED_MODELS["vit_p_1gf"].network(10)
     std_is(model.position, 0.02)
     assert not model.class_token.any()
     assert not model.head.weight.any()
@@ -471,7 +471,7 @@ def test_positions_start_small_and_the_class_token_at_zero():
 )
 def test_each_init_option_scales_the_conv_stem_as_its_code_does(init, conv_std, projection_std):
     torch.manual_seed(0)
-    model = NAMED_MODELS["vit_c_1gf"].model_copy(update={"init": init}).build(10)
+    model = NAMED_MODELS["vit_c_1gf"].model_copy(update={"init": init}).network(10)
     last_conv, projection = model.stem[9], model.stem[12]
     std_is(last_conv.weight, conv_std)
     std_is(projection.weight, projection_std)
@@ -480,7 +480,7 @@ def test_each_init_option_scales_the_conv_stem_as_its_code_does(init, conv_std, 
 
 def test_attention_and_mlp_start_with_xavier_uniform():
     torch.manual_seed(0)
-    block = NAMED_MODELS["vit_p_1gf"].build(10).blocks[0]
+    block = NAMED_MODELS["vit_p_1gf"].network(10).blocks[0]
     for weight in (block.attn.qkv.weight, block.mlp.fc1.weight, block.mlp.fc2.weight):
         bound = math.sqrt(6 / sum(weight.shape))
         assert 0.999 * bound < weight.abs().max().item() <= bound
@@ -490,7 +490,7 @@ def test_attention_and_mlp_start_with_xavier_uniform():
 
 
 def test_drop_path_grows_linearly_with_depth():
-    blocks = vit(depth=5, drop_path=0.4).build(3).blocks
+    blocks = vit(depth=5, drop_path=0.4).network(3).blocks
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 

@@ -114,7 +114,7 @@ class Pixelwise(ModelFamily):
     def input_shape(self) -> tuple[int, int, int]:
         return (3, self.image_size, self.image_size)
 
-    def build(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> nn.Module:
         layer = nn.Conv2d(3, num_classes, 1)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)

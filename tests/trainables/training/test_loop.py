@@ -238,7 +238,7 @@ def test_the_first_steps_are_those_of_a_loop_written_out(config_of):
     sgd = {"name": "sgd", "lr": 1, "weight_decay": 0.01}
     config = config_of({"optim": sgd, "schedule.epochs": 3, "batch_size": 1199, "augment.shift": 0})
     torch.manual_seed(config.seeds.init)
-    model = config.model.build(10)
+    model = config.model.network(10)
     pipeline = config.augment.pipeline(16, config.seeds.augment, Context())
     images = config.data.open()["train"]
     optimizer = config.optim.build(model, 1199, config.model.outer_names(model))

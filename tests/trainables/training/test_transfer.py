@@ -82,14 +82,14 @@ def test_weights_are_given_where_they_are_asked_for_and_only_there(first, traine
 
 def test_another_number_of_classes_gets_a_new_head_and_the_rest_is_kept(first, trained):
     config = TrainConfig.model_validate(first).model
-    model = config.build(7)
+    model = config.network(7)
     take_over(model, weights_of(trained), "all", HEAD)
     # A new head is zero.
     assert model.head.weight.shape == (7, 16)
     assert not model.head.weight.any()
     for name, tensor in model.state_dict().items():
         assert name.startswith("head.") or torch.equal(tensor, weights_of(trained)[name])
-    same = config.build(10)
+    same = config.network(10)
     take_over(same, weights_of(trained), "all", HEAD)
     assert torch.equal(same.head.weight, weights_of(trained)["head.weight"])
     assert same.head.weight.any()
@@ -97,7 +97,7 @@ def test_another_number_of_classes_gets_a_new_head_and_the_rest_is_kept(first, t
 
 @pytest.mark.parametrize("side", [24, 56, 8])
 def test_positions_are_interpolated_as_pillow_interpolates_an_image(side, first, trained):
-    model = TrainConfig.model_validate(first).model.model_copy(update={"image_size": side}).build(10)
+    model = TrainConfig.model_validate(first).model.model_copy(update={"image_size": side}).network(10)
     take_over(model, weights_of(trained), "all", HEAD)
     position = weights_of(trained)["position"][0]
     # 16 pixels are 2 x 2 patches of 8.
@@ -118,20 +118,20 @@ def test_the_stem_alone_can_be_taken_over_and_frozen(first, trained, config_of):
     for name, parameter in stem.items():
         assert torch.equal(parameter, weights_of(trained)[f"stem.{name}"])
     torch.manual_seed(second.seeds.init)
-    fresh = second.model.build(10)
+    fresh = second.model.network(10)
     take_over(fresh, weights_of(trained), "stem", HEAD)
     torch.manual_seed(second.seeds.init)
-    untouched = second.model.build(10)
+    untouched = second.model.network(10)
     for name, tensor in fresh.state_dict().items():
         assert name.startswith("stem.") or torch.equal(tensor, untouched.state_dict()[name])
-    resnet = config_of(model={"family": "resnet", "layers": 18, "image_size": 32}).model.build(10)
+    resnet = config_of(model={"family": "resnet", "layers": 18, "image_size": 32}).model.network(10)
     with pytest.raises(Invalid, match="no part of that name"):
         take_over(resnet, weights_of(trained), "stem", HEAD)
     wider = config_of(
         **{"model.stem": {"channels": [4, 8, 16]}, "model.width": 32, "model.freeze_stem": "convolutions"}
     )
     torch.manual_seed(0)
-    model = wider.model.build(10)
+    model = wider.model.network(10)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     take_over(model, weights_of(trained), "stem", HEAD)
     assert {name for name, tensor in model.stem.named_parameters() if tensor.requires_grad} == {
@@ -141,7 +141,7 @@ def test_the_stem_alone_can_be_taken_over_and_frozen(first, trained, config_of):
     for name, tensor in model.state_dict().items():
         is_taken = name.startswith("stem.") and not name.startswith("stem.9.")
         assert torch.equal(tensor, (weights_of(trained) if is_taken else before)[name]), name
-    wide = config_of(**{"model.stem": "conv", "model.width": 32}).model.build(10)
+    wide = config_of(**{"model.stem": "conv", "model.width": 32}).model.network(10)
     with pytest.raises(Invalid, match=r"stem\.0\.weight wants \[8, 3, 3, 3\], finds \[4, 3, 3, 3\]"):
         take_over(wide, weights_of(trained), "stem", HEAD)
 
