@@ -33,7 +33,7 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
-    _undo.callback(_restore, dict(os.environ), signal.getsignal(signal.SIGTERM))
+    _undo.callback(_restore, _ray_variables(), signal.getsignal(signal.SIGTERM))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -126,7 +126,7 @@ def _now() -> float:
 
 
 def shutdown() -> None:
-    """Leaves the cluster. A local one is shut down. Environment and signals become what they were before."""
+    """Leaves the cluster. A local one is shut down. Ray's variables and signals become what they were before."""
     ray.shutdown()
     _undo.close()
 
@@ -136,12 +136,16 @@ _undo = contextlib.ExitStack()
 
 
 def _restore(environment: dict[str, str], on_terminate: Any) -> None:
-    """Restores the environment and the SIGTERM handler.
+    """Restores Ray's environment variables and the SIGTERM handler.
 
     A local cluster sets RAY_AUTH_MODE. With it, a process could not work on a cluster without tokens.
     """
-    os.environ.update(environment)
-    for name in os.environ.keys() - environment.keys():
+    for name in _ray_variables().keys() - environment.keys():
         del os.environ[name]
+    os.environ.update(environment)
     if on_terminate is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _ray_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
