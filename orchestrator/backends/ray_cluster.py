@@ -126,7 +126,7 @@ def _now() -> float:
 
 
 def shutdown() -> None:
-    """Leaves the cluster. A local one is shut down. Ray's variables and signals become what they were before."""
+    """Leaves the cluster, or shuts a local one down. Puts Ray's variables and the signal handler back."""
     ray.shutdown()
     _undo.close()
 
