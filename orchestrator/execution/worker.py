@@ -151,7 +151,7 @@ class _Attempt:
 
     @property
     def notices(self) -> str:
-        """What the checkpointer had to say, one line each."""
+        """The notices of the checkpointer, one line each."""
         return "\n".join(self._checkpointer.notices)
 
     def run(self) -> None:

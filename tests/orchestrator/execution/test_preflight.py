@@ -204,13 +204,13 @@ def less_memory_than_it_takes(folder, monkeypatch):
 
 def build_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[nn.Module], Any]) -> None:
     """Networks of one arm get a fault in their code."""
-    build = ViTConfig.build
+    network = ViTConfig.network
 
     def changed(config: ViTConfig, num_classes: int) -> nn.Module:
-        model = build(config, num_classes)
+        model = network(config, num_classes)
         return (change(model) or model) if config.width == 32 else model
 
-    monkeypatch.setattr(ViTConfig, "build", changed)
+    monkeypatch.setattr(ViTConfig, "network", changed)
 
 
 @plant
@@ -225,8 +225,8 @@ def weights_that_are_not_numbers(folder, monkeypatch):
 
 @plant
 def a_network_for_other_classes(folder, monkeypatch):
-    build = ViTConfig.build
-    monkeypatch.setattr(ViTConfig, "build", lambda config, num_classes: build(config, 1000))
+    network = ViTConfig.network
+    monkeypatch.setattr(ViTConfig, "network", lambda config, num_classes: network(config, 1000))
     return []
 
 
