@@ -161,10 +161,12 @@ class _Attempt:
           Preempted, Diverged, Invalid: the trial ended so.
         """
         from trainables.config import TrainConfig
+        from trainables.io.code import trusting_code
         from trainables.training.loop import train
 
         job = self._job
-        config = TrainConfig.model_validate_json(job["config"])
+        with trusting_code():
+            config = TrainConfig.model_validate_json(job["config"])
         first = self._states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
         # After this block nothing more is written, so the Coordinator may delete checkpoints.
         with (

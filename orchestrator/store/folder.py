@@ -11,6 +11,7 @@ runs/<sweep>/
   report/        rebuilt from the files above
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -37,10 +38,12 @@ from orchestrator.trials.trial import Plan, Suggestion
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
+from trainables.io.code import trusting_code
 from trainables.io.faults import branches
 from trainables.io.files import write_atomically
 from trainables.io.yaml import YamlError, load_yaml
 from trainables.lookup import Lookup, with_absolute_paths
+from trainables.models.python_model import PythonConfig, known_costs, take_costs
 from trainables.presets import leaves
 
 _T = TypeVar("_T")
@@ -80,7 +83,10 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
             lookup = Lookup.above(path)
             tree = with_absolute_places(tree, lookup)
             configs = with_absolute_paths(configs, branches(tuple[Data, ...]), lookup)
-        sweep = build_sweep(tree, str(path / "sweep.yaml"))
+        # Reading results runs no code of a user; the record holds the costs of such networks.
+        with trusting_code() if to_run else contextlib.nullcontext():
+            sweep = build_sweep(tree, str(path / "sweep.yaml"))
+        take_costs(record.get("costs", []))
         infos = {
             (typed := _DATA.validate_python(config)): _load_info(typed, entry["info"])
             for config, entry in zip(configs, record["data"], strict=True)
@@ -226,8 +232,19 @@ def save_question(path: Path, plan: Plan) -> None:
         {"config": config.model_dump(mode="json"), "info": _plain_info(info)}
         for config, info in plan.infos.items()
     ]
+    record: dict[str, Any] = {"data": data}
+    if costs := known_costs(_code_digests(plan)):
+        record["costs"] = costs
+    # sweep.yaml makes it a folder of results, which needs the record.
+    write_atomically(path / "record.json", json.dumps(record | provenance(), indent=2) + "\n")
     write_atomically(path / "sweep.yaml", yaml.safe_dump(_plain(sweep), sort_keys=False, allow_unicode=True))
-    write_atomically(path / "record.json", json.dumps({"data": data, **provenance()}, indent=2) + "\n")
+
+
+def _code_digests(plan: Plan) -> set[str]:
+    """Returns the digests of the files of users that make the networks of a plan."""
+    runs = [trial.config for trial in plan.trials]
+    runs += [run.start.run for run in runs if run.start]
+    return {run.model.build.digest for run in runs if isinstance(run.model, PythonConfig)}
 
 
 def _plain(value: Any) -> Any:
