@@ -62,6 +62,7 @@ def plan(
     from orchestrator.cost.speed import probe_rates
     from orchestrator.monitor.terminal import cost_table, cost_text, rows_table
     from orchestrator.store.history import past_samples
+    from orchestrator.trials.remarks import remarks
 
     expected: list[str] = []
     made = asked_file(file, sets, points).plan(expected=expected)
@@ -80,6 +81,7 @@ def plan(
             "name": made.sweep.name,
             "cost": {**cost.plain(), "warnings": warnings},
             "removed": removed,
+            "remarks": remarks(made),
             "trials": trials,
         }
         print(json.dumps(told, indent=2))
@@ -95,6 +97,8 @@ def plan(
         )
     for line in [*lr_notes(made), *_search_notes(made)]:
         say(console, line, "dim")
+    for line in remarks(made):
+        say(console, f"note: {line}", "yellow")
     console.print()
     _print_trials(console, made, everything)
     console.print()
@@ -390,6 +394,10 @@ def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet fil
 
     adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
     info = adapter.validate_python(expand("data", path)).info()
-    print(f"{info.name}: {info.num_classes} classes, fingerprint {info.fingerprint}")
+    shown = ", ".join(info.class_names[:8]) + (", …" if info.num_classes > 8 else "")
+    print(f"{info.name}: {info.num_classes} classes ({shown}), fingerprint {info.fingerprint}")
     for split, where in info.splits.items():
         print(f"  {split:6}{info.sizes[split]:>9} images  {where}")
+    print(f"  the same answer for all images has {info.chance_error_pct:.1f} % error")
+    for notice in info.notices:
+        print(f"note: {notice}")

@@ -195,11 +195,33 @@ def confirmed_plan(path: Path, plan: Plan) -> Plan:
     return with_confirmation(plan, confirmation) if confirmation else plan
 
 
+def known_infos(path: Path, infos: Mapping[DataConfig, DataInfo]) -> dict[DataConfig, DataInfo]:
+    """Returns data sets by the fingerprints that a folder has for them, so that its trials keep their ids.
+
+    Folders of earlier versions have fingerprints that did not cover every image. The folder need not exist.
+
+    Raises:
+      FolderError: record.json is damaged.
+    """
+
+    def parse(content: Any) -> set[str]:
+        return {entry["info"]["fingerprint"] for entry in content["data"]}
+
+    recorded = _parsed(path, "record.json", parse) or set()
+    return {
+        config: dataclasses.replace(info, fingerprint=info.earlier_fingerprint)
+        if info.earlier_fingerprint in recorded
+        else info
+        for config, info in infos.items()
+    }
+
+
 _DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)
 
 
 def _load_info(config: DataConfig, info: dict[str, Any]) -> DataInfo:
-    loaded = DataInfo(**info | {"class_names": tuple(info["class_names"])})
+    several = {name: tuple(info.get(name, ())) for name in ("class_names", "notices")}
+    loaded = DataInfo(**info | several)
     # Older folders lack the error of guessing, so it is computed.
     return loaded if "chance_error_pct" in info else with_chance(loaded, config.task)
 
@@ -264,6 +286,8 @@ def _plain_info(info: DataInfo) -> dict[str, Any]:
         "fingerprint": info.fingerprint,
         "skipped": info.skipped,
         "chance_error_pct": info.chance_error_pct,
+        "majority_share": info.majority_share,
+        "notices": list(info.notices),
     }
 
 

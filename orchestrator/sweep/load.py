@@ -24,8 +24,18 @@ def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | Non
     Raises:
       SweepError: with every fault there is.
     """
+    source = _overridden(path, overrides, points)
     with trusting_code():
-        return _built(_overridden(path, overrides, points))
+        sweep = _built(source)
+    drawn = {name for name, window in sweep.vary.items() if not window.when}
+    rule = "has no effect, because `vary` draws it; what is drawn is set by"
+    if faults := [
+        Fault(f"base.{key}", f"{rule} --set 'vary.{key}={{...}}'", shorten(override.value))
+        for override in overrides
+        if (key := override.key.removeprefix("base.")) in drawn
+    ]:
+        raise source.error(faults)
+    return sweep
 
 
 def build_sweep(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import trainables.data.cache
-import trainables.data.parquet
+import trainables.data.parquet_table
 from trainables.base import DataError
 from trainables.data.base import drawn_from, held_out
 from trainables.data.cache import collect
@@ -196,7 +196,7 @@ def test_large_data_are_read_through_a_memory_map_and_are_the_same(
 ):
     path = write_parquet("set.parquet", marked(60), [i % 3 for i in range(60)])
     in_memory = reds(Parquet(path=str(path)).open()["train"])
-    monkeypatch.setattr(trainables.data.parquet, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(trainables.data.parquet_table, "IN_MEMORY_BYTES", 0)
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path / "cache"))
     # Another setting that changes nothing, so that the cached table is not the one used.
     config = Parquet(path=str(path), train_limit=5000)
@@ -398,8 +398,8 @@ def test_too_few_images_to_hold_any_out_are_refused(write_parquet, marked):
 
 def test_splits_of_different_classes_are_refused(write_parquet, marked, tmp_path):
     write_parquet("in/train.parquet", marked(4), [0, 1] * 2, ["a", "b"])
-    write_parquet("in/test.parquet", marked(4), [0, 1] * 2, ["a", "b", "c"])
-    with pytest.raises(DataError, match=r"different classes \(test 3, train 2\)"):
+    write_parquet("in/test.parquet", marked(4), [0, 2] * 2, ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"1 of its 2 classes are not among .* first training file: 'c'"):
         Parquet(path=str(tmp_path / "in")).info()
 
 
