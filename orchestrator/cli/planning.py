@@ -1,4 +1,4 @@
-"""Verbs before a run: plan, preflight, schema, models, data."""
+"""Verbs before a run: plan, preflight, schema, models."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.app import ASK, app, data_app
+from orchestrator.cli.app import ASK, app
 from orchestrator.cli.options import (
     Address,
     AsJson,
@@ -369,35 +369,3 @@ def preflight(
         print(json.dumps(content | {"checked": outcome.rows()}, indent=2))
     else:
         console.print(rows_table(outcome.rows()))
-
-
-@data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")
-def data_import(
-    source: Annotated[Path, typer.Argument(help="A folder with one subfolder of images per class.")],
-    target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
-) -> None:
-    """Packs a folder of images into one Parquet file in the Hugging Face image layout."""
-    from trainables.data.packing import import_folder
-
-    count, names = import_folder(source, target)
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    print(f"{target}: {count} images of {len(names)} classes ({shown})")
-
-
-@data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
-def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
-    """Prints the classes and size of a data set, and how a sweep splits it."""
-    from pydantic import TypeAdapter
-
-    from trainables.config import Data, DataConfig
-    from trainables.presets import expand
-
-    adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
-    info = adapter.validate_python(expand("data", path)).info()
-    shown = ", ".join(info.class_names[:8]) + (", …" if info.num_classes > 8 else "")
-    print(f"{info.name}: {info.num_classes} classes ({shown}), fingerprint {info.fingerprint}")
-    for split, where in info.splits.items():
-        print(f"  {split:6}{info.sizes[split]:>9} images  {where}")
-    print(f"  the same answer for all images has {info.chance_error_pct:.1f} % error")
-    for notice in info.notices:
-        print(f"note: {notice}")

@@ -423,7 +423,8 @@ def test_an_imported_folder_comes_back_image_for_image(tmp_path, marked):
         (place / f"{i:02}.PNG").write_bytes(data)
     (tmp_path / "tree" / "cat" / "notes.txt").write_text("no image")
     target = tmp_path / "new" / "out.parquet"
-    assert import_folder(tmp_path / "tree", target) == (20, ("ape", "cat"))
+    done = import_folder(tmp_path / "tree", target)
+    assert (done.num_images, done.classes) == (20, ("ape", "cat"))
     config = Parquet(path=str(target))
     assert config.info().class_names == ("ape", "cat")
     pairs = [pair for split in config.open().values() for pair in zip(reds(split), split.labels, strict=True)]
@@ -440,9 +441,10 @@ def test_an_import_that_fails_writes_nothing(tmp_path, marked):
     with pytest.raises(DataError, match="nowhere: there is no such folder"):
         import_folder(tmp_path / "nowhere", target)
     (tmp_path / "tree" / "cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no images in folders"):
+    with pytest.raises(DataError, match="holds no folders with images"):
         import_folder(tmp_path / "tree", target)
-    (tmp_path / "tree" / "cat" / "a.png").write_bytes(marked(1)[0])
+    (tmp_path / "tree" / "dog").mkdir()
+    (tmp_path / "tree" / "dog" / "a.png").write_bytes(marked(1)[0])
     (tmp_path / "tree" / "cat" / "b.png").write_bytes(marked(1)[0][:40])
     with pytest.raises(DataError, match=r"b\.png does not decode"):
         import_folder(tmp_path / "tree", target)
