@@ -102,9 +102,7 @@ def main() -> None:
                     f"{memory:>10.0f}"
                 )
             ratio = rows["Pillow"][0] / rows["import"][0]
-            print(
-                f"import with {options.threads} threads is {ratio:.2f} times as fast as decoding alone; made in {made:.0f} s"
-            )
+            print(f"import on {options.threads} threads: {ratio:.2f} x Pillow's rate; made in {made:.0f} s")
 
 
 if __name__ == "__main__":
