@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.trials.gang import Node
 from trainables.errors import UserError
+from trainables.io.machine import usable_cpus
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Clock
@@ -38,7 +39,7 @@ def connect(address: str | None) -> None:
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
-    os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()} | _FORCED)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -73,6 +74,8 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
                 object_store_memory=256 * 2**20,
+                num_cpus=usable_cpus(),
+                _temp_dir=_short_folder(),
                 **common,
             )
         except Exception:  # Ray raises plain Exception here
@@ -83,8 +86,25 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
             return
 
 
-_WORKER_ENV = {
+#: Most bytes of a temporary folder's path. Linux allows 107 for a socket's, and Ray adds about 65.
+_LONGEST_FOLDER = 40
+
+
+def _short_folder() -> str | None:
+    """Returns a folder for Ray's sockets if the usual one has too long a path, else None."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return None if len(os.fsencode(usual)) <= _LONGEST_FOLDER else "/tmp/ray"
+
+
+#: Settings of Ray without which a run does not work, whatever the user has set.
+_FORCED = {
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Under `uv run`, Ray would upload the current folder to the workers, and refuse more than 512 MiB.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+_WORKER_ENV = {
+    **_FORCED,
     # Seconds between two checks for dead workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # A lane waits for an autoscaled node, which takes minutes to start.

@@ -1,7 +1,6 @@
 """Verbs for data sets: import and info."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,11 +41,11 @@ def data_import(
     """
     from trainables.data.packing import import_folder
     from trainables.data.tree import left_out_lines
+    from trainables.io.machine import usable_cpus
 
     console = make_console()
     with _progress(console) as tell:
-        threads = len(os.sched_getaffinity(0))
-        result = import_folder(source, target, on_bad_image, overwrite, threads, tell)
+        result = import_folder(source, target, on_bad_image, overwrite, usable_cpus(), tell)
     for line in _lines(result):
         print(line)
     for line in left_out_lines(source, result.left_out):

@@ -296,7 +296,7 @@ def examples(
         rule = f"no example is called {name!r}; `vitc-sweep examples` lists them"
         raise typer.BadParameter(rule, param_hint="NAME")
     target = out / f"{key}.yaml"
-    if target.exists() and target.read_text() != text:
+    if target.exists() and target.read_text("utf-8") != text:
         raise typer.BadParameter(f"{target} is there and has been changed", param_hint="--out")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text)

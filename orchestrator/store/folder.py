@@ -77,7 +77,7 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
         raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
     try:
         tree = load_yaml(path / "sweep.yaml")
-        record = json.loads((path / "record.json").read_text())
+        record = json.loads((path / "record.json").read_text("utf-8"))
         configs = [entry["config"] for entry in record["data"]]
         if to_run:
             lookup = Lookup.above(path)
@@ -125,7 +125,7 @@ def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
     if not (path / name).is_file():
         return None
     try:
-        return parse(json.loads((path / name).read_text()))
+        return parse(json.loads((path / name).read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path}: {name} is damaged: {error}") from error
 
@@ -308,7 +308,7 @@ def _changes(path: Path, plan: Plan) -> list[str]:
     """Returns the differences between the question in a folder and another one, one line each."""
     try:
         before = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
-        record = json.loads((path / "record.json").read_text())
+        record = json.loads((path / "record.json").read_text("utf-8"))
         known = {entry["info"]["name"]: entry["info"]["fingerprint"] for entry in record["data"]}
     except (SweepError, YamlError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"the question in the folder cannot be read any more: {error}"]
