@@ -74,7 +74,9 @@ def _progress(console: "Console") -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(result: "Imported") -> Iterator[str]:
-    """Yields what was written, and the sizes of classes and images."""
+    """Yields what was written, the sizes of classes and images, and notes."""
+    from trainables.data.tree import printable
+
     for split, counts in result.counts.items():
         size = result.files[split].stat().st_size / 1e6
         yield f"{result.files[split]}: {sum(counts):,} images, {size:,.1f} MB"
@@ -87,6 +89,13 @@ def _lines(result: "Imported") -> Iterator[str]:
     yield f"{len(names)} classes of {of} images ({shown}), sides of {sides} pixels"
     if result.num_turned:
         yield f"{result.num_turned:,} images are stored turned or mirrored (EXIF); they are read upright"
+    if result.dark:
+        yield (
+            f"note: {len(result.dark):,} images are nearly black, as pictures of 12 bits stored in 16 bits a "
+            f"colour are: {printable(result.dark[0])}"
+        )
+    for notice in result.notices:
+        yield f"note: {notice}"
 
 
 @data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
