@@ -27,7 +27,7 @@ MAX_ASPECT = 64
 #: are usually stored in 16.
 _WHITES = (255, 4095, 65535)
 
-#: Floats may be beyond black and white by this share of white, as those of resized images are.
+#: Floats may be beyond black and white by this share of the range, as those of resized images are.
 _FLOAT_SLACK = 0.1
 
 #: Floats of at most the first number have white 1. Those below the second are light in a unit of their own.
@@ -81,7 +81,7 @@ def _black_and_white(is_float: bool, low: float, high: float) -> tuple[float, fl
     if is_float and high < _FLOAT_BYTES:
         return (0.0, 1.0) if -slack <= low and high <= _FLOAT_ONE else (low, high)
     for white in _WHITES:
-        if -slack * white <= low and high <= (1 + slack) * white:
+        if -slack * high <= low and high <= (1 + slack) * white:
             return 0.0, float(white)
     return low, high
 

@@ -21,7 +21,7 @@ from trainables.data.tree import Tree, find_tree, printable
 from trainables.io.files import replacing
 
 #: A row group holds at most so many bytes of images, or one image, so that few are in memory at a time.
-GROUP_BYTES = 2**26
+GROUP_BYTES = 2**24
 
 _GROUP_IMAGES = 1024
 
@@ -126,7 +126,7 @@ def import_folder(
                         tree.left_out[read.path] = read.left_out
                     elif read.fault:
                         bad.append(read)
-                        tree.left_out[read.path] = "an image that does not decode"
+                        tree.left_out[read.path] = "an image that cannot be used"
                     else:
                         _count(result, split, read)
                         # After a bad image, only the others are looked for.
@@ -242,7 +242,8 @@ class _Groups:
             return
         if self._writer is None:
             file = self._stack.enter_context(replacing(self._target, durable=False))
-            self._writer = pq.ParquetWriter(file, self._schema)
+            # Closed by the stack before the file, whatever happens.
+            self._writer = self._stack.enter_context(pq.ParquetWriter(file, self._schema))
         images = [
             {"bytes": read.data, "path": printable(os.path.relpath(read.path, self._source))}
             for read in self._reads

@@ -330,17 +330,32 @@ def _notices(source: Path, found: Iterable[Mapping[str, _Class]]) -> list[str]:
 
 
 def left_out_lines(source: Path, left_out: Mapping[Path, str]) -> list[str]:
-    """Describes what was left out: one line per reason, with the kinds of files and some of them."""
-    lines = []
+    """Describes what was left out: one line per reason, with the kinds of files and the first of them."""
     by_reason: dict[str, list[Path]] = {}
     for path, reason in left_out.items():
         by_reason.setdefault(reason, []).append(path)
+    lines = []
     for reason, paths in by_reason.items():
-        kinds = Counter(path.suffix.lower() or path.name for path in paths)
-        shown = ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds.most_common(4))
-        first = _shown([os.path.relpath(path, source) for path in paths], 2)
-        lines.append(f"left out {len(paths):,}: {reason} ({shown}): {first}")
+        first = _shown([os.path.relpath(path, source) for path in paths], 3)
+        lines.append(f"left out {_counted(paths)}: {reason}: {first}")
     return lines
+
+
+def _counted(paths: list[Path]) -> str:
+    """Returns how many files and folders there are, and how many files in the folders."""
+    folders = [path for path in paths if path.is_dir() and not path.is_symlink()]
+    files = set(paths).difference(folders)
+    parts = []
+    if files:
+        kinds = Counter((path.suffix or path.name).lower() for path in files)
+        several = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        shown = _shown([f"{count:,} {kind}" for kind, count in several], 4)
+        parts.append(f"{len(files):,} file{'s' * (len(files) > 1)} ({shown})")
+    if folders:
+        inside = sum(len(files) for folder in folders for _, _, files in os.walk(folder))
+        held = f"{inside:,} file{'s' * (inside != 1)} in {'them' if len(folders) > 1 else 'it'}"
+        parts.append(f"{len(folders):,} folder{'s' * (len(folders) > 1)} ({held})")
+    return " and ".join(parts)
 
 
 def printable(name: object) -> str:

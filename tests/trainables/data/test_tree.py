@@ -1,61 +1,26 @@
 """Folders of pictures: what becomes a data set, what is left out, and what is refused."""
 
-import io
+import gc
 import os
 import subprocess
-import tracemalloc
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 from typer.testing import CliRunner
 
 import orchestrator.cli
+from tests.support.trees import LOOSE, fault_of, imported, picture, plant, reasons
 from trainables.base import DataError
 from trainables.data import packing
-from trainables.data.decode import decode
-from trainables.data.packing import Imported, import_folder
+from trainables.data.packing import import_folder
 from trainables.data.parquet import Parquet
-
-
-def picture(kind: str = "PNG", size: tuple[int, int] = (3, 2), **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (9, 99, 9)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def plant(root: Path, *names: str, data: bytes | None = None) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture() if data is None else data)
-    return root
-
-
-def imported(root: Path, target: str = "out", **options: Any) -> Imported:
-    return import_folder(root, root.parent / target, **options)
-
-
-def fault_of(root: Path, target: str = "out", **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        imported(root, target, **options)
-    assert not (root.parent / target).exists() or not list((root.parent / target).iterdir())
-    return str(caught.value).replace(f"{root}", "ROOT")
-
-
-LOOSE = "in no folder of a class"
-
-
-def reasons(result: Imported, root: Path) -> dict[str, str]:
-    return {os.path.relpath(path, root): reason for path, reason in result.left_out.items()}
-
-
-# --- trees --------------------------------------------------------------------------------------------
+from trainables.data.tree import left_out_lines
 
 
 @pytest.mark.parametrize("wrapped", ["", "photos/", "a/b/"])
@@ -258,7 +223,7 @@ def test_all_bad_images_are_listed_at_once_or_left_out(tmp_path):
     assert "ROOT/dog/cut.jpg does not decode" in fault
     result = imported(root, on_bad_image="skip")
     assert result.num_images == 6
-    assert set(reasons(result, root).values()) == {"an image that does not decode"}
+    assert set(reasons(result, root).values()) == {"an image that cannot be used"}
 
 
 def test_what_would_mix_with_other_data_is_refused(tmp_path):
@@ -282,16 +247,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, overwrite):
             import_folder(root, tmp_path / place, overwrite=overwrite)
 
 
-def test_an_import_that_is_stopped_leaves_nothing(tmp_path):
+def test_an_import_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
+    loud = []
+    monkeypatch.setattr(sys, "unraisablehook", loud.append)
+    monkeypatch.setattr(packing, "GROUP_BYTES", 1)
     root = plant(tmp_path / "tree", *(f"{split}/{i}/0.png" for split in ("train", "val") for i in range(3)))
 
     def stop(done, total):
-        if done == 5:
+        if done == 6:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    try:
         import_folder(root, tmp_path / "new" / "out", threads=2, tell=stop)
+    except KeyboardInterrupt:
+        stopped = True
+    assert stopped
     assert os.listdir(tmp_path) == ["tree"]
+    gc.collect()
+    assert not loud
 
 
 def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path):
@@ -319,7 +292,19 @@ def test_the_command_tells_sizes_and_what_was_left_out(tmp_path):
     assert first.startswith(f"{tmp_path}/out.parquet: 5 images, ")
     assert second == "2 classes of 2 to 3 images (cat, dog), sides of 2 to 40 pixels"
     assert third == "1 images are stored turned or mirrored (EXIF); they are read upright"
-    assert fourth == "left out 1: hidden, or of the system (1 .DS_Store): .DS_Store"
+    assert fourth == "left out 1 file (1 .ds_store): hidden, or of the system: .DS_Store"
+
+
+def test_lines_of_what_is_left_out_count_files_and_those_in_folders(tmp_path):
+    root = plant(tmp_path / "tree", "a.txt", "b.txt", "c.MD", ".cache/deep/0.png", ".cache/1.png", "l\nf.txt")
+    empty = root / "empty"
+    empty.mkdir()
+    files = [root / name for name in ("a.txt", "b.txt", "c.MD", "l\nf.txt")]
+    left_out = {**dict.fromkeys(files, "no image"), root / ".cache": "hidden", empty: "hidden"}
+    assert left_out_lines(root, left_out) == [
+        "left out 4 files (3 .txt, 1 .md): no image: a.txt, b.txt, c.MD, ...",
+        "left out 2 folders (2 files in them): hidden: .cache, empty",
+    ]
 
 
 NAMES = st.sampled_from(
@@ -359,73 +344,3 @@ def test_of_any_tree_every_file_is_in_the_set_or_named(tmp_path_factory, tree):
     named = {path for path in files if any(parent in result.left_out for parent in (path, *path.parents))}
     assert len(stored) == len(set(stored)) == result.num_images
     assert {root / name for name in stored} == files - named
-
-
-# --- pictures -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_upright_as_its_exif_data_say(kind, orientation):
-    pixels = np.zeros((16, 24, 3), np.uint8)
-    pixels[:8, :8] = (250, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    buffer = io.BytesIO()
-    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
-    Image.fromarray(pixels).save(buffer, kind, exif=exif, **options)
-    with Image.open(buffer) as image:
-        expected = ImageOps.exif_transpose(image).convert("RGB")
-    found = decode(buffer.getvalue())
-    assert found.size == expected.size
-    assert found.tobytes() == expected.tobytes()
-    assert found.info["turned"] == (orientation != 1)
-
-
-def test_damaged_exif_data_do_not_make_a_picture_bad():
-    assert decode(picture("JPEG", exif=b"Exif\0\0" + b"\xff" * 40)).size == (3, 2)
-
-
-@pytest.mark.parametrize(
-    ("values", "kind", "expected"),
-    [
-        ([0.0, 0.5, 1.0], np.float32, [0, 128, 255]),
-        ([0.0, 100.0, 255.0], np.float32, [0, 100, 255]),
-        ([0.0, 2048.0, 4095.0], np.float32, [0, 128, 255]),
-        ([0, 100, 255], np.uint16, [0, 100, 255]),
-        ([0, 2048, 4095], np.uint16, [0, 128, 255]),
-        ([0, 32896, 65535], np.uint16, [0, 128, 255]),
-        ([0.0, float("nan"), float("inf")], np.float32, [0, 0, 255]),
-    ],
-)
-def test_grey_of_many_values_does_not_come_out_in_one_colour(values, kind, expected):
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([values], kind)).save(buffer, "TIFF")
-    assert [pixel[0] for pixel in decode(buffer.getvalue()).getdata()] == expected
-
-
-def test_a_strip_that_would_grow_to_gigabytes_is_refused():
-    with pytest.raises(DataError, match="has 1 x 10000 pixels, over 64 times as long as wide"):
-        decode(picture(size=(1, 10_000)))
-    assert decode(picture(size=(1, 64))).size == (1, 64)
-
-
-def test_large_files_are_written_a_few_at_a_time(tmp_path, monkeypatch):
-    """Forty files of 100 KB, of which a group holds at most four."""
-    monkeypatch.setattr(packing, "GROUP_BYTES", 400_000)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (180, 185, 3), np.uint8))
-    buffer = io.BytesIO()
-    noise.save(buffer, "PNG", compress_level=0)
-    root = plant(
-        tmp_path / "tree",
-        *(f"{name}/{i:02}.png" for name in ("cat", "dog") for i in range(20)),
-        data=buffer.getvalue(),
-    )
-    tracemalloc.start()
-    try:
-        imported(root, "out.parquet")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2_000_000
-    assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 14
