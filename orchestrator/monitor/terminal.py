@@ -1,6 +1,7 @@
 """Tables for a terminal (rich)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.text import Text
 from orchestrator.cost.estimate import CostEstimate
 from orchestrator.cost.ledger import Ledger
 from orchestrator.cost.speed import Span
+from orchestrator.trials.names import name_of
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.records import Result
 from orchestrator.trials.trial import Plan
@@ -67,6 +69,17 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
     if len(causes) > most:
         text.append(f"\n… and {len(causes) - most} other causes")
     return text
+
+
+def after_failures(failed: Sequence[Result], folder: Path) -> list[str]:
+    """Returns lines with the commands that explain failed trials and run them again."""
+    causes = {result.record.detail for result in failed}
+    shared = ", all for one cause" if len(causes) == 1 and len(failed) > 1 else ""
+    return [
+        f"{len(failed)} {'trials' if len(failed) > 1 else 'trial'} failed{shared}.",
+        f"Why:       vitc-sweep why {folder} {name_of(failed[0].trial)}",
+        f"Try again: vitc-sweep retry {folder} --failed",
+    ]
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
