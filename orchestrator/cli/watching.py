@@ -128,7 +128,7 @@ def why(
     result = Result(found, opened.records.get(found.id, Record()), opened.plan.sweep.error)
     excerpt = last_lines(logs_of(folder, found.id), lines)
     attempts = attempts_of(found.id, opened.events)
-    print("\n".join(story(result, attempts, str(folder), opened.plan.cost(found).steps, excerpt)))
+    print("\n".join(story(result, attempts, str(folder), opened.plan.steps(found), excerpt)))
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep ui runs --port 5000")

@@ -14,15 +14,16 @@ import dataclasses
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cost.devices import Machine
 from orchestrator.cost.shapes import Shape, ShapeTable, counted
 from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
 from orchestrator.trials.gang import Gang, Node, lane_plan
 from orchestrator.trials.trial import Plan, Trial
-from trainables.profiling.footprint import Footprint
-from trainables.training.checkpoint import KEPT
+
+if TYPE_CHECKING:  # plans that were made before are read without torch
+    from trainables.profiling.footprint import Footprint
 
 GIB = 2**30
 
@@ -45,7 +46,7 @@ class ShapeCost:
     params_m: float
     flops_g: float
     activations_m: float
-    footprint: Footprint
+    footprint: "Footprint"
     seconds: Span | None
     basis: Basis | None
     hours: Span | None
@@ -151,6 +152,8 @@ def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
 
 
 def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
+    from trainables.training.checkpoint import KEPT
+
     resources = shapes.plan.sweep.resources
     in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
     for gang, members, lanes in lane_plan(shapes.trials, nodes, resources.lanes):
