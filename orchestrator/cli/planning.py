@@ -252,23 +252,27 @@ def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
     ]
 
 
-@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep schema --out sweep.schema.json")
+@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep schema --markdown --out settings.md")
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write [default: print].")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Every setting with values, default and meaning, for people.")
+    ] = False,
 ) -> None:
     """Prints the JSON Schema of sweep files, which editors use to complete and check them.
 
     To use it, begin a file with `# yaml-language-server: $schema=sweep.schema.json`.
     """
     from orchestrator.sweep.json_schema import sweep_schema
+    from orchestrator.sweep.settings_page import settings_page
     from trainables.io.files import write_atomically
 
-    text = json.dumps(sweep_schema(), indent=1) + "\n"
+    text = settings_page() if markdown else json.dumps(sweep_schema(), indent=1) + "\n"
     if out is None:
         print(text, end="")
     else:
         write_atomically(out, text)
-        print(f"{out}: JSON Schema of a sweep file")
+        print(f"{out}: {'reference of every setting' if markdown else 'JSON Schema of a sweep file'}")
 
 
 @app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep examples lr_wd")
