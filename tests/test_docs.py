@@ -158,7 +158,7 @@ def test_the_reference_answers_what_was_asked_of_it():
     assert rows["data.val_share"][1][:2] == ["number above 0 below 0.5", "`0.1`"]
     assert rows["schedule.warmup"][0][:2] == ["number from 0 or a part of the run, as `10%`", "`10%`"]
     assert rows["optim.lr"][0][1] == "required"
-    assert len(rows["optim.lr"]) == 5
+    assert [row[0] for row in rows["optim.name"]] == ["`adamw`", "`sgd`", "`lion`", "`lamb`", "`muon`"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").rglob("*.yaml")), ids=lambda path: path.name)

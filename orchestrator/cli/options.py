@@ -118,6 +118,12 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def say_reading(path: Path, quiet: bool = False) -> None:
+    """Tells a person at a terminal that a verb has begun, as its libraries take seconds to load."""
+    if sys.stderr.isatty() and not quiet:
+        print(f"reading {path} and its data", file=sys.stderr)
+
+
 def example_files() -> dict[str, str]:
     """The texts of the sweep files that come with the program, by name: `lr_wd`, `paper/edf_vit`, ..."""
     root = resources.files("search_spaces")

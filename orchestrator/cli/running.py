@@ -20,6 +20,7 @@ from orchestrator.cli.options import (
     Track,
     asked_file,
     make_console,
+    say_reading,
     trial_ids,
 )
 from orchestrator.cli.watchers import Watchers
@@ -52,6 +53,7 @@ def run(
     Run the same command again after an interruption, or with more points: only missing trials run. Ends with
     exit code 0 if every trial has a result, 1 if trials have failed or are missing, 2 if the input is wrong.
     """
+    say_reading(file, quiet)
     from orchestrator.execution.session import Session, prepare
     from orchestrator.store.lease import held
 

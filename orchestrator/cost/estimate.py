@@ -20,6 +20,7 @@ from orchestrator.cost.devices import Machine
 from orchestrator.cost.shapes import Shape, ShapeTable, counted
 from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
 from orchestrator.trials.gang import Gang, Node, lane_plan
+from orchestrator.trials.numerals import duration
 from orchestrator.trials.trial import Plan, Trial
 
 if TYPE_CHECKING:  # plans that were made before are read without torch
@@ -110,6 +111,18 @@ class CostEstimate:
     kept_gib: float
     price: Span | None
     currency: str
+
+    def time_text(self, num_trials: int) -> str:
+        """Returns how long the trials will take, as a sentence. Empty if that is unknown."""
+        if self.wall_hours is None:
+            return ""
+        low, central, high = (duration(3600 * hours) for hours in dataclasses.astuple(self.wall_hours))
+        nodes, on_gpu = self.machine.nodes, self.unit == "GPU-hours"
+        count = sum(node.gpus if on_gpu else node.cpus for node in nodes)
+        device = f"{count:g} {'GPU' if on_gpu else 'core'}{'s' * (count != 1)}"
+        trials = "1 trial" if num_trials == 1 else f"{num_trials} trials"
+        lanes = ", then ".join(str(lanes) for lanes in self.lanes)
+        return f"{trials} will take about {central} ({low} to {high}) on {device}, {lanes} at a time"
 
     def plain(self) -> dict[str, Any]:
         """Returns the values for JSON."""

@@ -99,4 +99,4 @@ def counted(plan: Plan, shape: Shape, on_gpu: bool) -> "tuple[Footprint, Epochs]
 
 def shape_key(shape: Shape) -> str:
     """Returns a key of a shape that is the same in every process and version."""
-    return identity(shape.config, str(shape.gang))
+    return identity(shape.config, shape.gang.key)
