@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from trainables.base import DataError, Diverged, Invalid, Preempted
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
+from trainables.io.code import trusting_code
 from trainables.io.faults import branches, fault_lines, placed
 from trainables.io.yaml import YamlError, load_document
 from trainables.lookup import Lookup, explained, with_absolute_paths
@@ -55,9 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         document = load_document(options.config)
         lookup = Lookup.beside(options.config)
-        config = TrainConfig.model_validate(
-            with_absolute_paths(document.value, branches(TrainConfig), lookup)
-        )
+        with trusting_code():
+            config = TrainConfig.model_validate(
+                with_absolute_paths(document.value, branches(TrainConfig), lookup)
+            )
         config.data.info()
     except YamlError as error:
         print(error, file=sys.stderr)

@@ -7,9 +7,10 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from trainables.errors import UserError
 
@@ -17,10 +18,34 @@ from trainables.errors import UserError
 WORST_PCT = 100.0
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """Returns the types that an annotation is a union of."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {annotation}
+
+
 class Frozen(BaseModel):
     """A configuration that is immutable and hashable, and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        if isinstance(data, dict) and any(isinstance(value, bool) for value in data.values()):
+            # As texts they are refused at their place, where pydantic would take true for 1.
+            return {
+                name: str(value).lower() if isinstance(value, bool) and name in cls._numbers() else value
+                for name, value in data.items()
+            }
+        return data
+
+    @classmethod
+    def _numbers(cls) -> set[str]:
+        """Returns the names of fields that take numbers and no truth values."""
+        kinds = {name: _kinds(field.annotation) for name, field in cls.model_fields.items()}
+        return {name for name, them in kinds.items() if them & {int, float} and not them & {bool, Any}}
 
 
 class Diverged(Exception):
@@ -137,9 +162,12 @@ class DataInfo:
       class_names: one per class.
       sizes: images per split.
       splits: the source of each split in words; the report prints it.
-      fingerprint: changes when images or labels change, but not when the files move.
+      fingerprint: changes when a byte of an image or a label changes, but not when the files move.
       skipped: images left out because they do not decode (policy `skip`).
       chance_error_pct: the error of guessing, as the task defines it.
+      majority_share: share of the largest class in the selection split; None if all classes count as equal.
+      notices: sentences about the data that their user should know.
+      earlier_fingerprint: the fingerprint by which earlier versions knew the same data; "" if there is none.
     """
 
     name: str
@@ -150,3 +178,10 @@ class DataInfo:
     fingerprint: str
     skipped: int = 0
     chance_error_pct: float = 100.0
+    majority_share: float | None = None
+    notices: tuple[str, ...] = ()
+    earlier_fingerprint: str = ""
+
+    def is_known_as(self, fingerprint: str) -> bool:
+        """Returns whether this or an earlier version gives these data a fingerprint."""
+        return fingerprint in (self.fingerprint, self.earlier_fingerprint)

@@ -21,6 +21,7 @@ from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
 from trainables.io.faults import Fault, faults_in, nearest
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
+from trainables.models.python_model import PythonConfig
 from trainables.models.timm_model import TimmConfig
 from trainables.models.vit import ViTConfig
 from trainables.optim import LAMB, SGD, AdamW, Cosine, Duration, Lion, MuonAdamW, Share
@@ -30,7 +31,9 @@ from trainables.transforms.imagenet import Paper
 from trainables.transforms.light import Light
 from trainables.transforms.mixup import Mixup
 
-ModelConfig = ViTConfig | RegNetYConfig | RegNetZConfig | EfficientNetConfig | ResNetConfig | TimmConfig
+ModelConfig = (
+    ViTConfig | RegNetYConfig | RegNetZConfig | EfficientNetConfig | ResNetConfig | TimmConfig | PythonConfig
+)
 DataConfig = Digits | Parquet
 Data = Annotated[DataConfig, Field(discriminator="name")]
 Augment = Annotated[Light | Paper, Field(discriminator="name")]

@@ -1,4 +1,4 @@
-"""What the points of a plan can settle, in words, before any of them has run."""
+"""Says in words what the points of a plan can settle, before any of them has run."""
 
 from orchestrator.analysis.power import Planted, detectable, smallest_difference
 from orchestrator.stats.intervals import MIN_SAMPLE

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.trials.gang import Node
 from trainables.errors import UserError
+from trainables.io.machine import usable_cpus
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Clock
@@ -33,12 +34,12 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
-    _undo.callback(_restore, dict(os.environ), signal.getsignal(signal.SIGTERM))
+    _undo.callback(_restore, _ray_variables(), signal.getsignal(signal.SIGTERM))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
-    os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()} | _FORCED)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -73,6 +74,8 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
                 object_store_memory=256 * 2**20,
+                num_cpus=usable_cpus(),
+                _temp_dir=_short_folder(),
                 **common,
             )
         except Exception:  # Ray raises plain Exception here
@@ -83,8 +86,25 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
             return
 
 
-_WORKER_ENV = {
+#: Most bytes of a temporary folder's path. Linux allows 107 for a socket's, and Ray adds about 65.
+_LONGEST_FOLDER = 40
+
+
+def _short_folder() -> str | None:
+    """Returns a folder for Ray's sockets if the usual one has too long a path, else None."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return None if len(os.fsencode(usual)) <= _LONGEST_FOLDER else "/tmp/ray"
+
+
+#: Settings of Ray without which a run does not work, whatever the user has set.
+_FORCED = {
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Under `uv run`, Ray would upload the current folder to the workers, and refuse more than 512 MiB.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+_WORKER_ENV = {
+    **_FORCED,
     # Seconds between two checks for dead workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # A lane waits for an autoscaled node, which takes minutes to start.
@@ -126,7 +146,7 @@ def _now() -> float:
 
 
 def shutdown() -> None:
-    """Leaves the cluster. A local one is shut down. Environment and signals become what they were before."""
+    """Leaves the cluster, or shuts a local one down. Puts Ray's variables and the signal handler back."""
     ray.shutdown()
     _undo.close()
 
@@ -136,12 +156,16 @@ _undo = contextlib.ExitStack()
 
 
 def _restore(environment: dict[str, str], on_terminate: Any) -> None:
-    """Restores the environment and the SIGTERM handler.
+    """Restores Ray's environment variables and the SIGTERM handler.
 
     A local cluster sets RAY_AUTH_MODE. With it, a process could not work on a cluster without tokens.
     """
-    os.environ.update(environment)
-    for name in os.environ.keys() - environment.keys():
+    for name in _ray_variables().keys() - environment.keys():
         del os.environ[name]
+    os.environ.update(environment)
     if on_terminate is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _ray_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}

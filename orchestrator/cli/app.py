@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli import process
 from trainables.errors import UserError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main() -> None:
     """Runs the command line. An error of the user ends with its message and exit code 2, no traceback."""
+    process.prepare()
     try:
         app()
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from orchestrator.trials.sweep_file import SweepFile as AskedFile
@@ -108,7 +111,8 @@ def make_console(quiet: bool = False) -> "Console":
     if quiet:
         return Console(quiet=True)
     # Wide enough for tables if the output is not a terminal.
-    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+    columns = os.environ.get("COLUMNS", "")
+    return Console(width=None if sys.stdout.isatty() else int(columns) if columns.isdigit() else 160)
 
 
 def say(console: "Console", text: str, style: str | None = None) -> None:
@@ -122,6 +126,15 @@ def say_reading(path: Path, quiet: bool = False) -> None:
     """Tells a person at a terminal that a verb has begun, as its libraries take seconds to load."""
     if sys.stderr.isatty() and not quiet:
         print(f"reading {path} and its data", file=sys.stderr)
+
+
+def again(verb: str, place: Path, options: "Mapping[str, object]") -> str:
+    """Returns the command that continues a run, quoted for a shell. Options without a value are left out."""
+    words = ["vitc-sweep", verb, str(place)]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [f"--{name}", str(one)]
+    return shlex.join(words)
 
 
 def example_files() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Verbs before a run: plan, preflight, schema, models, data."""
+"""Verbs before a run: plan, preflight, schema, models."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.app import ASK, app, data_app
+from orchestrator.cli.app import ASK, app
 from orchestrator.cli.options import (
     Address,
     AsJson,
@@ -66,6 +66,7 @@ def plan(
     from orchestrator.cost.speed import probe_rates
     from orchestrator.monitor.terminal import cost_table, cost_text
     from orchestrator.store.history import past_samples
+    from orchestrator.trials.remarks import remarks
 
     expected: list[str] = []
     made = asked_file(file, sets, points).plan(expected=expected)
@@ -86,6 +87,7 @@ def plan(
             "cost": {**cost.plain(), "warnings": warnings},
             "settles": what_points_settle(made),
             "removed": removed,
+            "remarks": remarks(made),
             "trials": trials,
         }
         print(json.dumps(told, indent=2))
@@ -101,6 +103,8 @@ def plan(
         )
     for line in [*lr_notes(made), *_search_notes(made)]:
         say(console, line, "dim")
+    for line in remarks(made):
+        say(console, f"note: {line}", "yellow")
     console.print()
     _print_trials(console, made, everything)
     console.print()
@@ -310,7 +314,7 @@ def examples(
         rule = f"no example is called {name!r}; `vitc-sweep examples` lists them"
         raise typer.BadParameter(rule, param_hint="NAME")
     target = out / f"{key}.yaml"
-    if target.exists() and target.read_text() != text:
+    if target.exists() and target.read_text("utf-8") != text:
         raise typer.BadParameter(f"{target} is there and has been changed", param_hint="--out")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text)
@@ -387,31 +391,3 @@ def preflight(
     else:
         console.print(rows_table(outcome.rows()))
         say(console, f"\n{asked.sweep.name} can start; {outcome.expected or 'how long it takes is unknown'}")
-
-
-@data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")
-def data_import(
-    source: Annotated[Path, typer.Argument(help="A folder with one subfolder of images per class.")],
-    target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
-) -> None:
-    """Packs a folder of images into one Parquet file in the Hugging Face image layout."""
-    from trainables.data.packing import import_folder
-
-    count, names = import_folder(source, target)
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    print(f"{target}: {count} images of {len(names)} classes ({shown})")
-
-
-@data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
-def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
-    """Prints the classes and size of a data set, and how a sweep splits it."""
-    from pydantic import TypeAdapter
-
-    from trainables.config import Data, DataConfig
-    from trainables.presets import expand
-
-    adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
-    info = adapter.validate_python(expand("data", path)).info()
-    print(f"{info.name}: {info.num_classes} classes, fingerprint {info.fingerprint}")
-    for split, where in info.splits.items():
-        print(f"  {split:6}{info.sizes[split]:>9} images  {where}")

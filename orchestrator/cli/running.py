@@ -18,6 +18,7 @@ from orchestrator.cli.options import (
     SweepFile,
     SweepFolder,
     Track,
+    again,
     asked_file,
     make_console,
     say_reading,
@@ -59,12 +60,12 @@ def run(
 
     asked = asked_file(file, sets, points)
     folder = out or Path("runs") / asked.sweep.name
-    command = f"vitc-sweep run {file}" + (f" --out {out}" if out else "")
-    with Watchers(make_console(quiet), track, notify) as watchers:
+    command = again("run", file, {"out": out, "points": points, "address": address, "set": sets})
+    with Watchers(make_console(quiet), track, notify, command) as watchers:
         plan, preparation = prepare(asked, folder, watchers.all, address, check)
         with held(folder) as lease:
             end = Session(lease, watchers.all, address).run_rounds(plan, preparation)
-            raise typer.Exit(watchers.conclude(folder, end, command))
+            raise typer.Exit(watchers.conclude(folder, end))
 
 
 @app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep confirm runs/lr_wd --top 3 --seeds 5")
@@ -96,7 +97,8 @@ def confirm(
     from orchestrator.store.lease import held
 
     open_folder(folder)
-    with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
+    command = again("confirm", folder, {"top": top, "seeds": seeds, "address": address})
+    with Watchers(make_console(quiet), track, notify, command) as watchers, held(folder) as lease:
         known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
         check_data(plan, folder)
@@ -106,8 +108,7 @@ def confirm(
         if load_confirmation(folder) is None:
             save_confirmation(folder, choice)
         end = Session(lease, watchers.all, address).run_trials(plan, todo, known, preparation)
-        command = f"vitc-sweep confirm {folder} --top {top} --seeds {seeds}"
-        raise typer.Exit(watchers.conclude(folder, end, command))
+        raise typer.Exit(watchers.conclude(folder, end))
 
 
 @app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep retry runs/lr_wd --failed")
@@ -147,7 +148,8 @@ def retry(
     from orchestrator.trials.trial import unique_trials
 
     open_folder(folder)
-    with Watchers(make_console(quiet), track, notify) as watchers, held(folder) as lease:
+    command = again("retry", folder, {"address": address})
+    with Watchers(make_console(quiet), track, notify, command) as watchers, held(folder) as lease:
         known = open_folder(folder, to_run=True)
         check_data(known.plan, folder)
         results = results_of(known.plan, known.records)
@@ -162,7 +164,7 @@ def retry(
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         known = open_folder(folder, to_run=True)
         end = Session(lease, watchers.all, address).run_trials(known.plan, todo, known, preparation)
-        raise typer.Exit(watchers.conclude(folder, end, f"vitc-sweep retry {folder}"))
+        raise typer.Exit(watchers.conclude(folder, end))
 
 
 def _question(folder: Path) -> "AskedFile":

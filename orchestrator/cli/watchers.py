@@ -4,6 +4,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from orchestrator.cli.app import INTERRUPTED
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.options import say
@@ -108,39 +110,59 @@ class Terminal(Observer):
 
 
 class Signals(Observer):
-    """Makes SIGTERM act like Ctrl-C, and ignores both while a session stops."""
+    """Makes SIGTERM and SIGHUP act like Ctrl-C, and ignores all three while a session stops.
+
+    Stopping takes seconds, and a second signal would lose the record of the first.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __enter__(self) -> "Signals":
-        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
+        # nohup ignores SIGHUP, and so do we then.
+        self._heeded = [n for n in self._SIGNALS if self._before[n] != signal.SIG_IGN or n != signal.SIGHUP]
+        self._set(self._stop_once)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def stopping(self) -> None:
-        """Ignores both. Stopping takes seconds, and a second signal would lose the record of the first."""
-        self._both(signal.SIG_IGN)
+        """Ignores further signals."""
+        self._set(signal.SIG_IGN)
 
     def end(self, end: SessionEnd) -> None:
-        """Accepts both signals again."""
-        self._both(signal.default_int_handler)
+        """Heeds signals again."""
+        self._set(self._stop_once)
 
     def close(self, end: SessionEnd) -> None:
-        """Accepts both signals again if the session did not end normally."""
-        self._both(signal.default_int_handler)
+        """Heeds signals again if the session did not end normally."""
+        self._set(self._stop_once)
 
-    def _both(self, handler: Any) -> None:
-        signal.signal(signal.SIGINT, handler)
-        signal.signal(signal.SIGTERM, handler)
+    def _stop_once(self, number: int, frame: object) -> None:
+        self._set(signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def _set(self, handler: Any) -> None:
+        for number in self._heeded:
+            signal.signal(number, handler)
 
 
 class Watchers:
     """The observers of a session on the command line. They handle signals while the context is open."""
 
-    def __init__(self, console: "Console", track: bool, notify: str | None = None) -> None:
+    def __init__(self, console: "Console", track: bool, notify: str | None, command: str) -> None:
+        """
+        Args:
+          console: the terminal.
+          track: whether MLflow mirrors the session.
+          notify: where messages go; None takes the sweep file's key.
+          command: the command that continues a stopped session.
+        """
         from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 
-        self._console, self._signals = console, Signals()
+        self._console, self._signals, self._command = console, Signals(), command
         self._mirror = MlflowObserver() if track else None
         others = [self._mirror] if self._mirror else []
         self.all: list[Observer] = [self._signals, Terminal(console), NotifyObserver(notify), *others]
@@ -149,16 +171,19 @@ class Watchers:
         self._signals.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._signals.__exit__()
+        if kind is KeyboardInterrupt:
+            say(self._console, f"\nstopped before a trial ran. To continue, run:  {self._command}")
+            raise typer.Exit(INTERRUPTED) from None
 
-    def conclude(self, folder: Path, end: SessionEnd, command: str) -> int:
+    def conclude(self, folder: Path, end: SessionEnd) -> int:
         """Writes the report, or prints how to continue a stopped session. Returns the exit code."""
         if end.how == "stopped":
             say(
                 self._console,
                 f"\nstopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended. "
-                f"To continue, run:  {command}",
+                f"To continue, run:  {self._command}",
             )
             return INTERRUPTED
         return conclude(self._console, folder, self._mirror)

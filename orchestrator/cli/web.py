@@ -142,7 +142,7 @@ class Pages:
     def state(self, name: str) -> dict[str, Any]:
         """Returns the progress of a sweep, known before its report. Empty before the first request."""
         try:
-            return dict(json.loads((self.report_folder(name) / "state.json").read_text()))
+            return dict(json.loads((self.report_folder(name) / "state.json").read_text("utf-8")))
         except (OSError, ValueError):
             return {}
 
@@ -323,7 +323,7 @@ def _report(pages: Pages, name: str, mlflow: str) -> str:
         f" if (told.version !== {version}) location.reload();"
         " } catch {} }, 5000)</script>"
     )
-    text = (pages.report_folder(name) / "report.html").read_text()
+    text = (pages.report_folder(name) / "report.html").read_text("utf-8")
     head, tag, rest = text.partition("<body")
     if not tag:
         return bar + text

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.trials.gang import Node
+from trainables.io.machine import usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Machine:
 def processor() -> str:
     """Returns the name of this machine's processor."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
@@ -89,7 +90,7 @@ def this_machine() -> Machine:
     """Returns the machine of this process, as a cluster of one node."""
     import torch
 
-    cpus = float(os.cpu_count() or 1)
+    cpus = float(usable_cpus())
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
         memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30

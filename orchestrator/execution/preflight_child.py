@@ -45,7 +45,13 @@ class Child:
         process = self._started(bool(gang.gpus))
         assert process.stdin
         assert process.stdout
-        late = threading.Timer(self._timeout_seconds, process.kill)
+        was_late = threading.Event()
+
+        def end() -> None:
+            was_late.set()
+            process.kill()
+
+        late = threading.Timer(self._timeout_seconds, end)
         late.start()
         try:
             process.stdin.write(json.dumps(request.plain()) + "\n")
@@ -54,13 +60,12 @@ class Child:
         except BrokenPipeError:
             line = ""
         finally:
-            was_late = not late.is_alive()
             late.cancel()
         if line:
             return Reply(**json.loads(line))
         code = process.wait()
         self._end()
-        return died(code, was_late, request.planned_bytes)
+        return died(code, was_late.is_set(), request.planned_bytes)
 
     def _started(self, on_gpu: bool) -> "subprocess.Popen[str]":
         if self._process is not None and self._on_gpu != on_gpu:
@@ -68,7 +73,8 @@ class Child:
         if self._process is None:
             self._on_gpu = on_gpu
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainables.profiling.dry_run", self._folder.name],
+                # -P: a `random.py` in the current folder does not take the place of Python's.
+                [sys.executable, "-P", "-m", "trainables.profiling.dry_run", self._folder.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -22,6 +22,7 @@ from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (
     Folder,
+    known_infos,
     load_confirmation,
     merge_points,
     open_folder,
@@ -35,6 +36,7 @@ from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
 from orchestrator.trials.gang import Node
 from orchestrator.trials.records import results_of
+from orchestrator.trials.remarks import remarks
 from orchestrator.trials.search import next_round, num_rounds, rounds_given
 from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan, Trial, unique_trials
@@ -86,7 +88,7 @@ def prepare(
         if sweep != before:
             _notice(observers, f"{folder} was extended before; it keeps its larger number of points")
     whole = file.plan(sweep)
-    plan = plan_of(folder, sweep, whole.infos)
+    plan = plan_of(folder, sweep, known_infos(folder, whole.infos))
     preparation = Preparation()
     left = left_of(plan, open_folder(folder) if _is_sweep(folder) else None)
     for observer in observers:
@@ -133,6 +135,8 @@ def try_out(
     address: str | None = None,
 ) -> PreflightResult:
     """Runs the preflight on the machines of the trials. The caller reports the faults."""
+    for remark in remarks(plan):
+        _notice(observers, f"note: {remark}", "warning")
     if address is None:
         machine = this_machine()
         nodes: Sequence[Node] = machine.nodes
@@ -169,7 +173,7 @@ def check_data(plan: Plan, folder: Path) -> None:
       FolderError: the data have changed.
     """
     for config, info in plan.infos.items():
-        if config.info().fingerprint != info.fingerprint:
+        if not config.info().is_known_as(info.fingerprint):
             raise FolderError(f"{folder}: the data {info.name} have changed since the sweep ran")
 
 

@@ -22,6 +22,7 @@ from orchestrator.store.weights import KeptWeights, WeightStore
 from orchestrator.trials.outcomes import AttemptEnd
 
 if TYPE_CHECKING:
+    from trainables.base import Epoch
     from trainables.context import Context
 
 
@@ -94,13 +95,133 @@ def _run_job(
     import torch
 
     from trainables.base import Diverged, Invalid, Preempted
-    from trainables.config import TrainConfig
-    from trainables.training.checkpoint import Checkpointer, Store
-    from trainables.training.loop import train
 
-    coordinator, lane, folder = settings["clerk"], settings["lane"], Path(settings["folder"])
+    attempt = _Attempt(job, number, settings, context, should_stop)
+    try:
+        attempt.run()
+    except Preempted as error:
+        # Every rank reports it, because the first rank to leave ends the group. The group leaves, because Ray
+        # Train starts its next one on machines that stay.
+        attempt.end("preempted", str(error), attempt.notices, by_all=True)
+        raise
+    except Diverged as error:
+        attempt.end("diverged", str(error))
+    except Invalid as error:
+        attempt.end("invalid", str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        attempt.end("out_of_memory", str(error).splitlines()[0], traceback.format_exc())
+        if context.world_size > 1:
+            raise
+    except Exception as error:
+        attempt.end("failed", f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
+        if context.world_size > 1:
+            # The other ranks may be waiting in a collective; only a new group is in step again.
+            raise
+    finally:
+        del attempt
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Attempt:
+    """One rank's part in one attempt of a trial: it trains, and tells the Coordinator rows and end."""
+
+    def __init__(
+        self,
+        job: dict[str, Any],
+        number: int,
+        settings: dict[str, Any],
+        context: "Context",
+        should_stop: Callable[[], bool],
+    ) -> None:
+        from trainables.training.checkpoint import Checkpointer, Store
+
+        self._job, self._number, self._context = job, number, context
+        self._coordinator, self._lane = settings["clerk"], settings["lane"]
+        self._folder = Path(settings["folder"])
+        self._states = WeightStore(self._folder, settings["checkpoints"])
+        self._is_first = context.rank == 0
+        self._watch = watch = _Watch(job, number, settings, context.rank)
+        store = Store(self._states.checkpoint(job["trial"])) if self._is_first else None
+        # Rows that the journal lost in a crash are computed again, even if a checkpoint is past them.
+        self._checkpointer = Checkpointer(
+            store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=watch.look
+        )
+
+    @property
+    def notices(self) -> str:
+        """The notices of the checkpointer, one line each."""
+        return "\n".join(self._checkpointer.notices)
+
+    def run(self) -> None:
+        """Trains the trial and reports its end, unless it ends by an error.
+
+        Raises:
+          Preempted, Diverged, Invalid: the trial ended so.
+        """
+        from trainables.config import TrainConfig
+        from trainables.io.code import trusting_code
+        from trainables.training.loop import train
+
+        job = self._job
+        with trusting_code():
+            config = TrainConfig.model_validate_json(job["config"])
+        first = self._states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
+        # After this block nothing more is written, so the Coordinator may delete checkpoints.
+        with (
+            self._checkpointer,
+            self._watch,
+            worker_log(self._folder, job["trial"], job["attempt"], self._context.rank),
+            first as start,
+        ):
+            # The state is used after the last row.
+            for row, state in train(config, self._context, keeper=self._checkpointer, start=start):  # noqa: B007
+                verdict = self._verdict(row)
+                if verdict == "drop":
+                    return
+                if verdict == "stop":
+                    break
+        if verdict == "stop":
+            self.end("stopped", f"behind the others of its arm after epoch {row.epoch}", self.notices)
+            return
+        weights = state.weights_digest() if self._is_first else ""
+        kept = self._keep(row.val_error_pct, state.save_weights)
+        self.end("finished", log=self.notices, weights=weights, kept=kept)
+
+    def _verdict(self, row: "Epoch") -> Verdict:
+        """Tells the Coordinator of an epoch. Returns its verdict, the same on all ranks."""
+        verdict: list[Verdict] = ["go on"]
+        if self._is_first:
+            verdict = [ray.get(self._coordinator.row.remote(self._lane, self._number, row))]
+        if self._context.world_size > 1:
+            from torch.distributed import broadcast_object_list
+
+            # All ranks must agree, because a single rank would wait in the next all-reduce for ever.
+            broadcast_object_list(verdict, src=0)
+        return verdict[0]
+
+    def _keep(self, error_pct: float, save: Callable[[IO[bytes]], None]) -> KeptWeights | None:
+        """Writes the final weights if they are to be kept. Returns what was kept.
+
+        Raises:
+          OSError: the storage refuses weights of a first stage.
+        """
+        if not self._is_first:
+            return None
+        kept: KeptWeights | None = ray.get(
+            self._coordinator.keeps.remote(self._lane, self._number, error_pct)
+        )
+        if kept is None or not (fault := keep_weights(self._states, kept, save)):
+            return kept
+        if not kept.group:
+            # The trial fails, because trials that start from a first stage need its weights.
+            raise OSError(fault)
+        self._checkpointer.notices.append(fault)
+        return None
 
     def end(
+        self,
         kind: AttemptEnd,
         detail: str = "",
         log: str = "",
@@ -108,78 +229,12 @@ def _run_job(
         by_all: bool = False,
         kept: KeptWeights | None = None,
     ) -> None:
-        if context.rank == 0 or log or by_all:
-            ray.get(coordinator.end.remote(lane, number, kind, detail, log, weights, kept))
+        """Tells the Coordinator how the attempt ended.
 
-    states = WeightStore(folder, settings["checkpoints"])
-    store = Store(states.checkpoint(job["trial"])) if context.rank == 0 else None
-    # Rows that the journal lost in a crash are computed again, even if a checkpoint is past them.
-    watch = _Watch(job, number, settings, context.rank)
-    checkpointer = Checkpointer(
-        store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=watch.look
-    )
-    try:
-        config = TrainConfig.model_validate_json(job["config"])
-        first = states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
-        # After this block nothing more is written, so the Coordinator may delete checkpoints.
-        with (
-            checkpointer,
-            watch,
-            worker_log(folder, job["trial"], job["attempt"], context.rank),
-            first as start,
-        ):
-            # The state is used after the last row.
-            for row, state in train(config, context, keeper=checkpointer, start=start):  # noqa: B007
-                verdict: list[Verdict] = ["go on"]
-                if context.rank == 0:
-                    verdict = [ray.get(coordinator.row.remote(lane, number, row))]
-                if context.world_size > 1:
-                    # All ranks must agree, because a single rank would wait in the next all-reduce for ever.
-                    torch.distributed.broadcast_object_list(verdict, src=0)
-                if verdict[0] == "drop":
-                    return
-                if verdict[0] == "stop":
-                    break
-        if verdict[0] == "stop":
-            end(
-                "stopped",
-                f"behind the others of its arm after epoch {row.epoch}",
-                "\n".join(checkpointer.notices),
-            )
-            return
-        weights = state.weights_digest() if context.rank == 0 else ""
-        kept = None
-        if context.rank == 0:
-            kept = ray.get(coordinator.keeps.remote(lane, number, row.val_error_pct))
-        if kept is not None and (fault := keep_weights(states, kept, state.save_weights)):
-            if not kept.group:
-                # The trial fails, because trials that start from a first stage need its weights.
-                raise OSError(fault)
-            kept = None
-            checkpointer.notices.append(fault)
-        end("finished", log="\n".join(checkpointer.notices), weights=weights, kept=kept)
-    except Preempted as error:
-        # Every rank reports it, because the first rank to leave ends the group. The group leaves, because Ray
-        # Train starts its next one on machines that stay.
-        end("preempted", str(error), "\n".join(checkpointer.notices), by_all=True)
-        raise
-    except Diverged as error:
-        end("diverged", str(error))
-    except Invalid as error:
-        end("invalid", str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        end("out_of_memory", str(error).splitlines()[0], traceback.format_exc())
-        if context.world_size > 1:
-            raise
-    except Exception as error:
-        end("failed", f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
-        if context.world_size > 1:
-            # The other ranks may be waiting in a collective; only a new group is in step again.
-            raise
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        Ranks other than the first do so only with a log, or if the end comes `by_all`.
+        """
+        if self._is_first or log or by_all:
+            ray.get(self._coordinator.end.remote(self._lane, self._number, kind, detail, log, weights, kept))
 
 
 def keep_weights(states: WeightStore, kept: KeptWeights, save: Callable[[IO[bytes]], None]) -> str:

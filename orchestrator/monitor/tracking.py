@@ -487,11 +487,11 @@ def _sweep_id(folder: Path) -> str:
     """Returns the name under which stores know the sweep in this folder. Creates it the first time."""
     path = folder / STATE_FILE
     try:
-        return str(json.loads(path.read_text())["sweep_id"])
+        return str(json.loads(path.read_text("utf-8"))["sweep_id"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         sweep_id = uuid.uuid4().hex
     temporary = path.with_name(f".{STATE_FILE}.{sweep_id}")
-    temporary.write_text(json.dumps({"sweep_id": sweep_id}) + "\n")
+    temporary.write_text(json.dumps({"sweep_id": sweep_id}) + "\n", "utf-8")
     temporary.replace(path)
     return sweep_id
 

@@ -8,7 +8,6 @@ import importlib.resources
 import itertools
 import json
 import multiprocessing
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,6 +69,7 @@ from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan, Trial, TrialCost, error_term
 from trainables.io.files import write_atomically
+from trainables.io.machine import usable_cpus
 
 #: With more figures, only SVGs are written and no PDFs.
 MAX_PDFS = 60
@@ -159,7 +159,7 @@ class _Part:
 def _each_cell(found: Findings) -> list[_Part]:
     """Evaluates and draws the cells in the order of the sweep, on all cores if there are enough figures."""
     cells = list(found.plan.sweep.all_cells())
-    num_workers = min(os.cpu_count() or 1, len(cells))
+    num_workers = min(usable_cpus(), len(cells))
     # No fork while Ray runs in this process, because the child would inherit locks that stay closed.
     if num_workers < 2 or _num_figures(found.plan) < _MIN_POOLED or sys.platform != "linux" or _ray_runs():
         return [_part(found, cell) for cell in cells]

@@ -1,5 +1,6 @@
 """Style, legends and scales of all figures, and their output as SVG and PDF."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -7,7 +8,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, ParamSpec
 from xml.etree import ElementTree
 
@@ -71,6 +72,24 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 
+#: matplotlib's own settings, all but those that name what the user draws with.
+_DEFAULTS = {
+    key: value
+    for key, value in matplotlib.rcParamsDefault.items()
+    if not key.startswith(("backend", "interactive", "toolbar"))
+}
+
+
+@contextlib.contextmanager
+def _own_style(more: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Draws with our settings alone, whatever a matplotlibrc, a style or a notebook has set."""
+    with matplotlib.rc_context():
+        # These are valid, and to validate 300 of them takes longer than a figure.
+        dict.update(matplotlib.rcParams, _DEFAULTS)
+        matplotlib.rcParams.update(_STYLE | (more or {}))
+        yield
+
+
 P = ParamSpec("P")
 
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
@@ -80,7 +99,7 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
+        with _own_style():
             figure = draw(*args, **kwargs)
             # Laid out once here, because each output file would repeat it: a third of the time of a report.
             if (engine := figure.get_layout_engine()) is not None:
@@ -247,7 +266,7 @@ def to_svg(figure: Figure) -> str:
     """Returns the figure as one <svg> element that loads nothing. Equal figures give equal bytes."""
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "vitc-sweep"}):
+    with _own_style({"svg.hashsalt": "vitc-sweep"}):
         # Not `savefig`, because it draws twice.
         figure.set_facecolor("none")
         for axes in figure.axes:
@@ -368,6 +387,6 @@ def to_pdf(figure: Figure) -> bytes:
     """Returns the figure as a PDF of one page with text as text. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     metadata = {"CreationDate": None, "Creator": None, "Producer": None}
-    with matplotlib.rc_context(_STYLE | {"pdf.fonttype": 42}):
+    with _own_style({"pdf.fonttype": 42}):
         FigureCanvasPdf(figure).print_pdf(buffer, metadata=metadata)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

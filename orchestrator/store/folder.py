@@ -11,6 +11,7 @@ runs/<sweep>/
   report/        rebuilt from the files above
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -37,10 +38,12 @@ from orchestrator.trials.trial import Plan, Suggestion
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
+from trainables.io.code import trusting_code
 from trainables.io.faults import branches
 from trainables.io.files import write_atomically
 from trainables.io.yaml import YamlError, load_yaml
 from trainables.lookup import Lookup, with_absolute_paths
+from trainables.models.python_model import PythonConfig, known_costs, take_costs
 from trainables.presets import leaves
 
 _T = TypeVar("_T")
@@ -74,13 +77,16 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
         raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
     try:
         tree = load_yaml(path / "sweep.yaml")
-        record = json.loads((path / "record.json").read_text())
+        record = json.loads((path / "record.json").read_text("utf-8"))
         configs = [entry["config"] for entry in record["data"]]
         if to_run:
             lookup = Lookup.above(path)
             tree = with_absolute_places(tree, lookup)
             configs = with_absolute_paths(configs, branches(tuple[Data, ...]), lookup)
-        sweep = build_sweep(tree, str(path / "sweep.yaml"))
+        # Reading results runs no code of a user; the record holds the costs of such networks.
+        with trusting_code() if to_run else contextlib.nullcontext():
+            sweep = build_sweep(tree, str(path / "sweep.yaml"))
+        take_costs(record.get("costs", []))
         infos = {
             (typed := _DATA.validate_python(config)): _load_info(typed, entry["info"])
             for config, entry in zip(configs, record["data"], strict=True)
@@ -119,7 +125,7 @@ def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
     if not (path / name).is_file():
         return None
     try:
-        return parse(json.loads((path / name).read_text()))
+        return parse(json.loads((path / name).read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path}: {name} is damaged: {error}") from error
 
@@ -189,11 +195,33 @@ def confirmed_plan(path: Path, plan: Plan) -> Plan:
     return with_confirmation(plan, confirmation) if confirmation else plan
 
 
+def known_infos(path: Path, infos: Mapping[DataConfig, DataInfo]) -> dict[DataConfig, DataInfo]:
+    """Returns data sets by the fingerprints that a folder has for them, so that its trials keep their ids.
+
+    Folders of earlier versions have fingerprints that did not cover every image. The folder need not exist.
+
+    Raises:
+      FolderError: record.json is damaged.
+    """
+
+    def parse(content: Any) -> set[str]:
+        return {entry["info"]["fingerprint"] for entry in content["data"]}
+
+    recorded = _parsed(path, "record.json", parse) or set()
+    return {
+        config: dataclasses.replace(info, fingerprint=info.earlier_fingerprint)
+        if info.earlier_fingerprint in recorded
+        else info
+        for config, info in infos.items()
+    }
+
+
 _DATA: TypeAdapter[DataConfig] = TypeAdapter(Data)
 
 
 def _load_info(config: DataConfig, info: dict[str, Any]) -> DataInfo:
-    loaded = DataInfo(**info | {"class_names": tuple(info["class_names"])})
+    several = {name: tuple(info.get(name, ())) for name in ("class_names", "notices")}
+    loaded = DataInfo(**info | several)
     # Older folders lack the error of guessing, so it is computed.
     return loaded if "chance_error_pct" in info else with_chance(loaded, config.task)
 
@@ -226,8 +254,19 @@ def save_question(path: Path, plan: Plan) -> None:
         {"config": config.model_dump(mode="json"), "info": _plain_info(info)}
         for config, info in plan.infos.items()
     ]
+    record: dict[str, Any] = {"data": data}
+    if costs := known_costs(_code_digests(plan)):
+        record["costs"] = costs
+    # sweep.yaml makes it a folder of results, which needs the record.
+    write_atomically(path / "record.json", json.dumps(record | provenance(), indent=2) + "\n")
     write_atomically(path / "sweep.yaml", yaml.safe_dump(_plain(sweep), sort_keys=False, allow_unicode=True))
-    write_atomically(path / "record.json", json.dumps({"data": data, **provenance()}, indent=2) + "\n")
+
+
+def _code_digests(plan: Plan) -> set[str]:
+    """Returns the digests of the files of users that make the networks of a plan."""
+    runs = [trial.config for trial in plan.trials]
+    runs += [run.start.run for run in runs if run.start]
+    return {run.model.build.digest for run in runs if isinstance(run.model, PythonConfig)}
 
 
 def _plain(value: Any) -> Any:
@@ -247,6 +286,8 @@ def _plain_info(info: DataInfo) -> dict[str, Any]:
         "fingerprint": info.fingerprint,
         "skipped": info.skipped,
         "chance_error_pct": info.chance_error_pct,
+        "majority_share": info.majority_share,
+        "notices": list(info.notices),
     }
 
 
@@ -267,7 +308,7 @@ def _changes(path: Path, plan: Plan) -> list[str]:
     """Returns the differences between the question in a folder and another one, one line each."""
     try:
         before = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
-        record = json.loads((path / "record.json").read_text())
+        record = json.loads((path / "record.json").read_text("utf-8"))
         known = {entry["info"]["name"]: entry["info"]["fingerprint"] for entry in record["data"]}
     except (SweepError, YamlError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"the question in the folder cannot be read any more: {error}"]

@@ -49,7 +49,7 @@ class Lease:
         while not self._done.wait(BEAT_SECONDS):
             # A sweep goes on while its folder is unreachable for a time.
             with contextlib.suppress(OSError, ValueError, KeyError):
-                if json.loads(path.read_text())["number"] != self.number:
+                if json.loads(path.read_text("utf-8"))["number"] != self.number:
                     self.lost = True
                     return
                 os.utime(path)
@@ -57,7 +57,7 @@ class Lease:
     def stop_wanted(self) -> StopMode | None:
         """Returns the mode of stop that `request_stop` asked of this holder. None if it asked for none."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            wanted = json.loads((self.folder / "stop.json").read_text())
+            wanted = json.loads((self.folder / "stop.json").read_text("utf-8"))
             if wanted["number"] == self.number:
                 return "drain" if wanted["mode"] == "drain" else "now"
         return None
@@ -158,7 +158,7 @@ def kill_holder(folder: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / "lease.json").read_text())
+        content = json.loads((folder / "lease.json").read_text("utf-8"))
         return {**content, "number": int(content["number"]), "host": str(content["host"])}
     except FileNotFoundError:
         return None

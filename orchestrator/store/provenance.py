@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.resources
-import os
 import platform
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cost.devices import processor
+from trainables.io.machine import usable_cpus
 
 
 def provenance() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "machine": {
             "system": platform.platform(),
-            "cpus": os.cpu_count(),
+            "cpus": usable_cpus(),
             "processor": processor(),
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
@@ -46,14 +46,17 @@ def source_root() -> Path:
 def _code() -> dict[str, str]:
     """Returns the commit of the source tree, and a CRC-32 of the uncommitted changes."""
 
+    root = source_root()
+
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(source_root()), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if commit := git("rev-parse", "HEAD"):
+        # Installed in a folder of the user's own repository, the code is not what that commit holds.
+        if Path(git("rev-parse", "--show-toplevel")) == root and (commit := git("rev-parse", "HEAD")):
             changed = git("diff", "HEAD")
             return {"commit": commit, "changed": f"{zlib.crc32(changed.encode()):08x}" if changed else ""}
     return {"commit": "", "changed": ""}

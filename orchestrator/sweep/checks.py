@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.sweep.config import Layers, Resources, Sweep, draws_data, source_of, touches
-from orchestrator.sweep.constraints import FOLLOWS, ConstraintError
+from orchestrator.sweep.constraints import FOLLOWS, MEMORY, ConstraintError
 from orchestrator.sweep.design import GridDesign
 from orchestrator.sweep.space import DOMAIN_WORDS, Cell, Domain, Listed, Window
 from trainables.config import TrainConfig, setting
@@ -257,6 +257,8 @@ def _constraint_faults(sweep: Sweep, layers: Layers, valid: bool) -> list[Fault]
     for index, constraint in enumerate(sweep.constraints()):
         # The cost of a run is known later, because it depends on the classes and sizes of the data.
         if set(constraint.names) & set(FOLLOWS):
+            if MEMORY in constraint.names and setting(tree, "model.family") == "python":
+                found.append(Fault(f"where.{index}", _NO_MEMORY, repr(constraint.text)))
             continue
         try:
             if not constraint.holds(lambda name: setting(tree, name)):
@@ -265,6 +267,11 @@ def _constraint_faults(sweep: Sweep, layers: Layers, valid: bool) -> list[Fault]
             if valid:
                 found.append(Fault(f"where.{index}", str(error), repr(constraint.text)))
     return found
+
+
+_NO_MEMORY = (
+    f"{MEMORY} is not known of models of family python, because reading results runs none of their code"
+)
 
 
 def _faults(sweep: Sweep, layers: Layers) -> list[Fault]:

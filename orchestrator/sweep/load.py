@@ -12,16 +12,30 @@ from orchestrator.sweep.checks import RUN_PATHS, check, concerns
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.document import Override, Source, SweepError, read_source, with_overrides
 from orchestrator.sweep.space import DOMAIN_WORDS, WANTED
+from trainables.io.code import trusting_code
 from trainables.io.faults import Fault, faults_in, nearest, nearest_path, shorten
 
 
 def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | None = None) -> Sweep:
     """Reads a sweep file and checks everything that can be checked without the data.
 
+    Files of the user that make networks are run.
+
     Raises:
       SweepError: with every fault there is.
     """
-    return _built(_overridden(path, overrides, points))
+    source = _overridden(path, overrides, points)
+    with trusting_code():
+        sweep = _built(source)
+    drawn = {name for name, window in sweep.vary.items() if not window.when}
+    rule = "has no effect, because `vary` draws it; what is drawn is set by"
+    if faults := [
+        Fault(f"base.{key}", f"{rule} --set 'vary.{key}={{...}}'", shorten(override.value))
+        for override in overrides
+        if (key := override.key.removeprefix("base.")) in drawn
+    ]:
+        raise source.error(faults)
+    return sweep
 
 
 def build_sweep(

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.sweep.design import Design
 from orchestrator.sweep.space import DOMAINS
+from tests.support import networks
 from trainables.base import SPLITS, derive_seed
 from trainables.config import (
     NAMED_MODELS,
@@ -30,7 +31,9 @@ from trainables.data.digits import Digits
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
 from trainables.identity import identity
+from trainables.io.code import trusting_code
 from trainables.models.cnn import EfficientNetConfig, RegNetYConfig, RegNetZConfig, ResNetConfig
+from trainables.models.python_model import PythonConfig
 from trainables.models.stems import STEMS, Stem
 from trainables.models.timm_model import TimmConfig
 from trainables.models.vit import ViTConfig
@@ -50,6 +53,13 @@ def members(union) -> set[type]:
 
 
 SHAPE = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 3, "heads": 2, "mlp_ratio": 2}
+
+
+def own_network() -> PythonConfig:
+    with trusting_code():
+        return PythonConfig(build=f"{networks.__file__}:make", image_size=32, arguments={"width": 6})
+
+
 MODELS = [
     ViTConfig(**SHAPE),
     ViTConfig(**SHAPE, stem="conv", drop_path=0.1, init="torchvision"),
@@ -62,6 +72,7 @@ MODELS = [
     TimmConfig(name="convnext_atto.d2_in1k", image_size=32, arguments={"drop_rate": 0.1}),
     TimmConfig(name="vit_tiny_patch16_224", image_size=32, drop_path=0.1),
     TimmConfig(name="resnet10t", image_size=32),
+    own_network(),
 ]
 OPTIMS = [
     AdamW(lr=1e-3, weight_decay=0.1, beta1=0.8),

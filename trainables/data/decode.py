@@ -19,28 +19,69 @@ MAX_SCANS = 100
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
+#: An image that is so many times longer than wide is refused, because resizing its shorter side to a usual
+#: size could take gigabytes.
+MAX_ASPECT = 64
+
+#: Whites of grey images of more than 8 bits, each behind the largest value of an image that has it: floats to
+#: about 1, bytes, 12 bits (as cameras and X-ray detectors give) and 16 bits.
+_FLOAT_WHITE = (16, 1)
+_WHITES = ((255, 255), (4095, 4095), (65535, 65535))
+
+#: EXIF's number of a picture's orientation, and what turns it upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns a picture as its EXIF data say, as people and other loaders see it."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    # Damaged EXIF data raise any exception, and say nothing.
+    except Exception:
+        return image
+    if orientation not in _UPRIGHT:
+        return image
+    return image.transpose(_UPRIGHT[orientation])
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Scales grey values of more than 8 bits, because PIL would clip them at 255."""
+    kind, whites = (np.float32, (_FLOAT_WHITE, *_WHITES)) if image.mode == "F" else (np.float64, _WHITES)
+    values = np.nan_to_num(np.asarray(image).astype(kind), posinf=65535).clip(0, 65535)
+    white = next(white for most, white in whites if values.max() <= most)
+    return Image.fromarray((values.clip(0, white) * 255 / white).round().astype(np.uint8)).convert("RGB")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts any PIL image to 8-bit RGB: grey, palette, transparency, CMYK, 16 bits a channel."""
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        # Scaled here, because PIL would clip these values at 255.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
-            "RGB"
-        )
-    if image.mode == "F":
-        return Image.fromarray((np.asarray(image).clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        return _scaled(image)
     if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    # PIL's conversion of an image to its own mode copies it, which takes a third of decoding a photograph.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes an image file to RGB. Of an animation it returns the first frame.
+    """Decodes an image file to RGB, upright. Of an animation it returns the first frame.
+
+    `info["turned"]` of the image says whether it is stored in another orientation.
 
     The bytes are not trusted, so size and format are checked before decoding.
 
     Raises:
-      DataError: the bytes are not an image of FORMATS, are truncated, or exceed MAX_PIXELS or MAX_SCANS.
+      DataError: the bytes are not an image of FORMATS, are truncated, or exceed MAX_PIXELS, MAX_ASPECT or
+        MAX_SCANS.
     """
     try:
         with warnings.catch_warnings():
@@ -51,8 +92,14 @@ def decode(data: bytes) -> Image.Image:
                 # Each match starts a scan, because coded data cannot contain these two bytes in a row.
                 if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
                     raise DataError(f"has {scans} scans, over {MAX_SCANS}")
+                if max(image.size) > MAX_ASPECT * min(image.size):
+                    shape = f"{image.width} x {image.height}"
+                    raise DataError(f"has {shape} pixels, over {MAX_ASPECT} times as long as wide")
                 image.load()
-                return to_rgb(image)
+                upright = _upright(image)
+                rgb = to_rgb(upright)
+                rgb.info["turned"] = upright is not image
+                return rgb
     except DataError:
         raise
     except Image.DecompressionBombError as error:

@@ -1,25 +1,21 @@
-"""Data sets of Parquet files: finds their splits, checks their columns, and reads their images."""
+"""Data sets of Parquet files: their settings, and how their files become splits with labels."""
 
 import functools
-import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
 from trainables.base import SPLITS, DataError, DataInfo, Frozen, Split
 from trainables.data.base import Images, digest_of, drawn_from, held_out, with_chance
-from trainables.data.cache import IN_MEMORY_BYTES, cache_folder
-from trainables.data.decode import decode
+from trainables.data.content import num_repeated, num_shared
+from trainables.data.parquet_files import SplitFiles, find_files
+from trainables.data.parquet_table import MAX_CLASSES, Table, mapped, read_table
 from trainables.io.storage import Place, open_filesystem
 from trainables.tasks.base import Task
 from trainables.tasks.classification import Classification
@@ -61,8 +57,9 @@ class Parquet(Frozen):
     """Parquet files in the Hugging Face image layout, on any storage pyarrow can open.
 
     A column of structs {bytes, path} holds encoded images, and an integer column their labels. Class names
-    come from the `huggingface` metadata. The name of a file decides its split: train*, val* or validation*,
-    test*. A missing split is held out: the selection split from train, and the final split too if necessary.
+    come from the `huggingface` metadata. The first word of a file's or folder's name decides the split:
+    train, val (also validation, valid, dev) or test (also eval, holdout). A missing split is held out: the
+    selection split from train, and the final split too if necessary.
     """
 
     task: ClassVar[Task] = Classification()
@@ -70,6 +67,9 @@ class Parquet(Frozen):
     path: Place = Field(min_length=1, description="A file, or a folder of files; a local path or a URI.")
     image_column: str = Field("image", description="Column of structs with `bytes`.")
     label_column: str = Field("label", description="Column of class numbers.")
+    splits: SplitFiles | None = Field(
+        None, description="The files of each split, where their names do not tell it."
+    )
     selection: Literal["held_out", "final"] = Field(
         "held_out",
         description="held_out: choose on images that the final number never sees. final: choose on the "
@@ -152,190 +152,85 @@ class _ParquetData:
     images: dict[Split, Images]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The rows of one source split: labels in memory, images read on demand."""
+@functools.lru_cache(maxsize=8)
+def _parquet(config: Parquet) -> _ParquetData:
+    found = find_files(config.path, config.splits)
+    tables = {
+        split: read_table(found.filesystem, names, config.image_column, config.label_column)
+        for split, names in found.files.items()
+    }
+    notices = [*found.notices, *(text for table in tables.values() for text in table.notices)]
+    for split in [split for split, table in tables.items() if (table.labels == -1).all()]:
+        if split == "train":
+            raise DataError(f"{config.path}: all training images have label -1, which is no class")
+        notices.append(
+            f"left out {tables.pop(split).describe}: its labels are all -1, that is, not published"
+        )
+    class_names, labels, more = _classes(config.path, tables)
+    notices += [*more, *_repeated(tables)]
+    if config.expects is not None:
+        config.expects.check(config.path, len(class_names), {split: len(labels[split]) for split in labels})
 
-    files: tuple[str, ...]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    read: Callable[[int], Image.Image]
+    rows, skipped = _good_rows(config, tables)
+    parts = _parts(config, tables, labels, rows)
+
+    def images(split: Split) -> Images:
+        part = parts[split]
+        table, kept = tables[part.source], part.rows
+        return Images(labels[part.source][kept], lambda i: table.read(int(kept[i])))
+
+    splits = {split: images(split) for split in SPLITS}
+    _check_teaches(config.path, splits["train"].labels)
+    notices += _missing_classes(class_names, splits)
+    sources = [split for split in SPLITS if split in tables]
+    kept = [parts[split].rows.tobytes() for split in SPLITS]
+    info = DataInfo(
+        name=_data_name(config.path),
+        num_classes=len(class_names),
+        class_names=class_names,
+        sizes={split: len(splits[split]) for split in SPLITS},
+        splits={split: parts[split].describe for split in SPLITS},
+        fingerprint=digest_of(
+            b"by content",
+            *(
+                part
+                for split in sources
+                for part in (labels[split].tobytes(), tables[split].digests().tobytes())
+            ),
+            *kept,
+        ),
+        earlier_fingerprint=digest_of(*(tables[s].earlier_fingerprint.encode() for s in sources), *kept),
+        skipped=skipped,
+        majority_share=float(np.bincount(splits["val"].labels).max() / len(splits["val"])),
+        notices=tuple(notices),
+    )
+    return _ParquetData(with_chance(info, config.task), splits)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a split, and the files that they come from."""
+
+    source: Split
+    rows: NDArray[np.int64]
     describe: str
 
 
-def _find_files(path: str) -> dict[Split, tuple[pyarrow.fs.FileSystem, list[str]]]:
-    filesystem, inner = open_filesystem(path)
-    try:
-        found = filesystem.get_file_info(inner)
-        if found.type == pyarrow.fs.FileType.File:
-            return {"train": (filesystem, [inner])}
-        if found.type != pyarrow.fs.FileType.Directory:
-            raise DataError(f"{path}: there is no such file or folder")
-        listed = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-    except OSError as error:
-        raise DataError(f"{path}: {error}") from error
-    files: dict[Split, list[str]] = {}
-    for entry in sorted(listed, key=lambda entry: entry.path):
-        base = posixpath.basename(entry.path)
-        if entry.type == pyarrow.fs.FileType.File and base.endswith(".parquet"):
-            for split in SPLITS:
-                if base.startswith(split):
-                    files.setdefault(split, []).append(entry.path)
-    if "train" not in files:
-        raise DataError(f"{path}: holds no file named train*.parquet")
-    return {split: (filesystem, names) for split, names in files.items()}
-
-
-def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
-    import json
-
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    try:
-        names = json.loads(metadata)["info"]["features"][label_column]["names"] if metadata else None
-    except (KeyError, TypeError, ValueError):
-        return None
-    return tuple(str(name) for name in names) if names else None
-
-
-def _read_images(
-    filesystem: pyarrow.fs.FileSystem, names: list[str], column: str, num_bytes: int, fingerprint: str
-) -> pa.ChunkedArray:
-    """Reads the encoded images of some files, for random access."""
-
-    def batches() -> Any:
-        for name in names:
-            with pq.ParquetFile(name, filesystem=filesystem) as file:
-                for batch in file.iter_batches(batch_size=256, columns=[column]):
-                    yield pc.struct_field(batch.column(0), "bytes").cast(pa.large_binary())
-
-    if num_bytes <= IN_MEMORY_BYTES:
-        return pa.chunked_array(list(batches()), type=pa.large_binary())
-    # A copy in an Arrow file, because Parquet does not allow fast reads of single rows in random order.
-    path = cache_folder() / f"{fingerprint}.arrow"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        schema = pa.schema([("bytes", pa.large_binary())])
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in batches():
-                writer.write_batch(pa.record_batch([batch], schema=schema))
-        os.replace(partial, path)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
-
-
-def read_table(filesystem: pyarrow.fs.FileSystem, names: list[str], config: Parquet) -> _Table:
-    labels, footers, bounds, num_bytes = [], [], [0], 0
-    class_names: tuple[str, ...] | None = None
-    for name in names:
-        try:
-            with pq.ParquetFile(name, filesystem=filesystem) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-                _check_columns(name, schema, config)
-                column = file.read(columns=[config.label_column]).column(0)
-                class_names = class_names or _class_names(schema, config.label_column)
-                num_bytes += sum(
-                    metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups)
-                )
-                footers.append(f"{metadata.num_rows} {metadata.serialized_size}".encode())
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{name}: is not a readable Parquet file: {error}") from error
-        if column.null_count:
-            raise DataError(f"{name}: column {config.label_column!r} has {column.null_count} empty labels")
-        labels.append(column.to_numpy().astype(np.int64))
-        bounds.append(bounds[-1] + len(column))
-    all_labels = np.concatenate(labels)
-    if not len(all_labels):
-        raise DataError(f"{names[0]}: holds no rows")
-    if class_names is None:
-        class_names = tuple(str(label) for label in range(int(all_labels.max()) + 1))
-    bad = np.flatnonzero((all_labels < 0) | (all_labels >= len(class_names)))
-    if len(bad):
-        place, row = _locate(names, bounds, int(bad[0]))
-        raise DataError(
-            f"{place}: row {row} has label {all_labels[bad[0]]}, outside the {len(class_names)} classes "
-            f"0 to {len(class_names) - 1} ({len(bad)} such row(s))"
-        )
-    fingerprint = digest_of(all_labels.tobytes(), *footers, *_samples(filesystem, names, config))
-    load = functools.cache(
-        lambda: _read_images(filesystem, names, config.image_column, num_bytes, fingerprint)
-    )
-
-    def read(row: int) -> Image.Image:
-        try:
-            data = load()[row].as_py()
-            if data is None:
-                raise DataError("has no bytes; images stored as paths only are not supported")
-            return decode(data)
-        except (DataError, pa.ArrowException, OSError) as error:
-            place, local = _locate(names, bounds, row)
-            raise DataError(f"{place}: row {local} {error}") from error
-
-    shown = posixpath.basename(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    return _Table(tuple(names), all_labels, class_names, fingerprint, read, shown)
-
-
-def _locate(names: Sequence[str], bounds: Sequence[int], row: int) -> tuple[str, int]:
-    index = int(np.searchsorted(bounds, row, side="right")) - 1
-    return names[index], row - bounds[index]
-
-
-def _samples(filesystem: pyarrow.fs.FileSystem, names: list[str], config: Parquet) -> list[bytes]:
-    """Reads the first image of every file, because footers alone do not show pixels changed in place."""
-    samples = []
-    for name in names:
-        with pq.ParquetFile(name, filesystem=filesystem) as file:
-            batch = next(file.iter_batches(batch_size=1, columns=[config.image_column]), None)
-            if batch is not None:
-                samples.append(pc.struct_field(batch.column(0), "bytes")[0].as_py() or b"")
-    return samples
-
-
-def _check_columns(name: str, schema: pa.Schema, config: Parquet) -> None:
-    for column in (config.image_column, config.label_column):
-        if column not in schema.names:
-            raise DataError(f"{name}: has no column {column!r}, only {schema.names}")
-    image = schema.field(config.image_column).type
-    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
-        raise DataError(f"{name}: column {config.image_column!r} must be a struct with `bytes`, is {image}")
-    if not pa.types.is_integer(label := schema.field(config.label_column).type):
-        raise DataError(f"{name}: column {config.label_column!r} must hold integers, holds {label}")
-
-
-def _data_name(path: str) -> str:
-    return posixpath.basename(path.rstrip("/")).removesuffix(".parquet") or path
-
-
-@functools.lru_cache(maxsize=8)
-def _parquet(config: Parquet) -> _ParquetData:
-    tables = {split: read_table(*files, config) for split, files in _find_files(config.path).items()}
-    classes = {split: table.class_names for split, table in tables.items()}
-    if any(names != classes["train"] for names in classes.values()):
-        counts = ", ".join(f"{split} {len(names)}" for split, names in classes.items())
-        # Without names in the metadata, a small split may merely lack the last classes.
-        if any(not all(n.isdigit() for n in names) for names in classes.values()):
-            raise DataError(f"{config.path}: the splits have different classes ({counts})")
-    class_names = max(classes.values(), key=len)
-    if config.expects is not None:
-        sizes = {split: len(table.labels) for split, table in tables.items()}
-        config.expects.check(config.path, len(class_names), sizes)
-
-    rows = {split: np.arange(len(table.labels)) for split, table in tables.items()}
-    skipped = 0
-    if config.on_bad_image == "skip":
-        for split, table in tables.items():
-            good = np.array([_decodes(table, int(row)) for row in rows[split]], dtype=np.bool_)
-            skipped += int((~good).sum())
-            rows[split] = rows[split][good]
-            if not good.any():
-                raise DataError(f"{config.path}: not one of {len(good)} {split} images decodes")
-    parts = {split: (tables[split], rows[split], tables[split].describe) for split in tables}
+def _parts(
+    config: Parquet,
+    tables: Mapping[Split, Table],
+    labels: Mapping[Split, NDArray[np.int64]],
+    rows: Mapping[Split, NDArray[np.int64]],
+) -> dict[Split, _Part]:
+    """Decides which rows each split has, and holds out those of missing splits."""
+    parts = {split: _Part(split, rows[split], table.describe) for split, table in tables.items()}
 
     def hold_out(target: Split, share: float, seed: int) -> None:
-        table, kept, described = parts["train"]
-        stay, out = held_out(table.labels[kept], share, seed)
-        parts["train"] = (table, kept[stay], described)
-        parts[target] = (table, kept[out], f"{share:.0%} of {table.describe}, held out by seed")
+        train = parts["train"]
+        stay, out = held_out(labels["train"][train.rows], share, seed)
+        parts["train"] = _Part("train", train.rows[stay], train.describe)
+        shown = f"{share:.0%} of {tables['train'].describe}, held out by seed"
+        parts[target] = _Part("train", train.rows[out], shown)
 
     if "test" not in parts and "val" in parts:
         # With only one evaluation split, as in ImageNet, that is the final split.
@@ -346,37 +241,134 @@ def _parquet(config: Parquet) -> _ParquetData:
         parts["val"] = parts["test"]
     elif "val" not in parts:
         hold_out("val", config.val_share, config.split_seed + 1)
-
     for split in SPLITS:
-        if not len(parts[split][1]):
+        if not len(parts[split].rows):
             raise DataError(f"{config.path}: there are too few images to hold any out for {split}")
-    table, kept, described = parts["train"]
-    if config.train_limit is not None and config.train_limit < len(kept):
-        few = drawn_from(table.labels[kept], config.train_limit, config.split_seed + 2)
-        parts["train"] = (table, kept[few], f"{len(few)} images of {described}, drawn by seed")
-
-    def images(split: Split) -> Images:
-        table, kept, _ = parts[split]
-        return Images(table.labels[kept], lambda i: table.read(int(kept[i])))
-
-    info = DataInfo(
-        name=_data_name(config.path),
-        num_classes=len(class_names),
-        class_names=class_names,
-        sizes={split: len(parts[split][1]) for split in SPLITS},
-        splits={split: parts[split][2] for split in SPLITS},
-        fingerprint=digest_of(
-            *(tables[split].fingerprint.encode() for split in SPLITS if split in tables),
-            *(parts[split][1].tobytes() for split in SPLITS),
-        ),
-        skipped=skipped,
-    )
-    return _ParquetData(with_chance(info, config.task), {split: images(split) for split in SPLITS})
+    train = parts["train"]
+    if config.train_limit is not None and config.train_limit < len(train.rows):
+        few = drawn_from(labels["train"][train.rows], config.train_limit, config.split_seed + 2)
+        parts["train"] = _Part(
+            "train", train.rows[few], f"{len(few)} images of {train.describe}, drawn by seed"
+        )
+    return parts
 
 
-def _decodes(table: _Table, row: int) -> bool:
+def _good_rows(config: Parquet, tables: Mapping[Split, Table]) -> tuple[dict[Split, NDArray[np.int64]], int]:
+    """Returns the rows of every split whose images are used, and how many are left out as bad."""
+    rows = {split: np.arange(len(table.labels)) for split, table in tables.items()}
+    skipped = 0
+    if config.on_bad_image == "skip":
+        for split, table in tables.items():
+            good = np.array([_decodes(table, int(row)) for row in rows[split]], dtype=np.bool_)
+            skipped += int((~good).sum())
+            rows[split] = rows[split][good]
+            if not good.any():
+                raise DataError(f"{config.path}: not one of {len(good)} {split} images decodes")
+    return rows, skipped
+
+
+def _decodes(table: Table, row: int) -> bool:
     try:
         table.read(row)
     except DataError:
         return False
     return True
+
+
+def _data_name(path: str) -> str:
+    return posixpath.basename(path.rstrip("/")).removesuffix(".parquet") or path
+
+
+# ---------------------------------------------------------------------------------------------------
+# Classes
+
+
+def _classes(
+    path: str, tables: Mapping[Split, Table]
+) -> tuple[tuple[str, ...], dict[Split, NDArray[np.int64]], list[str]]:
+    """Returns the classes, the labels of every source split in their numbers, and notices.
+
+    Raises:
+      DataError: splits have different classes, or numbers without names are no numbering of classes.
+    """
+    labels = {split: table.labels for split, table in tables.items()}
+    names = {split: table.class_names for split, table in tables.items()}
+    notices: list[str] = []
+    if not any(names.values()):
+        return _numbered(path, labels), labels, notices
+    if (wanted := names["train"]) is None:
+        raise DataError(f"{path}: the training files store no class names, and those of other splits do")
+    for split, table in tables.items():
+        if table.class_names is None:
+            _check_range(table, len(wanted))
+            notices.append(f"{split}: its files store no class names; its numbers count as those of train")
+        labels[split] = mapped(f"{path} ({split})", table.labels, table.class_names, wanted)
+        if not np.array_equal(labels[split], table.labels):
+            notices.append(f"{split}: its files number the classes differently; mapped by name")
+    return wanted, labels, notices
+
+
+def _check_range(table: Table, num_classes: int) -> None:
+    if (bad := np.flatnonzero((table.labels < 0) | (table.labels >= num_classes))).size:
+        raise DataError(
+            f"{table.files[0]}: row {bad[0]} has label {table.labels[bad[0]]}, outside the {num_classes} "
+            f"classes of the training files"
+        )
+
+
+def _numbered(path: str, labels: Mapping[Split, NDArray[np.int64]]) -> tuple[str, ...]:
+    """Returns the numbers 0 to the largest label as names, if most of them are labels of images.
+
+    Raises:
+      DataError: a label is below 0, or most numbers are no label.
+    """
+    there = np.unique(np.concatenate(list(labels.values())))
+    if there[0] < 0:
+        raise DataError(f"{path}: holds the label {there[0]}, which is no class")
+    num_classes = int(there[-1]) + 1
+    if 2 * len(there) < num_classes or num_classes > MAX_CLASSES:
+        shown = ", ".join(map(str, there[:4])) + (", ..." if len(there) > 4 else "")
+        raise DataError(
+            f"{path}: the files store no class names, and the labels {shown} are no numbering: {len(there)} "
+            f"of the numbers 0 to {num_classes - 1} are used. Number them from 0, or store names"
+        )
+    return tuple(str(label) for label in range(num_classes))
+
+
+def _check_teaches(path: str, labels: NDArray[np.int64]) -> None:
+    if len(np.unique(labels)) == 1:
+        raise DataError(f"{path}: all training images are of one class, so there is nothing to learn")
+
+
+def _missing_classes(class_names: Sequence[str], splits: Mapping[Split, Images]) -> Iterator[str]:
+    """Yields notices of classes without training images."""
+    there = np.unique(splits["train"].labels)
+    empty = np.setdiff1d(np.arange(len(class_names)), there)
+    if not len(empty):
+        return
+    yield (
+        f"{len(empty)} of {len(class_names)} classes have no training image: {_quoted(class_names, empty)}"
+        + ("; do the labels begin at 1?" if empty.tolist() == [0] else "")
+    )
+    for split in ("val", "test"):
+        labels = splits[split].labels
+        if strange := int(np.isin(labels, empty).sum()):
+            yield f"{strange} of {len(labels)} {split} images are of classes without training images"
+
+
+def _quoted(class_names: Sequence[str], numbers: NDArray[np.int64]) -> str:
+    shown = ", ".join(repr(class_names[number]) for number in numbers[:3])
+    return shown + (", ..." if len(numbers) > 3 else "")
+
+
+def _repeated(tables: Mapping[Split, Table]) -> Iterator[str]:
+    """Yields notices of images that are there twice, byte for byte, and so may be learnt and tested on."""
+    digests = {split: table.digests() for split, table in tables.items()}
+    if repeated := num_repeated(digests["train"]):
+        yield (
+            f"{repeated} of {len(digests['train'])} train images equal an earlier one; held-out images may "
+            "be among those learnt"
+        )
+    for split in ("val", "test"):
+        if split in digests and (shared := num_shared(digests[split], digests["train"])):
+            yield f"{shared} of {len(digests[split])} {split} images are train images, too"

@@ -13,7 +13,7 @@ from pydantic import Field
 from trainables.base import DataError, Frozen
 from trainables.data.base import Images
 from trainables.data.decode import IMAGE_EXTENSIONS, decode
-from trainables.data.parquet import Parquet, read_table
+from trainables.data.parquet_table import read_table
 from trainables.io.storage import Place, open_filesystem
 
 
@@ -79,9 +79,9 @@ class ShiftedSet(Frozen):
         except OSError as error:
             raise DataError(f"{self.uri}: {error}") from error
         if tables := [path for path in files if path.endswith(".parquet")]:
-            config = Parquet(path=self.uri, image_column=self.image_column, label_column=self.label_column)
-            table = read_table(filesystem, tables, config)
-            return table.labels, table.class_names, table.read
+            table = read_table(filesystem, tables, self.image_column, self.label_column)
+            names = table.class_names or [str(label) for label in range(int(table.labels.max()) + 1)]
+            return table.labels, names, table.read
         # With a folder per class, files directly in the top folder have no class and are ignored.
         inside = [(path, path.removeprefix(inner).strip("/").split("/")) for path in files]
         images = [

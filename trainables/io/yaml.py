@@ -114,7 +114,7 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.fail(key_node, "a key must be a word")
             # Keys stay text, because they are names: the level 10 of a factor is called "10".
-            key = key_node.value
+            key = self.text(key_node)
             if key in lines:
                 raise self.fail(
                     key_node, f"the key {_short(key)} stands here twice, first in line {lines[key]}"
@@ -125,12 +125,24 @@ class _Reader:
             self.places[inner] = _place(self.name, key_node.start_mark)
         return {key: taken_over[key] for key in taken_over if key not in own} | own
 
+    def text(self, node: yaml.ScalarNode) -> str:
+        """Returns a text. JSON writes characters above U+FFFF as two escapes, which YAML reads one by one."""
+        text: str = node.value
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            try:
+                return text.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError as error:
+                raise self.fail(node, "holds one half of a character that is two escapes") from error
+        return text
+
     def scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag == f"{_CORE}str":
+            return self.text(node)
         text = node.value
         try:
             match node.tag.removeprefix(_CORE):
-                case "str":
-                    return text
                 case "null":
                     return None
                 case "bool":

@@ -31,6 +31,7 @@ from trainables.config import ModelConfig, Start, TrainConfig
 from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
+from trainables.io.code import trusting_code
 from trainables.tasks.base import Task
 from trainables.training.checkpoint import Store
 from trainables.training.loop import TrainingRun, steps_per_epoch
@@ -85,7 +86,8 @@ class Request:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> "Request":
         """Builds a request from the result of `plain`."""
-        return cls(**{**content, "config": TrainConfig.model_validate(content["config"])})
+        with trusting_code():
+            return cls(**{**content, "config": TrainConfig.model_validate(content["config"])})
 
 
 @dataclass(frozen=True, slots=True)

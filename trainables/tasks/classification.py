@@ -57,8 +57,8 @@ class Classification:
         return Score(loss, 100 * wrong)
 
     def chance_error_pct(self, info: "DataInfo") -> float:
-        """Returns the error in percent of guessing each class with the same probability."""
-        return 100 * (1 - 1 / info.num_classes)
+        """Returns the least error in percent of an answer that is the same for all images."""
+        return 100 * (1 - (info.majority_share or 1 / info.num_classes))
 
     def guessing_loss(self, info: "DataInfo") -> float:
         """Returns ln(classes), which smoothing and mixing do not change."""

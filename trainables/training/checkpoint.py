@@ -406,6 +406,6 @@ def _state_bytes(
         parameter.grad = torch.empty_like(parameter)
     # On the meta device a step computes nothing but creates the state of the optimizer.
     optimizer.step()
-    weights: int = sum(tensor.nbytes for tensor in model.state_dict().values())
+    weights: int = sum(tensor.nbytes for tensor in _tensors(model.state_dict()))
     moments: int = sum(tensor.nbytes for tensor in _tensors(optimizer.state_dict()))
     return weights * (2 if has_ema else 1) + moments

@@ -97,6 +97,9 @@ def train(
     if checkpoint is not None:
         run.state.load(checkpoint)
     elif keeper is not None and (content := keeper.read(context)) is not None:
+        if info.earlier_fingerprint and content.get("run") == _identity(config, info.earlier_fingerprint):
+            # Written by a version that knew the same data by another fingerprint.
+            content["run"] = run.state.run
         run.state.restore(content)
     run.tell_step()
     dead_above_pct = info.chance_error_pct - config.divergence.margin_pct

@@ -4,6 +4,7 @@
 
 import contextlib
 import errno
+import fractions
 import io
 import itertools
 import json
@@ -205,10 +206,10 @@ def less_memory_than_it_takes(folder, monkeypatch):
 
 def build_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[nn.Module], Any]) -> None:
     """Networks of one arm get a fault in their code."""
-    build = ViTConfig.network
+    network = ViTConfig.network
 
     def changed(config: ViTConfig, num_classes: int) -> nn.Module:
-        model = build(config, num_classes)
+        model = network(config, num_classes)
         return (change(model) or model) if config.width == 32 else model
 
     monkeypatch.setattr(ViTConfig, "network", changed)
@@ -226,8 +227,8 @@ def weights_that_are_not_numbers(folder, monkeypatch):
 
 @plant
 def a_network_for_other_classes(folder, monkeypatch):
-    build = ViTConfig.network
-    monkeypatch.setattr(ViTConfig, "network", lambda config, num_classes: build(config, 1000))
+    network = ViTConfig.network
+    monkeypatch.setattr(ViTConfig, "network", lambda config, num_classes: network(config, 1000))
     return []
 
 
@@ -241,7 +242,7 @@ class _Remembers(nn.Module):
     """A part whose state is an object of its own class, which no checkpoint takes back."""
 
     def get_extra_state(self) -> Any:
-        return Path("/")
+        return fractions.Fraction(1, 2)
 
     def set_extra_state(self, state: Any) -> None:
         pass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.store.folder import merge_points, open_folder, save_question
+from orchestrator.store.folder import known_infos, merge_points, open_folder, save_question
 from orchestrator.store.journal import FolderError, Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded
 from orchestrator.trials.plan import make_plan
@@ -136,3 +136,17 @@ def test_the_record_holds_no_environment_variable(tmp_path, monkeypatch):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 2
     assert not any(b"hunter2" in path.read_bytes() for path in files)
+
+
+def test_trials_keep_their_ids_where_a_folder_knows_the_data_by_an_earlier_fingerprint(tmp_path):
+    plan = plan_of()
+    [(config, info)] = plan.infos.items()
+    earlier = dataclasses.replace(info, fingerprint="earlier")
+    before = make_plan(plan.sweep, {config: earlier})
+    save_question(tmp_path, before)
+    now = {config: dataclasses.replace(info, earlier_fingerprint="earlier")}
+    again = make_plan(plan.sweep, known_infos(tmp_path, now))
+    assert [trial.id for trial in again.trials] == [trial.id for trial in before.trials]
+    # Other data are other data, and a folder that is not there knows none.
+    assert known_infos(tmp_path, plan.infos) == plan.infos
+    assert known_infos(tmp_path / "none", now) == now

@@ -192,4 +192,6 @@ def test_names_of_classes_cannot_lead_out_of_an_imported_folder(tmp_path, png_by
     (tmp_path / "secret" / "y.png").write_bytes(b"no image")
     # A folder that is linked into a class is not entered.
     (tmp_path / "tree" / "cat" / "linked").symlink_to(tmp_path / "secret")
-    assert import_folder(tmp_path / "tree", tmp_path / "out.parquet") == (2, ("ape", "cat"))
+    done = import_folder(tmp_path / "tree", tmp_path / "out.parquet")
+    assert (done.num_images, done.classes) == (2, ("ape", "cat"))
+    assert done.left_out == {tmp_path / "tree" / "cat" / "linked": "a link to a folder"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import trainables.data.cache
-import trainables.data.parquet
+import trainables.data.parquet_table
 from trainables.base import DataError
 from trainables.data.base import drawn_from, held_out
 from trainables.data.cache import collect
@@ -196,7 +196,7 @@ def test_large_data_are_read_through_a_memory_map_and_are_the_same(
 ):
     path = write_parquet("set.parquet", marked(60), [i % 3 for i in range(60)])
     in_memory = reds(Parquet(path=str(path)).open()["train"])
-    monkeypatch.setattr(trainables.data.parquet, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(trainables.data.parquet_table, "IN_MEMORY_BYTES", 0)
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path / "cache"))
     # Another setting that changes nothing, so that the cached table is not the one used.
     config = Parquet(path=str(path), train_limit=5000)
@@ -398,8 +398,8 @@ def test_too_few_images_to_hold_any_out_are_refused(write_parquet, marked):
 
 def test_splits_of_different_classes_are_refused(write_parquet, marked, tmp_path):
     write_parquet("in/train.parquet", marked(4), [0, 1] * 2, ["a", "b"])
-    write_parquet("in/test.parquet", marked(4), [0, 1] * 2, ["a", "b", "c"])
-    with pytest.raises(DataError, match=r"different classes \(test 3, train 2\)"):
+    write_parquet("in/test.parquet", marked(4), [0, 2] * 2, ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"1 of its 2 classes are not among .* first training file: 'c'"):
         Parquet(path=str(tmp_path / "in")).info()
 
 
@@ -423,7 +423,8 @@ def test_an_imported_folder_comes_back_image_for_image(tmp_path, marked):
         (place / f"{i:02}.PNG").write_bytes(data)
     (tmp_path / "tree" / "cat" / "notes.txt").write_text("no image")
     target = tmp_path / "new" / "out.parquet"
-    assert import_folder(tmp_path / "tree", target) == (20, ("ape", "cat"))
+    done = import_folder(tmp_path / "tree", target)
+    assert (done.num_images, done.classes) == (20, ("ape", "cat"))
     config = Parquet(path=str(target))
     assert config.info().class_names == ("ape", "cat")
     pairs = [pair for split in config.open().values() for pair in zip(reds(split), split.labels, strict=True)]
@@ -440,9 +441,10 @@ def test_an_import_that_fails_writes_nothing(tmp_path, marked):
     with pytest.raises(DataError, match="nowhere: there is no such folder"):
         import_folder(tmp_path / "nowhere", target)
     (tmp_path / "tree" / "cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no images in folders"):
+    with pytest.raises(DataError, match="holds no folders with images"):
         import_folder(tmp_path / "tree", target)
-    (tmp_path / "tree" / "cat" / "a.png").write_bytes(marked(1)[0])
+    (tmp_path / "tree" / "dog").mkdir()
+    (tmp_path / "tree" / "dog" / "a.png").write_bytes(marked(1)[0])
     (tmp_path / "tree" / "cat" / "b.png").write_bytes(marked(1)[0][:40])
     with pytest.raises(DataError, match=r"b\.png does not decode"):
         import_folder(tmp_path / "tree", target)

@@ -1,0 +1,108 @@
+"""Verbs for data sets: import and info."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from orchestrator.cli.app import data_app
+from orchestrator.cli.options import make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainables.data.packing import Imported
+
+#: Seconds between two lines of progress where the output is no terminal.
+_LINE_SECONDS = 10
+
+
+@data_app.command("import", epilog="Example: vitc-sweep data import photos/ photos.parquet")
+def data_import(
+    source: Annotated[
+        Path, typer.Argument(help="A folder with one subfolder of images per class, or with such splits.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The Parquet file to write; a folder for several splits.")],
+    on_bad_image: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(
+            help="fail: name all images that do not decode, and write nothing. skip: leave them out."
+        ),
+    ] = "fail",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Packs a folder of images into Parquet files in the Hugging Face image layout.
+
+    Folders named train, val, test and the like become splits. Hidden files and files that are no images are
+    left out, and told.
+    """
+    from trainables.data.packing import import_folder
+    from trainables.data.tree import left_out_lines
+    from trainables.io.machine import usable_cpus
+
+    console = make_console()
+    with _progress(console) as tell:
+        result = import_folder(source, target, on_bad_image, overwrite, usable_cpus(), tell)
+    for line in _lines(result):
+        print(line)
+    for line in left_out_lines(source, result.left_out):
+        print(line)
+
+
+@contextlib.contextmanager
+def _progress(console: "Console") -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows how many of how many files are done."""
+    if console.is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _LINE_SECONDS:
+            told = time.monotonic()
+            print(f"{done:,} of {total:,} files", flush=True)
+
+    yield tell
+
+
+def _lines(result: "Imported") -> Iterator[str]:
+    """Yields what was written, and the sizes of classes and images."""
+    for split, counts in result.counts.items():
+        size = result.files[split].stat().st_size / 1e6
+        yield f"{result.files[split]}: {sum(counts):,} images, {size:,.1f} MB"
+        if split != "train" and (empty := sum(not count for count in counts)):
+            yield f"note: {empty} of {len(counts)} classes have no image in {split}"
+    names, train = result.classes, result.counts["train"]
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    of = f"{min(train):,} to {max(train):,}" if min(train) < max(train) else f"{train[0]:,}"
+    sides = f"{result.sides[0]:,} to {result.sides[1]:,}"
+    yield f"{len(names)} classes of {of} images ({shown}), sides of {sides} pixels"
+    if result.num_turned:
+        yield f"{result.num_turned:,} images are stored turned or mirrored (EXIF); they are read upright"
+
+
+@data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
+def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
+    """Prints the classes and size of a data set, and how a sweep splits it."""
+    from pydantic import TypeAdapter
+
+    from trainables.config import Data, DataConfig
+    from trainables.presets import expand
+
+    adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
+    info = adapter.validate_python(expand("data", path)).info()
+    shown = ", ".join(info.class_names[:8]) + (", …" if info.num_classes > 8 else "")
+    print(f"{info.name}: {info.num_classes} classes ({shown}), fingerprint {info.fingerprint}")
+    for split, where in info.splits.items():
+        print(f"  {split:6}{info.sizes[split]:>9} images  {where}")
+    print(f"  the same answer for all images has {info.chance_error_pct:.1f} % error")
+    for notice in info.notices:
+        print(f"note: {notice}")

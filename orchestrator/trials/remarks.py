@@ -1,0 +1,85 @@
+"""Remarks on a plan: parts of it that can run, and that their user probably did not mean."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from orchestrator.sweep.config import Sweep
+from orchestrator.trials.trial import Plan, Trial
+from trainables.config import setting
+from trainables.optim import in_epochs
+
+
+def remarks(plan: Plan) -> list[str]:
+    """Returns sentences about the data, settings without effect, and comparisons that can say nothing."""
+    return [*_of_data(plan), *_of_drawn_settings(plan.sweep), *_of_schedules(plan), *_of_repeats(plan)]
+
+
+def _of_data(plan: Plan) -> Iterator[str]:
+    for info in plan.infos.values():
+        for notice in info.notices:
+            yield f"data {info.name}: {notice}"
+
+
+def _of_drawn_settings(sweep: Sweep) -> Iterator[str]:
+    """Yields settings of `base` that every arm and cell draws anew."""
+    pairs = [(arm, cell) for arm in sweep.arms for cell in sweep.all_cells()]
+    for path, window in sweep.vary.items():
+        if window.when or not all(path in sweep.windows(arm, cell) for arm, cell in pairs):
+            continue
+        try:
+            value = setting(sweep.base, path) if _is_set(sweep.base, path) else None
+        except KeyError:
+            value = None
+        if value is not None:
+            yield f"`base` sets {path} to {value}, and `vary` draws it: the value in `base` has no effect"
+
+
+def _is_set(tree: Mapping[str, object], path: str) -> bool:
+    if path in tree:
+        return True
+    first, _, rest = path.partition(".")
+    inner = tree.get(first)
+    return isinstance(inner, Mapping) and bool(rest) and _is_set(inner, rest)
+
+
+def _of_schedules(plan: Plan) -> Iterator[str]:
+    for arm, trials in _by_arm(plan).items():
+        config = trials[0].config
+        warmup, epochs = in_epochs(config.schedule.warmup, config.schedule.epochs), config.schedule.epochs
+        if warmup >= epochs:
+            yield f"{arm}: the learning rate only rises: {warmup:g} epochs of warm-up in a run of {epochs}"
+
+
+def _of_repeats(plan: Plan) -> Iterator[str]:
+    """Yields arms without another, points that coincide, and arms that are the same."""
+    if len(plan.sweep.arms) == 1:
+        yield "there is one arm, so nothing is compared"
+    for arm, trials in _by_arm(plan).items():
+        drawn = [
+            json.dumps(trial.values, sort_keys=True, default=str)
+            for trial in trials
+            if trial.role == "sweep" and not trial.replicate
+        ]
+        if repeated := len(drawn) - len(set(drawn)):
+            yield f"{arm}: {repeated} of {len(drawn)} points repeat an earlier one with another seed"
+    cells: dict[str, dict[frozenset[str], str]] = {}
+    for (cell, arm), ids in _ids(plan).items():
+        if (other := cells.setdefault(cell, {}).setdefault(frozenset(ids), arm)) != arm:
+            yield f"{arm} is the same as {other} in {cell}: both are trained once, and differ in nothing"
+
+
+def _by_arm(plan: Plan) -> dict[str, list[Trial]]:
+    """Groups the trials by cell and arm, under a name for both."""
+    several = len({trial.cell_name for trial in plan.trials}) > 1
+    groups: dict[str, list[Trial]] = {}
+    for trial in plan.trials:
+        name = f"{trial.arm} in {trial.cell_name}" if several else trial.arm
+        groups.setdefault(name, []).append(trial)
+    return groups
+
+
+def _ids(plan: Plan) -> dict[tuple[str, str], list[str]]:
+    ids: dict[tuple[str, str], list[str]] = {}
+    for trial in plan.trials:
+        ids.setdefault((trial.cell_name, trial.arm), []).append(trial.id)
+    return ids

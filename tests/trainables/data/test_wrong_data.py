@@ -1,0 +1,363 @@
+"""Data sets that are not what they look like: classes, splits, labels, files and identity."""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import parquet_file
+from trainables.base import DataError
+from trainables.data import content, parquet, parquet_table
+from trainables.data.parquet import Parquet
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1), (number % 256, number // 256, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, labels: list[int], names: list[str] | None = None, start: int = 0) -> Path:
+    """Writes images that all differ, from number `start` on."""
+    images: list[bytes | None] = [picture(start + i) for i in range(len(labels))]
+    return parquet_file(path, images, labels, names)
+
+
+def info_of(path: Path, **changes: Any):
+    parquet._parquet.cache_clear()
+    return Parquet(path=str(path), **changes).info()
+
+
+def labels_by_red(path: Path) -> dict[int, int]:
+    parquet._parquet.cache_clear()
+    splits = Parquet(path=str(path)).open()
+    return {
+        split.read(i).getpixel((0, 0))[0]: int(label)
+        for split in splits.values()
+        for i, label in enumerate(split.labels)
+    }
+
+
+def fault_of(path: Path, **changes: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        info_of(path, **changes)
+    return str(caught.value).replace(f"{path}", "SET")
+
+
+# --- classes that mean different things ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["val", "test", "train-00001-of-00002"])
+@pytest.mark.parametrize("names", [("1", "10", "2"), ("cat", "dog", "eel")])
+def test_labels_are_mapped_by_the_names_of_their_own_file(tmp_path, other, names):
+    first = "train-00000-of-00002" if "-of-" in other else "train"
+    write(tmp_path / f"{first}.parquet", [0, 1, 2] * 10, list(names))
+    write(tmp_path / f"{other}.parquet", [0, 1] * 6, [names[2], names[0]], start=100)
+    found = labels_by_red(tmp_path)
+    assert {found[red] for red in range(100, 112, 2)} == {2}
+    assert {found[red] for red in range(101, 112, 2)} == {0}
+    assert any("differently; mapped by name" in text for text in info_of(tmp_path).notices)
+
+
+def test_a_class_that_training_files_lack_is_refused_by_name(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10, ["cat", "dog"])
+    write(tmp_path / "val.parquet", [0, 1] * 5, ["dog", "cow"], start=50)
+    assert "(val): 1 of its 2 classes are not among those of the first training file: 'cow'" in fault_of(
+        tmp_path
+    )
+
+
+def test_a_name_without_an_image_needs_no_class(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10, ["cat", "dog"])
+    write(tmp_path / "val.parquet", [1, 1, 0], ["dog", "cat", "cow"], start=50)
+    assert info_of(tmp_path).class_names == ("cat", "dog")
+
+
+def test_files_without_names_count_by_number_and_that_is_told(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10, ["cat", "dog"])
+    write(tmp_path / "test.parquet", [0, 1] * 5, start=50)
+    assert (
+        "test: its files store no class names; its numbers count as those of train"
+        in info_of(tmp_path).notices
+    )
+    write(tmp_path / "test.parquet", [0, 2] * 5, start=50)
+    assert "row 1 has label 2, outside the 2 classes of the training files" in fault_of(tmp_path)
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    path = write(tmp_path / "set.parquet", [0, 1, 2] * 5, ["cat", "dog", "cat"])
+    assert fault_of(path) == "SET: its metadata name the class 'cat' twice"
+
+
+# --- identity is content ------------------------------------------------------------------------------
+
+
+def test_any_image_counts_for_the_fingerprint(tmp_path):
+    labels = [0, 1] * 10
+    before = info_of(write(tmp_path / "a.parquet", labels)).fingerprint
+    for changed in range(20):
+        images: list[bytes | None] = [picture(i) for i in range(20)]
+        images[changed] = picture(200)
+        assert info_of(parquet_file(tmp_path / "b.parquet", images, labels)).fingerprint != before
+    assert info_of(write(tmp_path / "b.parquet", labels)).fingerprint == before
+
+
+def test_the_layout_of_the_file_does_not_count(tmp_path):
+    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    table = pq.read_table(path)
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=3, compression="zstd")
+    assert info_of(tmp_path / "b.parquet").fingerprint == info_of(path).fingerprint
+
+
+def test_a_large_file_is_read_once_and_again_if_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(content, "_REMEMBERED_BYTES", 0)
+    computed = []
+    compute = content._computed
+
+    def counted(*arguments: Any) -> Any:
+        computed.append(arguments)
+        return compute(*arguments)
+
+    monkeypatch.setattr(content, "_computed", counted)
+
+    def fingerprint() -> str:
+        # As another process, which has only what is on the disk.
+        monkeypatch.setattr(content, "_known", {})
+        return info_of(tmp_path / "a.parquet").fingerprint
+
+    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    table = pq.read_table(path)
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, path, **plain)
+    size, before = path.stat().st_size, fingerprint()
+    assert fingerprint() == before
+    assert len(computed) == 1
+    # The same images in another order: size and footer stay.
+    pq.write_table(
+        table.set_column(0, "image", table["image"].take(pa.array(range(19, -1, -1)))), path, **plain
+    )
+    assert path.stat().st_size == size
+    assert fingerprint() != before
+    for remembered in (tmp_path / "cache" / "digests").iterdir():
+        remembered.write_bytes(b"cut")
+    after = fingerprint()
+    os.chmod(tmp_path / "cache" / "digests", 0o500)
+    assert fingerprint() == after
+
+
+def test_a_copy_of_large_data_is_made_anew_after_a_repair(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(parquet_table, "IN_MEMORY_BYTES", 0)
+    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    assert 3 in labels_by_red(path)
+    images: list[bytes | None] = [picture(i if i != 3 else 77) for i in range(20)]
+    parquet_file(path, images, [0, 1] * 10)
+    found = labels_by_red(path)
+    assert 77 in found
+    assert 3 not in found
+
+
+# --- files that are missing, doubled or oddly named ----------------------------------------------------
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    for number in (0, 2):
+        write(tmp_path / f"train-0000{number}-of-00004.parquet", [0, 1] * 5, start=20 * number)
+    fault = fault_of(tmp_path)
+    assert "2 of 4 train files are missing, the first is number 1 of train-*-of-00004" in fault
+    # What is there can be used, if that is said.
+    assert info_of(tmp_path, splits={"train": "train-*"}).sizes["train"] < 20
+
+
+def test_shards_of_two_numberings_are_refused(tmp_path):
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        write(tmp_path / f"{name}.parquet", [0, 1] * 5)
+    assert "train is there in 1 and in 2 parts" in fault_of(tmp_path)
+
+
+def test_two_data_sets_of_one_repository_are_not_merged(tmp_path):
+    for folder in ("plain", "extra"):
+        for split in ("train", "test"):
+            write(tmp_path / folder / f"{split}-00000-of-00001.parquet", [0, 1] * 5)
+    fault = fault_of(tmp_path)
+    assert "holds several data sets, as extra/test-00000-of-00001.parquet and plain/test-00000" in fault
+    assert info_of(tmp_path / "plain").splits["test"] == "test-00000-of-00001.parquet"
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("train", "dev", "test"), "val"),
+        (("training", "validation", "evaluation"), "test"),
+        (("train", "valid", "holdout"), "test"),
+        (("train/0000", "val/0000", "test/0000"), "val"),
+        (("default/train/0000", "default/dev/0000", "default/eval/0000"), "val"),
+        (("TRAIN", "Val", "Test"), "test"),
+    ],
+)
+def test_splits_have_the_names_that_people_give_them(tmp_path, names, split):
+    for start, name in enumerate(names):
+        write(tmp_path / f"{name}.parquet", [0, 1] * (10 + start), start=50 * start)
+    info = info_of(tmp_path)
+    assert info.sizes == {"train": 20, "val": 22, "test": 24}
+    assert "held out" not in info.splits[split]
+
+
+def test_a_file_whose_name_tells_no_split_is_left_out_and_named(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10)
+    write(tmp_path / "trainval.parquet", [0, 1] * 10)
+    write(tmp_path / ".cache" / "train.parquet", [0, 1] * 10)
+    info = info_of(tmp_path)
+    assert info.notices == ("left out trainval.parquet: their names tell no split of it",)
+    assert sum(info.sizes.values()) == 20
+
+
+def test_splits_are_named_by_hand(tmp_path):
+    for start, name in enumerate(("a1", "a2", "b", "c")):
+        write(tmp_path / f"{name}.parquet", [0, 1] * 10, start=50 * start)
+    info = info_of(tmp_path, splits={"train": ["a*"], "val": "b.parquet", "test": "c.parquet"})
+    assert info.sizes == {"train": 40, "val": 20, "test": 20}
+    assert "no Parquet file 'd*', which `splits.val` names" in fault_of(
+        tmp_path, splits={"train": "a*", "val": "d*"}
+    )
+    assert "names a1.parquet for train and for val" in fault_of(
+        tmp_path, splits={"train": "a*", "val": "a1*"}
+    )
+
+
+def test_a_test_split_that_nobody_published_is_left_out(tmp_path):
+    names = ["cat", "dog"]
+    write(tmp_path / "train.parquet", [0, 1] * 20, names)
+    write(tmp_path / "validation.parquet", [0, 1] * 5, names, start=50)
+    write(tmp_path / "test.parquet", [-1] * 10, names, start=80)
+    info = info_of(tmp_path)
+    assert info.splits["test"] == "validation.parquet"
+    assert info.notices == ("left out test.parquet: its labels are all -1, that is, not published",)
+    write(tmp_path / "test.parquet", [-1] * 9 + [0], names, start=80)
+    assert "row 0 has label -1, outside the 2 classes 0 to 1 (9 such row(s))" in fault_of(tmp_path)
+
+
+def test_images_in_two_splits_are_counted(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 20)
+    write(tmp_path / "test.parquet", [0, 1] * 5, start=37)
+    assert info_of(tmp_path).notices == ("3 of 10 test images are train images, too",)
+    write(tmp_path / "twice.parquet", [0, 1] * 20)
+    images: list[bytes | None] = [picture(i // 2) for i in range(40)]
+    notice, *_ = info_of(parquet_file(tmp_path / "twice.parquet", images, [0, 1] * 20)).notices
+    assert notice.startswith("20 of 40 train images equal an earlier one")
+
+
+# --- labels -------------------------------------------------------------------------------------------
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    path = write(tmp_path / "set.parquet", [0] * 20, ["cat", "dog"])
+    assert fault_of(path) == "SET: all training images are of one class, so there is nothing to learn"
+
+
+@pytest.mark.parametrize("largest", [999, 20_000_000, 2**40])
+def test_numbers_that_are_no_numbering_are_refused_at_once(tmp_path, largest):
+    path = write(tmp_path / "set.parquet", [0, largest] * 10)
+    fault = fault_of(path)
+    assert f"the labels 0, {largest} are no numbering: 2 of the numbers 0 to {largest} are used" in fault
+
+
+def test_labels_from_one_on_are_named(tmp_path):
+    path = write(tmp_path / "set.parquet", [1, 2, 3] * 10)
+    assert info_of(path).notices == ("1 of 4 classes have no training image: '0'; do the labels begin at 1?",)
+
+
+def test_chance_is_the_error_of_the_largest_class(tmp_path):
+    path = write(tmp_path / "set.parquet", ([0] * 9 + [1]) * 100)
+    assert info_of(path).chance_error_pct == pytest.approx(10)
+    balanced = write(tmp_path / "even.parquet", [0, 1, 2] * 20)
+    assert info_of(balanced).chance_error_pct == 100 * (1 - 1 / 3)
+
+
+# --- odd files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"5",
+        b"[[",
+        b"[" * 100_000,
+        json.dumps({"info": {"features": {"label": {"names": 5}}}}).encode(),
+        json.dumps({"info": {"features": {"label": {"names": {"a": 1}}}}}).encode(),
+        json.dumps({"info": {"features": ["label"]}}).encode(),
+        b'{"info": {"features": {"label": {"num_classes": ' + b"9" * 5000 + b"}}}}",
+        b"\xff\xfe",
+    ],
+)
+def test_metadata_of_any_form_are_no_names_at_worst(tmp_path, metadata):
+    path = write(tmp_path / "set.parquet", [0, 1] * 10)
+    table = pq.read_table(path).replace_schema_metadata({b"huggingface": metadata})
+    pq.write_table(table, path)
+    assert info_of(path).class_names == ("0", "1")
+
+
+def test_large_images_are_read_a_few_at_a_time(tmp_path):
+    """Twelve images of 8 MB in one row group: a batch holds at most 64 MiB of them."""
+    noise = np.random.default_rng(0).bytes(2**23)
+    images: list[bytes | None] = [noise[i:] + noise[:i] for i in range(12)]
+    path = parquet_file(tmp_path / "set.parquet", images, [0, 1] * 6)
+    with pq.ParquetFile(path) as file:
+        sizes = [len(batch) for batch in content.image_batches(file, "image")]
+    assert sum(sizes) == 12
+    assert max(sizes) <= 8
+
+
+TYPES = st.sampled_from([pa.binary(), pa.large_binary(), pa.string(), pa.list_(pa.uint8()), pa.int64()])
+LABELS = st.sampled_from([pa.int8(), pa.int64(), pa.uint64(), pa.float32(), pa.bool_(), pa.string()])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.data(),
+    content_type=TYPES,
+    label_type=LABELS,
+    columns=st.lists(st.sampled_from(["image", "label", "label", "more"]), min_size=1, max_size=4),
+    names=st.none() | st.lists(st.text(max_size=3), max_size=4) | st.integers() | st.text(),
+    is_struct=st.booleans(),
+)
+def test_any_schema_is_read_whole_or_refused_in_a_line(
+    tmp_path, data, content_type, label_type, columns, names, is_struct
+):
+    rows = data.draw(st.integers(0, 12))
+    labels = data.draw(st.lists(st.integers(-2, 4) | st.none(), min_size=rows, max_size=rows))
+    images = pa.array([None] * rows, content_type)
+    if pa.types.is_binary(content_type) or pa.types.is_large_binary(content_type):
+        images = pa.array([picture(i) for i in range(rows)], content_type)
+    arrays = {
+        "image": pa.StructArray.from_arrays([images], ["bytes"]) if is_struct else images,
+        "label": _as(labels, label_type),
+        "more": pa.array([None] * rows, pa.null()),
+    }
+    features = {"info": {"features": {"label": {"names": names}}}}
+    schema = pa.schema(
+        [(column, arrays[column].type) for column in columns],
+        metadata={"huggingface": json.dumps(features)},
+    )
+    path = tmp_path / "odd.parquet"
+    pq.write_table(pa.Table.from_arrays([arrays[column] for column in columns], schema=schema), path)
+    with contextlib.suppress(DataError):
+        assert sum(info_of(path).sizes.values()) == rows
+
+
+def _as(labels: list[int | None], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(labels, pa.int64()).cast(kind)
+    except pa.ArrowException:
+        return pa.array([None] * len(labels), kind)

@@ -1,0 +1,240 @@
+"""Reads the Parquet files of one split as a table: labels and class names now, images on demand."""
+
+import functools
+import json
+import os
+import posixpath
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainables.base import DataError
+from trainables.data.base import digest_of
+from trainables.data.cache import IN_MEMORY_BYTES, cache_folder
+from trainables.data.content import image_batches, image_digests
+from trainables.data.decode import decode
+
+#: Numbers of a file without class names may be at most this, because each number up to it is a class.
+MAX_CLASSES = 2**20
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one split.
+
+    Attributes:
+      files: their paths.
+      labels: class of every row, as the files number them.
+      class_names: names by number; None if no file stores any.
+      read: decodes the image of a row.
+      digests: computes digests of the images, of shape (rows, bytes).
+      earlier_fingerprint: the digest by which versions before 2026-12 knew these rows.
+      describe: the files in words.
+      notices: sentences about the files that their user should know.
+    """
+
+    files: tuple[str, ...]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] | None
+    read: Callable[[int], Image.Image] = field(repr=False)
+    digests: Callable[[], NDArray[np.uint8]] = field(repr=False)
+    earlier_fingerprint: str
+    describe: str
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _File:
+    """The parts of a file that are read at once."""
+
+    name: str
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] | None
+    num_bytes: int
+    footer: bytes
+    sample: bytes
+
+
+def read_table(
+    filesystem: pyarrow.fs.FileSystem, names: Sequence[str], image_column: str, label_column: str
+) -> Table:
+    """Reads the labels, class names and digests of files whose rows follow each other.
+
+    Class names of a later file may be in another order than those of the first; its labels are then mapped.
+
+    Raises:
+      DataError: a file cannot be read, lacks a column, has labels without a class, or other classes.
+    """
+    files = [_read_file(filesystem, name, image_column, label_column) for name in names]
+    bounds = np.cumsum([0, *(len(file.labels) for file in files)])
+    if not bounds[-1]:
+        raise DataError(f"{names[0]}: holds no rows")
+    raw = np.concatenate([file.labels for file in files])
+    class_names = next((file.class_names for file in files if file.class_names), None)
+    labels, notices = raw, []
+    if class_names is not None:
+        for file in files:
+            _check_labels(file, class_names)
+        labels = np.concatenate([mapped(f.name, f.labels, f.class_names, class_names) for f in files])
+        if not np.array_equal(labels, raw):
+            notices.append(f"the files {_shown(names)} number their classes differently; mapped by name")
+    num_bytes = sum(file.num_bytes for file in files)
+
+    @functools.cache
+    def digests() -> NDArray[np.uint8]:
+        try:
+            return np.concatenate([image_digests(filesystem, name, image_column) for name in names])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
+
+    load = functools.cache(lambda: _images(filesystem, names, image_column, num_bytes, digests))
+
+    def read(row: int) -> Image.Image:
+        try:
+            data = load()[row].as_py()
+            if data is None:
+                raise DataError("has no bytes; images stored as paths only are not supported")
+            return decode(data)
+        except (DataError, pa.ArrowException, OSError) as error:
+            index = int(np.searchsorted(bounds, row, side="right")) - 1
+            raise DataError(f"{names[index]}: row {row - bounds[index]} {error}") from error
+
+    earlier = digest_of(raw.tobytes(), *(file.footer for file in files), *(file.sample for file in files))
+    return Table(tuple(names), labels, class_names, read, digests, earlier, _shown(names), tuple(notices))
+
+
+def mapped(
+    place: str,
+    labels: NDArray[np.int64],
+    names: tuple[str, ...] | None,
+    wanted: tuple[str, ...],
+) -> NDArray[np.int64]:
+    """Returns labels in the numbers of other class names. Labels without names are taken as they are.
+
+    Raises:
+      DataError: a label stands for a class that the other names lack.
+    """
+    if names is None or names == wanted[: len(names)] or (labels == -1).all():
+        return labels
+    index = {name: number for number, name in enumerate(wanted)}
+    numbers = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    present = np.unique(labels)
+    if unknown := [names[label] for label in present if numbers[label] < 0]:
+        shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        raise DataError(
+            f"{place}: {len(unknown)} of its {len(present)} classes are not among those of the first "
+            f"training file: {shown}"
+        )
+    return numbers[labels]
+
+
+def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, label_column: str) -> _File:
+    try:
+        with pq.ParquetFile(name, filesystem=filesystem) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            _check_columns(name, schema, image_column, label_column)
+            column = file.read(columns=[label_column]).column(0)
+            num_bytes = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
+            footer = f"{metadata.num_rows} {metadata.serialized_size}".encode()
+            first = next(file.iter_batches(batch_size=1, columns=[image_column]), None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: is not a readable Parquet file: {error}") from error
+    if column.null_count:
+        raise DataError(f"{name}: column {label_column!r} has {column.null_count} empty labels")
+    try:
+        labels = column.cast(pa.int64()).to_numpy()
+    except pa.ArrowException as error:
+        raise DataError(f"{name}: column {label_column!r} holds no labels: {error}") from error
+    sample = b""
+    if first is not None and len(first):
+        sample = pc.struct_field(first.column(0), "bytes")[0].as_py() or b""
+    return _File(name, labels, _class_names(name, schema, label_column), num_bytes, footer, sample)
+
+
+def _check_columns(name: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
+    for column in (image_column, label_column):
+        if not (count := schema.names.count(column)):
+            raise DataError(f"{name}: has no column {column!r}, only {schema.names}")
+        if count > 1:
+            raise DataError(f"{name}: has {count} columns {column!r}, so which is meant is unknown")
+    image = schema.field(image_column).type
+    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+        raise DataError(f"{name}: column {image_column!r} must be a struct with `bytes`, is {image}")
+    content = image.field("bytes").type
+    if not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):
+        raise DataError(f"{name}: the `bytes` of column {image_column!r} must be binary, are {content}")
+    if not pa.types.is_integer(label := schema.field(label_column).type):
+        raise DataError(f"{name}: column {label_column!r} must hold integers, holds {label}")
+
+
+def _class_names(name: str, schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
+    """Returns the class names in the metadata of the Hugging Face layout. None if there are none.
+
+    Raises:
+      DataError: a name stands twice, so that two labels would be one class.
+    """
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    try:
+        names: Any = json.loads(metadata)["info"]["features"][label_column]["names"] if metadata else None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(names, list) or not names:
+        return None
+    texts = tuple(str(one) for one in names)
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise DataError(f"{name}: its metadata name the class {twice!r} twice")
+    return texts
+
+
+def _check_labels(file: _File, class_names: tuple[str, ...]) -> None:
+    """Raises `DataError` if a label is outside the classes. -1 for all rows is no label, and passes."""
+    num_classes = len(file.class_names or class_names)
+    bad = np.flatnonzero((file.labels < 0) | (file.labels >= num_classes))
+    if len(bad) and not (file.labels == -1).all():
+        raise DataError(
+            f"{file.name}: row {bad[0]} has label {file.labels[bad[0]]}, outside the {num_classes} classes "
+            f"0 to {num_classes - 1} ({len(bad)} such row(s))"
+        )
+
+
+def _images(
+    filesystem: pyarrow.fs.FileSystem,
+    names: Sequence[str],
+    column: str,
+    num_bytes: int,
+    digests: Callable[[], NDArray[np.uint8]],
+) -> pa.ChunkedArray:
+    """Reads the encoded images of some files, for random access."""
+
+    def batches() -> Any:
+        for name in names:
+            with pq.ParquetFile(name, filesystem=filesystem) as file:
+                yield from image_batches(file, column)
+
+    if num_bytes <= IN_MEMORY_BYTES:
+        return pa.chunked_array(list(batches()), type=pa.large_binary())
+    # A copy in an Arrow file, because Parquet does not allow fast reads of single rows in random order. It is
+    # known by what the images are, so that a file that is repaired gets another copy.
+    path = cache_folder() / f"{digest_of(digests().tobytes())}.arrow"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        schema = pa.schema([("bytes", pa.large_binary())])
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in batches():
+                writer.write_batch(pa.record_batch([batch], schema=schema))
+        os.replace(partial, path)
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return posixpath.basename(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
