@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.app import INCOMPLETE, OK
+from orchestrator.cli.next_steps import next_steps
 from orchestrator.cli.options import say
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
             f"`vitc-sweep why {folder} TRIAL`",
             "red",
         )
-    say(console, f"\nreport: {report}")
+    say(console, f"\nreport:     {report}")
+    for line in next_steps(opened, results):
+        say(console, line)
     if console.quiet:
         print(report)
     if mirror and (warning := mirror.finish(report)):
