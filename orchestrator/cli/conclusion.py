@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.app import INCOMPLETE, OK
+from orchestrator.cli.next_steps import next_steps
 from orchestrator.cli.options import say
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     Returns:
       The exit code: OK if every trial has a result, else INCOMPLETE.
     """
-    from orchestrator.monitor.progress import FAILURES
-    from orchestrator.monitor.terminal import after_failures, answer_table, failure_lines
+    from orchestrator.monitor.terminal import answer_table, failure_lines
     from orchestrator.report.document import summary_table
     from orchestrator.store.folder import open_folder
     from orchestrator.trials.records import results_of
@@ -35,10 +35,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
-        failed = [result for result in bad if result.state in FAILURES]
         say(console, f"\n{len(bad)} of {len(results)} trials have no result.", "red")
-        for line in after_failures(failed, folder) if failed else ():
-            say(console, line, "red")
     held_up = len({result.trial.id for result in results if result.held_up})
     if held_up:
         say(
@@ -47,7 +44,9 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
             f"`vitc-sweep why {folder} TRIAL`",
             "red",
         )
-    say(console, f"\nreport: {report}")
+    say(console, f"\nreport:     {report}")
+    for line in next_steps(opened, results):
+        say(console, line)
     if console.quiet:
         print(report)
     if mirror and (warning := mirror.finish(report)):

@@ -126,6 +126,12 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def say_reading(path: Path, quiet: bool = False) -> None:
+    """Tells a person at a terminal that a verb has begun, as its libraries take seconds to load."""
+    if sys.stderr.isatty() and not quiet:
+        print(f"reading {path} and its data", file=sys.stderr)
+
+
 def again(verb: str, place: Path, options: "Mapping[str, object]") -> str:
     """Returns the command that continues a run, quoted for a shell. Options without a value are left out."""
     words = ["vitc-sweep", verb, str(place)]

@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli.app import INCOMPLETE, OK, WATCH, app
 from orchestrator.cli.meant import in_order
+from orchestrator.cli.next_steps import after_failures
 from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say, trial_ids
 from orchestrator.monitor.observer import Round
 
@@ -151,13 +152,13 @@ def why(
     result = Result(found, opened.records.get(found.id, Record()), opened.plan.sweep.error)
     excerpt = last_lines(logs_of(folder, found.id), lines)
     attempts = attempts_of(found.id, opened.events)
-    print("\n".join(story(result, attempts, str(folder), opened.plan.cost(found).steps, excerpt)))
+    print("\n".join(story(result, attempts, str(folder), opened.plan.steps(found), excerpt)))
 
 
 def _failures(folder: Path, results: "Sequence[Result]") -> "Iterator[Text | str]":
     """Yields the causes of failures, with the commands that say more and that try again."""
     from orchestrator.monitor.progress import FAILURES
-    from orchestrator.monitor.terminal import after_failures, failure_lines
+    from orchestrator.monitor.terminal import failure_lines
     from orchestrator.trials.names import name_of
 
     failed = [result for result in results if result.state in FAILURES]
@@ -166,7 +167,7 @@ def _failures(folder: Path, results: "Sequence[Result]") -> "Iterator[Text | str
         yield f"No trial of {folder} has failed. What happened to one:  vitc-sweep why {folder} {name}"
         return
     yield failure_lines(failed)
-    yield from after_failures(failed, folder)
+    yield from after_failures(folder, failed)
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep ui runs --port 5000")

@@ -1,7 +1,6 @@
 """Tables for a terminal (rich)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +9,6 @@ from rich.text import Text
 from orchestrator.cost.estimate import CostEstimate
 from orchestrator.cost.ledger import Ledger
 from orchestrator.cost.speed import Span
-from orchestrator.trials.names import name_of
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.records import Result
 from orchestrator.trials.trial import Plan
@@ -69,17 +67,6 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
     if len(causes) > most:
         text.append(f"\n… and {len(causes) - most} other causes")
     return text
-
-
-def after_failures(failed: Sequence[Result], folder: Path) -> list[str]:
-    """Returns lines with the commands that explain failed trials and run them again."""
-    causes = {result.record.detail for result in failed}
-    shared = ", all for one cause" if len(causes) == 1 and len(failed) > 1 else ""
-    return [
-        f"{len(failed)} {'trials' if len(failed) > 1 else 'trial'} failed{shared}.",
-        f"Why:       vitc-sweep why {folder} {name_of(failed[0].trial)}",
-        f"Try again: vitc-sweep retry {folder} --failed",
-    ]
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -174,7 +161,8 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
     text = Text()
     if cost.hours is None:
         text.append(
-            f"\nspeed unknown on {cost.machine.device}: no earlier sweep ran on it; --measure times this CPU"
+            f"\nspeed unknown on {cost.machine.device}: no earlier sweep ran on it"
+            + ("" if cost.machine.has_gpus else "; --measure times this CPU")
         )
     else:
         text.append(f"\n{span(cost.hours)} {cost.unit}", style="bold")
@@ -182,7 +170,7 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
         if cost.wall_hours is not None:
             low, high = duration(3600 * cost.wall_hours.low), duration(3600 * cost.wall_hours.high)
             text.append(f"; {duration(3600 * cost.wall_hours.central)} ({low} to {high}) from start to end")
-    text.append(f"; {lanes} trial(s) at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
+    text.append(f"; {lanes} at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
     if cost.kept_gib:
         text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:

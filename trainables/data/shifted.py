@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow.dataset
 import pyarrow.fs
 from numpy.typing import NDArray
 from PIL import Image

@@ -12,8 +12,7 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from trainables.base import Invalid
-from trainables.models.stems import before_projection
-from trainables.models.vit import VisionTransformer
+from trainables.models.vision_transformer import VisionTransformer, before_projection
 
 Parts = Literal["all", "stem"]
 
