@@ -1048,7 +1048,7 @@ def faults(bench: Bench) -> None:
     import torch
 
     from trainables.profiling.dry_run import OUT_OF_MEMORY, Request, answer
-    from trainables.transforms import light
+    from trainables.transforms import light_pipeline
 
     bench.need_gpu()
     context = bench.context
@@ -1058,13 +1058,13 @@ def faults(bench: Bench) -> None:
     far_too_large = digits("patchify", model=huge, batch_size=1198)
     with deterministic():
         expected = trained(normal, context)[1].weights_digest()
-    light._collected_light.cache_clear()
+    light_pipeline._collected_light.cache_clear()
     free_memory()
     before = torch.cuda.memory_allocated()
     name, is_memory = _error_of(far_too_large, context)
     bench.say("batch far too large: error", name)
     bench.say("it is torch.OutOfMemoryError", is_memory, equals=True)
-    light._collected_light.cache_clear()
+    light_pipeline._collected_light.cache_clear()
     free_memory()
     bench.say(
         "memory that did not come back", (torch.cuda.memory_allocated() - before) / 2**20, "MiB", most=64
@@ -1072,7 +1072,7 @@ def faults(bench: Bench) -> None:
     rule = answer(Request(far_too_large)).rule
     bench.say("preflight says so", rule.startswith(OUT_OF_MEMORY), equals=True)
     bench.say("preflight's words", rule[:100])
-    light._collected_light.cache_clear()
+    light_pipeline._collected_light.cache_clear()
     free_memory()
     with deterministic():
         after = trained(normal, context)[1].weights_digest()

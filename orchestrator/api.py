@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
-from orchestrator.execution.session import Session, prepare
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 from orchestrator.monitor.progress import Progress
@@ -108,6 +107,9 @@ def run_sweep(
       FolderError: another run holds the folder, or it holds another sweep.
       ClusterError: the cluster cannot run the trials.
     """
+    # Results are read without it, and it imports torch.
+    from orchestrator.execution.session import Session, prepare
+
     file = _loaded(sweep)
     folder = Path(out) if out else Path("runs") / file.sweep.name
     plan, preparation = prepare(file, folder, observers, address, check)

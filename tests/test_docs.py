@@ -118,6 +118,49 @@ def test_the_committed_schema_is_what_the_command_prints(capsys):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
+def rows_of_settings() -> dict[str, list[list[str]]]:
+    """The cells of every row of the reference, by the setting."""
+    rows: dict[str, list[list[str]]] = {}
+    for line in (ROOT / "docs" / "settings.md").read_text().splitlines():
+        if found := re.match(r"\| `([\w.]+)` \|", line):
+            rows.setdefault(found[1], []).append(
+                [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[2:-1]]
+            )
+    return rows
+
+
+def test_the_committed_reference_of_settings_is_what_the_command_prints(capsys):
+    with pytest.raises(SystemExit) as end:
+        app(["schema", "--markdown"])
+    assert end.value.code in (0, None)
+    assert capsys.readouterr().out == (ROOT / "docs" / "settings.md").read_text()
+
+
+def test_the_reference_has_every_setting_that_the_schema_completes():
+    paths = set(SCHEMA["$defs"]["Settings"]["properties"])
+    # A percentage is written as one word, and a first run has the settings of a run.
+    wanted = {path for path in paths if not re.search(r"\.share$|^start\.run\.", path)}
+    assert wanted <= set(rows_of_settings())
+    assert set(Sweep.model_fields) <= set(rows_of_settings())
+
+
+def test_every_setting_has_values_a_default_and_a_meaning():
+    for path, rows in rows_of_settings().items():
+        for cells in rows:
+            if len(cells) == 3:
+                assert all(cells), path
+
+
+def test_the_reference_answers_what_was_asked_of_it():
+    rows = rows_of_settings()
+    # Typed in from the types, not from the page.
+    assert rows["data.train_limit"][0][:2] == ["whole number above 0", "none"]
+    assert rows["data.val_share"][1][:2] == ["number above 0 below 0.5", "`0.1`"]
+    assert rows["schedule.warmup"][0][:2] == ["number from 0 or a part of the run, as `10%`", "`10%`"]
+    assert rows["optim.lr"][0][1] == "required"
+    assert [row[0] for row in rows["optim.name"]] == ["`adamw`", "`sgd`", "`lion`", "`lamb`", "`muon`"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_search_space_names_the_schema_and_fits_it(path):
     [named] = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", path.read_text(), re.MULTILINE)

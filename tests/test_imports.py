@@ -2,6 +2,7 @@
 
 import ast
 import pkgutil
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ PURE = {
     "analysis": {"numpy", "scipy"},
 }
 
-#: Modules that a process imports in no time: no torch, not even by way of others.
+#: Modules that a process imports in little time: no torch, not even by way of others.
 LIGHT = (
     "orchestrator.trials.outcomes",
     "orchestrator.trials.events",
@@ -107,7 +108,16 @@ LIGHT = (
     "orchestrator.execution.dispatch",
     "orchestrator.execution.coordinator",
     "orchestrator.execution.lane",
+    "trainables.config",
+    "orchestrator.trials.sweep_file",
+    "orchestrator.store.folder",
+    "orchestrator.api",
 )
+
+#: Verbs that read a folder, with what follows its name. They take a second as long as they import little.
+READING = {"status": [], "why": ["vit_p/sgd/0"], "logs": ["vit_p/sgd/0"], "export": ["--format", "csv"]}
+#: Libraries that none of them needs.
+HEAVY = {"torch", "timm", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn"}
 
 
 def dotted(path: Path) -> str:
@@ -228,5 +238,42 @@ def test_what_only_passes_messages_starts_without_torch():
     ]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", READING)
+def test_verbs_that_read_a_folder_import_little(verb, tmp_path):
+    folder = shutil.copytree(ROOT / "tests" / "fixtures" / "folder_v0" / "small", tmp_path / "small")
+    arguments = ["vitc-sweep", verb, str(folder), *READING[verb]]
+    program = f"""
+import sys
+from orchestrator.cli import main
+sys.argv = {arguments!r}
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_no_library_but_that_of_the_command_line():
+    program = """
+import sys
+from orchestrator.cli import main
+sys.argv = ["vitc-sweep", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+assert not {"numpy", "pydantic", "pyarrow", "scipy"} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr

@@ -2,20 +2,15 @@
 
 import math
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator, Discriminator, Field, Tag
-from timm.optim import (  # type: ignore[attr-defined]
-    Lamb,
-    Muon,
-    param_groups_weight_decay,
-)
-from timm.optim import Lion as TimmLion  # type: ignore[attr-defined]
-from torch import nn
-from torch.optim import Optimizer
 
 from trainables.base import Frozen
+
+if TYPE_CHECKING:  # settings are read without torch
+    from torch import nn
+    from torch.optim import Optimizer
 
 
 class _Base(Frozen):
@@ -37,7 +32,7 @@ class _Base(Frozen):
         ratio = batch_size / self.lr_batch_size
         return self.lr * (ratio if self.lr_scaling == "linear" else math.sqrt(ratio))
 
-    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+    def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """The optimizer of a model, at its peak learning rate.
 
         Args:
@@ -47,7 +42,9 @@ class _Base(Frozen):
         """
         raise NotImplementedError
 
-    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def _groups(self, model: "nn.Module") -> list[dict[str, Any]]:
+        from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+
         # As timm's own training: what a network names itself does not decay, either.
         exempt: Any = getattr(model, "no_weight_decay", tuple)()
         groups: list[dict[str, Any]] = param_groups_weight_decay(
@@ -66,8 +63,10 @@ class AdamW(_Base):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
 
-    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+    def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
+        import torch
+
         return torch.optim.AdamW(self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2))
 
 
@@ -78,8 +77,10 @@ class SGD(_Base):
     momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is kept.")
     nesterov: bool = Field(True, description="Nesterov's form of momentum.")
 
-    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+    def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
+        import torch
+
         nesterov = self.nesterov and self.momentum > 0
         return torch.optim.SGD(
             self._groups(model), self.peak_lr(batch_size), momentum=self.momentum, nesterov=nesterov
@@ -98,8 +99,10 @@ class Lion(_Base):
     beta1: float = Field(0.9, ge=0, lt=1, description="Weight of the momentum in the step.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
 
-    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+    def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
+        from timm.optim import Lion as TimmLion  # type: ignore[attr-defined]
+
         optimizer: Optimizer = TimmLion(
             self._groups(model), self.peak_lr(batch_size), (self.beta1, self.beta2)
         )
@@ -119,8 +122,10 @@ class LAMB(_Base):
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
 
-    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+    def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
+        from timm.optim import Lamb  # type: ignore[attr-defined]
+
         optimizer: Optimizer = Lamb(
             self._groups(model),
             self.peak_lr(batch_size),
@@ -148,8 +153,10 @@ class MuonAdamW(_Base):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's second moment.")
 
-    def build(self, model: nn.Module, batch_size: int, outer: Collection[str]) -> Optimizer:
+    def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
+        from timm.optim import Muon  # type: ignore[attr-defined]
+
         matrices = {id(p) for name, p in model.named_parameters() if name not in outer and _is_matrix(p)}
         groups = []
         for group in self._groups(model):
@@ -170,7 +177,7 @@ class MuonAdamW(_Base):
         return optimizer
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
+def _is_matrix(parameter: "nn.Parameter") -> bool:
     # 3 input channels: the first layer. 1: depthwise, so not a matrix.
     is_thin = parameter.ndim == 4 and parameter.shape[1] in (1, 3)
     return parameter.ndim >= 2 and not is_thin

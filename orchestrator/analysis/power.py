@@ -109,6 +109,11 @@ def detectable(plan: Plan, planted: Planted | None = None) -> list[Detectable]:
     return found
 
 
+def smallest_difference(measure: Measure, num_points: int, planted: Planted | None = None) -> float | None:
+    """Returns the smallest difference that so many paired points detect, by simulation. None if none."""
+    return _smallest(measure, num_points, planted or Planted())[2]
+
+
 @functools.lru_cache(maxsize=256)
 def _smallest(
     measure: Measure, num_points: int, planted: Planted

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.app import INCOMPLETE, OK
+from orchestrator.cli.next_steps import next_steps
 from orchestrator.cli.options import say
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
-        say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
+        say(console, f"\n{len(bad)} of {len(results)} trials have no result.", "red")
     held_up = len({result.trial.id for result in results if result.held_up})
     if held_up:
         say(
@@ -43,7 +44,9 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
             f"`vitc-sweep why {folder} TRIAL`",
             "red",
         )
-    say(console, f"\nreport: {report}")
+    say(console, f"\nreport:     {report}")
+    for line in next_steps(opened, results):
+        say(console, line)
     if console.quiet:
         print(report)
     if mirror and (warning := mirror.finish(report)):

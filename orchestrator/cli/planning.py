@@ -20,6 +20,7 @@ from orchestrator.cli.options import (
     example_files,
     make_console,
     say,
+    say_reading,
 )
 from orchestrator.cli.watchers import Signals, Terminal, lr_notes
 
@@ -45,8 +46,9 @@ def plan(
     ] = None,
     past: Annotated[Path, typer.Option(help="Folder of earlier sweeps to take speeds from.")] = Path("runs"),
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time this CPU for a second if no earlier sweep has a speed.")
-    ] = False,
+        bool,
+        typer.Option("--measure/--no-measure", help="Time this CPU for a second if no speed of it is known."),
+    ] = True,
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="Price, in place of resources.price in the file.")
     ] = None,
@@ -56,11 +58,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Lists the trials of a sweep and their expected cost. Starts nothing, writes nothing."""
+    say_reading(file)
+    from orchestrator.analysis.settles import what_points_settle
     from orchestrator.cost.devices import described, this_machine
     from orchestrator.cost.estimate import estimate
     from orchestrator.cost.plan_warnings import plan_warnings
     from orchestrator.cost.speed import probe_rates
-    from orchestrator.monitor.terminal import cost_table, cost_text, rows_table
+    from orchestrator.monitor.terminal import cost_table, cost_text
     from orchestrator.store.history import past_samples
     from orchestrator.trials.remarks import remarks
 
@@ -71,8 +75,9 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--on") from error
     samples, notices = past_samples(past)
-    rates = probe_rates() if measure else None
-    cost = estimate(made, machine, samples, rates, price_per_gpu_hour)
+    cost = estimate(made, machine, samples, None, price_per_gpu_hour)
+    if cost.hours is None and measure and not machine.has_gpus:
+        cost = estimate(made, machine, samples, probe_rates(), price_per_gpu_hour)
     warnings = plan_warnings(made, cost)
     if as_json:
         trials = [_trial_row(made, trial) for trial in made.trials]
@@ -80,6 +85,7 @@ def plan(
         told = {
             "name": made.sweep.name,
             "cost": {**cost.plain(), "warnings": warnings},
+            "settles": what_points_settle(made),
             "removed": removed,
             "remarks": remarks(made),
             "trials": trials,
@@ -106,15 +112,23 @@ def plan(
     console.print(cost_text(cost, warnings))
     for line in notices:
         say(console, f"note: {line}", "dim")
-    if differences := _detectable(made):
-        say(console, "\nSmallest difference that these points can detect with 80 % power:", "bold")
-        console.print(rows_table(differences))
-        say(
-            console,
-            "assuming errors that average 4 points above the best in one arm, and a correlation of 0.5 "
-            "between arms; none: more points are needed",
-            "dim",
-        )
+    _print_settles(console, made)
+
+
+def _print_settles(console: "Console", made: "Plan") -> None:
+    """Prints what the points can settle: in words, and by measure if there is anything."""
+    from orchestrator.analysis.settles import assumptions, what_points_settle
+    from orchestrator.monitor.terminal import rows_table
+
+    console.print()
+    for line in what_points_settle(made):
+        console.print(line, style="bold", markup=False, highlight=False)
+    differences = _detectable(made)
+    if all(row[symbol] == "none" for row in differences for symbol in list(row)[3:]):
+        return
+    say(console, "\nSmallest difference that is settled in 80 % of sweeps, by measure:")
+    console.print(rows_table(differences))
+    console.print(assumptions(), style="dim", markup=False, highlight=False)
 
 
 def _by_cell_and_arm(made: "Plan") -> "dict[tuple[str, str], list[Trial]]":
@@ -256,23 +270,27 @@ def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
     ]
 
 
-@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep schema --out sweep.schema.json")
+@app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep schema --markdown --out settings.md")
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write [default: print].")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Every setting with values, default and meaning, for people.")
+    ] = False,
 ) -> None:
     """Prints the JSON Schema of sweep files, which editors use to complete and check them.
 
     To use it, begin a file with `# yaml-language-server: $schema=sweep.schema.json`.
     """
     from orchestrator.sweep.json_schema import sweep_schema
+    from orchestrator.sweep.settings_page import settings_page
     from trainables.io.files import write_atomically
 
-    text = json.dumps(sweep_schema(), indent=1) + "\n"
+    text = settings_page() if markdown else json.dumps(sweep_schema(), indent=1) + "\n"
     if out is None:
         print(text, end="")
     else:
         write_atomically(out, text)
-        print(f"{out}: JSON Schema of a sweep file")
+        print(f"{out}: {'reference of every setting' if markdown else 'JSON Schema of a sweep file'}")
 
 
 @app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep examples lr_wd")
@@ -349,6 +367,7 @@ def preflight(
     do not matter. It also checks the storage of the results, its free space, clocks and MLflow. It leaves
     nothing behind. Ends with exit code 0 if the sweep can start, or with 2 and a list of all errors.
     """
+    say_reading(file)
     from rich.console import Console
 
     from orchestrator.execution.session import try_out
@@ -360,6 +379,8 @@ def preflight(
     # Standard output has only the JSON.
     console = Console(stderr=True) if as_json else make_console()
     observers = [Terminal(console), *([MlflowObserver()] if track else [])]
+    for observer in observers:
+        observer.planned(plan, plan.trials)
     with Signals():
         outcome = try_out(plan, plan.trials, out or Path("runs") / asked.sweep.name, observers, address)
     if outcome.faults:
@@ -369,3 +390,4 @@ def preflight(
         print(json.dumps(content | {"checked": outcome.rows()}, indent=2))
     else:
         console.print(rows_table(outcome.rows()))
+        say(console, f"\n{asked.sweep.name} can start; {outcome.expected or 'how long it takes is unknown'}")

@@ -21,6 +21,8 @@ from orchestrator.cli.options import (
     again,
     asked_file,
     make_console,
+    say,
+    say_reading,
     trial_ids,
 )
 from orchestrator.cli.watchers import Watchers
@@ -28,9 +30,11 @@ from orchestrator.cli.watchers import Watchers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
+
     from orchestrator.trials.records import Result
     from orchestrator.trials.sweep_file import SweepFile as AskedFile
-    from orchestrator.trials.trial import Plan
+    from orchestrator.trials.trial import Plan, Trial
 
 
 @app.command(
@@ -53,11 +57,14 @@ def run(
     Run the same command again after an interruption, or with more points: only missing trials run. Ends with
     exit code 0 if every trial has a result, 1 if trials have failed or are missing, 2 if the input is wrong.
     """
+    say_reading(file, quiet)
     from orchestrator.execution.session import Session, prepare
     from orchestrator.store.lease import held
 
     asked = asked_file(file, sets, points)
-    folder = out or Path("runs") / asked.sweep.name
+    # The file that a folder of results keeps is continued there.
+    kept = file.parent if file.name == "sweep.yaml" and (file.parent / "record.json").is_file() else None
+    folder = out or kept or Path("runs") / asked.sweep.name
     command = again("run", file, {"out": out, "points": points, "address": address, "set": sets})
     with Watchers(make_console(quiet), track, notify, command) as watchers:
         plan, preparation = prepare(asked, folder, watchers.all, address, check)
@@ -71,6 +78,9 @@ def confirm(
     folder: SweepFolder,
     top: Annotated[int, typer.Option(min=1, help="Number of best settings per arm and cell.")] = 3,
     seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds per setting.")] = 5,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Only count the trials and their time; start nothing.")
+    ] = False,
     address: Address = None,
     track: Track = True,
     check: Check = True,
@@ -94,19 +104,46 @@ def confirm(
     from orchestrator.store.folder import load_confirmation, open_folder, save_confirmation
     from orchestrator.store.lease import held
 
-    open_folder(folder)
+    console = make_console(quiet)
+    known = open_folder(folder)
+    if only_plan:
+        plan, _ = choose_confirmation(known, top, seeds)
+        _say_confirmation(console, folder, plan, left_of(plan, known), (top, seeds))
+        return
     command = again("confirm", folder, {"top": top, "seeds": seeds, "address": address})
-    with Watchers(make_console(quiet), track, notify, command) as watchers, held(folder) as lease:
+    with Watchers(console, track, notify, command) as watchers, held(folder) as lease:
         known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
         check_data(plan, folder)
         todo, preparation = left_of(plan, known), Preparation()
+        _say_confirmation(console, folder, plan, todo, (top, seeds))
         if check:
             preparation = checked(_question(folder), plan, todo, folder, watchers.all, address)
         if load_confirmation(folder) is None:
             save_confirmation(folder, choice)
         end = Session(lease, watchers.all, address).run_trials(plan, todo, known, preparation)
         raise typer.Exit(watchers.conclude(folder, end))
+
+
+def _say_confirmation(
+    console: "Console", folder: Path, plan: "Plan", todo: "Sequence[Trial]", choice: tuple[int, int]
+) -> None:
+    """Prints what a confirmation with these numbers of settings and seeds runs, and how long that takes."""
+    from orchestrator.cost.devices import this_machine
+    from orchestrator.execution.preflight import expected_text
+
+    if not todo:
+        return
+    top, seeds = choice
+    settings = "best setting" if top == 1 else f"{top} best settings"
+    count = "1 trial" if len(todo) == 1 else f"{len(todo)} trials"
+    say(
+        console,
+        f"confirm: the {settings} of each arm and cell, {seeds} fresh seeds each (--top, --seeds): {count}. "
+        "Ctrl-C keeps those that have ended",
+    )
+    if told := expected_text(plan, todo, this_machine().nodes, folder):
+        say(console, told)
 
 
 @app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep retry runs/lr_wd --failed")

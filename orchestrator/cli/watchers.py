@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.monitor.live import Display
     from orchestrator.monitor.progress import Progress
     from orchestrator.trials.events import Event
-    from orchestrator.trials.trial import Plan
+    from orchestrator.trials.trial import Plan, Trial
 
 
 def lr_notes(plan: "Plan") -> list[str]:
@@ -45,6 +45,19 @@ class Terminal(Observer):
     def notice(self, text: str, level: Level = "info") -> None:
         """Prints a line; a warning even on a quiet console."""
         say(self._console, text, {"warning": "yellow", "detail": "dim"}.get(level))
+
+    def planned(self, plan: "Plan", trials: "Sequence[Trial]") -> None:
+        """Prints what is compared, and what so many points can settle."""
+        from orchestrator.analysis.settles import what_points_settle
+
+        if plan.sweep.question:
+            self._print(plan.sweep.question, "bold")
+        if trials:
+            for line in what_points_settle(plan):
+                self._print(line)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False)
 
     def begin(self, round: Round) -> None:
         """Prints what will run."""

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from orchestrator.trials.gang import Node
 from trainables.io.machine import usable_cpus
 
@@ -90,6 +88,8 @@ _MANY_CPUS = 10**6
 
 def this_machine() -> Machine:
     """Returns the machine of this process, as a cluster of one node."""
+    import torch
+
     cpus = float(usable_cpus())
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)

@@ -14,15 +14,17 @@ import dataclasses
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cost.devices import Machine
 from orchestrator.cost.shapes import Shape, ShapeTable, counted
 from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
 from orchestrator.trials.gang import Gang, Node, lane_plan
+from orchestrator.trials.numerals import duration
 from orchestrator.trials.trial import Plan, Trial
-from trainables.profiling.footprint import Footprint
-from trainables.training.checkpoint import KEPT
+
+if TYPE_CHECKING:  # plans that were made before are read without torch
+    from trainables.profiling.footprint import Footprint
 
 GIB = 2**30
 
@@ -45,7 +47,7 @@ class ShapeCost:
     params_m: float
     flops_g: float
     activations_m: float
-    footprint: Footprint
+    footprint: "Footprint"
     seconds: Span | None
     basis: Basis | None
     hours: Span | None
@@ -110,6 +112,18 @@ class CostEstimate:
     price: Span | None
     currency: str
 
+    def time_text(self, num_trials: int) -> str:
+        """Returns how long the trials will take, as a sentence. Empty if that is unknown."""
+        if self.wall_hours is None:
+            return ""
+        low, central, high = (duration(3600 * hours) for hours in dataclasses.astuple(self.wall_hours))
+        nodes, on_gpu = self.machine.nodes, self.unit == "GPU-hours"
+        count = sum(node.gpus if on_gpu else node.cpus for node in nodes)
+        device = f"{count:g} {'GPU' if on_gpu else 'core'}{'s' * (count != 1)}"
+        trials = "1 trial" if num_trials == 1 else f"{num_trials} trials"
+        lanes = ", then ".join(str(lanes) for lanes in self.lanes)
+        return f"{trials} will take about {central} ({low} to {high}) on {device}, {lanes} at a time"
+
     def plain(self) -> dict[str, Any]:
         """Returns the values for JSON."""
 
@@ -151,6 +165,8 @@ def storage(plan: Plan, nodes: Sequence[Node]) -> Storage:
 
 
 def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
+    from trainables.training.checkpoint import KEPT
+
     resources = shapes.plan.sweep.resources
     in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
     for gang, members, lanes in lane_plan(shapes.trials, nodes, resources.lanes):

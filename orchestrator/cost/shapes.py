@@ -1,13 +1,16 @@
 """Shapes: groups of runs with equal cost, which is counted once per group."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.trials.gang import Gang
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.config import TrainConfig
 from trainables.data.order import num_steps
 from trainables.identity import identity
-from trainables.profiling.footprint import Footprint, Work, footprint, shape_config
+
+if TYPE_CHECKING:  # plans that were made before are read without torch
+    from trainables.profiling.footprint import Footprint, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Shape:
 
 def shape_of(trial: Trial) -> Shape:
     """Returns the shape of a trial."""
+    from trainables.profiling.footprint import shape_config
+
     return Shape(shape_config(trial.config), trial.gang)
 
 
@@ -69,13 +74,15 @@ class Epochs:
       test: work of the evaluation on the final split, once per trial.
     """
 
-    work: Work
+    work: "Work"
     decoded: float
-    test: Work
+    test: "Work"
 
 
-def counted(plan: Plan, shape: Shape, on_gpu: bool) -> tuple[Footprint, Epochs]:
+def counted(plan: Plan, shape: Shape, on_gpu: bool) -> "tuple[Footprint, Epochs]":
     """Returns the footprint of a shape and the work of its epochs."""
+    from trainables.profiling.footprint import footprint
+
     config, info, workers = shape.config, plan.infos[shape.config.data], shape.gang.workers
     sizes = info.sizes
     found = footprint(config, info.num_classes, sizes["train"], sum(sizes.values()), workers, on_gpu)
@@ -92,4 +99,4 @@ def counted(plan: Plan, shape: Shape, on_gpu: bool) -> tuple[Footprint, Epochs]:
 
 def shape_key(shape: Shape) -> str:
     """Returns a key of a shape that is the same in every process and version."""
-    return identity(shape.config, str(shape.gang))
+    return identity(shape.config, shape.gang.key)

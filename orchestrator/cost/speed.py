@@ -5,17 +5,19 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from orchestrator.cost.devices import DEVICES, Device
 from orchestrator.cost.shapes import Epochs, Shape, ShapeTable, counted
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan
 from trainables.base import Epoch
-from trainables.profiling.footprint import Work, probe
+
+if TYPE_CHECKING:  # plans that were made before are read without torch
+    from trainables.profiling.footprint import Work
 
 Basis = Literal["measured", "preflight", "scaled", "table", "probe"]
 
@@ -47,12 +49,12 @@ class Rates:
     seconds_per_byte: float
     seconds_per_kernel: float
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: "Work") -> float:
         """Returns the seconds of some work, with its parts one after the other."""
         return float(np.dot(_features(work), dataclasses.astuple(self)))
 
 
-def _features(work: Work) -> tuple[float, float, float]:
+def _features(work: "Work") -> tuple[float, float, float]:
     return work.flops, work.moved_bytes, work.kernels
 
 
@@ -167,7 +169,7 @@ def fit_rates(samples: Sequence[Sample]) -> Rates:
     relative = scale * features / seconds[:, None]
     weight = math.sqrt(_PRIOR_ROWS)
     matrix = np.vstack([relative, weight * np.eye(3)])
-    shares, _ = nnls(matrix, np.concatenate([np.ones(len(samples)), np.full(3, weight)]))
+    shares, _ = scipy.optimize.nnls(matrix, np.concatenate([np.ones(len(samples)), np.full(3, weight)]))
     return Rates(
         *(
             float(share) * scale * prior
@@ -239,4 +241,6 @@ def epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
 
 def probe_rates() -> Rates:
     """Measures the rates of a core of this machine with one second of arithmetic."""
+    from trainables.profiling.footprint import probe
+
     return Rates(*probe())

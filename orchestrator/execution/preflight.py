@@ -4,6 +4,7 @@ Faults are reported like those of a sweep file: with the setting, arm and cell, 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 from orchestrator.backends.base import Clock
 from orchestrator.cost.actual import planned
 from orchestrator.cost.devices import Machine, this_machine
-from orchestrator.cost.estimate import GIB, estimate
+from orchestrator.cost.estimate import GIB, CostEstimate, estimate
 from orchestrator.cost.shapes import Shape, ShapeTable, counted, shape_of
 from orchestrator.cost.speed import Sample
 from orchestrator.store.folder import save_planned
@@ -81,6 +82,7 @@ class PreflightResult:
       faults: to be fixed before the sweep can run.
       seconds: duration of the preflight.
       plan_seconds: predicted duration of the sweep's training at the measured pace; None if no shape was run.
+      expected: how long the trials will take, as a sentence; empty if that is unknown.
     """
 
     shapes: int
@@ -88,18 +90,20 @@ class PreflightResult:
     faults: tuple[Fault, ...]
     seconds: float
     plan_seconds: float | None
+    expected: str = ""
 
     def line(self) -> str:
         """Returns a one-line summary for the user."""
-        text = f"preflight: {self.shapes} shape{'s' * (self.shapes != 1)}, {self.seconds:.0f} s"
+        text = f"preflight, {self.seconds:.0f} s: "
         if self.faults:
-            return f"{text}, {len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
-        if self.plan_seconds:
-            share = 100 * self.seconds / self.plan_seconds
-            text += f", {share:{'.0f' if share >= 10 else '.2g'}} % of the plan"
-        if skipped := self.shapes - len(self.checked):
-            text += f"; {skipped} built, but not run: the limit is {100 * SHARE:g} %, or {LEAST_SECONDS:g} s"
-        return text
+            return f"{text}{len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
+        kinds = f"{self.shapes} kind{'s' * (self.shapes != 1)} of trial"
+        if not (skipped := self.shapes - len(self.checked)):
+            return f"{text}{kinds} made two steps"
+        return (
+            f"{text}{len(self.checked)} of {kinds} made two steps; the other {skipped} were only built, as "
+            f"trying may take {100 * SHARE:g} % of the sweep's time at most, or {LEAST_SECONDS:g} s"
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a table row for each shape that was run."""
@@ -443,6 +447,38 @@ _NEWEST = 3
 MAX_RECORDED_SHAPES = 64
 
 
+def expected_cost(
+    plan: Plan, trials: Sequence[Trial], nodes: Sequence[Node], folder: Path, checked: Sequence[Checked] = ()
+) -> CostEstimate | None:
+    """Returns the expected cost of some trials of a plan. None if they have too many shapes to count.
+
+    Args:
+      plan: the sweep.
+      trials: the trials.
+      nodes: machines that they will run on.
+      folder: of the sweep; speeds are taken from it and from those beside it.
+      checked: shapes that the preflight has run.
+    """
+    plan = dataclasses.replace(plan, trials=tuple(trials))
+    if len(ShapeTable(plan).groups) > MAX_RECORDED_SHAPES:
+        return None
+    here = this_machine()
+    # The names of other machines' GPUs are not known here.
+    device = "GPU" if any(node.gpus for node in nodes) and not here.has_gpus else here.device
+    machine = Machine(device, tuple(nodes), here.memory_gib)
+    samples, _ = past_samples(folder.parent, newest=_NEWEST)
+    samples += samples_of_steps(plan, checked, machine.device, nodes)
+    return estimate(plan, machine, samples)
+
+
+def expected_text(
+    plan: Plan, trials: Sequence[Trial], nodes: Sequence[Node], folder: Path, checked: Sequence[Checked] = ()
+) -> str:
+    """Returns how long some trials will take, as a sentence. Empty if no speed is known."""
+    found = expected_cost(plan, trials, nodes, folder, checked) if trials else None
+    return found.time_text(len(unique_trials(trials))) if found else ""
+
+
 def record_plan(folder: Path, plan: Plan, nodes: Sequence[Node], checked: Sequence[Checked]) -> bool:
     """Records the expected cost of a sweep in its folder, for the report. Called before the first trial runs.
 
@@ -455,14 +491,9 @@ def record_plan(folder: Path, plan: Plan, nodes: Sequence[Node], checked: Sequen
     Returns:
       Whether the cost was recorded. It is not if there are more than `MAX_RECORDED_SHAPES` shapes.
     """
-    if len(ShapeTable(plan).groups) > MAX_RECORDED_SHAPES:
+    found = expected_cost(plan, plan.trials, nodes, folder, checked)
+    if found is None:
         return False
-    here = this_machine()
-    # The names of other machines' GPUs are not known here.
-    device = "GPU" if any(node.gpus for node in nodes) and not here.has_gpus else here.device
-    machine = Machine(device, tuple(nodes), here.memory_gib)
-    samples, _ = past_samples(folder.parent, newest=_NEWEST)
-    samples += samples_of_steps(plan, checked, machine.device, nodes)
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    save_planned(folder, planned(plan, estimate(plan, machine, samples), made))
+    save_planned(folder, planned(plan, found, made))
     return True

@@ -6,6 +6,7 @@ session from another process. Ray is imported when the trials start.
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
-from orchestrator.execution.preflight import Checked, PreflightResult, preflight, record_plan
+from orchestrator.execution.preflight import Checked, PreflightResult, expected_text, preflight, record_plan
 from orchestrator.execution.preflight_child import Child
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
@@ -33,6 +34,7 @@ from orchestrator.store.journal import FolderError
 from orchestrator.store.lease import Lease, check_free
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
+from orchestrator.trials.gang import Node
 from orchestrator.trials.records import results_of
 from orchestrator.trials.remarks import remarks
 from orchestrator.trials.search import next_round, num_rounds, rounds_given
@@ -88,8 +90,10 @@ def prepare(
     whole = file.plan(sweep)
     plan = plan_of(folder, sweep, known_infos(folder, whole.infos))
     preparation = Preparation()
+    left = left_of(plan, open_folder(folder) if _is_sweep(folder) else None)
+    for observer in observers:
+        observer.planned(plan, left)
     if check:
-        left = left_of(plan, open_folder(folder) if _is_sweep(folder) else None)
         if not left and rounds_given(plan) < num_rounds(sweep):
             # Rounds of a search that are not chosen yet have the same shapes.
             left = list(whole.trials)
@@ -118,6 +122,8 @@ def checked(
     outcome = try_out(plan, trials, folder, observers, address)
     if outcome.faults:
         raise file.error(outcome.faults)
+    if outcome.expected:
+        _notice(observers, outcome.expected)
     return Preparation(preparation.began, outcome.seconds, outcome.checked)
 
 
@@ -133,23 +139,25 @@ def try_out(
         _notice(observers, f"note: {remark}", "warning")
     if address is None:
         machine = this_machine()
+        nodes: Sequence[Node] = machine.nodes
         with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
-            outcome = preflight(plan, trials, machine.nodes, child, folder)
+            outcome = preflight(plan, trials, nodes, child, folder)
     else:
         from orchestrator.backends import ray_cluster
         from orchestrator.execution import preflight_workers
 
         ray_cluster.connect(address)
-        outcome = preflight(
-            plan, trials, ray_cluster.nodes(), preflight_workers.check_start, folder, ray_cluster.clocks()
-        )
+        nodes = ray_cluster.nodes()
+        outcome = preflight(plan, trials, nodes, preflight_workers.check_start, folder, ray_cluster.clocks())
         if outcome.faults:
             ray_cluster.shutdown()
     for observer in observers:
         if fault := observer.fault(folder):
             _notice(observers, f"warning: {fault}; the sweep would go on without", "warning")
     _notice(observers, outcome.line(), "detail")
-    return outcome
+    if outcome.faults:
+        return outcome
+    return dataclasses.replace(outcome, expected=expected_text(plan, trials, nodes, folder, outcome.checked))
 
 
 def left_of(plan: Plan, known: Folder | None) -> list[Trial]:

@@ -79,9 +79,9 @@ class SessionEnd:
 class Observer:
     """Receives what happens in a session. Every method may be left out.
 
-    The order of calls is: `notice` at any time; for each round `begin`, `observe` several times a second,
-    `stopping` if the round is cut short, and `end`; at last `close`, in every case. An exception that a
-    method raises ends the session.
+    The order of calls is: `notice` at any time; `planned`; for each round `begin`, `observe` several times a
+    second, `stopping` if the round is cut short, and `end`; at last `close`, in every case. An exception that
+    a method raises ends the session.
     """
 
     def fault(self, folder: Path) -> str:
@@ -90,6 +90,9 @@ class Observer:
 
     def notice(self, text: str, level: Level = "info") -> None:
         """Receives a line of text for people."""
+
+    def planned(self, plan: "Plan", trials: "Sequence[Trial]") -> None:
+        """Receives the plan and its trials that are left to run, before any of them is tried."""
 
     def begin(self, round: Round) -> None:
         """Receives the trials to run, before the cluster starts."""

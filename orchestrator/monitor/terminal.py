@@ -161,7 +161,8 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
     text = Text()
     if cost.hours is None:
         text.append(
-            f"\nspeed unknown on {cost.machine.device}: no earlier sweep ran on it; --measure times this CPU"
+            f"\nspeed unknown on {cost.machine.device}: no earlier sweep ran on it"
+            + ("" if cost.machine.has_gpus else "; --measure times this CPU")
         )
     else:
         text.append(f"\n{span(cost.hours)} {cost.unit}", style="bold")
@@ -169,7 +170,7 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
         if cost.wall_hours is not None:
             low, high = duration(3600 * cost.wall_hours.low), duration(3600 * cost.wall_hours.high)
             text.append(f"; {duration(3600 * cost.wall_hours.central)} ({low} to {high}) from start to end")
-    text.append(f"; {lanes} trial(s) at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
+    text.append(f"; {lanes} at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
     if cost.kept_gib:
         text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:

@@ -11,14 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from orchestrator.cost.devices import processor
 from trainables.io.machine import usable_cpus
 
 
 def provenance() -> dict[str, Any]:
     """Returns code, versions and machine, for record.json."""
+    import torch
+
     packages = ("vitc-sweep", "torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy", "scipy")
     versions = {}
     for package in packages:

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.stats import qmc
 
 from trainables.base import Frozen, derive_seed
 
@@ -106,7 +106,7 @@ class SobolDesign(_Drawn):
         # The first block has the seed of a design with one scramble.
         words = ("sobol", "block", block) if block else ("sobol",)
         # All coordinates are drawn, because the scramble of one must not depend on how many are used.
-        engine = qmc.Sobol(
+        engine = scipy.stats.qmc.Sobol(
             _NUM_DIMENSIONS, scramble=True, rng=np.random.default_rng(derive_seed(self.seed, *words))
         )
         return np.asarray(engine.random_base2((num_points - 1).bit_length())[:num_points])
@@ -157,7 +157,7 @@ class LatinDesign(_Drawn):
 
     def _stratified(self, name: str) -> NDArray[np.float64]:
         rng = np.random.default_rng(derive_seed(self.seed, "latin", name))
-        column: NDArray[np.float64] = qmc.LatinHypercube(1, rng=rng).random(self.points)[:, 0]
+        column: NDArray[np.float64] = scipy.stats.qmc.LatinHypercube(1, rng=rng).random(self.points)[:, 0]
         # scipy puts point i at (i + 1 - u) / n with u in [0, 1), which may be 1. Quantiles must stay below 1.
         return np.minimum(column, np.nextafter(1, 0))
 

@@ -22,18 +22,18 @@ _PERCENT: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]*)?%$", "examp
 
 def sweep_schema() -> Schema:
     """Returns the schema. It is self-contained: every definition is in it."""
-    run, run_defs = _taken_apart(TrainConfig)
+    run, run_defs = taken_apart(TrainConfig)
     for definition in run_defs.values():
         # Nothing is required, because base, cells, arms and drawn values each give a part, and a size or a
         # recipe fills in others.
         definition.pop("required", None)
     _add_percentages({"run": run, **run_defs})
-    resources, resources_defs = _taken_apart(Resources)
-    sweep, sweep_defs = _taken_apart(Sweep)
+    resources, resources_defs = taken_apart(Resources)
+    sweep, sweep_defs = taken_apart(Sweep)
     defs = {**sweep_defs, **resources_defs, **run_defs}
     paths = {
         **_paths(run, defs),
-        "resources": {"$ref": "#/$defs/Resources", "description": _summary(Resources)},
+        "resources": {"$ref": "#/$defs/Resources", "description": summary_of(Resources)},
         **{f"resources.{path}": schema for path, schema in _paths(resources, defs).items()},
     }
     _add_short_forms(paths, defs)
@@ -78,14 +78,14 @@ def sweep_schema() -> Schema:
             case _:
                 top[name] = schema
     designs = []
-    for definition in _objects(top["design"], defs):
+    for definition in objects_of(top["design"], defs):
         required = ["kind", *definition.pop("required", [])]
         designs.append({"required": required, "properties": {"kind": definition["properties"]["kind"]}})
     used = {name: defs[name] for name in sorted(_reachable(top, defs))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "vitc-sweep: a sweep",
-        "description": _summary(Sweep),
+        "description": summary_of(Sweep),
         "type": "object",
         "properties": top,
         "additionalProperties": False,
@@ -101,7 +101,7 @@ def sweep_schema() -> Schema:
 # -------------------------------------------------------------------------------------------- the parts
 
 
-def _taken_apart(model: type[BaseModel]) -> tuple[Schema, dict[str, Schema]]:
+def taken_apart(model: type[BaseModel]) -> tuple[Schema, dict[str, Schema]]:
     """Returns a model's schema and its definitions, in the form in which files are written."""
     schema = _tidied(model.model_json_schema())
     definitions: dict[str, Schema] = schema.pop("$defs", {})
@@ -140,7 +140,8 @@ def _describe(definition: Schema) -> None:
             field["description"] = definition["description"].split("\n\n")[0].replace("\n", " ")
 
 
-def _summary(model: type[BaseModel]) -> str:
+def summary_of(model: type[BaseModel]) -> str:
+    """Returns the first paragraph of a model's documentation, on one line."""
     return (model.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
@@ -166,7 +167,7 @@ def _add_short_forms(paths: Mapping[str, Schema], defs: Mapping[str, Schema]) ->
     for path in ("augment", "optim"):
         names = [
             field["const"]
-            for field in _fields(_objects(paths[path], defs)).get("name", [])
+            for field in _fields(objects_of(paths[path], defs)).get("name", [])
             if "const" in field
         ]
         words[path] = {"enum": names, "description": "A name; all other settings take their defaults."}
@@ -185,11 +186,12 @@ def _fields(objects: Iterable[Schema]) -> dict[str, list[Schema]]:
     return found
 
 
-def _objects(schema: Schema, defs: Mapping[str, Schema]) -> Iterator[Schema]:
+def objects_of(schema: Schema, defs: Mapping[str, Schema]) -> Iterator[Schema]:
+    """Yields the objects with named keys that a schema allows, those behind references included."""
     if "$ref" in schema:
-        yield from _objects(defs[schema["$ref"].rpartition("/")[2]], defs)
+        yield from objects_of(defs[schema["$ref"].rpartition("/")[2]], defs)
     for member in schema.get("anyOf", ()):
-        yield from _objects(member, defs)
+        yield from objects_of(member, defs)
     if "properties" in schema:
         yield schema
 
@@ -201,7 +203,7 @@ def _paths(
 
     Paths end where an object contains itself: objects in `around` are skipped.
     """
-    objects = [member for member in _objects(schema, defs) if id(member) not in around]
+    objects = [member for member in objects_of(schema, defs) if id(member) not in around]
     within = around | {id(member) for member in objects}
     found: dict[str, Schema] = {}
     for name, fields in _fields(objects).items():
@@ -250,7 +252,7 @@ def _window_defs(paths: Mapping[str, Schema]) -> dict[str, Schema]:
         "additionalProperties": {"$ref": "#/$defs/Domain"},
         "minProperties": 1,
     }
-    defs["Window"] = {"description": _summary(Window), "anyOf": [*whole, by_name]}
+    defs["Window"] = {"description": summary_of(Window), "anyOf": [*whole, by_name]}
     return defs
 
 

@@ -15,7 +15,6 @@ from orchestrator.trials.stages import with_first_seeds
 from orchestrator.trials.trial import Trial
 from trainables.base import DataInfo
 from trainables.config import DataConfig, TrainConfig, setting
-from trainables.profiling.footprint import footprint
 
 
 def can_run(
@@ -90,6 +89,9 @@ def _memory_gib(config: TrainConfig, info: DataInfo, resources: Resources) -> fl
 
     It is that on a GPU unless the file gives trials no GPU, because points must not depend on the machine.
     """
+    # Few sweeps ask for it, and it is counted with torch.
+    from trainables.profiling.footprint import footprint
+
     on_gpu = resources.gpus_per_worker != 0
     num_images = sum(info.sizes.values())
     found = footprint(config, info.num_classes, info.sizes["train"], num_images, resources.workers, on_gpu)

@@ -34,9 +34,17 @@ class Gang:
             return self
         return Gang(self.workers, self.cpus, 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0)
 
-    def __str__(self) -> str:
+    @property
+    def key(self) -> str:
+        """The gang as a text that no version changes, because recorded plans hold digests of it."""
         gpus = f", {self.gpus:g} GPU" if self.gpus else ""
         return f"{self.workers} worker(s) with {self.cpus} CPU{gpus} each"
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        if self.workers == 1:
+            return f"{self.cpus} CPU{gpus}"
+        return f"{self.workers} workers with {self.cpus} CPU{gpus} each"
 
 
 @dataclass(frozen=True, slots=True)

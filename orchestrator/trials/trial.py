@@ -150,9 +150,14 @@ class Plan:
         """Returns the computation of a trial from closed forms, without building the model."""
         info, config = self.infos[trial.config.data], trial.config
         cost = config.model.cost(info.num_classes)
-        steps = config.schedule.epochs * num_steps(info.sizes["train"], config.batch_size)
         images = config.schedule.epochs * info.sizes["train"]
-        return TrialCost(cost, config.schedule.epochs, steps, 3 * cost.flops * images)
+        return TrialCost(cost, config.schedule.epochs, self.steps(trial), 3 * cost.flops * images)
+
+    def steps(self, trial: Trial) -> int:
+        """Returns the optimizer steps of a whole trial."""
+        config = trial.config
+        num_images = self.infos[config.data].sizes["train"]
+        return config.schedule.epochs * num_steps(num_images, config.batch_size)
 
     def remaining(self, done: Iterable[str]) -> list[Trial]:
         """Returns the trials whose ids are not in `done`."""

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from trainables.data.base import Images
+
+if TYPE_CHECKING:  # settings are read without torch
+    import torch
+    from torch import Tensor
 
 #: Encoded images of a split up to this total size are held in memory. Above it, a memory-mapped copy is made
 #: once.
@@ -23,7 +26,7 @@ def cache_folder() -> Path:
 class Collected:
     """Images of one size as bytes in memory, on the device that uses them."""
 
-    def __init__(self, pixels_NCHW: Tensor, labels_N: Tensor) -> None:
+    def __init__(self, pixels_NCHW: "Tensor", labels_N: "Tensor") -> None:
         self.pixels_NCHW = pixels_NCHW
         self.labels_N = labels_N
 
@@ -31,7 +34,7 @@ class Collected:
         return len(self.labels_N)
 
 
-def collect(images: Images, prepare: Callable[[Image.Image], Tensor], device: torch.device) -> Collected:
+def collect(images: Images, prepare: "Callable[[Image.Image], Tensor]", device: "torch.device") -> Collected:
     """Decodes and prepares a whole split once.
 
     Args:
@@ -39,6 +42,8 @@ def collect(images: Images, prepare: Callable[[Image.Image], Tensor], device: to
       prepare: turns an image into uint8 of shape (3, side, side).
       device: the device that holds the bytes.
     """
+    import torch
+
     first = prepare(images.read(0))
     pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)
     pixels[0] = first

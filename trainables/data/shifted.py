@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
-import pyarrow.dataset
 import pyarrow.fs
 from numpy.typing import NDArray
 from PIL import Image

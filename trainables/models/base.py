@@ -1,21 +1,20 @@
-"""The interface of a model family, and the cost of a network."""
+"""The interface of a model family. Its settings are read without torch, which only networks need."""
 
 import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.base import Frozen
 from trainables.tasks.classification import Classification
+
+if TYPE_CHECKING:  # settings are read without torch; networks are built with it
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class ModelFamily(Frozen):
         """Channels, height and width of an input."""
         raise NotImplementedError
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """Builds the network, with initial weights drawn from torch's global generator."""
         raise NotImplementedError
 
@@ -79,7 +78,7 @@ class ModelFamily(Frozen):
         """Returns the cost of one image."""
         raise NotImplementedError
 
-    def head_names(self, network: nn.Module) -> frozenset[str]:
+    def head_names(self, network: "nn.Module") -> frozenset[str]:
         """Returns the names of the classifier's tensors. Another number of classes gives them new weights."""
         if self.head:
             return _names_under(network, self.head)
@@ -89,31 +88,35 @@ class ModelFamily(Frozen):
             others = _shapes(self, 3)
         return frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
 
-    def outer_names(self, network: nn.Module) -> frozenset[str]:
+    def outer_names(self, network: "nn.Module") -> frozenset[str]:
         """Returns the names of parameters that embed or classify. An optimizer may treat them differently.
 
         Those that belong to the network itself and to none of its layers are positions and tokens.
         """
+        from torch import nn
+
         own = {name for name, _ in network.named_parameters(recurse=False)}
         embeddings = {name for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
         return self.head_names(network) | own | _names_under(network, {*_first_layers(network), *embeddings})
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(family: ModelFamily, num_classes: int) -> dict[str, torch.Size]:
+def _shapes(family: ModelFamily, num_classes: int) -> dict[str, "torch.Size"]:
+    import torch
+
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = family.network(num_classes)
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def _first_layers(network: nn.Module) -> tuple[str, ...]:
+def _first_layers(network: "nn.Module") -> tuple[str, ...]:
     """The modules that see the image, where timm describes the network."""
     description: Any = getattr(network, "pretrained_cfg", None) or {}
     found = description.get("first_conv") or ()
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _names_under(network: nn.Module, modules: Iterable[str]) -> frozenset[str]:
+def _names_under(network: "nn.Module", modules: Iterable[str]) -> frozenset[str]:
     """The tensors of some modules and of what is in them."""
     whole = tuple(modules)
     prefixes = tuple(f"{module}." for module in whole)
@@ -179,6 +182,10 @@ class CountedFamily(ModelFamily):
 
 @functools.lru_cache(maxsize=256)
 def _counted(config: CountedFamily, num_classes: int) -> Cost:
+    import torch
+
+    from trainables.models.counting import count_cost
+
     with _explaining(config, "cannot be built"), torch.device("meta"):
         network = config.network(num_classes)
     with _explaining(config, f"takes no images of {config.image_size} pixels"):
@@ -191,48 +198,3 @@ def _explaining(config: CountedFamily, rule: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"{rule}: {config.cause(error)}") from error
-
-
-def count_cost(network: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
-    """Counts the cost of a network on the meta device, with a forward pass of one input of shape (C, H, W).
-
-    Convolutions, matrix products and pooling by the largest write activations, as the authors' code counts.
-    """
-    was_training = network.training
-    # Fused attention would hide its two products. Gradients stay on: without them torch's counter refuses
-    # networks that hand their parameters to a layer as its input.
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as flops,
-        _Activations() as written,
-    ):
-        network.eval()(torch.empty(1, *input_shape, device="meta"))
-    network.train(was_training)
-    # torch counts a multiply and an add; the paper counts the pair.
-    return Cost(sum(p.numel() for p in network.parameters()), flops.get_total_flops() // 2, written.elements)
-
-
-class _Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the elements that convolutions, linear layers and poolings write while it is active."""
-
-    _COUNTED = (
-        torch.ops.aten.convolution,
-        torch.ops.aten.mm,
-        torch.ops.aten.addmm,
-        torch.ops.aten.bmm,
-        torch.ops.aten.baddbmm,
-        torch.ops.aten.max_pool2d_with_indices,
-    )
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.elements = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in self._COUNTED:
-            output: Tensor = result[0] if isinstance(result, tuple) else result
-            self.elements += output.numel()
-        return result

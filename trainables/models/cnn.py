@@ -4,21 +4,14 @@ Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs.
 the "fast scaling" variants of Dollar et al. 2021, not those of the model zoo.
 """
 
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from timm.models.efficientnet import (
-    efficientnet_b0,
-    efficientnet_b2,
-    efficientnet_b4,
-    efficientnet_b5,
-)
-from timm.models.regnet import RegNet, RegNetCfg
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from torch import nn
 
 from trainables.models.base import CountedFamily
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: depths, widths, group width, training resolution.
 _REGNETY: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
@@ -59,50 +52,16 @@ class RegNetYConfig(CountedFamily):
             raise ValueError(f"group_width must divide widths, got {self.group_width} and {bad}")
         return self
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """Builds the network, with initial weights drawn from torch's global generator."""
+        from timm.models.regnet import RegNetCfg
+
+        from trainables.models.staged_regnet import StagedRegNet
+
         cfg = RegNetCfg(group_size=self.group_width, se_ratio=0.25, stem_width=32)
-        return _StagedRegNet(
+        return StagedRegNet(
             cfg, self.depths, self.widths, num_classes=num_classes, drop_path_rate=self.drop_path
         )
-
-
-class _StagedRegNet(RegNet):
-    """timm's RegNet with explicit stages, because timm's linear parameters cannot express all of them."""
-
-    def __init__(
-        self, cfg: RegNetCfg, depths: tuple[int, ...], widths: tuple[int, ...], **kwargs: Any
-    ) -> None:
-        self._stages = (depths, widths)
-        super().__init__(cfg, **kwargs)
-
-    def _get_stage_args(
-        self, cfg: RegNetCfg, default_stride: int = 2, output_stride: int = 32, drop_path_rate: float = 0.0
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        rates = torch.linspace(0, drop_path_rate, sum(self._stages[0]), device="cpu").tolist()
-        stages = []
-        for depth, width in zip(*self._stages, strict=True):
-            stages.append(
-                {
-                    "out_chs": width,
-                    "stride": default_stride,
-                    "dilation": 1,
-                    "depth": depth,
-                    "bottle_ratio": cfg.bottle_ratio,
-                    # Limited, because the grouped convolution is as wide as the bottleneck.
-                    "group_size": min(cfg.group_size, round(width * cfg.bottle_ratio)),
-                    "drop_path_rates": rates[:depth],
-                }
-            )
-            rates = rates[depth:]
-        common = {
-            "downsample": cfg.downsample,
-            "se_ratio": cfg.se_ratio,
-            "linear_out": cfg.linear_out,
-            "act_layer": cfg.act_layer,
-            "norm_layer": cfg.norm_layer,
-        }
-        return stages, common
 
 
 #: depths, widths, group width, training resolution, channels before the classifier.
@@ -148,8 +107,12 @@ class RegNetZConfig(CountedFamily):
             raise ValueError(f"group_width must divide 4 x widths, got {self.group_width} and {bad}")
         return self
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """Builds the network, with initial weights drawn from torch's global generator."""
+        from timm.models.regnet import RegNetCfg
+
+        from trainables.models.staged_regnet import StagedRegNet
+
         cfg = RegNetCfg(
             group_size=self.group_width,
             bottle_ratio=4.0,
@@ -160,7 +123,7 @@ class RegNetZConfig(CountedFamily):
             num_features=self.head_width,
             act_layer="silu",
         )
-        return _StagedRegNet(
+        return StagedRegNet(
             cfg,
             self.depths,
             self.widths,
@@ -170,12 +133,8 @@ class RegNetZConfig(CountedFamily):
         )
 
 
-_EFFICIENTNETS: dict[str, tuple[Any, int]] = {
-    "b0": (efficientnet_b0, 224),
-    "b2": (efficientnet_b2, 260),
-    "b4": (efficientnet_b4, 380),
-    "b5": (efficientnet_b5, 456),
-}
+#: Training resolution.
+_EFFICIENTNETS: dict[str, int] = {"b0": 224, "b2": 260, "b4": 380, "b5": 456}
 
 
 class EfficientNetConfig(CountedFamily):
@@ -193,13 +152,14 @@ class EfficientNetConfig(CountedFamily):
     @classmethod
     def _fill_resolution(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(variant := data.get("variant"), str):
-            _, image_size = _EFFICIENTNETS.get(variant, _EFFICIENTNETS["b0"])
-            data = {"image_size": image_size} | data
+            data = {"image_size": _EFFICIENTNETS.get(variant, _EFFICIENTNETS["b0"])} | data
         return data
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """Builds the network, with initial weights drawn from torch's global generator."""
-        make, _ = _EFFICIENTNETS[self.variant]
+        from timm.models import efficientnet
+
+        make: Any = getattr(efficientnet, f"efficientnet_{self.variant}")
         model: nn.Module = make(num_classes=num_classes, drop_path_rate=self.drop_path)
         return model
 
@@ -221,8 +181,10 @@ class ResNetConfig(CountedFamily):
     family: Literal["resnet"] = "resnet"
     layers: Literal[18, 50, 101, 152, 200] = Field(50, description="Which one, by its number of layers.")
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """Builds the network, with initial weights drawn from torch's global generator."""
+        from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
         # Any, because timm expects the class but annotates an instance.
         block: Any = Bottleneck if self.layers >= 50 else BasicBlock
         return ResNet(

@@ -4,14 +4,15 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
 
 from trainables.io.code import FunctionName, describe
 from trainables.models.base import Arguments, Cost, CountedFamily
+
+if TYPE_CHECKING:  # settings are read without torch
+    from torch import nn
 
 #: Arguments that other settings decide.
 _DECIDED = {
@@ -47,12 +48,14 @@ class PythonConfig(CountedFamily):
             self.cost(2)
         return self
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """The network, its initial weights drawn from torch's global generator.
 
         Raises:
           ValueError: this process may not run the file, or it raises, or its function returns no network.
         """
+        from torch import nn
+
         make = self.build.load()
         given: dict[str, Any] = copy.deepcopy(dict(self.arguments)) | {"num_classes": num_classes}
         known = inspect.signature(make).parameters
@@ -89,6 +92,9 @@ _costs: dict[tuple[PythonConfig, int], Cost] = {}
 
 def _check_answer(config: PythonConfig, num_classes: int) -> None:
     """Raises `ValueError` if the network gives anything but logits. Tried on the meta device."""
+    import torch
+    from torch import Tensor
+
     with torch.device("meta"):
         answer = config.network(num_classes).eval()(torch.empty(2, *config.input_shape))
     if not isinstance(answer, Tensor) or answer.shape != (2, num_classes):

@@ -1,12 +1,10 @@
-"""Stems of vision transformers: patchify, convolutional, and others."""
+"""Stems of vision transformers: patchify, convolutional, and others. `vision_transformer` builds them."""
 
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
-from timm.layers.norm import LayerNorm2d
-from torch import nn
 
 from trainables.base import Frozen
 from trainables.models.base import Cost
@@ -211,46 +209,3 @@ AnyStem = Annotated[
     Annotated[StemWord, Tag("stem word")] | Annotated[Stem, Tag("stem layers")],
     Discriminator(lambda stem: "stem layers" if isinstance(stem, dict | Stem) else "stem word"),
 ]
-
-
-def layer_norm(width: int, **kwargs: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=1e-6, **kwargs)
-
-
-_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
-
-
-def _after(channels: int, norm: Norm, activation: Activation) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    if norm != "none":
-        layers.append(_NORMS[norm](channels))
-    if activation != "none":
-        layers.append(_ACTIVATIONS[activation]())
-    return layers
-
-
-def build_stem(stem: Stem, width: int) -> nn.Sequential:
-    """Builds a stem from (B, 3, H, H) images to (B, D, H / patch_size, H / patch_size) features."""
-    layers: list[nn.Module] = []
-    if stem.patch_norm:
-        # For a layer norm over all pixels of a patch, these become channels and are put back afterwards.
-        side = stem.patch_size
-        layers += [nn.PixelUnshuffle(side), LayerNorm2d(3 * side**2), nn.PixelShuffle(side)]
-    previous = 3
-    for channels, kernel, stride in zip(stem.channels, stem.kernels, stem.strides, strict=True):
-        padding = 1 if kernel == 3 else 0
-        layers.append(nn.Conv2d(previous, channels, kernel, stride, padding, bias=stem.norm == "none"))
-        layers += _after(channels, stem.norm, stem.activation)
-        previous = channels
-    kernel, padding = stem.projection, 0
-    if stem.projection_kernel is not None:
-        kernel, padding = stem.projection_kernel, stem.projection_kernel // 2
-    layers.append(nn.Conv2d(previous, width, kernel, stem.projection, padding))
-    layers += _after(width, stem.projection_norm, stem.projection_activation)
-    return nn.Sequential(*layers)
-
-
-def before_projection(stem: nn.Sequential) -> nn.Sequential:
-    """Returns the layers before the last convolution, which projects to the width."""
-    return stem[: max(place for place, layer in enumerate(stem) if isinstance(layer, nn.Conv2d))]

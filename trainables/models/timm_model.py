@@ -2,17 +2,17 @@
 
 import copy
 import functools
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import timm
-import torch
 from pydantic import Field, field_validator, model_validator
-from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, load_state_dict
-from torch import Tensor, nn
 
 from trainables.io.faults import nearest
 from trainables.io.named import FileName
 from trainables.models.base import Arguments, CountedFamily
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+    from torch import Tensor, nn
 
 #: Arguments that other settings decide: those that users may not give.
 _DECIDED = {
@@ -46,8 +46,7 @@ class TimmConfig(CountedFamily):
     @classmethod
     def _fill_resolution(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(name := data.get("name"), str) and name in _names():
-            described = get_pretrained_cfg(name) or PretrainedCfg()
-            data = {"image_size": described.input_size[-1]} | data
+            data = {"image_size": _described(name).input_size[-1]} | data
         return data
 
     @field_validator("name")
@@ -74,7 +73,7 @@ class TimmConfig(CountedFamily):
         self.cost(2)
         return self
 
-    def network(self, num_classes: int) -> nn.Module:
+    def network(self, num_classes: int) -> "nn.Module":
         """The network, its initial weights drawn from torch's global generator, or read.
 
         Raises:
@@ -89,17 +88,18 @@ class TimmConfig(CountedFamily):
             _check_weights(self)
         return network
 
-    def head_names(self, network: nn.Module) -> frozenset[str]:
+    def head_names(self, network: "nn.Module") -> frozenset[str]:
         """The tensors of the classifier, which another number of classes makes anew."""
         if self.pretrained is None:
             return super().head_names(network)
         # To read weights is to ask for the head.
         return self.model_copy(update={"pretrained": None}).head_names(network)
 
-    def _create(self, num_classes: int, **others: Any) -> nn.Module:
-        described = get_pretrained_cfg(self.name) or PretrainedCfg()
+    def _create(self, num_classes: int, **others: Any) -> "nn.Module":
+        import timm
+
         arguments = copy.deepcopy(dict(self.arguments)) | others | {"num_classes": num_classes}
-        if described.fixed_input_size:
+        if _described(self.name).fixed_input_size:
             arguments["img_size"] = self.image_size
         try:
             return timm.create_model(self.name, **arguments, drop_path_rate=self.drop_path)
@@ -110,8 +110,10 @@ class TimmConfig(CountedFamily):
             raise ValueError("the architecture has no stochastic depth: leave `drop_path` out")
         return timm.create_model(self.name, **arguments)
 
-    def _with_weights(self, network: nn.Module, num_classes: int) -> nn.Module:
+    def _with_weights(self, network: "nn.Module", num_classes: int) -> "nn.Module":
         """A network with the weights of the file, but for a classifier of another number of classes."""
+        from timm.models import load_state_dict
+
         assert self.pretrained is not None
         path = self.pretrained.checked_path()
         own, head = network.state_dict(), self.head_names(network)
@@ -130,14 +132,25 @@ class TimmConfig(CountedFamily):
             raise ValueError(f"{path} does not hold its weights: {type(error).__name__}: {misfit}") from error
 
 
+def _described(name: str) -> "PretrainedCfg":
+    """timm's settings of an architecture, or its defaults."""
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+
+    return get_pretrained_cfg(name) or PretrainedCfg()
+
+
 @functools.cache
 def _names() -> dict[str, None]:
     """The architectures without and with their tags, in timm's order."""
+    from timm.models import list_models
+
     return dict.fromkeys([*list_models(include_tags=False), *list_models(include_tags=True)])
 
 
 @functools.lru_cache(maxsize=32)
 def _check_weights(config: TimmConfig) -> None:
     """Reads weights once as training will: before a run and not in the middle of a sweep."""
+    import torch
+
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         config._with_weights(config._create(2), 2)

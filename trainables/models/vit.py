@@ -2,21 +2,17 @@
 
 Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better", arXiv 2106.14881,
 with the authors' code (pycls) for details that the paper leaves out.
-
-Shape suffixes: B batch, C channels, H W image side, N patches, T tokens (N and the class token),
-D width, K classes.
 """
 
-import math
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
 
 from trainables.models.base import Cost, ModelFamily
-from trainables.models.stems import STEMS, AnyStem, Stem, before_projection, build_stem, layer_norm
+from trainables.models.stems import STEMS, AnyStem, Stem
+
+if TYPE_CHECKING:
+    from trainables.models.vision_transformer import VisionTransformer
 
 Positive = Field(gt=0)
 
@@ -158,78 +154,6 @@ class ViTConfig(ModelFamily):
 
     def network(self, num_classes: int) -> "VisionTransformer":
         """Builds the network, with initial weights drawn from torch's global generator."""
+        from trainables.models.vision_transformer import VisionTransformer
+
         return VisionTransformer(self, num_classes)
-
-
-class VisionTransformer(nn.Module):
-    """The network that a `ViTConfig` describes."""
-
-    def __init__(self, config: ViTConfig, num_classes: int) -> None:
-        super().__init__()
-        self.stem = build_stem(config.layers, config.width)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.position = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
-        # eps as in the authors' configs.
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    config.width,
-                    config.heads,
-                    config.mlp_ratio,
-                    qkv_bias=True,
-                    drop_path=config.drop_path * index / max(config.num_blocks - 1, 1),
-                    norm_layer=layer_norm,  # type: ignore[arg-type]
-                )
-                for index in range(config.num_blocks)
-            )
-        )
-        self.norm = layer_norm(config.width)
-        self.head = nn.Linear(config.width, num_classes)
-        init_weights(self, config.init)
-        # A frozen stem gets no gradient and is not given to the optimizer. Source: Chen et al. 2021, MoCo v3,
-        # https://arxiv.org/abs/2104.02057, with a random patch projection.
-        for layer in self.stem if config.freeze_stem is True else before_projection(self.stem):
-            layer.requires_grad_(not config.freeze_stem)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Returns logits of shape (B, K)."""
-        x_BND = self.stem(images_BCHW).flatten(2).transpose(1, 2)
-        x_BTD = torch.cat([self.class_token.expand(len(x_BND), -1, -1), x_BND], dim=1) + self.position
-        x_BD = self.norm(self.blocks(x_BTD)[:, 0])
-        logits_BK: Tensor = self.head(x_BD)
-        return logits_BK
-
-
-@torch.no_grad()
-def init_weights(model: VisionTransformer, init: Init) -> None:
-    """Sets the initial weights as the code named by `init` does.
-
-    The paper does not describe its initialisation. `pycls_2021` is the code that most likely produced its
-    results. `pycls_2022` is pycls since March 2022. `torchvision` is torchvision's
-    `conv_stem_configs`. All have a zero head, so every model starts at a loss of exactly ln(classes).
-    """
-    *convs, projection = [layer for layer in model.stem if isinstance(layer, nn.Conv2d)]
-    for conv in convs:
-        if init == "pycls_2022":
-            nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.out_channels))
-    if convs:
-        gain = 1 if init == "pycls_2022" else 2
-        nn.init.normal_(projection.weight, std=math.sqrt(gain / projection.out_channels))
-    else:
-        fan_in = projection.in_channels * projection.kernel_size[0] ** 2
-        nn.init.trunc_normal_(projection.weight, std=math.sqrt(1 / fan_in))
-    assert projection.bias is not None
-    nn.init.zeros_(projection.bias)
-    for block in model.blocks:
-        attention: Any = block.attn
-        nn.init.xavier_uniform_(attention.qkv.weight)
-        nn.init.zeros_(attention.qkv.bias)
-        nn.init.zeros_(attention.proj.bias)
-        mlp: Any = block.mlp
-        for linear in (mlp.fc1, mlp.fc2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.normal_(linear.bias, std=1e-6)
-    nn.init.normal_(model.position, std=0.02)
-    nn.init.zeros_(model.class_token)
-    nn.init.zeros_(model.head.weight)
-    nn.init.zeros_(model.head.bias)

@@ -36,7 +36,7 @@ from trainables.tasks.base import Task
 from trainables.training.checkpoint import Store
 from trainables.training.loop import TrainingRun, steps_per_epoch
 from trainables.training.transfer import take_over
-from trainables.transforms.light import COLLECT_BYTES
+from trainables.transforms.light_pipeline import COLLECT_BYTES
 
 #: A second step is timed if the first, which includes the warm-up, took less than this.
 PATIENCE_SECONDS = 5.0

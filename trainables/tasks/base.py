@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # settings name their task, and are read without torch
+    import torch
+    from torch import Tensor
 
-if TYPE_CHECKING:  # data sets import their task, so this import would be circular
     from trainables.base import DataInfo
 
 
@@ -66,10 +66,10 @@ class Task(Protocol):
 
     def output_shape(
         self, num_inputs: int, input_shape: tuple[int, int, int], num_classes: int
-    ) -> torch.Size:
+    ) -> "torch.Size":
         """Returns the shape of the outputs for a batch of inputs of shape (C, H, W)."""
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss_sum(self, outputs: "Tensor", targets: "Tensor", smoothing: float) -> "Tensor":
         """Computes the training loss, summed over the samples of a batch.
 
         Args:
@@ -78,13 +78,13 @@ class Task(Protocol):
           smoothing: probability that is shared equally by all classes.
         """
 
-    def new_totals(self, info: "DataInfo", device: torch.device) -> Tensor:
+    def new_totals(self, info: "DataInfo", device: "torch.device") -> "Tensor":
         """Returns zeros in float64 for `add`. Totals of several ranks are combined by their sum."""
 
-    def add(self, totals: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, totals: "Tensor", outputs: "Tensor", targets: "Tensor") -> None:
         """Adds a batch to the totals, in place. Outputs are in single precision."""
 
-    def score(self, totals: Tensor) -> Score:
+    def score(self, totals: "Tensor") -> Score:
         """Computes the score from the totals."""
 
     def chance_error_pct(self, info: "DataInfo") -> float:

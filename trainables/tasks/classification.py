@@ -7,13 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from trainables.tasks.base import Objective, Score
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from trainables.base import DataInfo
 
 
@@ -26,25 +25,33 @@ class Classification:
 
     def output_shape(
         self, num_inputs: int, input_shape: tuple[int, int, int], num_classes: int
-    ) -> torch.Size:
+    ) -> "torch.Size":
         """Returns (B, K), for any shape of the images."""
+        import torch
+
         return torch.Size((num_inputs, num_classes))
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss_sum(self, outputs: "Tensor", targets: "Tensor", smoothing: float) -> "Tensor":
         """Computes the cross-entropy, summed over the batch."""
+        from torch.nn.functional import cross_entropy
+
         return cross_entropy(outputs.float(), targets, reduction="sum", label_smoothing=smoothing)
 
-    def new_totals(self, info: "DataInfo", device: torch.device) -> Tensor:
+    def new_totals(self, info: "DataInfo", device: "torch.device") -> "Tensor":
         """Returns three zeros."""
+        import torch
+
         return torch.zeros(3, device=device, dtype=torch.float64)
 
-    def add(self, totals: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, totals: "Tensor", outputs: "Tensor", targets: "Tensor") -> None:
         """Adds a batch. The predicted class is that of the largest output."""
+        from torch.nn.functional import cross_entropy
+
         totals[0] += cross_entropy(outputs, targets, reduction="sum").double()
         totals[1] += (outputs.argmax(1) != targets).sum()
         totals[2] += len(targets)
 
-    def score(self, totals: Tensor) -> Score:
+    def score(self, totals: "Tensor") -> Score:
         """Returns the mean cross-entropy and the share of errors in percent."""
         loss, wrong = (totals[:2] / totals[2]).tolist()
         return Score(loss, 100 * wrong)

@@ -44,8 +44,8 @@ from trainables.training.state import State
 from trainables.training.step import Learner, training_step
 from trainables.training.transfer import final_weights, take_over
 from trainables.transforms.base import Batch, Change
-from trainables.transforms.imagenet import PaperPipeline
-from trainables.transforms.light import LightPipeline
+from trainables.transforms.imagenet_pipeline import PaperPipeline
+from trainables.transforms.light_pipeline import LightPipeline
 
 #: Most steps between two looks. A look waits for the device and for the other ranks, so it does not
 #: follow every step.

@@ -23,10 +23,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from scipy import ndimage
 
 from trainables.base import Frozen, derive_seed
 
@@ -138,7 +138,7 @@ def _impulse_noise(image: Floats, c: float, scale: float, rng: np.random.Generat
 
 def _defocus_blur(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Floats:
     kernel = _disk(c[0] * scale, c[1])
-    return ndimage.correlate(image, kernel[:, :, None], mode="mirror")  # type: ignore[no-any-return]
+    return scipy.ndimage.correlate(image, kernel[:, :, None], mode="mirror")  # type: ignore[no-any-return]
 
 
 def _disk(radius: float, alias_sigma: float) -> Floats:
@@ -149,12 +149,12 @@ def _disk(radius: float, alias_sigma: float) -> Floats:
     offsets = np.arange(-taps, taps + 1)
     tap = np.exp(-(offsets**2) / (2 * alias_sigma**2))
     tap /= tap.sum()
-    soft = ndimage.correlate1d(disk / disk.sum(), tap, 0, mode="mirror")
-    return ndimage.correlate1d(soft, tap, 1, mode="mirror")  # type: ignore[no-any-return]
+    soft = scipy.ndimage.correlate1d(disk / disk.sum(), tap, 0, mode="mirror")
+    return scipy.ndimage.correlate1d(soft, tap, 1, mode="mirror")  # type: ignore[no-any-return]
 
 
 def _blurred(image: Floats, sigma: float) -> Floats:
-    return ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")  # type: ignore[no-any-return]
+    return scipy.ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")  # type: ignore[no-any-return]
 
 
 def _glass_blur(image: Floats, c: Any, scale: float, rng: np.random.Generator) -> Floats:
@@ -204,7 +204,7 @@ def _zoomed(image: Floats, factor: float) -> Floats:
     kept = math.ceil(side / factor)
     top = (side - kept) // 2
     centre = image[top : top + kept, top : top + kept]
-    larger = ndimage.zoom(centre, (factor, factor, 1), order=1)
+    larger = scipy.ndimage.zoom(centre, (factor, factor, 1), order=1)
     trim = (len(larger) - side) // 2
     return larger[trim : trim + side, trim : trim + side]  # type: ignore[no-any-return]
 
@@ -299,14 +299,15 @@ def _elastic_transform(image: Floats, c: Any, scale: float, rng: np.random.Gener
     places = np.stack([columns, rows, np.ones_like(rows)], -1) @ inverse
     image = _sampled(image, places[..., 1], places[..., 0], "mirror")
     down, right = (
-        shift * ndimage.gaussian_filter(rng.uniform(-1, 1, (side, side)), sigma, truncate=3) for _ in range(2)
+        shift * scipy.ndimage.gaussian_filter(rng.uniform(-1, 1, (side, side)), sigma, truncate=3)
+        for _ in range(2)
     )
     return _sampled(image, rows + down, columns + right, "reflect")
 
 
 def _sampled(image: Floats, rows: Floats, columns: Floats, mode: str) -> Floats:
     channels = [
-        ndimage.map_coordinates(image[:, :, channel], [rows, columns], order=1, mode=mode)
+        scipy.ndimage.map_coordinates(image[:, :, channel], [rows, columns], order=1, mode=mode)
         for channel in range(image.shape[2])
     ]
     return np.stack(channels, 2)

@@ -1,11 +1,13 @@
 """Mixup and CutMix."""
 
-import torch
+from typing import TYPE_CHECKING
+
 from pydantic import Field
-from torch import Tensor
-from torchvision.transforms import v2
 
 from trainables.base import Frozen
+
+if TYPE_CHECKING:  # settings are read without torch
+    from torch import Tensor
 
 
 class Mixup(Frozen):
@@ -15,9 +17,12 @@ class Mixup(Frozen):
     cutmix_alpha: float = Field(1.0, ge=0, description="Beta parameter of CutMix; 0 switches it off.")
 
     def apply(
-        self, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, seed: int
-    ) -> tuple[Tensor, Tensor]:
+        self, images_BCHW: "Tensor", labels_B: "Tensor", num_classes: int, seed: int
+    ) -> "tuple[Tensor, Tensor]":
         """Returns mixed images, and labels as class probabilities of shape (B, K), all decided by `seed`."""
+        import torch
+        from torchvision.transforms import v2
+
         choices = [
             kind(alpha=alpha, num_classes=num_classes)
             for kind, alpha in ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))

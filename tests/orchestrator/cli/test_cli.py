@@ -23,6 +23,7 @@ from orchestrator.cli import app
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
 from orchestrator.cli.options import folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
+from orchestrator.cost.speed import Rates
 from orchestrator.execution.preflight import PreflightResult
 from orchestrator.store.folder import open_folder, save_question
 from orchestrator.store.journal import FolderError, Writer
@@ -712,3 +713,40 @@ def test_the_program_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "orchestrator", "--version"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("vitc-sweep ")
+
+
+def test_plan_says_what_its_points_settle_and_times_this_cpu_if_no_sweep_has(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rates = Rates(1 / 40e9, 1 / 12e9, 1e-5)
+    monkeypatch.setattr("orchestrator.cost.speed.probe_rates", lambda: rates)
+    code, out, _ = cli("plan", LR_WD, "--points", "4")
+    assert code == 0
+    assert "4 points per arm can settle nothing: 6 are the least" in out
+    assert "Smallest difference" not in out
+    assert "CPU timing" in out
+    code, out, _ = cli("plan", LR_WD, "--points", "16", "--no-measure")
+    assert "16 points per arm settle a difference of 0.19" in out
+    assert "Smallest difference that is settled in 80 % of sweeps, by measure:" in out
+    assert "no earlier sweep ran on it; --measure times this CPU" in out
+
+
+@pytest.mark.parametrize("verb", ["plan", "preflight", "run"])
+def test_a_person_is_told_what_is_read_before_the_libraries_are(cli, tmp_path, monkeypatch, verb):
+    file = edited(tmp_path, arms={})
+    code, out, err = cli(verb, file)
+    assert (code, out) == (2, "")
+    assert "reading" not in err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, out, err = cli(verb, file)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"reading {file} and its data\n")
+
+
+def test_preflight_ends_with_how_long_the_sweep_will_take(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = PreflightResult(2, (), (), 1.0, None, "32 trials will take about 5 min 20 s on 2 cores")
+    monkeypatch.setattr("orchestrator.execution.session.try_out", lambda *_: found)
+    code, out, _ = cli("preflight", LR_WD)
+    assert code == 0
+    assert out.splitlines()[-1] == "lr_wd can start; 32 trials will take about 5 min 20 s on 2 cores"
+    assert "8 points per arm settle a difference of 0.29" in out

@@ -347,7 +347,7 @@ def test_an_unknown_machine_is_refused_with_the_known_ones(text):
             "window: where `model.depth < 4 or model.stem == 'patchify'` removes 2 of 4 points of all c, "
             "0 of p's",
         ),
-        ({"resources": {"cpus_per_worker": 3}}, "resources: 6 trial(s) need 1 worker(s) with 3 CPU each"),
+        ({"resources": {"cpus_per_worker": 3}}, "resources: 6 trial(s) need 3 CPU"),
         ({"error": "best_epoch"}, "selection: error: best_epoch"),
         (
             {"budget": {"max_core_hours": 0.1}},

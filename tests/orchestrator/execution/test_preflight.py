@@ -37,6 +37,7 @@ from orchestrator.execution.preflight import (
     SHARE,
     _space_faults,
     clock_faults,
+    expected_text,
     preflight,
     subjects,
 )
@@ -381,7 +382,7 @@ def test_the_command_tells_what_it_ran_as_json(tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     assert command("preflight", "sweep.yaml", "--no-mlflow", "--json") == 0
     told = capsys.readouterr()
-    assert "preflight: 2 shapes, " in told.err
+    assert "2 kinds of trial made two steps" in told.err
     content = json.loads(told.out)
     assert [row["shape"] for row in content["checked"]] == [
         "all wide (batch 128 adamw)",
@@ -469,7 +470,10 @@ def test_shapes_are_run_while_there_is_time_for_it(tmp_path):
     outcome = preflight(plan, plan.trials, NODES, tiny.check, tmp_path, clock=tiny)
     # The second begins within the least time, the third would not.
     assert len(outcome.checked) == 2
-    assert outcome.line().endswith("; 4 built, but not run: the limit is 1 %, or 20 s")
+    assert outcome.line() == (
+        "preflight, 24 s: 2 of 6 kinds of trial made two steps; the other 4 were only built, as trying may "
+        "take 1 % of the sweep's time at most, or 20 s"
+    )
     long = _Ticking(seconds=0.6 * LEAST_SECONDS, step_seconds=1e3)
     outcome = preflight(plan, plan.trials, NODES, long.check, tmp_path, clock=long)
     assert len(outcome.checked) == 6
@@ -483,7 +487,7 @@ def test_the_plan_takes_steps_times_epochs_times_trials_over_lanes(tmp_path):
     outcome = preflight(plan, plan.trials, NODES, ticking.check, tmp_path, clock=ticking)
     # 1,197 of 1,797 digits are for training, ten batches of 128; 2 epochs, 8 trials, 2 lanes.
     assert outcome.plan_seconds == pytest.approx(0.5 * 10 * 2 * 8 / 2)
-    assert outcome.line() == "preflight: 2 shapes, 2 s, 5 % of the plan"
+    assert outcome.line() == "preflight, 2 s: 2 kinds of trial made two steps"
 
 
 def test_clocks_are_judged_by_what_the_answer_proves():
@@ -578,3 +582,23 @@ def _write_all() -> Iterator[str]:
 if __name__ == "__main__":
     for text in _write_all():
         print(text, flush=True)
+
+
+def test_the_time_of_trials_follows_from_the_steps_that_were_run(tmp_path):
+    plan = plan_of()
+
+    assert expected_text(plan, plan.trials, NODES, tmp_path / "results") == ""
+    ticking = _Ticking(seconds=1, step_seconds=60)
+    checked = preflight(plan, plan.trials, NODES, ticking.check, tmp_path, clock=ticking).checked
+    told = expected_text(plan, plan.trials, NODES, tmp_path / "results", checked)
+    # 10 steps of a minute, 2 epochs, 8 trials, 2 at a time: 80 min; evaluation comes on top.
+    assert re.fullmatch(
+        r"8 trials will take about 1 h [2-5]\d min \(\S+ \S+.* to .*\) on 2 cores, 2 at a time", told
+    )
+    half = expected_text(plan, plan.trials[:4], NODES, tmp_path / "results", checked)
+    assert re.match(r"4 trials will take about [4-5]\d min", half)
+
+
+def test_nothing_left_to_run_takes_no_time(tmp_path):
+    plan = plan_of()
+    assert expected_text(plan, (), NODES, tmp_path) == ""

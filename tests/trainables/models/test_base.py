@@ -4,7 +4,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from trainables.config import NAMED_MODELS
-from trainables.models.base import Arguments, CountedFamily, ModelFamily, count_cost
+from trainables.models.base import Arguments, CountedFamily, ModelFamily
+from trainables.models.counting import count_cost
 from trainables.models.vit import ViTConfig
 from trainables.optim import AdamW, MuonAdamW
 from trainables.training.transfer import take_over

@@ -14,7 +14,8 @@ from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, pad, relu
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config import NAMED_MODELS
-from trainables.models.stems import STEMS, StemWord, build_stem, conv_stem
+from trainables.models.stems import STEMS, StemWord, conv_stem
+from trainables.models.vision_transformer import build_stem
 from trainables.models.vit import SIZES, ViTConfig
 from trainables.optim import SGD
 

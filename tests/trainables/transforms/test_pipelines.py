@@ -13,8 +13,9 @@ from trainables.context import Context
 from trainables.data.base import Images
 from trainables.data.digits import Digits
 from trainables.data.order import epoch_order
-from trainables.transforms import light
-from trainables.transforms.imagenet import Paper, _posterize, _TrainImages
+from trainables.transforms import light_pipeline
+from trainables.transforms.imagenet import Paper
+from trainables.transforms.imagenet_pipeline import _posterize, _TrainImages
 from trainables.transforms.light import Light
 from trainables.transforms.mixup import Mixup
 
@@ -162,7 +163,7 @@ def test_light_pixels_run_from_minus_one_to_one(crosses):
 
 
 def test_images_too_many_for_memory_are_refused_with_the_way_out(images, monkeypatch):
-    monkeypatch.setattr(light, "COLLECT_BYTES", 1000)
+    monkeypatch.setattr(light_pipeline, "COLLECT_BYTES", 1000)
     fresh = Images(images.labels, images.read)
     with pytest.raises(MemoryError, match="use augment paper"):
         next(Light().pipeline(SIDE, 0, Context()).train_batches(fresh, 0, 8, 0))
@@ -171,7 +172,7 @@ def test_images_too_many_for_memory_are_refused_with_the_way_out(images, monkeyp
 def test_only_a_few_collected_splits_are_kept(images):
     for _ in range(10):
         list(Light().pipeline(8, 0, Context()).eval_batches(Images(images.labels[:2], images.read), 8))
-    assert light._collected_light.cache_info().currsize <= 6
+    assert light_pipeline._collected_light.cache_info().currsize <= 6
 
 
 # --- paper --------------------------------------------------------------------------------------------

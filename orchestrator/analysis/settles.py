@@ -1,0 +1,66 @@
+"""Says in words what the points of a plan can settle, before any of them has run."""
+
+from orchestrator.analysis.power import Planted, detectable, smallest_difference
+from orchestrator.stats.intervals import MIN_SAMPLE
+from orchestrator.stats.measures import Measure
+from orchestrator.trials.trial import Plan
+
+#: The measure that is said of: the one that a sweep decides by unless its file declares another.
+MEASURE: Measure = "area_common"
+
+#: More points that are named as an outlook. Four times as many find about half the difference.
+_TIMES = 4
+
+#: Numbers of points that suit a Sobol design.
+_POWERS_OF_2 = (8, 16, 32, 64)
+
+
+def what_points_settle(plan: Plan) -> list[str]:
+    """Returns sentences about the smallest difference between arms that so many points can settle.
+
+    A search has none: it looks for the best setting of each arm, and its points are not comparable.
+    """
+    if plan.sweep.search is not None:
+        return []
+    if len(plan.sweep.arms) == 1:
+        return ["One arm: nothing is compared. The report describes how its error is spread over the points."]
+    cells: dict[int, dict[str, None]] = {}
+    for found in detectable(plan):
+        if found.measure == MEASURE:
+            cells.setdefault(found.num_points, {})[found.cell] = None
+    return [
+        (f"{', '.join(names)}: " if len(cells) > 1 else "") + _sentence(count)
+        for count, names in cells.items()
+    ]
+
+
+def _sentence(count: int) -> str:
+    """Returns what `count` points per arm can settle, and how many would settle more."""
+    if (here := _difference(count)) is not None:
+        more = _TIMES * count
+        return (
+            f"{count} points per arm settle a difference of {here:.2f} in robustness (0 to 1) in 80 % of "
+            f"sweeps; {more} points settle one of {_difference(more):.2f}."
+        )
+    points = "1 point" if count == 1 else f"{count} points"
+    here_few = "can settle nothing" if count < MIN_SAMPLE else "can hardly settle anything"
+    enough = next(more for more in _POWERS_OF_2 if _difference(more) is not None)
+    more = _TIMES * enough
+    return (
+        f"{points} per arm {here_few}: {MIN_SAMPLE} are the least, {enough} settle a difference of "
+        f"{_difference(enough):.2f} in robustness (0 to 1) in 80 % of sweeps, {more} one of "
+        f"{_difference(more):.2f}."
+    )
+
+
+def _difference(num_points: int) -> float | None:
+    return smallest_difference(MEASURE, num_points)
+
+
+def assumptions(planted: Planted | None = None) -> str:
+    """Returns in words what the differences are computed for."""
+    planted = planted or Planted()
+    return (
+        f"Computed for errors that average {planted.mean_delta_pp:g} points above the best in the first arm, "
+        f"and a correlation of {planted.correlation:g} between the errors of two arms at a point."
+    )

@@ -1,0 +1,64 @@
+"""The commands that come next, for the end of a command on a sweep."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.options import again
+
+if TYPE_CHECKING:
+    from orchestrator.store.folder import Folder
+    from orchestrator.trials.records import Result
+    from orchestrator.trials.trial import Plan
+
+
+def next_steps(opened: "Folder", results: "Sequence[Result]") -> list[str]:
+    """Returns lines with the commands that follow from the state of a sweep, each with its purpose.
+
+    After failures these say why and try again. A sweep without gaps is confirmed or extended. Trials that are
+    missing need the command that ran them, and a comparison of sweeps runs nothing.
+    """
+    from orchestrator.monitor.progress import FAILURES
+
+    if "sources" in opened.record:
+        return []
+    if failed := [result for result in results if result.state in FAILURES]:
+        return after_failures(opened.path, failed)
+    if any(not result.record.settled for result in results):
+        return []
+    return [*_confirmation(opened, results), *_more_points(opened.path, opened.plan)]
+
+
+def after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
+    """Returns lines with the commands that explain failed trials and run them again."""
+    from orchestrator.trials.names import name_of
+    from orchestrator.trials.outcomes import fingerprint
+
+    causes = {fingerprint(result.state, result.record.detail) for result in failed}
+    count = len({result.trial.id for result in failed})
+    why = "all for one cause" if len(causes) == 1 else f"for {len(causes)} causes"
+    told = "1 trial failed." if count == 1 else f"{count} trials failed, {why}."
+    return [
+        told,
+        f"why:        {again('why', folder, {})} {name_of(failed[0].trial)}",
+        f"try again:  {again('retry', folder, {})} --failed",
+    ]
+
+
+def _confirmation(opened: "Folder", results: "Sequence[Result]") -> list[str]:
+    confirmed = any(result.trial.role == "confirm" for result in results)
+    ranked = any(result.rule is not None and result.rule.ranked for result in results)
+    if confirmed or not ranked:
+        return []
+    command = again("confirm", opened.path, {})
+    return [f"next:       {command}   (each arm's best settings with fresh seeds; --plan only counts them)"]
+
+
+def _more_points(folder: Path, plan: "Plan") -> list[str]:
+    design = plan.sweep.design
+    points = getattr(design, "points", None)
+    if points is None or plan.sweep.search is not None or not getattr(design, "extendable", False):
+        return []
+    options = {"out": folder, "points": 2 * points}
+    command = again("run", folder / "sweep.yaml", options)
+    return [f"or:         {command}   (twice the points settle smaller differences)"]

@@ -1,0 +1,149 @@
+"""The commands that the end of a run names: they exist, parse and do what is said of them."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from orchestrator.cli import app
+from orchestrator.cli.app import main
+from orchestrator.cli.next_steps import next_steps
+from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_question
+from orchestrator.store.journal import Writer
+from orchestrator.sweep.load import load_sweep
+from orchestrator.trials.confirm import Confirmation
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
+from orchestrator.trials.names import find_trial
+from orchestrator.trials.records import results_of
+from orchestrator.trials.trial import Trial
+from tests.support.sweeps import epoch_row, plan_of
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def folder_of(path: Path, detail_of: Callable[[Trial], str | None], **changes) -> Folder:
+    """A sweep whose trials have all ended: finished, or failed with a detail."""
+    plan = plan_of(**changes)
+    save_question(path, plan)
+    writer = Writer(path)
+    for trial in plan.trials:
+        detail = detail_of(trial)
+        begun = AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0)
+        rows = [] if detail else [EpochDone(trial=trial.id, attempt=1, row=epoch_row(3, 10.0, test_pct=11.0))]
+        ended = AttemptEnded(
+            trial=trial.id,
+            attempt=1,
+            end="failed" if detail else "finished",
+            detail=detail or "",
+            seconds=30.0,
+            time=30.0,
+            final=True,
+        )
+        writer.append([begun, *rows, ended])
+    writer.close()
+    return open_folder(path)
+
+
+def steps(opened: Folder) -> list[str]:
+    return next_steps(opened, results_of(opened.plan, opened.records))
+
+
+def commands_in(lines: list[str]) -> dict[str, list[str]]:
+    """The arguments of each command by its verb. They parse."""
+    verbs, found = typer.main.get_command(app).commands, {}
+    for line in lines:
+        if "vitc-sweep" in line:
+            _, verb, *arguments = shlex.split(line[line.index("vitc-sweep") :].partition("   (")[0])
+            assert verbs[verb].make_context(verb, list(arguments)).params
+            found[verb] = arguments
+    return found
+
+
+def test_a_whole_sweep_is_confirmed_or_extended(tmp_path):
+    folder = tmp_path / "my runs" / "small"
+    found = commands_in(steps(folder_of(folder, lambda _: None)))
+    assert found["confirm"] == [str(folder)]
+    file, *options = found["run"]
+    assert options == ["--out", str(folder), "--points", "8"]
+    # The file in the folder asks what the folder holds.
+    assert load_sweep(Path(file)).design == open_folder(folder).plan.sweep.design
+
+
+def test_a_grid_and_a_search_are_not_extended(tmp_path):
+    grid = folder_of(tmp_path / "grid", lambda _: None, design={"kind": "grid", "levels": 2})
+    assert list(commands_in(steps(grid))) == ["confirm"]
+
+
+def test_what_is_confirmed_is_not_confirmed_again(tmp_path):
+    opened = folder_of(tmp_path / "small", lambda _: None)
+    save_confirmation(opened.path, Confirmation({("all", "p"): (0,)}, seeds=2))
+    # The runs of the confirmation are missing: the command that began them goes on.
+    assert steps(open_folder(opened.path)) == []
+
+
+def test_failures_of_one_cause_are_said_to_be_so_with_both_commands(tmp_path):
+    # Their numbers differ, and the cause does not.
+    opened = folder_of(tmp_path / "small", lambda trial: f"DataError: row {trial.point} is broken")
+    told, *lines = steps(opened)
+    assert told == "8 trials failed, all for one cause."
+    found = commands_in(lines)
+    assert found["why"][0] == str(opened.path)
+    assert find_trial(opened.plan, found["why"][1]) == opened.plan.trials[0]
+    assert found["retry"] == [str(opened.path), "--failed"]
+
+
+def test_failures_of_several_causes_are_counted(tmp_path):
+    def detail(trial: Trial) -> str | None:
+        return {0: "OSError: on fire", 1: "KeyError: x"}.get(trial.point)
+
+    assert steps(folder_of(tmp_path / "small", detail))[0] == "4 trials failed, for 2 causes."
+
+
+@pytest.mark.usefixtures("no_pdfs")
+def test_the_end_of_a_command_names_them(cli, tmp_path):
+    opened = folder_of(tmp_path / "small", lambda _: None)
+    code, out, _ = cli("report", opened.path)
+    assert code == 0
+    assert out.splitlines()[-2].startswith(f"next:       vitc-sweep confirm {opened.path}   (")
+    assert out.splitlines()[-1].startswith("or:         vitc-sweep run ")
+
+
+def test_a_confirmation_is_counted_before_it_is_started(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = folder_of(tmp_path / "runs" / "small", lambda _: None)
+    before = {path: path.read_bytes() for path in opened.path.rglob("*") if path.is_file()}
+    code, out, _ = cli("confirm", opened.path, "--top", "2", "--seeds", "4", "--plan")
+    assert code == 0
+    # Two settings of two arms in one cell.
+    assert "confirm: the 2 best settings of each arm and cell, 4 fresh seeds each" in out
+    assert "16 trials" in out
+    assert {path: path.read_bytes() for path in opened.path.rglob("*") if path.is_file()} == before
+
+
+def test_the_time_of_a_confirmation_follows_from_the_sweep_itself(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = folder_of(tmp_path / "runs" / "small", lambda _: None)
+    record = json.loads((opened.path / "record.json").read_text())
+    record["machine"] |= {"gpus": [], "processor": "a processor"}
+    (opened.path / "record.json").write_text(json.dumps(record))
+    monkeypatch.setattr("orchestrator.cost.devices.processor", lambda: "a processor")
+    monkeypatch.setattr("orchestrator.cost.devices.usable_cpus", lambda: 4)
+    _, out, _ = cli("confirm", opened.path, "--top", "1", "--seeds", "4", "--plan")
+    # 3 epochs of 1.1 s: 8 trials on 4 cores are two rounds of 3.3 s after a start of 15 s.
+    assert "8 trials will take about 22 s (21 s to 22 s) on 4 cores, 4 at a time" in out

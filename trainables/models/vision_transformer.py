@@ -1,0 +1,134 @@
+"""The network of a `ViTConfig`: its stem, its blocks, and its initial weights.
+
+Shape suffixes: B batch, C channels, H W image side, N patches, T tokens (N and the class token),
+D width, K classes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers.norm import LayerNorm2d
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from trainables.models.stems import Activation, Norm, Stem
+from trainables.models.vit import Init, ViTConfig
+
+
+def layer_norm(width: int, **kwargs: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6, **kwargs)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
+
+
+def _after(channels: int, norm: Norm, activation: Activation) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    if norm != "none":
+        layers.append(_NORMS[norm](channels))
+    if activation != "none":
+        layers.append(_ACTIVATIONS[activation]())
+    return layers
+
+
+def build_stem(stem: Stem, width: int) -> nn.Sequential:
+    """Builds a stem from (B, 3, H, H) images to (B, D, H / patch_size, H / patch_size) features."""
+    layers: list[nn.Module] = []
+    if stem.patch_norm:
+        # For a layer norm over all pixels of a patch, these become channels and are put back afterwards.
+        side = stem.patch_size
+        layers += [nn.PixelUnshuffle(side), LayerNorm2d(3 * side**2), nn.PixelShuffle(side)]
+    previous = 3
+    for channels, kernel, stride in zip(stem.channels, stem.kernels, stem.strides, strict=True):
+        padding = 1 if kernel == 3 else 0
+        layers.append(nn.Conv2d(previous, channels, kernel, stride, padding, bias=stem.norm == "none"))
+        layers += _after(channels, stem.norm, stem.activation)
+        previous = channels
+    kernel, padding = stem.projection, 0
+    if stem.projection_kernel is not None:
+        kernel, padding = stem.projection_kernel, stem.projection_kernel // 2
+    layers.append(nn.Conv2d(previous, width, kernel, stem.projection, padding))
+    layers += _after(width, stem.projection_norm, stem.projection_activation)
+    return nn.Sequential(*layers)
+
+
+def before_projection(stem: nn.Sequential) -> nn.Sequential:
+    """Returns the layers before the last convolution, which projects to the width."""
+    return stem[: max(place for place, layer in enumerate(stem) if isinstance(layer, nn.Conv2d))]
+
+
+class VisionTransformer(nn.Module):
+    """The network that a `ViTConfig` describes."""
+
+    def __init__(self, config: ViTConfig, num_classes: int) -> None:
+        super().__init__()
+        self.stem = build_stem(config.layers, config.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.position = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
+        # eps as in the authors' configs.
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    config.width,
+                    config.heads,
+                    config.mlp_ratio,
+                    qkv_bias=True,
+                    drop_path=config.drop_path * index / max(config.num_blocks - 1, 1),
+                    norm_layer=layer_norm,  # type: ignore[arg-type]
+                )
+                for index in range(config.num_blocks)
+            )
+        )
+        self.norm = layer_norm(config.width)
+        self.head = nn.Linear(config.width, num_classes)
+        init_weights(self, config.init)
+        # A frozen stem gets no gradient and is not given to the optimizer. Source: Chen et al. 2021, MoCo v3,
+        # https://arxiv.org/abs/2104.02057, with a random patch projection.
+        for layer in self.stem if config.freeze_stem is True else before_projection(self.stem):
+            layer.requires_grad_(not config.freeze_stem)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Returns logits of shape (B, K)."""
+        x_BND = self.stem(images_BCHW).flatten(2).transpose(1, 2)
+        x_BTD = torch.cat([self.class_token.expand(len(x_BND), -1, -1), x_BND], dim=1) + self.position
+        x_BD = self.norm(self.blocks(x_BTD)[:, 0])
+        logits_BK: Tensor = self.head(x_BD)
+        return logits_BK
+
+
+@torch.no_grad()
+def init_weights(model: VisionTransformer, init: Init) -> None:
+    """Sets the initial weights as the code named by `init` does.
+
+    The paper does not describe its initialisation. `pycls_2021` is the code that most likely produced its
+    results. `pycls_2022` is pycls since March 2022. `torchvision` is torchvision's
+    `conv_stem_configs`. All have a zero head, so every model starts at a loss of exactly ln(classes).
+    """
+    *convs, projection = [layer for layer in model.stem if isinstance(layer, nn.Conv2d)]
+    for conv in convs:
+        if init == "pycls_2022":
+            nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.out_channels))
+    if convs:
+        gain = 1 if init == "pycls_2022" else 2
+        nn.init.normal_(projection.weight, std=math.sqrt(gain / projection.out_channels))
+    else:
+        fan_in = projection.in_channels * projection.kernel_size[0] ** 2
+        nn.init.trunc_normal_(projection.weight, std=math.sqrt(1 / fan_in))
+    assert projection.bias is not None
+    nn.init.zeros_(projection.bias)
+    for block in model.blocks:
+        attention: Any = block.attn
+        nn.init.xavier_uniform_(attention.qkv.weight)
+        nn.init.zeros_(attention.qkv.bias)
+        nn.init.zeros_(attention.proj.bias)
+        mlp: Any = block.mlp
+        for linear in (mlp.fc1, mlp.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+    nn.init.normal_(model.position, std=0.02)
+    nn.init.zeros_(model.class_token)
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
