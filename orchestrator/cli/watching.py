@@ -1,8 +1,10 @@
 """Verbs to watch a sweep, running or not: status, logs, why, ui, sync."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from orchestrator.trials.records import Result
+
+
+#: Seconds in which MLflow's pages must answer.
+_MLFLOW_SECONDS = 60
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep status runs/lr_wd --watch")
@@ -195,7 +201,10 @@ def ui(
         with web.scratch_folder() as scratch:
             pages = web.Pages(folder, Path(scratch), every)
             with web.server(pages, host, port, mlflow) as server:
-                print(f"reports: http://{host}:{server.server_address[1]}/   (Ctrl-C to stop)")
+                shown = "localhost" if host in ("0.0.0.0", "::") else host
+                print(f"reports: http://{shown}:{server.server_address[1]}/   (Ctrl-C to stop)")
+                if child is not None and not _answers(port + 1, child):
+                    mlflow += "  (does not answer yet)"
                 print(
                     f"MLflow:  {mlflow or ('no runs here' if track else 'not served (--no-mlflow)')}",
                     flush=True,
@@ -218,10 +227,23 @@ def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.
     uri = tracking.tracking_uri(folder / "any")
     if uri.startswith("http"):
         return redacted(uri), None
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if (path := tracking.sqlite_path(uri)) and not path.is_file():
         return "", None
     command, more = tracking.ui_command(uri, host, port), tracking.ui_environment(uri)
-    return tracking.ui_address(host, port), subprocess.Popen(command, env=os.environ | more)
+    # Its access log would bury the two addresses.
+    nowhere = subprocess.DEVNULL
+    child = subprocess.Popen(command, env=os.environ | more, stdout=nowhere, stderr=nowhere)
+    return tracking.ui_address(host, port), child
+
+
+def _answers(port: int, child: "subprocess.Popen[bytes]") -> bool:
+    """Waits until MLflow's pages can be opened. Returns False if that takes too long, or they have ended."""
+    deadline = time.monotonic() + _MLFLOW_SECONDS
+    while child.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep sync runs/lr_wd")

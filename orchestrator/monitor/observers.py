@@ -1,5 +1,6 @@
 """Observers that report a session elsewhere: to MLflow, and in messages."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +58,28 @@ class MlflowObserver(Observer):
         """
         if self._tracker is None:
             return None
-        self._tracker.add_artifact(report)
+        for path in (report, report.parent / "figures"):
+            self._tracker.add_artifact(path)
+        self._tracker.add_numbers(numbers_of(report.parent / "summary.json"))
         return self._tracker.close(_FINISH_SECONDS)
+
+
+def numbers_of(summary: Path) -> dict[str, float]:
+    """Returns peak and robustness of every arm and cell, and the hours spent, by names for MLflow.
+
+    Args:
+      summary: the report's summary.json.
+    """
+    content = json.loads(summary.read_text("utf-8"))
+    numbers: dict[str, float | None] = {"trial_hours": content["cost"]["trial_seconds"] / 3600}
+    for arm in content["arms"]:
+        place = f"{arm['cell']}/{arm['arm']}"
+        best, confirmed = arm["best"] or {}, arm["confirmed"] or {}
+        numbers[f"peak_error_pct/{place}"] = best.get("val_error_pct")
+        numbers[f"peak_test_error_pct/{place}"] = best.get("test_error_pct")
+        numbers[f"confirmed_test_error_pct/{place}"] = (confirmed.get("test") or {}).get("value")
+        numbers[f"robustness/{place}"] = (arm["measures"].get("area_common") or {}).get("value")
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def mirror(round: Round) -> Tracker:

@@ -13,21 +13,24 @@ An epoch is sent once, as first seen. A trial that runs again keeps its MLflow r
 repeats are not sent again; the journal has the later ones.
 """
 
+import contextlib
+import fcntl
 import itertools
 import json
 import logging
 import math
 import os
 import queue
+import re
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_never
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.analysis.shift import shift_errors_in
 from orchestrator.stats.corruption import corruption_error
@@ -87,15 +90,24 @@ def tracking_uri(sweep_dir: Path) -> str:
     """Returns the store in use: `MLFLOW_TRACKING_URI`, or else an SQLite file next to the sweeps."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return f"sqlite:///{sweep_dir.resolve().parent / 'mlflow.db'}"
+    path = str(sweep_dir.resolve().parent / "mlflow.db")
+    # Elsewhere a question mark would begin the URL's query, and the database would lie in another place.
+    return "sqlite:///" + re.sub("[?%#]", lambda mark: quote(mark[0]), path)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Returns the file of an SQLite store. None for other stores."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
 
 
 def unanswered(uri: str) -> str:
-    """Returns why a tracking server accepts no runs, else an empty text. Creates a run and deletes it.
+    """Returns why a tracking store accepts no runs, else an empty text. Creates a run and deletes it.
 
-    A store in a file is not tried, because it is on the storage of the results and takes seconds to set up.
+    An SQLite file is not tried, because it is on the storage of the results and takes seconds to set up.
     """
-    if not uri.startswith("http"):
+    if sqlite_path(uri):
         return ""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -103,9 +115,14 @@ def unanswered(uri: str) -> str:
 
     try:
         client = MlflowClient(uri)
-        client.delete_run(client.create_run("0", run_name="vitc-sweep preflight").info.run_id)
+        # The experiment called Default may have been deleted, so any other is as good.
+        known = client.search_experiments(max_results=1)
+        place = known[0].experiment_id if known else client.create_experiment("vitc-sweep preflight")
+        client.delete_run(client.create_run(place, run_name="vitc-sweep preflight").info.run_id)
+        if not known:
+            client.delete_experiment(place)
     except Exception as error:
-        return f"MLflow at {redacted(uri)} accepts no runs: {_one_line(error)}"
+        return f"MLflow at {redacted(uri)} accepts no runs: {_one_line(error, most=1000)}"
     return ""
 
 
@@ -114,9 +131,8 @@ def artifact_root(uri: str) -> Path | None:
 
     MLflow's default would be the current directory of the command.
     """
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve().parent / "mlartifacts"
+    path = sqlite_path(uri)
+    return path and path.parent / "mlartifacts"
 
 
 def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
@@ -140,6 +156,9 @@ def ui_environment(uri: str) -> dict[str, str]:
 
 def ui_address(host: str = "127.0.0.1", port: int = 5000) -> str:
     """Returns the address of the pages that `ui_command` serves."""
+    if host in ("0.0.0.0", "::"):
+        # These mean all addresses of the machine, and are none that a browser opens.
+        host = "localhost"
     # Without the last part a fresh browser opens the pages about language models, which hide the runs.
     return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
 
@@ -206,10 +225,11 @@ class Tracker:
         for trial in plan.trials:
             # Arms that coincide in a cell share a trial, which has the name of the first of them.
             self._trials.setdefault(trial.id, trial)
-        self._inbox: queue.SimpleQueue[Sequence[Event] | Path] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[Event] | Path | dict[str, float]] = queue.SimpleQueue()
         self._views: dict[str, _View] = {}
         self._dirty: dict[str, None] = {}
         self._artifacts: dict[Path, None] = {}
+        self._numbers: dict[str, float] = {}
         self._store: _Store | None = None
         self._fault: str | None = None
         self._closing = threading.Event()
@@ -229,6 +249,10 @@ class Tracker:
         """
         if events:
             self._inbox.put(tuple(events))
+
+    def add_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Gives the sweep's run numbers of its own, such as the peak of each arm."""
+        self._inbox.put(dict(numbers))
 
     def add_artifact(self, path: Path) -> None:
         """Attaches a file or folder to the sweep's run. Replaces one of the same name."""
@@ -262,7 +286,7 @@ class Tracker:
             try:
                 self._read_inbox()
                 # Only when there is something to send, because importing MLflow takes seconds of a core.
-                if self._views and (self._dirty or self._artifacts or closing):
+                if self._views and (self._dirty or self._artifacts or self._numbers or closing):
                     self._flush(closing)
                 self._fault, wait = None, _INTERVAL_SECONDS
             # Any exception of a store, a driver or a file system, because none may stop the sweep.
@@ -281,6 +305,9 @@ class Tracker:
                 return
             if isinstance(item, Path):
                 self._artifacts[item] = None
+                continue
+            if isinstance(item, dict):
+                self._numbers |= item
                 continue
             for event in item:
                 if isinstance(event, AttemptBegan | EpochDone | AttemptEnded) and event.trial in self._trials:
@@ -309,6 +336,9 @@ class Tracker:
         for path in list(self._artifacts):
             self._store.attach(path)
             del self._artifacts[path]
+        if self._numbers:
+            self._store.note(self._numbers)
+            self._numbers = {}
         if closing:
             self._store.end(max(view.ended for view in self._views.values()))
 
@@ -329,7 +359,8 @@ class _Store:
         self._entities = entities
         self._client = MlflowClient(uri)
         self._plan = plan
-        self._experiment_id = self._find_experiment(uri)
+        with _alone(uri):
+            self._experiment_id = self._find_experiment(uri)
         self._parent_id = self._find_parent(folder, started)
         self._sent: dict[str, _Sent] = {}
         self._outcomes: dict[str, str] = {}
@@ -355,7 +386,13 @@ class _Store:
             return str(found.experiment_id)
         root = artifact_root(uri)
         location = (root / name).as_uri() if root else None
-        return str(self._client.create_experiment(name, artifact_location=location))
+        # Else MLflow may open the pages about language models, which hide runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        created = str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+        if root and not self._client.search_runs(["0"], max_results=1) and created != "0":
+            # MLflow's empty experiment called Default, which it makes in every new store.
+            self._client.delete_experiment("0")
+        return created
 
     def _find_parent(self, folder: Path, started: float) -> str:
         sweep, sweep_id = self._plan.sweep, _sweep_id(folder)
@@ -448,6 +485,13 @@ class _Store:
             if isinstance(value, int | float) and math.isfinite(value)
         ]
 
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Gives the sweep's run its own numbers."""
+        now = _milliseconds(time.time())
+        metrics = [self._entities.Metric(_allowed(name), value, now, 0) for name, value in numbers.items()]
+        for some in _chunks(metrics, _METRICS_PER_CALL):
+            self._client.log_batch(self._parent_id, metrics=some, synchronous=True)
+
     def attach(self, path: Path) -> None:
         """Copies a file or folder to the sweep's run."""
         if path.exists():
@@ -504,6 +548,27 @@ def _milliseconds(seconds: float) -> int:
     return int((seconds or time.time()) * 1000)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, most: int = 200) -> str:
     text = redacted(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+
+
+def _allowed(name: str) -> str:
+    """Returns a metric's name in characters that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Lets one process at a time set up a new SQLite store. Two at once would fail on each other's tables."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    with path.with_name(f"{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    # MLflow makes the folder of the path as it stands in the URL.
+    if (unread := Path(uri.removeprefix("sqlite:///")).parent) != path.parent:
+        with contextlib.suppress(OSError):
+            unread.rmdir()

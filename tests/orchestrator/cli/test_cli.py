@@ -407,7 +407,7 @@ def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(
 def test_ui_starts_mlflow_beside_the_reports_where_there_are_runs(tmp_path, monkeypatch):
     started = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(subprocess, "Popen", lambda command, env: started.append(command))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     assert _mlflow_pages(tmp_path, "127.0.0.1", 5001) == ("", None)
     (tmp_path / "mlflow.db").touch()
     address, _ = _mlflow_pages(tmp_path, "127.0.0.1", 5001)

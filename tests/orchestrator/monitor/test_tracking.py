@@ -8,15 +8,18 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
 from orchestrator.monitor import tracking
+from orchestrator.monitor.observers import numbers_of
 from orchestrator.monitor.tracking import (
     STATE_FILE,
     Tracker,
     artifact_root,
+    sqlite_path,
     tracking_uri,
     ui_address,
     ui_command,
@@ -513,3 +516,104 @@ def test_the_password_of_a_store_is_in_no_argument_and_no_message(
     assert warning is not None
     assert "cannot reach mysql+pymysql://***@127.0.0.1:1/db" in warning
     assert "hunter2" not in warning
+
+
+@pytest.mark.parametrize("name", ["plain", "what? 100%41 #1", "größe"])
+def test_the_database_of_a_folder_of_any_name_lies_beside_its_sweeps(
+    tmp_path: Path, empty_store: Path, plan: Plan, name: str
+) -> None:
+    folder = tmp_path / name / "small"
+    folder.mkdir(parents=True)
+    uri = tracking_uri(folder)
+    assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
+    assert artifact_root(uri) == tmp_path / name / "mlartifacts"
+    shutil.copyfile(empty_store, tmp_path / name / "mlflow.db")
+    before = set(tmp_path.iterdir())
+    assert tell(plan, folder, story(plan.trials[0].id, range(1, 3), "finished")) is None
+    assert len(Seen(folder).trials) == 1
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_sweeps_run_has_the_numbers_of_its_arms_and_no_empty_experiment_is_beside_it(
+    plan: Plan, folder: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    arm = {"cell": "adamw: b=8", "arm": "vit_c", "best": {"val_error_pct": 3.5, "test_error_pct": 4.5}}
+    arm |= {"confirmed": None, "measures": {"area_common": {"value": 0.75}}}
+    (tmp_path / "summary.json").write_text(json.dumps({"cost": {"trial_seconds": 7200}, "arms": [arm]}))
+    tracker = Tracker(plan, folder, tracking_uri(folder))
+    tracker.start()
+    tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
+    tracker.add_numbers(numbers_of(tmp_path / "summary.json"))
+    assert tracker.close(30) is None
+    place = "adamw: b_8/vit_c"
+    assert Seen(folder).parent.data.metrics == {
+        "trial_hours": 2.0,
+        f"peak_error_pct/{place}": 3.5,
+        f"peak_test_error_pct/{place}": 4.5,
+        f"robustness/{place}": 0.75,
+    }
+    [experiment] = MlflowClient(tracking_uri(folder)).search_experiments()
+    assert experiment.name == "small"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_server_without_its_default_experiment_accepts_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    class Client:
+        """A server on which somebody has deleted the experiment called Default."""
+
+        known: ClassVar[list[Any]] = []
+        calls: ClassVar[list[str]] = []
+
+        def __init__(self, uri: str) -> None:
+            pass
+
+        def search_experiments(self, max_results: int) -> list[Any]:
+            return self.known
+
+        def create_experiment(self, name: str) -> str:
+            self.calls.append("create_experiment")
+            return "7"
+
+        def create_run(self, experiment: str, run_name: str) -> Any:
+            assert experiment != "0"
+            return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+
+        def delete_run(self, run: str) -> None:
+            self.calls.append("delete_run")
+
+        def delete_experiment(self, experiment: str) -> None:
+            self.calls.append("delete_experiment")
+
+    monkeypatch.setattr(mlflow, "MlflowClient", Client)
+    assert unanswered("https://tracking.example.org") == ""
+    assert Client.calls == ["create_experiment", "delete_run", "delete_experiment"]
+    Client.calls.clear()
+    Client.known.append(SimpleNamespace(experiment_id="3"))
+    assert unanswered("https://tracking.example.org") == ""
+    assert Client.calls == ["delete_run"]
+
+
+def test_a_store_that_mlflow_refuses_is_told_before_the_run_with_all_its_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = unanswered("./mlruns")
+    # Versions of MLflow differ in whether they still take a folder; if not, they say what to do.
+    assert told == "" or (told.startswith("MLflow at ./mlruns accepts no runs: ") and "\n" not in told)
+
+
+def test_two_first_uses_at_once_both_arrive(tmp_path: Path, plan: Plan, empty_store: Path) -> None:
+    places = [tmp_path / "runs" / name for name in ("one", "two")]
+    for place in places:
+        place.mkdir(parents=True)
+    shutil.copyfile(empty_store, tmp_path / "runs" / "mlflow.db")
+    trackers = [Tracker(plan, place, tracking_uri(place)) for place in places]
+    for tracker in trackers:
+        tracker.start()
+        tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
+    assert [tracker.close(60) for tracker in trackers] == [None, None]
+    assert [len(Seen(place).trials) for place in places] == [1, 1]
