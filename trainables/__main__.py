@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -70,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except DataError as error:
         print(f"{options.config}: data: {explained(str(error), lookup.in_vain)}", file=sys.stderr)
+        return 2
+    if options.save and not os.access(options.save.absolute().parent, os.W_OK):
+        # Told now, and not after the training.
+        print(f"--save {options.save}: the folder is not there, or may not be written to", file=sys.stderr)
         return 2
     try:
         store = Store(options.checkpoint) if options.checkpoint else None

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import signal
-import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -34,18 +34,18 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
-    _undo.callback(_restore, _ray_variables(), signal.getsignal(signal.SIGTERM))
+    _undo.callback(_restore, _ray_variables())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()} | _FORCED)
-    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        if address is None:
-            _start_here(common)
-        else:
-            ray.init(address=address, **common)
+        with _own_handlers(), _safe_path():
+            if address is None:
+                _start_here(common)
+            else:
+                ray.init(address=address, **common)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
             f"the Ray cluster at {address or 'this machine'} wants a token: set RAY_AUTH_MODE=token, and "
@@ -53,14 +53,39 @@ def connect(address: str | None) -> None:
         ) from error
     except Exception as error:  # Ray raises plain Exception if a node does not start in time
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-        # Ray replaces the caller's SIGTERM handler, so it is restored.
-        signal.signal(signal.SIGTERM, on_terminate)
     # Ray prints messages of its raylets into the progress display, even with log_to_driver=False.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if not ray.worker.get_dashboard_url():
         ray.shutdown()
         raise ClusterError("the Ray dashboard is off; start the head node with --include-dashboard=true")
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keeps Ray from replacing the handler of SIGTERM, which would end the process without a word."""
+    replace = signal.signal
+
+    def keep(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number == signal.SIGTERM else replace(number, handler)
+
+    signal.signal = keep  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = replace
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keeps a `random.py` in the current folder from being taken for Python's by the processes of Ray."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _start_here(common: dict[str, Any], tries: int = 2) -> None:
@@ -146,7 +171,7 @@ def _now() -> float:
 
 
 def shutdown() -> None:
-    """Leaves the cluster, or shuts a local one down. Puts Ray's variables and the signal handler back."""
+    """Leaves the cluster, or shuts a local one down. Puts Ray's environment variables back."""
     ray.shutdown()
     _undo.close()
 
@@ -155,16 +180,14 @@ def shutdown() -> None:
 _undo = contextlib.ExitStack()
 
 
-def _restore(environment: dict[str, str], on_terminate: Any) -> None:
-    """Restores Ray's environment variables and the SIGTERM handler.
+def _restore(environment: dict[str, str]) -> None:
+    """Restores Ray's environment variables.
 
     A local cluster sets RAY_AUTH_MODE. With it, a process could not work on a cluster without tokens.
     """
     for name in _ray_variables().keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
-    if on_terminate is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _ray_variables() -> dict[str, str]:

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import process
+from orchestrator.cli.meant import Verbs
 from trainables.errors import UserError
 
 app = typer.Typer(
     name="vitc-sweep",
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -55,4 +57,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(error, file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+    except OSError as error:
+        # Of a disk that is full, or a file that may not be read or written.
+        if error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"{place}{error.strerror}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None

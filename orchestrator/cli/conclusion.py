@@ -35,7 +35,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
     if bad:
         console.print(failure_lines([result for result in bad if result.record.outcome]))
-        say(console, f"\n{len(bad)} of {len(results)} trials have no result; see {folder}/trials", "red")
+        say(console, f"\n{len(bad)} of {len(results)} trials have no result.", "red")
     held_up = len({result.trial.id for result in results if result.held_up})
     if held_up:
         say(

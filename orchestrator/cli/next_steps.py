@@ -23,13 +23,14 @@ def next_steps(opened: "Folder", results: "Sequence[Result]") -> list[str]:
     if "sources" in opened.record:
         return []
     if failed := [result for result in results if result.state in FAILURES]:
-        return _after_failures(opened.path, failed)
+        return after_failures(opened.path, failed)
     if any(not result.record.settled for result in results):
         return []
     return [*_confirmation(opened, results), *_more_points(opened.path, opened.plan)]
 
 
-def _after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
+def after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
+    """Returns lines with the commands that explain failed trials and run them again."""
     from orchestrator.trials.names import name_of
     from orchestrator.trials.outcomes import fingerprint
 

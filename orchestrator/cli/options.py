@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.meant import question_file, results_folder
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from orchestrator.trials.sweep_file import SweepFile as AskedFile
 
-SweepFile = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
+SweepFile = Annotated[
+    Path, typer.Argument(help="The sweep file (YAML).", show_default=False, callback=question_file)
+]
 
 
 def folders(incomplete: str) -> list[str]:
@@ -48,6 +51,7 @@ SweepFolder = Annotated[
         help="The folder of the sweep's results, such as runs/lr_wd.",
         show_default=False,
         autocompletion=folders,
+        callback=results_folder,
     ),
 ]
 OneTrial = Annotated[

@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli.app import ANSWER, INCOMPLETE, OK, app
 from orchestrator.cli.conclusion import conclude
+from orchestrator.cli.meant import each_results_folder
 from orchestrator.cli.options import AsJson, SweepFolder, make_console, say
 
 
@@ -15,7 +16,11 @@ from orchestrator.cli.options import AsJson, SweepFolder, make_console, say
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of the results of one sweep or several.", show_default=False),
+        typer.Argument(
+            help="Folders of the results of one sweep or several.",
+            show_default=False,
+            callback=each_results_folder,
+        ),
     ],
 ) -> None:
     """Writes the report of a sweep again, at any stage; missing trials are shown as missing.
@@ -48,7 +53,12 @@ def report(
 
 @app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep compare runs/lr_wd runs/lr_wd_regnet")
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of two or more sweeps.", show_default=False)],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of two or more sweeps.", show_default=False, callback=each_results_folder
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison [default: runs/<name>+<name>].")
     ] = None,

@@ -62,7 +62,9 @@ def run(
     from orchestrator.store.lease import held
 
     asked = asked_file(file, sets, points)
-    folder = out or Path("runs") / asked.sweep.name
+    # The file that a folder of results keeps is continued there.
+    kept = file.parent if file.name == "sweep.yaml" and (file.parent / "record.json").is_file() else None
+    folder = out or kept or Path("runs") / asked.sweep.name
     command = again("run", file, {"out": out, "points": points, "address": address, "set": sets})
     with Watchers(make_console(quiet), track, notify, command) as watchers:
         plan, preparation = prepare(asked, folder, watchers.all, address, check)

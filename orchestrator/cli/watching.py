@@ -7,13 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.app import INCOMPLETE, OK, WATCH, app
-from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say
+from orchestrator.cli.meant import in_order
+from orchestrator.cli.next_steps import after_failures
+from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say, trial_ids
 from orchestrator.monitor.observer import Round
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.text import Text
+
+    from orchestrator.trials.records import Result
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep status runs/lr_wd --watch")
@@ -101,6 +110,7 @@ def logs(
     from orchestrator.monitor.live import Follower, print_logs
     from orchestrator.trials.names import find_trial
 
+    folder, trial = in_order(folder, trial)
     follower = Follower(folder)
     found = find_trial(follower.progress.plan, trial)
     if not print_logs(follower, found, attempt, rank, follow):
@@ -113,7 +123,15 @@ def logs(
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep why runs/lr_wd vit_c/adamw/3")
 def why(
     folder: SweepFolder,
-    trial: OneTrial,
+    trial: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TRIAL]",
+            help="A trial, as in `logs`; without one, the causes of all failures.",
+            show_default=False,
+            autocompletion=trial_ids,
+        ),
+    ] = None,
     lines: Annotated[int, typer.Option(min=0, help="Number of lines to show from the end of its log.")] = 6,
 ) -> None:
     """Shows what happened to a trial, attempt by attempt, and what to do about it."""
@@ -121,14 +139,35 @@ def why(
     from orchestrator.store.folder import open_folder
     from orchestrator.store.logs import last_lines, logs_of
     from orchestrator.trials.names import find_trial
-    from orchestrator.trials.records import Record, Result
+    from orchestrator.trials.records import Record, Result, results_of
 
+    if trial is not None:
+        folder, trial = in_order(folder, trial)
     opened = open_folder(folder)
+    if trial is None:
+        for line in _failures(folder, results_of(opened.plan, opened.records)):
+            make_console().print(line, soft_wrap=True)
+        return
     found = find_trial(opened.plan, trial)
     result = Result(found, opened.records.get(found.id, Record()), opened.plan.sweep.error)
     excerpt = last_lines(logs_of(folder, found.id), lines)
     attempts = attempts_of(found.id, opened.events)
     print("\n".join(story(result, attempts, str(folder), opened.plan.steps(found), excerpt)))
+
+
+def _failures(folder: Path, results: "Sequence[Result]") -> "Iterator[Text | str]":
+    """Yields the causes of failures, with the commands that say more and that try again."""
+    from orchestrator.monitor.progress import FAILURES
+    from orchestrator.monitor.terminal import failure_lines
+    from orchestrator.trials.names import name_of
+
+    failed = [result for result in results if result.state in FAILURES]
+    if not failed:
+        name = name_of(results[0].trial)
+        yield f"No trial of {folder} has failed. What happened to one:  vitc-sweep why {folder} {name}"
+        return
+    yield failure_lines(failed)
+    yield from after_failures(folder, failed)
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep ui runs --port 5000")

@@ -60,7 +60,8 @@ def located(
 
 def _overridden(path: Path, overrides: Sequence[Override], points: int | None) -> Source:
     source = read_source(path)
-    source.tree.setdefault("name", path.stem)
+    # `my sweep.yaml` is a name for a file, and its folder gets one without the blank.
+    source.tree.setdefault("name", re.sub(r"[^A-Za-z0-9_.+-]+", "-", path.stem).strip("-._+") or "sweep")
     return with_overrides(source, overrides, points, Sweep.model_fields)
 
 

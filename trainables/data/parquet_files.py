@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -21,6 +22,10 @@ WORDS: dict[str, Split] = {
 
 #: The number of a shard, and how many there are: `train-00003-of-00257.parquet`.
 _SHARD = re.compile(r"(.*?)[-_.](\d+)-of-(\d+)\b")
+
+
+#: Extensions by which a folder of pictures is recognised.
+_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 class SplitFiles(Frozen):
@@ -78,6 +83,9 @@ def find_files(path: str, splits: SplitFiles | None) -> Found:
         and (name := posixpath.relpath(entry.path, inner)).endswith(".parquet")
         and not any(part.startswith((".", "_")) for part in name.split("/"))
     )
+    if not names and any(entry.extension.lower() in _PICTURES for entry in listed):
+        command = shlex.join(["vitc-sweep", "data", "import", path, f"{path.rstrip('/')}.parquet"])
+        raise DataError(f"{path}: holds pictures in folders, and no Parquet file. To pack them:  {command}")
     chosen = _named(path, names, splits) if splits else _recognised(path, names)
     files = {
         split: [posixpath.join(inner, name) for name in chosen[split]] for split in SPLITS if chosen[split]
@@ -116,10 +124,11 @@ def _recognised(path: str, names: Sequence[str]) -> dict[Split, list[str]]:
             chosen[split].append(name)
             folders.setdefault(folder, name)
     if not chosen["train"]:
-        extra = f", only {_some(names)}" if names else ""
+        if not names:
+            raise DataError(f"{path}: holds no file named train*.parquet")
         raise DataError(
-            f"{path}: holds no file named train*.parquet{extra}"
-            + ("; `splits` can say which files are which" if names else "")
+            f"{path}: holds no file named train*.parquet, only {_some(names)}; `splits` can say which files "
+            "are which"
         )
     if len(folders) > 1:
         one, other = list(folders.values())[:2]

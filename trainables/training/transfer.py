@@ -18,9 +18,17 @@ Parts = Literal["all", "stem"]
 
 
 def final_weights(checkpoint: BinaryIO) -> dict[str, Tensor]:
-    """Reads the weights a run was judged by from a file of `State.save`: the average if there is one."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = content["model"] if content["ema"] is None else content["ema"]
+    """Reads the weights a run was judged by from a file of `State.save`: the average if there is one.
+
+    Raises:
+      Invalid: the file is none of `State.save`.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = content["model"] if content["ema"] is None else content["ema"]
+    # torch raises any exception on bytes that are no checkpoint.
+    except Exception as error:
+        raise Invalid("the file to start from holds no weights of a run, as --save writes them") from error
     return weights
 
 
