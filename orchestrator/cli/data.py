@@ -1,8 +1,9 @@
 """Verbs for data sets: import and info."""
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ import typer
 
 from orchestrator.cli.app import data_app
 from orchestrator.cli.options import make_console
+from orchestrator.cli.watchers import Signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,9 +46,9 @@ def data_import(
     from trainables.io.machine import usable_cpus
 
     console = make_console()
-    with _progress(console) as tell:
+    with Signals(), _progress(console) as tell:
         result = import_folder(source, target, on_bad_image, overwrite, usable_cpus(), tell)
-    for line in _lines(result):
+    for line in _lines(source, result):
         print(line)
     for line in left_out_lines(source, result.left_out):
         print(line)
@@ -73,20 +75,36 @@ def _progress(console: "Console") -> Iterator[Callable[[int, int], None]]:
     yield tell
 
 
-def _lines(result: "Imported") -> Iterator[str]:
-    """Yields what was written, and the sizes of classes and images."""
+def _lines(source: Path, result: "Imported") -> Iterator[str]:
+    """Yields what was written, the sizes of classes and images, and notes."""
+    from trainables.data.tree import printable
+
     for split, counts in result.counts.items():
         size = result.files[split].stat().st_size / 1e6
         yield f"{result.files[split]}: {sum(counts):,} images, {size:,.1f} MB"
-        if split != "train" and (empty := sum(not count for count in counts)):
-            yield f"note: {empty} of {len(counts)} classes have no image in {split}"
-    names, train = result.classes, result.counts["train"]
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    of = f"{min(train):,} to {max(train):,}" if min(train) < max(train) else f"{train[0]:,}"
-    sides = f"{result.sides[0]:,} to {result.sides[1]:,}"
-    yield f"{len(names)} classes of {of} images ({shown}), sides of {sides} pixels"
+        if empty := [name for name, count in zip(result.classes, counts, strict=True) if not count]:
+            yield f"note: {len(empty)} of {len(counts)} classes have no image in {split}: {_some(empty, 3)}"
+    sizes, sides = _range(result.counts["train"]), _range(result.sides)
+    named = f"{len(result.classes)} classes of {sizes} images ({_some(result.classes, 8)})"
+    yield f"{named}, sides of {sides} pixels"
     if result.num_turned:
         yield f"{result.num_turned:,} images are stored turned or mirrored (EXIF); they are read upright"
+    if result.dark:
+        yield (
+            f"note: {len(result.dark):,} images are nearly black, as pictures of 12 bits stored in 16 bits a "
+            f"colour are: {printable(os.path.relpath(result.dark[0], source))}"
+        )
+    for notice in result.notices:
+        yield f"note: {notice}"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,} to {high:,}" if low < high else f"{low:,}"
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 @data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
@@ -99,7 +117,7 @@ def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet fil
 
     adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
     info = adapter.validate_python(expand("data", path)).info()
-    shown = ", ".join(info.class_names[:8]) + (", …" if info.num_classes > 8 else "")
+    shown = _some(info.class_names, 8)
     print(f"{info.name}: {info.num_classes} classes ({shown}), fingerprint {info.fingerprint}")
     for split, where in info.splits.items():
         print(f"  {split:6}{info.sizes[split]:>9} images  {where}")

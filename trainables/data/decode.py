@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from trainables.base import DataError
@@ -16,17 +17,24 @@ MAX_PIXELS = 2**26
 MAX_SCANS = 100
 
 #: Formats that are read. Other formats of PIL are rare, and some start other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 #: An image that is so many times longer than wide is refused, because resizing its shorter side to a usual
 #: size could take gigabytes.
 MAX_ASPECT = 64
 
-#: Whites of grey images of more than 8 bits, each behind the largest value of an image that has it: floats to
-#: about 1, bytes, 12 bits (as cameras and X-ray detectors give) and 16 bits.
-_FLOAT_WHITE = (16, 1)
-_WHITES = ((255, 255), (4095, 4095), (65535, 65535))
+#: Values of white in grey images of more than 8 bits. Images of 12 bits, as cameras and X-ray detectors give,
+#: are usually stored in 16.
+_WHITES = (255, 4095, 65535)
+
+#: Floats may be beyond black and white by this share of the range, as those of resized images are.
+_FLOAT_SLACK = 0.1
+
+#: Floats of at most the first number have white 1. Those below the second are light in a unit of their own.
+_FLOAT_ONE, _FLOAT_BYTES = 2, 16
+
+#: Values that are scaled at a time, which bounds the memory of large images.
+_SCALED_VALUES = 2**20
 
 #: EXIF's number of a picture's orientation, and what turns it upright.
 _ORIENTATION = 0x0112
@@ -54,16 +62,44 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Scales grey values of more than 8 bits, because PIL would clip them at 255."""
-    kind, whites = (np.float32, (_FLOAT_WHITE, *_WHITES)) if image.mode == "F" else (np.float64, _WHITES)
-    values = np.nan_to_num(np.asarray(image).astype(kind), posinf=65535).clip(0, 65535)
-    white = next(white for most, white in whites if values.max() <= most)
-    return Image.fromarray((values.clip(0, white) * 255 / white).round().astype(np.uint8)).convert("RGB")
+    """Scales grey values of more than 8 bits to bytes, because PIL would clip them at 255.
+
+    An image of many values that would come out in one colour is scaled by its own range instead.
+    """
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)] if image.mode == "F" else values
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    grey = _as_bytes(values, *_black_and_white(image.mode == "F", low, high))
+    if low < high and grey.min() == grey.max():
+        grey = _as_bytes(values, low, high)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _black_and_white(is_float: bool, low: float, high: float) -> tuple[float, float]:
+    """Returns the values of black and white: usual ones if the values fit, else the smallest and largest."""
+    slack = _FLOAT_SLACK if is_float else 0.0
+    if is_float and high < _FLOAT_BYTES:
+        return (0.0, 1.0) if -slack <= low and high <= _FLOAT_ONE else (low, high)
+    for white in _WHITES:
+        if -slack * high <= low and high <= (1 + slack) * white:
+            return 0.0, float(white)
+    return low, high
+
+
+def _as_bytes(values: NDArray[np.generic], black: float, white: float) -> NDArray[np.uint8]:
+    flat = values.reshape(-1)
+    grey = np.empty(flat.shape, np.uint8)
+    scale = 255 / (white - black) if white > black else 0.0
+    for start in range(0, len(flat), _SCALED_VALUES):
+        part = flat[start : start + _SCALED_VALUES].astype(np.float64)
+        part = np.nan_to_num(part, nan=black, posinf=white, neginf=black).clip(black, white)
+        grey[start : start + _SCALED_VALUES] = ((part - black) * scale).round()
+    return grey.reshape(values.shape)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts any PIL image to 8-bit RGB: grey, palette, transparency, CMYK, 16 bits a channel."""
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+    if image.mode == "F" or image.mode.startswith("I"):
         return _scaled(image)
     if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -111,6 +147,3 @@ def decode(data: bytes) -> Image.Image:
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"does not decode: {told[:200]}") from error
-
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,10 @@ from pydantic import Field
 
 from trainables.base import DataError, Frozen
 from trainables.data.base import Images
-from trainables.data.decode import IMAGE_EXTENSIONS, decode
+from trainables.data.decode import decode
+from trainables.data.kinds import IMAGE_EXTENSIONS, is_raw, is_readable
 from trainables.data.parquet_table import read_table
+from trainables.data.tree import is_hidden
 from trainables.io.storage import Place, open_filesystem
 
 
@@ -75,7 +78,12 @@ class ShiftedSet(Frozen):
             files = [inner]
             if kind == pyarrow.fs.FileType.Directory:
                 found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-                files = sorted(entry.path for entry in found if entry.type == pyarrow.fs.FileType.File)
+                files = sorted(
+                    entry.path
+                    for entry in found
+                    if entry.type == pyarrow.fs.FileType.File
+                    and not any(map(is_hidden, _parts_below(inner, entry.path)))
+                )
         except OSError as error:
             raise DataError(f"{self.uri}: {error}") from error
         if tables := [path for path in files if path.endswith(".parquet")]:
@@ -83,16 +91,13 @@ class ShiftedSet(Frozen):
             names = table.class_names or [str(label) for label in range(int(table.labels.max()) + 1)]
             return table.labels, names, table.read
         # With a folder per class, files directly in the top folder have no class and are ignored.
-        inside = [(path, path.removeprefix(inner).strip("/").split("/")) for path in files]
-        images = [
-            (path, parts[0])
-            for path, parts in inside
-            if len(parts) > 1 and parts[-1].lower().endswith(IMAGE_EXTENSIONS)
-        ]
+        inside = [(path, parts[0]) for path in files if len(parts := _parts_below(inner, path)) > 1]
+        images = [(path, name) for path, name in inside if _is_image(filesystem, path)]
         if not images:
             raise DataError(f"{self.uri}: holds no Parquet files and no images in folders of classes")
         names = sorted({name for _, name in images})
-        labels = np.array([names.index(name) for _, name in images], dtype=np.int64)
+        number = {name: label for label, name in enumerate(names)}
+        labels = np.array([number[name] for _, name in images], dtype=np.int64)
 
         def read(row: int) -> Image.Image:
             path, _ = images[row]
@@ -116,3 +121,20 @@ class Shifted:
 
     images: Images
     classes: NDArray[np.int64]
+
+
+def _parts_below(folder: str, path: str) -> list[str]:
+    return path.removeprefix(folder).strip("/").split("/")
+
+
+def _is_image(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
+    """Returns whether a file is an image by its name, or by its content if its name does not say so."""
+    if is_raw(path):
+        return False
+    if PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS:
+        return True
+    try:
+        with filesystem.open_input_file(path) as file:
+            return is_readable(file)
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from error

@@ -1,57 +1,26 @@
 """Folders of pictures: what becomes a data set, what is left out, and what is refused."""
 
-import io
+import gc
 import os
-import tracemalloc
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 from typer.testing import CliRunner
 
 import orchestrator.cli
+from tests.support.trees import LOOSE, fault_of, imported, picture, plant, reasons
 from trainables.base import DataError
 from trainables.data import packing
-from trainables.data.decode import decode
-from trainables.data.packing import Imported, import_folder
+from trainables.data.packing import import_folder
 from trainables.data.parquet import Parquet
-
-
-def picture(kind: str = "PNG", size: tuple[int, int] = (3, 2), **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (9, 99, 9)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def plant(root: Path, *names: str, data: bytes | None = None) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture() if data is None else data)
-    return root
-
-
-def imported(root: Path, target: str = "out", **options: Any) -> Imported:
-    return import_folder(root, root.parent / target, **options)
-
-
-def fault_of(root: Path, target: str = "out", **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        imported(root, target, **options)
-    assert not (root.parent / target).exists() or not list((root.parent / target).iterdir())
-    return str(caught.value).replace(f"{root}", "ROOT")
-
-
-def reasons(result: Imported, root: Path) -> dict[str, str]:
-    return {os.path.relpath(path, root): reason for path, reason in result.left_out.items()}
-
-
-# --- trees --------------------------------------------------------------------------------------------
+from trainables.data.tree import left_out_lines
 
 
 @pytest.mark.parametrize("wrapped", ["", "photos/", "a/b/"])
@@ -68,6 +37,49 @@ def test_folders_of_splits_become_splits(tmp_path, names, wrapped):
     assert result.classes == ("cat", "dog")
     info = Parquet(path=str(tmp_path / "out")).info()
     assert info.sizes == {"train": 2, "val": 4, "test": 6}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("Train-Images", "TestImages"),
+        ("train", "test1"),
+    ],
+)
+def test_names_that_hold_the_word_of_a_split_are_splits_if_their_classes_agree(tmp_path, train, test):
+    root = tmp_path / "tree"
+    plant(root, f"{train}/cat/0.png", f"{train}/dog/0.png", f"{test}/cat/0.png", f"{test}/dog/0.png")
+    plant(root, "seg_pred/0.png", "readme.txt")
+    result = imported(root)
+    assert (result.classes, result.counts) == (("cat", "dog"), {"train": [1, 1], "test": [1, 1]})
+    assert reasons(result, root) == {"seg_pred": "beside the splits, and none", "readme.txt": LOOSE}
+
+
+def test_a_train_that_is_one_class_among_others_is_no_split(tmp_path):
+    root = plant(tmp_path / "tree", "bullet train/day/0.png", "bullet train/night/0.png", "bus/day/0.png")
+    result = imported(root, "out.parquet")
+    assert (result.classes, result.counts) == (("bullet train", "bus"), {"train": [2, 1]})
+
+
+def test_a_wrapping_folder_may_lie_beside_a_readme(tmp_path):
+    root = plant(tmp_path / "tree", "photos/cat/0.png", "photos/dog/0.png")
+    plant(root, "LICENSE", data=b"text")
+    result = imported(root, "out.parquet")
+    assert result.classes == ("cat", "dog")
+    assert reasons(result, root) == {"LICENSE": LOOSE}
+
+
+def test_a_split_without_images_is_left_out(tmp_path):
+    root = plant(tmp_path / "tree", "train/cat/0.png", "train/dog/0.png", "test/cat/0.png")
+    plant(root, "test/cat/0.png", data=picture()[:40])
+    (root / "val" / "cat").mkdir(parents=True)
+    result = imported(root, on_bad_image="skip")
+    assert result.counts == {"train": [1, 1]}
+    assert reasons(result, root)["val"] == "a split without images"
+    assert result.notices == ["no image of test can be read, so the split is left out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["train.parquet"]
 
 
 def test_classes_may_have_the_names_of_splits(tmp_path):
@@ -94,6 +106,15 @@ def test_splits_want_a_folder_and_the_message_has_the_command(tmp_path):
             ["train/a/0.png", "train/b/0.png", "val/a/0.png", "valid/a/0.png"],
             "ROOT: val and valid are both the val split",
         ),
+        (["train/0.png", "test1/0.png"], "ROOT: holds 'test1', 'train', which are named as splits"),
+        (["my_train/a/0.png", "my_test/b/0.png"], "ROOT: holds 'my_test', 'my_train', which are named"),
+        (
+            [f"{name}/{split}/0.png" for name in ("cat", "dog") for split in ("train", "test")],
+            "ROOT/cat: is a class that holds the splits 'test', 'train'",
+        ),
+        (["train/images/0.png", "valid/images/0.png"], "ROOT: holds one class only, 'images'"),
+        (["caf\u00e9/0.png", "cafe\u0301/0.png"], "ROOT: holds two folders 'caf\u00e9'"),
+        (["a\nb/0.png", "c/0.png"], "ROOT/a\\nb: the name of a class must be text that can be printed"),
     ],
 )
 def test_a_tree_that_is_no_set_of_classes_is_refused(tmp_path, names, fault):
@@ -109,6 +130,8 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_named(tmp_path):
     (root / "nothing").mkdir()
     (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
     (root / "cat" / "loop").symlink_to(root)
+    plant(tmp_path / "secret", "0.png")
+    (root / "cat" / "outside").symlink_to(tmp_path / "secret")
     result = imported(root, "out.parquet", threads=3)
     assert (result.num_images, result.classes) == (4, ("cat", "dog"))
     hidden, other = "hidden, or of the system", "a kind of image that is not read"
@@ -127,8 +150,68 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_named(tmp_path):
         "dog/phone.heic": other,
         "dog/new.avif": other,
         "cat/gone.png": "a link that leads nowhere",
-        "cat/loop": "a link to a folder",
+        "cat/loop": "a link to a folder that is in the tree, or around it",
+        "cat/outside": "a link to a folder",
     }
+    assert result.notices == [
+        "1 files are in folders inside their class, and count in the class: cat/deep/er"
+    ]
+
+
+def test_links_that_loop_or_repeat_are_left_out(tmp_path):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
+    outside = plant(tmp_path / "outside", "0.png", "1.png")
+    links = {"alias": "cat", "around": "..", "root": ".", "self": "self", "one": outside, "same": outside}
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    result = imported(root, "out.parquet")
+    assert (result.classes, result.counts["train"]) == (("cat", "dog", "one"), [1, 1, 2])
+    again = "a link to a folder that is in the tree, or around it"
+    left_out = {
+        **dict.fromkeys(("alias", "around", "root", "same"), again),
+        "self": "a link that leads nowhere",
+    }
+    assert reasons(result, root) == left_out
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "a").symlink_to(".")
+    assert "holds no folders with images" in fault_of(only)
+
+
+def test_a_tree_of_a_thousand_levels_is_read(tmp_path):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
+    # Python's own functions for folders recurse, and would not go so deep.
+    deep = f"{root}/dog/{'a/' * 1_100}"
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    try:
+        Path(deep, "1.png").write_bytes(picture())
+        assert imported(root, "out.parquet").counts["train"] == [1, 2]
+    finally:
+        subprocess.run(["rm", "-r", f"{root}/dog"], check=True)
+
+
+def test_classes_of_splits_are_one_class_however_their_accents_are_written(tmp_path):
+    root = plant(tmp_path / "tree", "train/caf\u00e9/0.png", "train/tea/0.png", "val/cafe\u0301/0.png")
+    assert imported(root).counts == {"train": [1, 1], "val": [1, 0]}
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/deep/0.png")
+    scandir = os.scandir
+
+    def refusing(place):
+        if str(place).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert fault_of(root) == "ROOT/dog/deep: cannot be read: Permission denied"
+
+
+def test_images_of_one_class_only_are_refused_even_if_skipped(tmp_path):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
+    plant(root, "dog/0.png", data=b"")
+    assert "images that can be read of the class 'cat' only" in fault_of(root, on_bad_image="skip")
 
 
 def test_all_bad_images_are_listed_at_once_or_left_out(tmp_path):
@@ -140,7 +223,48 @@ def test_all_bad_images_are_listed_at_once_or_left_out(tmp_path):
     assert "ROOT/dog/cut.jpg does not decode" in fault
     result = imported(root, on_bad_image="skip")
     assert result.num_images == 6
-    assert set(reasons(result, root).values()) == {"an image that does not decode"}
+    assert set(reasons(result, root).values()) == {"an image that cannot be used"}
+
+
+def test_what_would_mix_with_other_data_is_refused(tmp_path):
+    root = plant(tmp_path / "tree", "train/cat/0.png", "train/dog/0.png", "test/cat/0.png")
+    target = plant(tmp_path / "out", "val.parquet", data=b"old")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=r"out: holds other data, val\.parquet, which a sweep would read"):
+            import_folder(root, target, overwrite=overwrite)
+    assert os.listdir(target) == ["val.parquet"]
+    with pytest.raises(DataError, match="tree: is the folder of the images; name another one"):
+        import_folder(root, root)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, overwrite):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
+    (tmp_path / "folder.parquet").mkdir()
+    plant(tmp_path, "file")
+    for place, fault in (("folder.parquet", "is a folder"), ("file/out.parquet", "cannot be written")):
+        with pytest.raises(DataError, match=fault):
+            import_folder(root, tmp_path / place, overwrite=overwrite)
+
+
+def test_an_import_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
+    loud = []
+    monkeypatch.setattr(sys, "unraisablehook", loud.append)
+    monkeypatch.setattr(packing, "GROUP_BYTES", 1)
+    root = plant(tmp_path / "tree", *(f"{split}/{i}/0.png" for split in ("train", "val") for i in range(3)))
+
+    def stop(done, total):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    try:
+        import_folder(root, tmp_path / "new" / "out", threads=2, tell=stop)
+    except KeyboardInterrupt:
+        stopped = True
+    assert stopped
+    assert os.listdir(tmp_path) == ["tree"]
+    gc.collect()
+    assert not loud
 
 
 def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path):
@@ -168,14 +292,28 @@ def test_the_command_tells_sizes_and_what_was_left_out(tmp_path):
     assert first.startswith(f"{tmp_path}/out.parquet: 5 images, ")
     assert second == "2 classes of 2 to 3 images (cat, dog), sides of 2 to 40 pixels"
     assert third == "1 images are stored turned or mirrored (EXIF); they are read upright"
-    assert fourth == "left out 1: hidden, or of the system (1 .DS_Store): .DS_Store"
+    assert fourth == "left out 1 file (1 .ds_store): hidden, or of the system: .DS_Store"
+
+
+def test_lines_of_what_is_left_out_count_files_and_those_in_folders(tmp_path):
+    root = plant(tmp_path / "tree", "a.txt", "b.txt", "c.MD", ".cache/deep/0.png", ".cache/1.png", "l\nf.txt")
+    empty = root / "empty"
+    empty.mkdir()
+    files = [root / name for name in ("a.txt", "b.txt", "c.MD", "l\nf.txt")]
+    left_out = {**dict.fromkeys(files, "no image"), root / ".cache": "hidden", empty: "hidden"}
+    assert left_out_lines(root, left_out) == [
+        "left out 4 files (3 .txt, 1 .md): no image: a.txt, b.txt, c.MD, ...",
+        "left out 2 folders (2 files in them): hidden: .cache, empty",
+    ]
 
 
 NAMES = st.sampled_from(
     ["a.png", "b.JPG", "c", "d.txt", ".hidden", "Thumbs.db", "e.heic", "train", "val", "test", "cat", "dog"]
 )
-CONTENTS = st.sampled_from([picture(), picture("JPEG"), picture()[:30], b"", b"text"])
-TREES = st.recursive(CONTENTS, lambda inner: st.dictionaries(NAMES, inner, max_size=5), max_leaves=20)
+HEIC = b"\0\0\0\x18ftypheic"
+CONTENTS = st.sampled_from([picture(), picture("JPEG"), picture()[:30], b"", b"text", HEIC])
+LINKS = st.sampled_from([".", "..", "cat", "../dog", "a.png", "../../c", "train"])
+TREES = st.recursive(CONTENTS | LINKS, lambda inner: st.dictionaries(NAMES, inner, max_size=5), max_leaves=20)
 
 
 @settings(max_examples=150, deadline=None)
@@ -186,7 +324,9 @@ def test_of_any_tree_every_file_is_in_the_set_or_named(tmp_path_factory, tree):
 
     def build(folder: Path, content: dict[str, Any]) -> None:
         for name, inner in content.items():
-            if isinstance(inner, bytes):
+            if isinstance(inner, str):
+                (folder / name).symlink_to(inner)
+            elif isinstance(inner, bytes):
                 (folder / name).write_bytes(inner)
             else:
                 (folder / name).mkdir()
@@ -204,73 +344,3 @@ def test_of_any_tree_every_file_is_in_the_set_or_named(tmp_path_factory, tree):
     named = {path for path in files if any(parent in result.left_out for parent in (path, *path.parents))}
     assert len(stored) == len(set(stored)) == result.num_images
     assert {root / name for name in stored} == files - named
-
-
-# --- pictures -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_upright_as_its_exif_data_say(kind, orientation):
-    pixels = np.zeros((16, 24, 3), np.uint8)
-    pixels[:8, :8] = (250, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    buffer = io.BytesIO()
-    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
-    Image.fromarray(pixels).save(buffer, kind, exif=exif, **options)
-    with Image.open(buffer) as image:
-        expected = ImageOps.exif_transpose(image).convert("RGB")
-    found = decode(buffer.getvalue())
-    assert found.size == expected.size
-    assert found.tobytes() == expected.tobytes()
-    assert found.info["turned"] == (orientation != 1)
-
-
-def test_damaged_exif_data_do_not_make_a_picture_bad():
-    assert decode(picture("JPEG", exif=b"Exif\0\0" + b"\xff" * 40)).size == (3, 2)
-
-
-@pytest.mark.parametrize(
-    ("values", "kind", "expected"),
-    [
-        ([0.0, 0.5, 1.0], np.float32, [0, 128, 255]),
-        ([0.0, 100.0, 255.0], np.float32, [0, 100, 255]),
-        ([0.0, 2048.0, 4095.0], np.float32, [0, 128, 255]),
-        ([0, 100, 255], np.uint16, [0, 100, 255]),
-        ([0, 2048, 4095], np.uint16, [0, 128, 255]),
-        ([0, 32896, 65535], np.uint16, [0, 128, 255]),
-        ([0.0, float("nan"), float("inf")], np.float32, [0, 0, 255]),
-    ],
-)
-def test_grey_of_many_values_does_not_come_out_in_one_colour(values, kind, expected):
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([values], kind)).save(buffer, "TIFF")
-    assert [pixel[0] for pixel in decode(buffer.getvalue()).getdata()] == expected
-
-
-def test_a_strip_that_would_grow_to_gigabytes_is_refused():
-    with pytest.raises(DataError, match="has 1 x 10000 pixels, over 64 times as long as wide"):
-        decode(picture(size=(1, 10_000)))
-    assert decode(picture(size=(1, 64))).size == (1, 64)
-
-
-def test_large_files_are_written_a_few_at_a_time(tmp_path, monkeypatch):
-    """Forty files of 100 KB, of which a group holds at most four."""
-    monkeypatch.setattr(packing, "GROUP_BYTES", 400_000)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (180, 185, 3), np.uint8))
-    buffer = io.BytesIO()
-    noise.save(buffer, "PNG", compress_level=0)
-    root = plant(
-        tmp_path / "tree",
-        *(f"{name}/{i:02}.png" for name in ("cat", "dog") for i in range(20)),
-        data=buffer.getvalue(),
-    )
-    tracemalloc.start()
-    try:
-        imported(root, "out.parquet")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2_000_000
-    assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 14
