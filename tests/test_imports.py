@@ -84,7 +84,7 @@ OWNERS = {
     "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"},
     "jinja2": {"report.page"},
     "typer": {"cli"},
-    "rich": {"cli", "monitor.terminal", "monitor.live"},
+    "rich": {"cli", "monitor.terminal", "monitor.live", "monitor.fitted_table"},
     "pyarrow": {"api", "cli", "store.weights"} | LIBRARY,
     "torch": {"store.provenance", "cost.devices", "execution.worker", "execution.run"}
     | {"execution.preflight_workers"}

@@ -3,11 +3,13 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private import auto_init_hook
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.trials.gang import Node
@@ -34,6 +36,7 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
+    auto_init_hook.auto_init_ray = _start_from_the_main_thread
     _undo.callback(_restore, _ray_variables())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
@@ -58,6 +61,18 @@ def connect(address: str | None) -> None:
     if not ray.worker.get_dashboard_url():
         ray.shutdown()
         raise ClusterError("the Ray dashboard is off; start the head node with --include-dashboard=true")
+
+
+_START_BY_A_CALL = auto_init_hook.auto_init_ray
+
+
+def _start_from_the_main_thread() -> None:
+    """Lets a call of Ray start it from the main thread only.
+
+    A thread of Tune that outlives its cluster would start a second one, with a warning, while a run stops.
+    """
+    if threading.current_thread() is threading.main_thread():
+        _START_BY_A_CALL()
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
             f"`vitc-sweep why {folder} TRIAL`",
             "red",
         )
-    say(console, f"\nreport:     {report}")
+    say(console, f"\nreport: {report}")
     for line in next_steps(opened, results):
         say(console, line)
     if console.quiet:

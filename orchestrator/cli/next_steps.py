@@ -40,8 +40,8 @@ def after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
     told = "1 trial failed." if count == 1 else f"{count} trials failed, {why}."
     return [
         told,
-        f"why:        {again('why', folder, {})} {name_of(failed[0].trial)}",
-        f"try again:  {again('retry', folder, {})} --failed",
+        f"why: {again('why', folder, {})} {name_of(failed[0].trial)}",
+        f"try again: {again('retry', folder, {})} --failed",
     ]
 
 
@@ -51,7 +51,7 @@ def _confirmation(opened: "Folder", results: "Sequence[Result]") -> list[str]:
     if confirmed or not ranked:
         return []
     command = again("confirm", opened.path, {})
-    return [f"next:       {command}   (each arm's best settings with fresh seeds; --plan only counts them)"]
+    return [f"next: {command}   (each arm's best settings with fresh seeds; --plan only counts them)"]
 
 
 def _more_points(folder: Path, plan: "Plan") -> list[str]:
@@ -61,4 +61,4 @@ def _more_points(folder: Path, plan: "Plan") -> list[str]:
         return []
     options = {"out": folder, "points": 2 * points}
     command = again("run", folder / "sweep.yaml", options)
-    return [f"or:         {command}   (twice the points settle smaller differences)"]
+    return [f"or: {command}   (twice the points settle smaller differences)"]

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 #: Most trials that `plan` lists; of a larger sweep it lists the first ones of each cell and arm.
 _MAX_LISTED, _FIRST_LISTED = 64, 3
 
+#: Columns of the tables of arms and of trials that a narrow terminal does without, the first ones first.
+_ARMS_DO_WITHOUT = ("activations M", "multiply-adds to train", "flops G", "runs on", "params M")
+_TRIALS_DO_WITHOUT = ("flops_g", "params_m", "steps", "epochs")
+
 
 @app.command(
     rich_help_panel=ASK, epilog="Example: vitc-sweep plan search_spaces/lr_wd.yaml --points 64 --json"
@@ -123,8 +127,7 @@ def _print_settles(console: "Console", made: "Plan") -> None:
     console.print()
     for line in what_points_settle(made):
         console.print(line, style="bold", markup=False, highlight=False)
-    differences = _detectable(made)
-    if all(row[symbol] == "none" for row in differences for symbol in list(row)[3:]):
+    if not (differences := _detectable(made)):
         return
     say(console, "\nSmallest difference that is settled in 80 % of sweeps, by measure:")
     console.print(rows_table(differences))
@@ -148,7 +151,7 @@ def _print_arms(console: "Console", made: "Plan") -> None:
         info = made.infos[members[0].config.data]
         rows.append(
             {
-                "cell": cell,
+                **({"cell": cell} if made.sweep.cells else {}),
                 "arm": arm,
                 "data": f"{info.name} {info.sizes['train']}/{info.sizes['val']}/{info.sizes['test']}",
                 "trials": len(members),
@@ -160,7 +163,7 @@ def _print_arms(console: "Console", made: "Plan") -> None:
                 "runs on": str(members[0].gang),
             }
         )
-    console.print(rows_table(rows))
+    console.print(rows_table(rows, _ARMS_DO_WITHOUT))
     if made.removals:
         say(console, "\nShare of the drawn points that each constraint removes:", "bold")
         console.print(rows_table(removal_rows(made)))
@@ -178,7 +181,7 @@ def _print_trials(console: "Console", made: "Plan", everything: bool) -> None:
     listed = list(made.trials)
     if len(listed) > _MAX_LISTED and not everything:
         listed = [trial for group in _by_cell_and_arm(made).values() for trial in group[:_FIRST_LISTED]]
-    console.print(rows_table(_short_rows(made, listed)))
+    console.print(rows_table(_short_rows(made, listed), _TRIALS_DO_WITHOUT))
     if more := len(made.trials) - len(listed):
         say(
             console,
@@ -208,18 +211,21 @@ def _search_notes(plan: "Plan") -> list[str]:
 
 
 def _detectable(made: "Plan") -> list[dict[str, Any]]:
-    """Returns the detectable differences per cell and pair of arms. Empty if nothing is compared."""
+    """Returns the detectable differences per cell and pair of arms. Empty if there are none."""
     from orchestrator.analysis.power import detectable
     from orchestrator.stats.measures import MEASURES
 
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for found in detectable(made):
+    differences = detectable(made)
+    if all(found.simulated is None for found in differences if MEASURES[found.measure].decides):
+        return []
+    for found in differences:
         info = MEASURES[found.measure]
         if info.decides:
             row = rows.setdefault(
                 (found.cell, found.base_arm, found.arm),
                 {
-                    "cell": found.cell,
+                    **({"cell": found.cell} if made.sweep.cells else {}),
                     "arms": f"{found.arm} against {found.base_arm}",
                     "points": found.num_points,
                 },
@@ -257,6 +263,8 @@ def _trial_row(made: "Plan", trial: "Trial") -> dict[str, Any]:
 
 def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
     left_out = {"values", "config", "train_flops", "workers", "activations_m"}
+    if not made.sweep.cells:
+        left_out.add("cell")
     if not any(trial.replicate for trial in made.trials):
         left_out.add("replicate")
     if all(trial.role == "sweep" for trial in made.trials):

@@ -32,6 +32,17 @@ from orchestrator.trials.events import (
 _FRUITLESS = frozenset({"failed", "invalid", "out_of_memory"})
 
 
+#: The headings in words.
+MEANINGS = {
+    "useful": "training and evaluation behind the results",
+    "replayed": "steps repeated after a crash, from the last checkpoint on",
+    "lost": "work without a result: failed trials, and the last moments before a crash",
+    "queued": "waiting for a trial, or at the end for the trials of others",
+    "start_up": "starting Ray and workers, and starting them again",
+    "preflight": "checks before the first trial",
+}
+
+
 @dataclass
 class Ledger:
     """Device-seconds by heading.

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from orchestrator.cost.ledger import Ledger
 from orchestrator.monitor.progress import Cause, Progress, Tally
+from orchestrator.monitor.terminal import ONE_CELL
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Tail
 from orchestrator.store.lease import holder
@@ -98,7 +99,7 @@ def _head(progress: Progress, clock: float | None, state: str) -> list[Renderabl
     if state:
         parts.append(state)
     elif not running and not progress.share:
-        parts.append(f"starting {progress.lanes} lane(s)" if progress.lanes else "nothing has started")
+        parts.append(f"starting, {progress.lanes} at a time" if progress.lanes else "nothing has started")
     elif progress.ended < total:
         parts.append(left_text(progress, now))
     return [line, Text(" · ".join(parts), style="dim", no_wrap=True, overflow="ellipsis"), Text()]
@@ -112,6 +113,9 @@ def left_text(progress: Progress, now: float | None = None) -> str:
     # The clock goes on between events.
     since = max(0.0, now - progress.now) if now is not None and progress.now is not None else 0.0
     seconds, low = (max(0.0, value - since) for value in (left.seconds, left.low))
+    if seconds < 1:
+        # The estimate has run out while trials still run, as between two epochs of the last ones.
+        return "ending, or slower than before"
     if left.high is None:
         return f"about {duration(seconds)} left (at least {duration(low)})"
     return f"about {duration(seconds)} left ({duration(low)} to {duration(max(0.0, left.high - since))})"
@@ -122,7 +126,8 @@ def tally_table(tallies: Sequence[Tally], room: int | None = None, width: int = 
     low, high = _error_span(tallies)
     with_edf = width >= _EDF_MIN_WIDTH and high > low
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("cell", "arm"):
+    has_cells = any(tally.cell != ONE_CELL for tally in tallies)
+    for name in ("cell", "arm") if has_cells else ("arm",):
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=max(8, width // 4))
     for name in _NARROW_NAMES if width < _WIDE else _WIDE_NAMES:
         table.add_column(name, justify="right", no_wrap=True)
@@ -132,7 +137,8 @@ def tally_table(tallies: Sequence[Tally], room: int | None = None, width: int = 
     shown, rest = _fitting(tallies, room)
     for tally in shown:
         edf = [Text(sparkline(tally, low, high), style="cyan")] if with_edf else []
-        table.add_row(tally.cell, tally.arm, *_counts(tally), percent(tally.best_pct), *edf)
+        cell = [tally.cell] if has_cells else []
+        table.add_row(*cell, tally.arm, *_counts(tally), percent(tally.best_pct), *edf)
     for tally in rest:
         table.add_row(Text(tally.cell, style="dim"), tally.arm, *_counts(tally), "")
     return table

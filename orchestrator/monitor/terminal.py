@@ -3,15 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cost.estimate import CostEstimate
-from orchestrator.cost.ledger import Ledger
+from orchestrator.cost.ledger import MEANINGS, Ledger
 from orchestrator.cost.speed import Span
+from orchestrator.monitor.fitted_table import FittedTable
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.records import Result
 from orchestrator.trials.trial import Plan
+
+#: The name of the cell of a sweep that has no others. It is not shown.
+ONE_CELL = "all"
 
 
 def large(number: float) -> str:
@@ -38,7 +41,7 @@ def removal_rows(plan: Plan) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def ledger_table(spent: Ledger) -> Table:
+def ledger_table(spent: Ledger) -> FittedTable:
     """Returns a table of the use of the devices' time."""
     total = spent.total or 1.0
     return rows_table(
@@ -47,6 +50,7 @@ def ledger_table(spent: Ledger) -> Table:
                 "": name.replace("_", "-"),
                 f"{spent.device}-seconds": f"{seconds:,.0f}",
                 "share %": f"{100 * seconds / total:.1f}",
+                "spent on": MEANINGS.get(name, ""),
             }
             for name, seconds in [*spent.rows().items(), ("in all", spent.total)]
         ]
@@ -69,17 +73,17 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
     return text
 
 
-def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def answer_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
     """Returns a table of peak error and robustness per cell and arm, from the rows of `summary_table`."""
 
     def interval(row: Mapping[str, Any], name: str, digits: int) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         return "–" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
-    shown = []
+    shown, has_cells = [], any(row["cell"] != ONE_CELL for row in rows)
     for row in rows:
         columns = {
-            "cell": row["cell"],
+            **({"cell": row["cell"]} if has_cells else {}),
             "arm": row["arm"],
             "trials": f"{row['ended']}/{row['planned']}",
             "diverged": row["diverged"],
@@ -88,24 +92,30 @@ def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         }
         if any(other["confirmed_test_error_pct"] is not None for other in rows):
             columns["confirmed %"] = percent(row["confirmed_test_error_pct"])
-            columns["its 95 %"] = interval(row, "confirmed_test_error_pct", 1)
+            columns["confirmed 95 %"] = interval(row, "confirmed_test_error_pct", 1)
         columns["median error %"] = percent(row["median_error_pct"])
         columns["robustness"] = "–" if row["common_area"] is None else f"{row['common_area']:.2f}"
         columns["95 % interval"] = interval(row, "common_area", 2)
         columns["from own best"] = "–" if row["own_area"] is None else f"{row['own_area']:.2f}"
         shown.append(columns)
-    return rows_table(shown)
+    return rows_table(shown, _LEAST_IMPORTANT)
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Returns a table of plain rows, with numbers aligned right."""
-    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
-    for name in rows[0] if rows else ():
-        numeric = all(isinstance(row[name], int | float | None) or row[name][:1].isdigit() for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    return table
+#: Columns of the answer that a narrow terminal does without: the report has them all.
+_LEAST_IMPORTANT = (
+    "from own best",
+    "median error %",
+    "trials",
+    "diverged",
+    "final split %",
+    "confirmed 95 %",
+    "peak error %",
+)
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], leave_out: Sequence[str] = ()) -> FittedTable:
+    """Returns a table of plain rows. Columns in `leave_out` go first where the terminal is narrow."""
+    return FittedTable(rows, leave_out)
 
 
 def span(estimate: Span | None, digits: int = 2) -> str:
@@ -130,29 +140,28 @@ _BASES = {
 }
 
 
-def cost_table(cost: CostEstimate) -> Table:
-    """Returns a table of the cost of each distinct shape. It fits 100 columns if names are short."""
-    table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
-    for name in ("cell arm", "batch"):
-        table.add_column(name)
+def cost_table(cost: CostEstimate) -> FittedTable:
+    """Returns a table of the cost of each distinct shape."""
     unit = "GPU-h" if cost.unit == "GPU-hours" else "core-h"
-    for name in ("trials", "params M", "flops G", "GiB", "s/epoch", unit):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("from", no_wrap=True)
+    rows = []
+    has_cells = any(cell != ONE_CELL for shape in cost.shapes for cell, _ in shape.arms)
     for shape in cost.shapes:
         (cell, arm), *more = shape.arms
-        table.add_row(
-            f"{cell} {arm}" + (f" +{len(more)}" if more else ""),
-            shape.shape.name,
-            str(shape.trials),
-            f"{shape.params_m:.3g}",
-            f"{shape.flops_g:.3g}",
-            f"{shape.footprint.peak / 2**30:.2g}",
-            span(shape.seconds),
-            span(shape.hours),
-            _BASES[shape.basis],
+        name = f"{cell} {arm}" if has_cells else arm
+        rows.append(
+            {
+                "cell arm" if has_cells else "arm": name + (f" +{len(more)}" if more else ""),
+                "batch": shape.shape.name,
+                "trials": shape.trials,
+                "params M": f"{shape.params_m:.3g}",
+                "flops G": f"{shape.flops_g:.3g}",
+                "GiB": f"{shape.footprint.peak / 2**30:.2g}",
+                "s/epoch": span(shape.seconds),
+                unit: span(shape.hours),
+                "from": _BASES[shape.basis],
+            }
         )
-    return table
+    return rows_table(rows, ("flops G", "params M", "batch", "from"))
 
 
 def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
@@ -178,11 +187,3 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
     for warning in warnings:
         text.append(f"\nwarning: {warning}", style="yellow")
     return text
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)

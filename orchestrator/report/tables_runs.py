@@ -5,6 +5,7 @@ from collections import Counter
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.power import POWER, Detectable
 from orchestrator.cost.actual import Planned, planned_actual
+from orchestrator.cost.ledger import MEANINGS
 from orchestrator.cost.speed import Basis, Span
 from orchestrator.report.document import Row, cost_per_arm
 from orchestrator.report.table import Table, Text
@@ -114,19 +115,9 @@ def ledger_table(found: Findings) -> Table:
         return table
     for name, seconds in found.spent.rows().items():
         share = 100 * seconds / found.spent.total
-        table.add(name.replace("_", "-"), f"{seconds:.0f}", f"{share:.1f}", _SPENT_ON[name])
+        table.add(name.replace("_", "-"), f"{seconds:.0f}", f"{share:.1f}", MEANINGS[name])
         table.data.append({"spent_on": name, "device": device, "seconds": seconds, "share_pct": share})
     return table
-
-
-_SPENT_ON = {
-    "useful": "training and evaluation behind the results",
-    "replayed": "steps repeated after a crash, from the last checkpoint on",
-    "lost": "work without a result: failed trials, and the last moments before a crash",
-    "queued": "lanes that waited for a trial or for other lanes",
-    "start_up": "starting Ray and workers, and starting them again",
-    "preflight": "checks before the first trial",
-}
 
 
 def planned_table(found: Findings) -> Table:

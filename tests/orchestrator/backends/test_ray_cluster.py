@@ -1,8 +1,10 @@
 """Which Ray a run joins, and what it says where it may not: none is started here."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import ray
@@ -34,6 +36,24 @@ def test_without_an_address_ray_is_started_and_no_other_one_joined(asked, monkey
 def test_the_dashboard_of_a_ray_that_is_started_is_for_this_machine_only(asked):
     ray_cluster.connect(None)
     assert asked[0]["dashboard_host"] == "127.0.0.1"
+
+
+def test_a_thread_that_outlives_its_cluster_starts_no_second_one(asked, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    ray_cluster.connect(None)
+    asked.clear()
+
+    def call_ray():
+        with contextlib.suppress(ray.exceptions.RaySystemError):
+            ray.get([])
+
+    thread = threading.Thread(target=call_ray)
+    thread.start()
+    thread.join()
+    assert asked == []
+    # A user's own call still starts it.
+    call_ray()
+    assert len(asked) == 1
 
 
 def test_workers_are_given_no_variables_but_ours(asked, monkeypatch):

@@ -120,8 +120,8 @@ def test_the_end_of_a_command_names_them(cli, tmp_path):
     opened = folder_of(tmp_path / "small", lambda _: None)
     code, out, _ = cli("report", opened.path)
     assert code == 0
-    assert out.splitlines()[-2].startswith(f"next:       vitc-sweep confirm {opened.path}   (")
-    assert out.splitlines()[-1].startswith("or:         vitc-sweep run ")
+    assert out.splitlines()[-2].startswith(f"next: vitc-sweep confirm {opened.path}   (")
+    assert out.splitlines()[-1].startswith("or: vitc-sweep run ")
 
 
 def test_a_confirmation_is_counted_before_it_is_started(cli, tmp_path, monkeypatch):

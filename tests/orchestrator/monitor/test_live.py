@@ -227,8 +227,9 @@ def test_at_an_even_speed_the_time_left_is_known_exactly(lone):
     assert left is not None
     assert (left.seconds, left.low, left.high) == pytest.approx((75.0, 75.0, 75.0))
     assert left_text(progress, progress.now) == "about 1 min 15 s left (1 min 15 s to 1 min 15 s)"
-    # Between events it counts down.
+    # Between events it counts down, and never says that nothing is left.
     assert left_text(progress, progress.now + 15).startswith("about 1 min 00 s left")
+    assert left_text(progress, progress.now + 76) == "ending, or slower than before"
 
 
 def test_the_interval_of_the_time_left_covers_the_truth(lone):
@@ -250,7 +251,7 @@ def test_the_interval_of_the_time_left_covers_the_truth(lone):
 def test_nothing_is_said_of_the_time_left_before_there_is_a_speed(lone):
     progress = Progress(lone, {}, lanes=2)
     assert progress.time_left is None
-    assert "starting 2 lane(s)" in text_of(progress)
+    assert "starting, 2 at a time" in text_of(progress)
 
 
 def test_where_there_is_no_terminal_each_ended_trial_is_a_line(plan):
