@@ -225,7 +225,7 @@ class _Groups:
 
     @property
     def is_open(self) -> bool:
-        """Whether there was an image."""
+        """True if there was an image."""
         return self._writer is not None
 
     def add(self, read: _Read) -> None:

@@ -52,9 +52,14 @@ def test_any_text_is_plain_data_or_a_yaml_error(text):
     assert is_plain(document.value)
 
 
+#: PyYAML's writer leaves these three unquoted in keys, where its own reader takes them for the ends of lines.
+_WRITTEN = st.characters(exclude_characters="\x85\u2028\u2029")
+
+
 @given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(_WRITTEN, max_size=8),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(_WRITTEN, max_size=5), inner, max_size=4),
     max_leaves=12,
 ))  # fmt: skip
 def test_what_another_program_writes_as_yaml_is_read_as_it_was(value):
