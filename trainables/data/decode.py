@@ -1,6 +1,8 @@
 """Decodes images to RGB, from bytes of untrusted origin."""
 
+import contextlib
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -11,6 +13,10 @@ from trainables.base import DataError
 
 #: An image of more pixels is refused before decoding, because a few kilobytes can expand to gigabytes.
 MAX_PIXELS = 2**26
+
+#: Of images of more pixels, a process decodes one at a time, because each may take a gigabyte.
+LARGE_PIXELS = 2**25
+_LARGE = threading.Lock()
 
 #: A JPEG of more scans is refused too. Each scan costs a pass over the whole image and may be a few bytes
 #: long, so 80 KB can take minutes. Progressive JPEGs have about ten scans.
@@ -131,9 +137,10 @@ def decode(data: bytes) -> Image.Image:
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     shape = f"{image.width} x {image.height}"
                     raise DataError(f"has {shape} pixels, over {MAX_ASPECT} times as long as wide")
-                image.load()
-                upright = _upright(image)
-                rgb = to_rgb(upright)
+                with _LARGE if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
+                    image.load()
+                    upright = _upright(image)
+                    rgb = to_rgb(upright)
                 rgb.info["turned"] = upright is not image
                 return rgb
     except DataError:

@@ -160,6 +160,8 @@ def _targets(source: Path, target: Path, tree: Tree, overwrite: bool) -> Mapping
     Raises:
       DataError: something is in the way.
     """
+    if len(target.parts) > 1 and target.parts[0].endswith(":"):
+        raise DataError(f"{target}: is an address; an import writes local files, which can be copied there")
     if target.suffix == ".parquet":
         if tree.has_splits:
             raise DataError(

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,11 @@ def find_tree(source: Path, is_image: Callable[[Path], bool]) -> Tree:
         lacks, or folders named as splits are not arranged as splits.
     """
     if not source.is_dir():
-        raise DataError(f"{source}: there is no such folder")
+        raise DataError(
+            f"{source}: is a file; an import reads a folder with a folder of images per class"
+            if source.exists()
+            else f"{source}: there is no such folder"
+        )
     listing = _Listing(source)
     root = _unwrapped(source, listing, is_image)
     splits = _splits(root, listing)
@@ -85,7 +89,8 @@ def find_tree(source: Path, is_image: Callable[[Path], bool]) -> Tree:
         for split in SPLITS
         if found.get(split)
     }
-    return Tree(names, files, splits is not None, listing.left_out, _notices(source, found.values()))
+    notices = [*_deeper(source, found.values()), *_alike(names)]
+    return Tree(names, files, splits is not None, listing.left_out, notices)
 
 
 @dataclass(frozen=True)
@@ -309,7 +314,8 @@ def _files_below(folder: Path, listing: _Listing) -> list[Path]:
     return sorted(found)
 
 
-def _notices(source: Path, found: Iterable[Mapping[str, _Class]]) -> list[str]:
+def _deeper(source: Path, found: Iterable[Mapping[str, _Class]]) -> Iterator[str]:
+    """Yields a notice of files in folders inside classes."""
     deeper = [
         file
         for classes in found
@@ -317,12 +323,17 @@ def _notices(source: Path, found: Iterable[Mapping[str, _Class]]) -> list[str]:
         for file in one.files
         if file.parent != one.folder
     ]
-    if not deeper:
-        return []
-    inner = sorted({os.path.relpath(file.parent, source) for file in deeper})
-    return [
-        f"{len(deeper):,} files are in folders inside their class, and count in the class: {_shown(inner, 3)}"
-    ]
+    if deeper:
+        inner = _shown(sorted({os.path.relpath(file.parent, source) for file in deeper}), 3)
+        yield f"{len(deeper):,} files are in folders inside their class, and count in the class: {inner}"
+
+
+def _alike(names: Iterable[str]) -> Iterator[str]:
+    """Yields notices of classes that may be meant to be one."""
+    known: dict[str, str] = {}
+    for name in names:
+        if (other := known.setdefault("".join(name.casefold().split()), name)) != name:
+            yield f"{other!r} and {name!r} are two classes, whose names differ in case or spaces only"
 
 
 # ---------------------------------------------------------------------------------------------------

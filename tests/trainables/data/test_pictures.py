@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from tests.support.trees import fault_of, imported, picture, plant, reasons
 from trainables.base import DataError
+from trainables.data import decode as decoding
 from trainables.data import packing
 from trainables.data.decode import decode
 from trainables.data.shifted import ShiftedSet
@@ -192,6 +193,19 @@ def test_a_strip_that_would_grow_to_gigabytes_is_refused():
     with pytest.raises(DataError, match="has 1 x 10000 pixels, over 64 times as long as wide"):
         decode(picture(size=(1, 10_000)))
     assert decode(picture(size=(1, 64))).size == (1, 64)
+
+
+def test_of_the_largest_images_a_process_decodes_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 100)
+    alone = []
+    convert = decoding.to_rgb
+    monkeypatch.setattr(
+        decoding, "to_rgb", lambda image: alone.append(decoding._LARGE.locked()) or convert(image)
+    )
+    for size in ((10, 10), (10, 11)):
+        decode(picture(size=size))
+    assert alone == [False, True]
+    assert not decoding._LARGE.locked()
 
 
 def test_large_files_are_written_a_few_at_a_time(tmp_path, monkeypatch):

@@ -195,6 +195,12 @@ def test_classes_of_splits_are_one_class_however_their_accents_are_written(tmp_p
     assert imported(root).counts == {"train": [1, 1], "val": [1, 0]}
 
 
+def test_classes_whose_names_differ_little_are_told(tmp_path):
+    root = plant(tmp_path / "tree", "red fox/0.png", "Red Fox/0.png", "redfish/0.png")
+    note = "'Red Fox' and 'red fox' are two classes, whose names differ in case or spaces only"
+    assert imported(root, "out.parquet").notices == [note]
+
+
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     root = plant(tmp_path / "tree", "cat/0.png", "dog/deep/0.png")
     scandir = os.scandir
@@ -235,6 +241,17 @@ def test_what_would_mix_with_other_data_is_refused(tmp_path):
     assert os.listdir(target) == ["val.parquet"]
     with pytest.raises(DataError, match="tree: is the folder of the images; name another one"):
         import_folder(root, root)
+
+
+def test_places_that_are_no_local_folders_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(plant(tmp_path, "tree/cat/0.png", "tree/dog/0.png", "photos.zip"))
+    with pytest.raises(DataError, match=r"photos\.zip: is a file; an import reads a folder"):
+        import_folder(Path("photos.zip"), Path("out.parquet"))
+    with pytest.raises(
+        DataError, match=r"s3:/bucket/out\.parquet: is an address; an import writes local files"
+    ):
+        import_folder(Path("tree"), Path("s3://bucket/out.parquet"))
+    assert not Path("s3:").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -295,6 +312,21 @@ def test_the_command_tells_sizes_and_what_was_left_out(tmp_path):
     assert fourth == "left out 1 file (1 .ds_store): hidden, or of the system: .DS_Store"
 
 
+def test_ctrl_c_ends_the_command_with_its_code_and_without_a_traceback(tmp_path, monkeypatch):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
+
+    def stop(data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing, "decode", stop)
+    done = CliRunner().invoke(
+        orchestrator.cli.app, ["data", "import", str(root), str(tmp_path / "new" / "x.parquet")]
+    )
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
+    assert os.listdir(tmp_path) == ["tree"]
+
+
 def test_lines_of_what_is_left_out_count_files_and_those_in_folders(tmp_path):
     root = plant(tmp_path / "tree", "a.txt", "b.txt", "c.MD", ".cache/deep/0.png", ".cache/1.png", "l\nf.txt")
     empty = root / "empty"
@@ -307,9 +339,9 @@ def test_lines_of_what_is_left_out_count_files_and_those_in_folders(tmp_path):
     ]
 
 
-NAMES = st.sampled_from(
-    ["a.png", "b.JPG", "c", "d.txt", ".hidden", "Thumbs.db", "e.heic", "train", "val", "test", "cat", "dog"]
-)
+OF_FILES = ("a.png", "b.JPG", "c", "d.txt", ".hidden", "Thumbs.db", "e.heic", "f.nef")
+OF_FOLDERS = ("train", "val", "test", "seg_train", "test1", "cat", "dog")
+NAMES = st.sampled_from([*OF_FILES, *OF_FOLDERS])
 HEIC = b"\0\0\0\x18ftypheic"
 CONTENTS = st.sampled_from([picture(), picture("JPEG"), picture()[:30], b"", b"text", HEIC])
 LINKS = st.sampled_from([".", "..", "cat", "../dog", "a.png", "../../c", "train"])
