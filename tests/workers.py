@@ -59,7 +59,7 @@ def stop_and_go_on(rank: int, meeting: Path, folder: Path, jobs: list[tuple[dict
     from trainables.context import Context
     from trainables.training import loop
     from trainables.training.checkpoint import Checkpointer, Store
-    from trainables.transforms import light
+    from trainables.transforms import light_pipeline as light
 
     _meet(rank, meeting)
     loop.LOOK_STEPS = 1

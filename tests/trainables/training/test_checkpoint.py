@@ -27,7 +27,7 @@ from trainables.context import Context
 from trainables.training import checkpoint, loop
 from trainables.training.checkpoint import Checkpointer, Corrupt, Store, checkpoint_bytes, dump, parse
 from trainables.training.loop import train
-from trainables.transforms import light
+from trainables.transforms import light_pipeline as light
 
 #: Batch norm in the stem, stochastic depth, mixing, averages: all that has a state or draws.
 ADAMW = {
