@@ -28,7 +28,7 @@ test: install lint
 	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m "ray and not slow"
 
-# Whole runs that are killed, stopped, searched and continued: about 8 minutes on 2 cores.
+# Whole runs that are killed, stopped, searched and continued: about 10 minutes on 2 cores.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 

@@ -203,7 +203,7 @@ def test_two_workers_train_one_model_together_and_runs_of_another_size_follow(cr
 
 def test_a_trial_that_needs_more_than_there_is_is_refused_before_anything_is_written(lanes, tmp_path):
     plan = plan_of(1, resources={"workers": 3})
-    with pytest.raises(ClusterError, match=r"2 trial\(s\) need 3 worker\(s\) with 1 CPU"):
+    with pytest.raises(ClusterError, match=r"2 trial\(s\) need 3 workers with 1 CPU"):
         Run(tmp_path / "sweep", plan.trials, {}, Resources())
     assert issubclass(ClusterError, UserError)
     assert not (tmp_path / "sweep").exists()

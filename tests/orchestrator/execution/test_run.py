@@ -170,6 +170,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert results(folder) == ended
 
 
+@pytest.mark.slow
 def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path, cluster):
     # So long that a trial is in flight whenever the run is stopped.
     file, folder = sweep_file(tmp_path, 2, epochs=20), tmp_path / "runs" / "tiny"

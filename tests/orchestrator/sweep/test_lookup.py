@@ -399,6 +399,7 @@ def test_results_may_go_to_the_home_folder(project, monkeypatch, tried):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs_from_another_folder(tmp_path):
     [example] = blocks((ROOT / "README.md").read_text(), "yaml")
     assert "data: photos.parquet" in example
