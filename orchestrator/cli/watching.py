@@ -156,8 +156,10 @@ def why(
         return
     found = find_trial(opened.plan, trial)
     result = Result(found, opened.records.get(found.id, Record()), opened.plan.sweep.error)
-    excerpt = last_lines(logs_of(folder, found.id), lines)
     attempts = attempts_of(found.id, opened.events)
+    # The log of an earlier attempt would look like the cause of a later one's end.
+    last = [attempt.number for attempt in attempts[-1:] if not attempt.discarded]
+    excerpt = last_lines([log for log in logs_of(folder, found.id) if log.attempt in last], lines)
     print("\n".join(story(result, attempts, str(folder), opened.plan.steps(found), excerpt)))
 
 

@@ -326,8 +326,8 @@ def useful_surrogate(landscape: Landscape, cap_pp: float = AREA_LIMIT_PP) -> tup
     surrogate = fit_surrogate(landscape, cap_pp)
     if not (quality := surrogate.quality).useful:
         return None, (
-            f"a smooth surface predicts these {quality.num_points} points no better than their mean does "
-            f"(leave-one-out R2 {quality.r2:.2f}, {quality.min_r2:.2f} is needed)"
+            f"no smooth surface predicts these {quality.num_points} points reliably (leave-one-out R2 "
+            f"{quality.r2:.2f}; with so few, chance alone reaches {quality.min_r2:.2f})"
         )
     return surrogate, ""
 

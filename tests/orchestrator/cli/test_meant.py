@@ -103,8 +103,8 @@ def test_why_without_a_trial_tells_the_causes_and_the_commands(command):
     assert code == 0
     assert "DataError: gone" in out
     assert "3 trials failed, all for one cause." in out
-    assert "why:        vitc-sweep why runs/small p/all/0" in out
-    assert "try again:  vitc-sweep retry runs/small --failed" in out
+    assert "why: vitc-sweep why runs/small p/all/0" in out
+    assert "try again: vitc-sweep retry runs/small --failed" in out
 
 
 def test_a_file_name_that_is_no_name_of_a_folder_becomes_one(command):

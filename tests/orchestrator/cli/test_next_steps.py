@@ -16,7 +16,7 @@ from orchestrator.store.folder import Folder, open_folder, save_confirmation, sa
 from orchestrator.store.journal import Writer
 from orchestrator.sweep.load import load_sweep
 from orchestrator.trials.confirm import Confirmation
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, RetryWanted
 from orchestrator.trials.names import find_trial
 from orchestrator.trials.records import results_of
 from orchestrator.trials.trial import Trial
@@ -147,3 +147,29 @@ def test_the_time_of_a_confirmation_follows_from_the_sweep_itself(cli, tmp_path,
     _, out, _ = cli("confirm", opened.path, "--top", "1", "--seeds", "4", "--plan")
     # 3 epochs of 1.1 s: 8 trials on 4 cores are two rounds of 3.3 s after a start of 15 s.
     assert "8 trials will take about 22 s (21 s to 22 s) on 4 cores, 4 at a time" in out
+
+
+def test_why_shows_the_log_of_the_attempt_that_counts(cli, tmp_path):
+    opened = folder_of(tmp_path / "small", lambda trial: "OSError: on fire")
+    trial = opened.plan.trials[0]
+    log = opened.path / "trials" / trial.id / "attempt-1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("Traceback\nOSError: on fire, said the log\n")
+    assert "said the log" in cli("why", opened.path, trial.id)[1]
+    writer = Writer(opened.path)
+    row = EpochDone(trial=trial.id, attempt=2, row=epoch_row(3, 10.0, test_pct=11.0))
+    writer.append(
+        [
+            RetryWanted(trial=trial.id, time=40.0),
+            AttemptBegan(trial=trial.id, attempt=2, lane="lane", time=41.0),
+            row,
+            AttemptEnded(
+                trial=trial.id, attempt=2, end="finished", detail="", seconds=1.0, time=42.0, final=True
+            ),
+        ]
+    )
+    writer.close()
+    _, out, _ = cli("why", opened.path, trial.id)
+    assert "finished" in out
+    assert "discarded by `retry`" in out
+    assert "said the log" not in out
