@@ -81,7 +81,9 @@ def test_what_was_shown_before_the_reader_left_is_whole():
 
 
 @pytest.mark.parametrize("columns", ["", "auto", "0", "-5", "7", "1e9", "99999999999", "१२३"])
-def test_a_width_that_is_none_is_not_used(columns):
+def test_a_width_that_is_none_is_not_used(monkeypatch, columns):
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
     done = run("examples", COLUMNS=columns, LINES=columns)
     assert done.returncode == 0, done.stderr
     assert "lr_wd" in done.stdout.decode()
