@@ -74,9 +74,7 @@ def find_tree(source: Path, is_image: Callable[[Path], bool]) -> Tree:
     if splits is None:
         _check_names(root, classes)
     _check_inside(found, listing)
-    if len(classes) < 2:
-        held = f"one class only, {next(iter(classes))!r}" if classes else "no folders with images"
-        raise DataError(f"{root}: holds {held}; a data set is a folder of images per class, of two or more")
+    _check_number((splits or {"train": root})["train"], classes, listing)
     for split, others in found.items():
         if strange := sorted(others.keys() - classes.keys()):
             raise DataError(f"{root}: {split} has {_some(strange)}, and train has no class of that name")
@@ -209,7 +207,8 @@ def _splits(root: Path, listing: _Listing) -> dict[Split, Path] | None:
     evaluated = likely["val"] + likely["test"]
     if not likely["train"]:
         if evaluated:
-            raise DataError(f"{root}: holds {_some(f.name for f in evaluated)} and no folder `train`")
+            held = _some(folder.name for folder in evaluated)
+            raise DataError(f"{root}: holds {held} and no folder `train` with a folder of images per class")
         return None
     if not evaluated and not _is_plain(likely["train"][0]):
         return None
@@ -242,6 +241,18 @@ def _inner(folder: Path, split: Split, listing: _Listing) -> Path:
 
 def _names_inside(folder: Path, split: Split, listing: _Listing) -> set[str]:
     return {_class_name(inner) for inner in listing.of(_inner(folder, split, listing))[0]}
+
+
+def _check_number(root: Path, classes: Mapping[str, _Class], listing: _Listing) -> None:
+    """Raises `DataError` if there are fewer than two classes."""
+    if len(classes) > 1:
+        return
+    held, hint = "no folders with images", ""
+    for name, one in classes.items():
+        held = f"one class only, {name!r}"
+        if len(listing.of(one.folder)[0]) > 1:
+            hint = f". To import the folders in it, name {one.folder}"
+    raise DataError(f"{root}: holds {held}; a data set is a folder of images per class, of two or more{hint}")
 
 
 def _check_names(root: Path, classes: Iterable[str]) -> None:

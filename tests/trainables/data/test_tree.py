@@ -101,7 +101,11 @@ def test_splits_want_a_folder_and_the_message_has_the_command(tmp_path):
         (["photos/cat/0.png"], "ROOT/photos: holds one class only, 'cat'"),
         (["0.png", "1.png"], "ROOT: holds no folders with images"),
         (["train/a/0.png", "train/b/0.png", "val/c/0.png"], "ROOT: val has 'c', and train has no class"),
-        (["val/a/0.png", "test/b/0.png"], "ROOT: holds 'test', 'val' and no folder `train`"),
+        (["val/a/0.png", "test/b/0.png"], "ROOT: holds 'test', 'val' and no folder `train` with"),
+        (
+            ["train/0.png", "val/a/0.png"],
+            "ROOT: holds 'val' and no folder `train` with a folder",
+        ),
         (
             ["train/a/0.png", "train/b/0.png", "val/a/0.png", "valid/a/0.png"],
             "ROOT: val and valid are both the val split",
@@ -112,13 +116,19 @@ def test_splits_want_a_folder_and_the_message_has_the_command(tmp_path):
             [f"{name}/{split}/0.png" for name in ("cat", "dog") for split in ("train", "test")],
             "ROOT/cat: is a class that holds the splits 'test', 'train'",
         ),
-        (["train/images/0.png", "valid/images/0.png"], "ROOT: holds one class only, 'images'"),
+        (["train/images/0.png", "valid/images/0.png"], "ROOT/train: holds one class only, 'images'"),
         (["caf\u00e9/0.png", "cafe\u0301/0.png"], "ROOT: holds two folders 'caf\u00e9'"),
         (["a\nb/0.png", "c/0.png"], "ROOT/a\\nb: the name of a class must be text that can be printed"),
     ],
 )
 def test_a_tree_that_is_no_set_of_classes_is_refused(tmp_path, names, fault):
     assert fault_of(plant(tmp_path / "tree", *names)).startswith(fault)
+
+
+def test_a_folder_of_the_classes_beside_others_is_named(tmp_path):
+    root = plant(tmp_path / "tree", "images/cat/0.png", "images/dog/0.png")
+    plant(root, "meta/classes.txt", data=b"text")
+    assert fault_of(root).endswith("of two or more. To import the folders in it, name ROOT/images")
 
 
 def test_what_is_no_picture_of_a_class_is_left_out_and_named(tmp_path):
