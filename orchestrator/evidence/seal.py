@@ -19,6 +19,7 @@ from orchestrator.store.folder import Folder, open_folder
 from orchestrator.store.journal import FolderError
 from orchestrator.store.provenance import provenance, source_root
 from trainables.base import Frozen
+from trainables.io.code import COPIES
 from trainables.io.files import write_atomically
 
 MANIFEST = "report/manifest.json"
@@ -91,6 +92,8 @@ def evidence_files(folder: Path) -> list[str]:
     """Returns the sorted paths, relative to the folder, of all files that count except the manifest."""
     names = [name for name in QUESTION_FILES if (folder / name).is_file()]
     names += [f"journal/{path.name}" for path in (folder / "journal").glob("*.jsonl")]
+    copies = (f"{COPIES}/{path.name}" for path in (folder / COPIES).glob("*.py") if path.is_file())
+    names += [name for name in copies if belongs(name)]
     for path in (folder / "report").rglob("*"):
         name = path.relative_to(folder).as_posix()
         # Files with a leading dot are left out, because they are incomplete.
@@ -238,5 +241,6 @@ def belongs(name: str) -> bool:
     return (
         name in QUESTION_FILES
         or re.fullmatch(r"journal/[0-9]+\.jsonl", name) is not None
+        or re.fullmatch(rf"{COPIES}/[0-9a-f]{{16}}\.py", name) is not None
         or re.fullmatch(r"report/([^/]+/)*[^/.][^/]*", name) is not None
     )

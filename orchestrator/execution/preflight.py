@@ -282,6 +282,7 @@ def preflight(
                 planned,
                 _together(gang, lanes[subject.shape.gang], nodes),
                 str(probe or ""),
+                str(folder.absolute()),
             )
             reply = checker(gang, request)
             if reply.rule:

@@ -28,6 +28,6 @@ def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
 
 
 def _answer(content: dict[str, Any]) -> "Reply":
-    from trainables.profiling.dry_run import Request, answer
+    from trainables.profiling.dry_run import reply_to
 
-    return answer(Request.parse(content))
+    return reply_to(content)

@@ -22,12 +22,14 @@ from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (
     Folder,
+    confirmed_plan,
     known_infos,
     load_confirmation,
     merge_points,
     open_folder,
     plan_of,
     save_question,
+    save_record,
     save_suggestions,
 )
 from orchestrator.store.journal import FolderError
@@ -35,6 +37,7 @@ from orchestrator.store.lease import Lease, check_free
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
 from orchestrator.trials.gang import Node
+from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import results_of
 from orchestrator.trials.remarks import remarks
 from orchestrator.trials.search import next_round, num_rounds, rounds_given
@@ -436,5 +439,9 @@ def _next_round(known: Folder) -> Plan | None:
     chosen = next_round(plan, results_of(plan, known.records), propose)
     if not chosen:
         return None
-    save_suggestions(known.path, [*plan.suggestions, *chosen])
-    return plan_of(known.path, plan.sweep, plan.infos)
+    suggestions = [*plan.suggestions, *chosen]
+    longer = confirmed_plan(known.path, make_plan(plan.sweep, plan.infos, suggestions))
+    # First, because the record has the costs of networks that only the new points have.
+    save_record(known.path, longer)
+    save_suggestions(known.path, suggestions)
+    return longer

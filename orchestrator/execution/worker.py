@@ -165,7 +165,7 @@ class _Attempt:
         from trainables.training.loop import train
 
         job = self._job
-        with trusting_code():
+        with trusting_code(self._folder):
             config = TrainConfig.model_validate_json(job["config"])
         first = self._states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
         # After this block nothing more is written, so the Coordinator may delete checkpoints.

@@ -6,6 +6,7 @@ runs/<sweep>/
   confirm.json   the settings that are run again with fresh seeds
   record.json    data sets by fingerprint, code, versions
   planned.json   the cost that was expected before the first trial
+  code/          copies of the user's files that make networks, by digest
   journal/       000001.jsonl, one file per `run`
   trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, kept weights
   report/        rebuilt from the files above
@@ -38,7 +39,7 @@ from orchestrator.trials.trial import Plan, Suggestion
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
-from trainables.io.code import trusting_code
+from trainables.io.code import NamedFunction, copy_of, trusting_code
 from trainables.io.faults import branches
 from trainables.io.files import write_atomically
 from trainables.io.yaml import YamlError, load_yaml
@@ -84,7 +85,7 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
             tree = with_absolute_places(tree, lookup)
             configs = with_absolute_paths(configs, branches(tuple[Data, ...]), lookup)
         # Reading results runs no code of a user; the record holds the costs of such networks.
-        with trusting_code() if to_run else contextlib.nullcontext():
+        with trusting_code(path) if to_run else contextlib.nullcontext():
             sweep = build_sweep(tree, str(path / "sweep.yaml"))
         take_costs(record.get("costs", []))
         infos = {
@@ -248,25 +249,38 @@ def save_question(path: Path, plan: Plan) -> None:
     """
     if (path / "sweep.yaml").is_file():
         _check_same_question(path, plan)
+    save_record(path, plan)
     sweep = plan.sweep.model_dump(mode="json", exclude_unset=True)
     sweep["vary"] = {name: window.plain() for name, window in plan.sweep.vary.items()}
+    # sweep.yaml makes it a folder of results, which needs the record.
+    write_atomically(path / "sweep.yaml", yaml.safe_dump(_plain(sweep), sort_keys=False, allow_unicode=True))
+
+
+def save_record(path: Path, plan: Plan) -> None:
+    """Writes record.json and copies of the user's code: all but the plan itself that readers of it need."""
     data = [
         {"config": config.model_dump(mode="json"), "info": _plain_info(info)}
         for config, info in plan.infos.items()
     ]
     record: dict[str, Any] = {"data": data}
-    if costs := known_costs(_code_digests(plan)):
+    functions = _functions(plan)
+    for trial in plan.trials if functions else ():
+        # Counted here if nobody has asked for it yet, because readers cannot.
+        plan.cost(trial)
+    if costs := known_costs(functions):
         record["costs"] = costs
-    # sweep.yaml makes it a folder of results, which needs the record.
+    for digest, function in functions.items():
+        # A comparison of sweeps runs no trial, and may have been made without the files.
+        if function.is_trusted and not (copy := copy_of(path, digest)).is_file():
+            write_atomically(copy, function.source())
     write_atomically(path / "record.json", json.dumps(record | provenance(), indent=2) + "\n")
-    write_atomically(path / "sweep.yaml", yaml.safe_dump(_plain(sweep), sort_keys=False, allow_unicode=True))
 
 
-def _code_digests(plan: Plan) -> set[str]:
-    """Returns the digests of the files of users that make the networks of a plan."""
+def _functions(plan: Plan) -> dict[str, NamedFunction]:
+    """Returns functions of users that make the networks of a plan: one for each file, by its digest."""
     runs = [trial.config for trial in plan.trials]
     runs += [run.start.run for run in runs if run.start]
-    return {run.model.build.digest for run in runs if isinstance(run.model, PythonConfig)}
+    return {run.model.build.digest: run.model.build for run in runs if isinstance(run.model, PythonConfig)}
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from orchestrator.cost.devices import device_called
 from orchestrator.cost.speed import Sample, samples_of
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import FolderError
+from trainables.io.code import CodeError
 
 
 def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], list[str]]:
@@ -29,5 +30,10 @@ def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], l
         known = folder.record.get("machine", {})
         gpus = known.get("gpus") or []
         device = (device_called(gpus[0]) or gpus[0]) if gpus else known.get("processor", "")
-        samples += samples_of(folder.plan, folder.records, device, bool(gpus))
+        try:
+            samples += samples_of(folder.plan, folder.records, device, bool(gpus))
+        except CodeError:
+            notices.append(
+                f"skipped: {path.parent}: its networks are of code that is not run to read results"
+            )
     return samples, notices

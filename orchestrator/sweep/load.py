@@ -25,7 +25,8 @@ def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | Non
       SweepError: with every fault there is.
     """
     source = _overridden(path, overrides, points)
-    with trusting_code():
+    # The sweep file that a folder of results keeps has copies of the files beside it.
+    with trusting_code(path.parent):
         sweep = _built(source)
     drawn = {name for name, window in sweep.vary.items() if not window.when}
     rule = "has no effect, because `vary` draws it; what is drawn is set by"

@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.sweep.config import Sweep
-from orchestrator.sweep.constraints import ConstraintError
 from orchestrator.sweep.document import Override, SweepError
 from orchestrator.sweep.load import load_sweep, located
 from orchestrator.trials.plan import data_configs, make_plan
 from orchestrator.trials.trial import Plan
 from trainables.base import DataError
 from trainables.config import faults_of
+from trainables.errors import UserError
 from trainables.io.faults import Fault
 
 
@@ -69,7 +69,10 @@ class SweepFile:
                 faults.append(Fault(key, str(error)))
         if not faults:
             try:
-                return make_plan(sweep, infos)
+                made = make_plan(sweep, infos)
+                faults = _unbuildable(made)
+                if not faults:
+                    return made
             except ValidationError as error:
                 # Each value alone is valid. Only the rule can name the values that do not go together.
                 faults = [
@@ -80,6 +83,24 @@ class SweepFile:
                     )
                     for f in faults_of(error)
                 ]
-            except ConstraintError as error:
+            except UserError as error:
+                # Of a constraint, or of a network whose cost one asks for.
                 faults = [Fault("where", str(error))]
         raise self.error(faults)
+
+
+def _unbuildable(plan: Plan) -> list[Fault]:
+    """Returns faults of networks that cannot be built for the classes of their data.
+
+    Loading a sweep tries each network with two classes, because it reads no data.
+    """
+    found: dict[str, Fault] = {}
+    for trial in plan.trials:
+        try:
+            plan.cost(trial)
+        except UserError as error:
+            depth = trial.replicate + 1 if trial.role == "first_stage" else 0
+            key = plan.sweep.source_of("start.run." * depth + "model", trial.arm, trial.cell)
+            rule = f"{error}, with the {plan.infos[trial.config.data].num_classes} classes of its data"
+            found.setdefault(key, Fault(key, rule))
+    return list(found.values())

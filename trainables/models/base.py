@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from trainables.base import Frozen
+from trainables.errors import UserError
 from trainables.tasks.classification import Classification
 
 if TYPE_CHECKING:  # settings are read without torch; networks are built with it
@@ -81,7 +82,7 @@ class ModelFamily(Frozen):
     def head_names(self, network: "nn.Module") -> frozenset[str]:
         """Returns the names of the classifier's tensors. Another number of classes gives them new weights."""
         if self.head:
-            return _names_under(network, self.head)
+            return names_under(network, self.head)
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
         others = _shapes(self, 2)
         if others == shapes:
@@ -97,7 +98,7 @@ class ModelFamily(Frozen):
 
         own = {name for name, _ in network.named_parameters(recurse=False)}
         embeddings = {name for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
-        return self.head_names(network) | own | _names_under(network, {*_first_layers(network), *embeddings})
+        return self.head_names(network) | own | names_under(network, {*_first_layers(network), *embeddings})
 
 
 @functools.lru_cache(maxsize=64)
@@ -116,8 +117,8 @@ def _first_layers(network: "nn.Module") -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _names_under(network: "nn.Module", modules: Iterable[str]) -> frozenset[str]:
-    """The tensors of some modules and of what is in them."""
+def names_under(network: "nn.Module", modules: Iterable[str]) -> frozenset[str]:
+    """Returns the names of the tensors of some modules and of what is in them."""
     whole = tuple(modules)
     prefixes = tuple(f"{module}." for module in whole)
     return frozenset(name for name in network.state_dict() if name in whole or name.startswith(prefixes))
@@ -169,7 +170,7 @@ class CountedFamily(ModelFamily):
         """Counts the cost without allocating the network.
 
         Raises:
-          ValueError: the network cannot be built, or takes no images of this size; the message says why.
+          UserError: the network cannot be built, or takes no images of this size; the message says why.
         """
         # How much is dropped changes no count, and is drawn anew at every point of some sweeps.
         return _counted(self.model_copy(update={"drop_path": 0.1 if self.drop_path else 0.0}), num_classes)
@@ -197,4 +198,4 @@ def _explaining(config: CountedFamily, rule: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{rule}: {config.cause(error)}") from error
+        raise UserError(f"{rule}: {config.cause(error)}") from error

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from trainables.io.code import FunctionName, describe
-from trainables.models.base import Arguments, Cost, CountedFamily
+from trainables.models.base import Arguments, Cost, CountedFamily, names_under
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import nn
@@ -54,9 +55,13 @@ class PythonConfig(CountedFamily):
         Raises:
           ValueError: this process may not run the file, or it raises, or its function returns no network.
         """
+        import torch
         from torch import nn
 
-        make = self.build.load()
+        # The file runs on the first call, which may be inside `torch.device("meta")`: its constants would be
+        # empty for as long as the process lives.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            make = self.build.load()
         given: dict[str, Any] = copy.deepcopy(dict(self.arguments)) | {"num_classes": num_classes}
         known = inspect.signature(make).parameters
         given |= {name: getattr(self, name) for name in ("image_size", "drop_path") if name in known}
@@ -66,6 +71,10 @@ class PythonConfig(CountedFamily):
         if not isinstance(network, nn.Module):
             raise ValueError(f"{self.build.function} returned {network!r:.60}, and not a torch.nn.Module")
         return network
+
+    def outer_names(self, network: "nn.Module") -> frozenset[str]:
+        """Returns the names of parameters that embed or classify. The layer that sees the image is one."""
+        return super().outer_names(network) | names_under(network, [_first_layer(self)])
 
     def cost(self, num_classes: int) -> Cost:
         """Counts the cost, or returns the recorded one in a process that may not run the file.
@@ -84,6 +93,21 @@ class PythonConfig(CountedFamily):
     def cause(self, error: Exception) -> str:
         """Returns a message for an error that the network raised, with the line of the file."""
         return describe(error, self.build.path)
+
+
+@functools.lru_cache(maxsize=64)
+def _first_layer(config: PythonConfig) -> str:
+    """Returns the name of the first module with weights of its own that runs. Empty if there is none."""
+    import torch
+
+    ran: list[str] = []
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = config.network(2).eval()
+        for name, module in network.named_modules():
+            if name and next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+        network(torch.empty(1, *config.input_shape))
+    return ran[0] if ran else ""
 
 
 #: Costs by network and number of classes, as counted or read from a record by this process.

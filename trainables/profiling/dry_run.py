@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from trainables.base import SPLITS, DataError, DataInfo, Invalid, Split
-from trainables.config import ModelConfig, Start, TrainConfig
+from trainables.config import ModelConfig, Start, TrainConfig, faults_of
 from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
@@ -69,6 +70,7 @@ class Request:
       planned_bytes: counted peak memory of one worker; 0 if it was not counted.
       together: workers that use the same memory at the same time.
       folder: an existing folder on the storage of the results; a checkpoint is written there and deleted.
+      results: the folder of the results, which may hold copies of the user's code.
     """
 
     config: TrainConfig
@@ -77,6 +79,7 @@ class Request:
     planned_bytes: int = 0
     together: int = 1
     folder: str = ""
+    results: str = ""
 
     def plain(self) -> dict[str, Any]:
         """Returns the request as plain values for JSON."""
@@ -86,7 +89,7 @@ class Request:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> "Request":
         """Builds a request from the result of `plain`."""
-        with trusting_code():
+        with trusting_code(Path(content["results"]) if content["results"] else None):
             return cls(**{**content, "config": TrainConfig.model_validate(content["config"])})
 
 
@@ -104,6 +107,17 @@ class Reply:
     rule: str = ""
     step_seconds: float | None = None
     peak_bytes: int | None = None
+
+
+def reply_to(content: dict[str, Any]) -> Reply:
+    """Tries the run of a request as `Request.plain` gives it. Every failure becomes a reply."""
+    try:
+        request = Request.parse(content)
+    except ValidationError as error:
+        # A valid run may lack something in this process, such as a module that the user's code imports.
+        fault = faults_of(error)[0]
+        return Reply(fault.path, fault.rule)
+    return answer(request)
 
 
 def answer(request: Request) -> Reply:
@@ -468,7 +482,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        reply = answer(Request.parse(json.loads(line)))
+        reply = reply_to(json.loads(line))
         print(json.dumps(dataclasses.asdict(reply)), file=replies, flush=True)
 
 

@@ -1,5 +1,6 @@
 """Networks of the user's own file."""
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,27 @@ from pydantic import ValidationError
 
 from trainables.config import TrainConfig
 from trainables.context import Context
+from trainables.errors import UserError
 from trainables.identity import identity
 from trainables.io import code
 from trainables.io.code import trusting_code
 from trainables.models import python_model
 from trainables.models.base import Cost
 from trainables.models.python_model import PythonConfig
-from trainables.optim import AdamW
+from trainables.optim import AdamW, MuonAdamW
 from trainables.training.loop import train
 
 SOURCE = """
 import pathlib
 
+import torch
 from torch import nn
 
 pathlib.Path(__file__).with_name("has_run").touch()
 
 LARGEST = 100
+SCALE = torch.tensor([2.0])
+torch.rand(3)
 
 
 def linear(num_classes, image_size):
@@ -38,6 +43,24 @@ def conv(num_classes, width=4, drop_path=0.0):
     net.append(nn.Linear(width, num_classes))
     net.drop_path = drop_path
     return net
+
+
+class Scaled(nn.Module):
+    # Its parts are made in another order than they run.
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(4, num_classes)
+        self.mid = nn.Linear(4, 4)
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.head(self.mid(self.stem(images).mean((2, 3)) * SCALE.to(images.device)))
+
+
+def few(num_classes):
+    if num_classes > 5:
+        raise RuntimeError("too many")
+    return conv(num_classes)
 
 
 def deaf(num_classes):
@@ -56,7 +79,7 @@ def broken(num_classes):
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch):
     """Makes the process one that has run no code yet."""
-    monkeypatch.setattr(code, "_trusted", set())
+    monkeypatch.setattr(code, "_trusted", {})
     monkeypatch.setattr(python_model, "_costs", {})
     code._module.cache_clear()
 
@@ -95,6 +118,66 @@ def test_its_head_and_what_sees_the_image_are_told_apart(file):
     assert {len(group["params"]) for group in groups} == {2}
 
 
+def test_muon_leaves_the_layer_that_runs_first_and_the_head_to_adamw(file):
+    config = trusted(file, "Scaled")
+    network = config.network(5)
+    assert config.outer_names(network) == {"head.weight", "head.bias", "stem.weight", "stem.bias"}
+    groups = MuonAdamW(lr=1, weight_decay=0).build(network, 64, config.outer_names(network)).param_groups
+    [inner] = [p for group in groups if group.get("use_muon") for p in group["params"]]
+    assert inner is network.mid.weight
+
+
+def test_constants_of_the_file_have_values_although_it_is_counted_on_the_meta_device(file):
+    network = trusted(file, "Scaled").network(5)
+    assert network(torch.zeros(1, 3, 16, 16)).isfinite().all()
+
+
+def test_weights_do_not_depend_on_whether_the_file_has_run_before(file):
+    config = trusted(file)
+
+    def weights() -> torch.Tensor:
+        torch.manual_seed(4)
+        return config.network(3)[0].weight
+
+    first = weights()
+    code._module.cache_clear()
+    assert torch.equal(weights(), first)
+
+
+def test_a_network_that_fails_for_the_classes_of_the_data_alone_is_the_users_error(file):
+    with pytest.raises(UserError, match=r"cannot be built: RuntimeError: too many \(line \d+\)"):
+        trusted(file, "few").cost(10)
+
+
+@pytest.mark.parametrize(
+    "line", ["import beside", "from beside import x", "from . import beside", "import os, package"]
+)
+def test_a_file_beside_it_is_refused_each_time_and_anywhere(file, monkeypatch, line):
+    (file.parent / "beside.py").write_text("x = 1\n")
+    (file.parent / "package").mkdir()
+    (file.parent / "package" / "__init__.py").touch()
+    # Even where Python would find it.
+    monkeypatch.syspath_prepend(str(file.parent))
+    for text in (f"{line}\n{SOURCE}", f"{SOURCE}\ndef later():\n    {line}\n"):
+        file.write_text(text)
+        for _ in range(2):
+            assert "beside it, whose changes nobody would notice" in fault_of(file)
+
+
+def test_a_file_beside_it_that_is_imported_by_its_name_is_refused_each_time(file, monkeypatch):
+    (file.parent / "beside.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(file.parent))
+    file.write_text(f"import importlib\nimportlib.import_module('beside')\n{SOURCE}")
+    for _ in range(2):
+        assert "imports beside.py beside it" in fault_of(file)
+
+
+def test_functions_of_one_file_are_of_one_module_in_which_pickle_finds_its_classes(file):
+    network = trusted(file, "Scaled").network(2)
+    trusted(file, "conv").network(2)
+    assert type(pickle.loads(pickle.dumps(network))) is type(network)
+
+
 def test_it_trains_like_any_other(file, run_tree):
     tree = run_tree() | {"model": {"family": "python", "build": f"{file}:linear"}}
     tree["model"]["image_size"] = 16
@@ -110,7 +193,7 @@ def test_it_trains_like_any_other(file, run_tree):
         ("missing", {}, "cannot be built: FILE: has no function 'missing'"),
         ("LARGEST", {}, "cannot be built: FILE: LARGEST is no function, but 100"),
         ("a_list", {}, "cannot be built: a_list returned [2], and not a torch.nn.Module"),
-        ("broken", {}, "cannot be built: ZeroDivisionError: division by zero (line 31)"),
+        ("broken", {}, "cannot be built: ZeroDivisionError: division by zero (line 52)"),
         ("deaf", {}, "gives [2, 1000] for 2 images and 2 classes, not [2, 2]"),
         ("linear", {"drop_path": 0.1}, "linear has no parameter drop_path: leave `drop_path` out"),
         ("conv", {"arguments": {"num_classes": 3}}, "may not hold num_classes: the data decide it"),
