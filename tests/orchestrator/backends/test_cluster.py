@@ -123,7 +123,7 @@ def test_rays_second_autoscaler_still_does_not_know_the_head_of_local_machines(t
     [start] = [
         line for line in read(CLUSTER / "local.yaml")["head_start_ray_commands"] if "ray start" in line
     ]
-    assert "RAY_enable_autoscaler_v2=0 ~/venv/bin/ray start" in start
+    assert "RAY_enable_autoscaler_v2=0 ~/vitc-sweep/.venv/bin/ray start" in start
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
