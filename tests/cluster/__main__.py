@@ -1,0 +1,44 @@
+"""Runs the commands of cluster/README.md on machines made here: `python -m tests.cluster`."""
+
+import argparse
+import sys
+import time
+
+from tests.cluster.machines import machines, why_not
+from tests.cluster.steps import ADDRESSES, StepFailed, Walk
+
+STEPS = (
+    *("log_in", "project", "up", "joined", "start_run", "progress", "lose", "goes_on", "back"),
+    *("finished", "results", "down", "remove"),
+)
+
+
+def main() -> int:
+    """Prints a line for each step. Returns the exit status: 0 also where machines cannot be made."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--machines", type=int, default=2, choices=(2, 3), help="the head is one of them")
+    arguments = parser.parse_args()
+    if reason := why_not():
+        print(f"cluster test SKIPPED: {reason}")
+        return 0
+    began = time.monotonic()
+    with machines(ADDRESSES[: arguments.machines]) as lab:
+        walk = Walk(lab)
+        print(f"{'step':10} {'seconds':>7}  seen", flush=True)
+        for name in STEPS:
+            start, shown = time.monotonic(), len(walk.ran)
+            try:
+                seen, failed = getattr(walk, name)(), False
+            except (StepFailed, ValueError) as error:
+                seen, failed = f"FAILED: {error}", True
+            print(f"{name:10} {time.monotonic() - start:7.1f}  {seen}")
+            for command in dict.fromkeys(walk.ran[shown:]):
+                print("  $ " + command.replace("\n", "\n    "), flush=True)
+            if failed:
+                return 1
+    print(f"all {len(STEPS)} steps in {time.monotonic() - began:.0f} s on {arguments.machines} machines")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""README's way of a sweep on one's own machines, one step at a time; a machine is lost in between."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from orchestrator.store.journal import read_journal
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event
+from tests.cluster.machines import SSH_PORT, Answers, Lab, Machine, Terminal
+from tests.cluster.readme import README, Commands, blocks, section
+
+ROOT = Path(__file__).parents[2]
+ADDRESSES = ("192.0.2.10", "192.0.2.11", "192.0.2.12")
+
+#: What makes README's sweep a small one: 8 trials of some 10 seconds.
+SMALL = "--points 2 --set schedule.epochs=10"
+
+#: Files that stay: results, and what libraries keep in places that they share with others.
+STAYS = re.compile(
+    r"~/(runs|\.cache|\.config|\.local|\.nv|\.triton)/|/tmp/(torchinductor_\w+|pymp-\w+|tmux-0)/"
+)
+
+
+class StepFailed(Exception):
+    """A step did not show what it should. The message says what was seen instead."""
+
+
+class Walk:
+    """Goes through README's section. Each method is a step, and returns what was seen."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.desk, self.head = lab, lab.desk, lab.others[0]
+        self.lost = lab.others[-1]
+        self.before = {machine.name: machine.files() for machine in lab.others}
+        names = " ".join(machine.address for machine in lab.others)
+        self.readme = Commands(section(README.read_text()), {"ubuntu@": "root@", " ".join(ADDRESSES): names})
+        self.run_at: Terminal | None = None
+        self.ran: list[str] = []
+
+    # ------------------------------------------------------------------------------------------- before
+
+    def log_in(self) -> str:
+        """Makes the key, brings it to all machines, and says the port where README says it."""
+        [config] = blocks(self.readme.text, "text")
+        if f"Port {SSH_PORT}\n" not in config:
+            raise StepFailed(f"README's ssh configuration names another port than {SSH_PORT}: {config}")
+        for machine in (self.desk, self.head):
+            (machine.home / ".ssh" / "config").write_text(config)
+        self.before[self.head.name].add("~/.ssh/config")
+        self._do(self.readme.take("ssh-keygen"), folder="~")
+        copy = self.readme.take("ssh-copy-id")
+        for machine in self.lab.others:
+            command = copy.replace(self.head.address, machine.address)
+            self._do(command, answers=[("(yes/no", "yes\n")], folder="~", expect="Number of key(s) added: 1")
+        return f"key on {len(self.lab.others)} machines, port {SSH_PORT}"
+
+    def project(self) -> str:
+        """Copies the project to the user's machine, as a repository, and fills in local.yaml."""
+        target = self.desk.home / "project"
+        subprocess.run(["git", "clone", "--quiet", "--no-local", ROOT, target], check=True)
+        kept = "git ls-files -z --cached --others --exclude-standard | rsync -a --from0 --ignore-missing-args"
+        subprocess.run(f"{kept} --files-from=- . '{target}'", shell=True, check=True, cwd=ROOT)
+        path = target / "cluster" / "local.yaml"
+        workers = [machine.address for machine in self.lab.others[1:]]
+        text = _changed(path.read_text(), "worker_ips", json.dumps(workers).replace('"', ""))
+        text = _changed(_changed(text, "head_ip", self.head.address), "ssh_user", "root")
+        path.write_text(text)
+        if yaml.safe_load(text)["auth"]["ssh_private_key"] not in self.readme.text:
+            raise StepFailed("local.yaml has another key than README")
+        said = self._do(self.readme.take("python -m orchestrator.store.provenance"))
+        return said.strip().splitlines()[-1]
+
+    def up(self) -> str:
+        """Starts the head. Ray asks whether to start, and whether it may report its use."""
+        said = self._do(
+            self.readme.take("ray up"),
+            answers=[("[y/N]", "y\n"), ("[Y/n]", "n\n")],
+            seconds=240,
+            expect="New status: up-to-date",
+        )
+        unknown = [
+            line
+            for line in said.splitlines()
+            if re.search(r"warn|cannot|error", line, re.IGNORECASE)
+            and not re.search("refers to a file|Permanently added|Token authentication", line)
+        ]
+        return f"the head is up; other warnings: {'; '.join(unknown)[:200] or 'none'}"
+
+    def joined(self) -> str:
+        """Asks for the machines until all are there."""
+        command = self.readme.take("ray exec") if not self.run_at else self.status
+        self.status = command
+        wanted = len(self.lab.others)
+        said = ""
+
+        def there() -> bool:
+            nonlocal said
+            said = self._do(command)
+            active = re.search(r"Active:\n(.*?)Pending:", said, re.DOTALL)
+            return bool(active) and sum(map(int, re.findall(r"^ (\d+) ", active[1], re.MULTILINE))) == wanted
+
+        self._until(there, 150, lambda: said, pause=3)
+        return f"{wanted} of {wanted} machines active"
+
+    # ------------------------------------------------------------------------------------------- the sweep
+
+    def start_run(self) -> str:
+        """Attaches to the head, starts the sweep there, and closes the window."""
+        window = self._attached(self._note(self.readme.take("ray attach")))
+        window.type(self._note(self.readme.take("cd ")) + "\n")
+        run = self.readme.take("vitc-sweep run")
+        window.type(self._note(f"{run} {SMALL}") + "\n")
+        self.out = self.head.home / "runs" / "lr_wd"
+        self._until(lambda: any(isinstance(e, EpochDone) for e in self._events()), 150, window.text)
+        window.hang_up()
+        self.run_at = window
+        return "first epoch on record; the terminal was closed"
+
+    def progress(self) -> str:
+        """Asks for the progress while the sweep runs."""
+        said = self._do(self.readme.take("ray exec"), expect="trials")
+        return next(line for line in said.splitlines() if re.search(r"\d+/8 trials", line)).strip()
+
+    def lose(self) -> str:
+        """Ends a machine in the midst of a trial."""
+        node = self._node(self.lost)
+        trial = ""
+
+        def in_the_middle() -> bool:
+            nonlocal trial
+            running = {}
+            for event in self._events():
+                match event:
+                    case AttemptBegan() if event.node == node:
+                        running[event.trial] = 0
+                    case EpochDone() if event.trial in running:
+                        running[event.trial] += 1
+                    case AttemptEnded():
+                        running.pop(event.trial, None)
+            trial = next((name for name, epochs in running.items() if epochs >= 2), "")
+            return bool(trial)
+
+        self._until(in_the_middle, 90, lambda: f"no trial on {self.lost.name}", pause=0.2)
+        self.lost.kill()
+        self.interrupted, self.lost_node = trial, node
+        return f"{self.lost.name} ended in the midst of trial {trial[:8]}"
+
+    def goes_on(self) -> str:
+        """Waits until the trial has begun on another machine."""
+        began: list[AttemptBegan] = []
+
+        def elsewhere() -> bool:
+            nonlocal began
+            began = [e for e in self._events() if isinstance(e, AttemptBegan) and e.trial == self.interrupted]
+            return began[-1].node != self.lost_node
+
+        self._until(elsewhere, 150, lambda: f"attempts: {began}")
+        [end] = [
+            event
+            for event in self._events()
+            if isinstance(event, AttemptEnded)
+            and (event.trial, event.attempt) == (self.interrupted, began[0].attempt)
+        ]
+        return f"recorded as {end.end}: {end.detail[:60]}; attempt {began[-1].attempt} is elsewhere"
+
+    def back(self) -> str:
+        """Starts the lost machine again. It is taken in without a command."""
+        self.lab.boot(self.lost)
+        return self.joined()
+
+    def finished(self) -> str:
+        """Waits for the end of the sweep."""
+        self._until(
+            lambda: (self.out / "report" / "summary.json").exists(), 240, lambda: str(self._events()[-3:])
+        )
+        ends = [event for event in self._events() if isinstance(event, AttemptEnded) and event.final]
+        if sorted(event.end for event in ends) != ["finished"] * 8:
+            raise StepFailed(f"ends of trials: {[event.end for event in ends]}")
+        return "8 of 8 trials finished"
+
+    # ------------------------------------------------------------------------------------------- after
+
+    def results(self) -> str:
+        """Copies the results and looks for the commit in their record."""
+        self._do(self.readme.take("mkdir"))
+        self._do(self.readme.take("ray rsync-down"))
+        copy = self.desk.home / "project" / "runs" / "lr_wd"
+        commit = json.loads((copy / "record.json").read_text())["code"]["commit"]
+        if commit != subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip():
+            raise StepFailed(f"the record names the commit {commit!r}")
+        files = sum(path.is_file() for path in copy.rglob("*"))
+        return f"{files} files, commit {commit[:12]} on record"
+
+    def down(self) -> str:
+        """Ends the cluster."""
+        self._do(
+            self.readme.take("ray down"), answers=[("[y/N]", "y\n")], seconds=90, expect="No nodes remaining"
+        )
+        return ", ".join(f"{m.name}: {len(m.processes())} processes" for m in self.lab.others)
+
+    def remove(self) -> str:
+        """Removes what is left, and shows that nothing is."""
+        self._do(self.readme.take("for machine"), seconds=120)
+        self._until(lambda: not self._processes(), 30, lambda: f"processes are left: {self._processes()}")
+        left = {m.name: sorted(m.files() - self.before[m.name]) for m in self.lab.others}
+        ours = {name: [path for path in paths if not STAYS.fullmatch(path)] for name, paths in left.items()}
+        if any(ours.values()):
+            raise StepFailed(f"files are left: {ours}")
+        if self.readme.left():
+            raise StepFailed(f"README shows what was not tried: {self.readme.left()}")
+        if lines := [m.name for m in self.lab.others if "vitc-sweep" in (m.home / ".bashrc").read_text()]:
+            raise StepFailed(f".bashrc is not as before: {lines}")
+        shared = sorted({path for paths in left.values() for path in paths})
+        return f"no process, no file but {' '.join(shared)}"
+
+    # ------------------------------------------------------------------------------------------- helpers
+
+    def _attached(self, command: str, tries: int = 3) -> Terminal:
+        """Returns a terminal with a shell on the head.
+
+        Ray runs `tmux attach || tmux new`. The second may still meet the server that the first has started
+        and that ends for lack of sessions. Then a user tries again, too.
+        """
+        window = self.desk.start(f"cd project; {command}")
+        self._until(lambda: "# " in window.text() or not window.runs(), 60, window.text)
+        if window.runs():
+            return window
+        if tries == 1:
+            raise StepFailed(f"{command}\n{window.text()}")
+        return self._attached(command, tries - 1)
+
+    def _note(self, command: str) -> str:
+        self.ran.append(command)
+        return command
+
+    def _do(
+        self,
+        command: str,
+        answers: Answers = (),
+        seconds: float = 90,
+        expect: str = "",
+        folder: str = "project",
+    ) -> str:
+        """Runs a command on the user's machine and returns its output."""
+        result = self.desk.run(f"cd {folder}; {self._note(command)}", answers, seconds)
+        if result.status or result.timed_out or expect not in result.output:
+            why = f"not ended in {seconds:.0f} s" if result.timed_out else f"exit status {result.status}"
+            raise StepFailed(f"{command}\n{why}, expected {expect!r}:\n{result.output}")
+        return result.output
+
+    def _until(
+        self, true: Callable[[], bool], seconds: float, seen: Callable[[], str], pause: float = 0.5
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > deadline:
+                raise StepFailed(f"not within {seconds:.0f} s:\n{seen()}")
+            time.sleep(pause)
+
+    def _events(self) -> list[Event]:
+        return list(read_journal(self.out).events) if self.out.exists() else []
+
+    def _processes(self) -> list[str]:
+        return [f"{m.name}: {line[:100]}" for m in self.lab.others for line in m.processes()]
+
+    def _node(self, machine: Machine) -> str:
+        """Returns the id of a machine in Ray."""
+        [node] = set(re.findall(r"--node-id=(\w+)", " ".join(machine.processes())))
+        return node
+
+
+def _changed(text: str, key: str, value: str) -> str:
+    """Changes the value of a key of local.yaml on the line that is marked CHANGE."""
+    changed, count = re.subn(rf"(?m)^(\s+{key}: )\S.*?(\s+# CHANGE)", rf"\g<1>{value}\g<2>", text)
+    if count != 1:
+        raise StepFailed(f'local.yaml has no line "{key}" that is marked CHANGE')
+    return changed
