@@ -27,6 +27,7 @@ from orchestrator.trials.gang import Gang, Node, lane_plan
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.data.order import num_steps
 from trainables.io.faults import Fault
+from trainables.io.storage import open_filesystem
 from trainables.profiling.dry_run import Reply, Request, Unfit, check_model, check_sizes, check_start
 from trainables.training.checkpoint import KEPT, checkpoint_bytes
 
@@ -415,9 +416,9 @@ def _space_faults(
     `checkpoints` is their place if not the sweep's folder. A bucket is not checked, as its room is unknown.
     """
     if checkpoints is not None:
-        folder = Path(checkpoints.removeprefix("file://"))
-        if not folder.is_absolute():
+        if "://" in checkpoints and not checkpoints.startswith("file://"):
             return []
+        folder = Path(open_filesystem(checkpoints)[1])
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     sizes: dict[Gang, int] = {}
     for subject in found:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from trainables.io.storage import open_filesystem, write_durably
+from trainables.io.storage import inside, open_filesystem, write_durably
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class WeightStore:
           DataError: no file system handles such a place.
         """
         self._folder = folder
-        self.place = f"{place.rstrip('/')}/{folder.resolve().name}" if place else str(folder / "trials")
+        self.place = inside(place, folder.resolve().name) if place else str(folder / "trials")
         self._filesystem, self._root = open_filesystem(self.place)
 
     def checkpoint(self, trial_id: str) -> str:
         """Returns the folder or URI of a trial's checkpoints."""
-        return f"{self.place}/{trial_id}/checkpoint"
+        return inside(self.place, trial_id, "checkpoint")
 
     def delete_checkpoint(self, trial_id: str) -> None:
         """Deletes a trial's checkpoints. Errors are ignored, because a leftover only takes space."""
