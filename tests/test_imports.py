@@ -78,7 +78,7 @@ FLAT |= {"orchestrator.__main__": "cli"}
 #: Libraries that only some packages or modules may know.
 OWNERS = {
     "ray": {"backends", "execution.lane", "execution.run", "execution.worker", "execution.asha"}
-    | {"execution.preflight_workers"},
+    | {"execution.preflight_workers", "execution.machines"},
     "optuna": {"execution.samplers"},
     "mlflow": {"monitor.tracking"},
     "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"},
@@ -105,6 +105,7 @@ LIGHT = (
     "orchestrator.store.journal",
     "orchestrator.store.weights",
     "orchestrator.store.logs",
+    "orchestrator.store.own_files",
     "orchestrator.execution.dispatch",
     "orchestrator.execution.coordinator",
     "orchestrator.execution.lane",

@@ -19,6 +19,8 @@ from orchestrator.backends.ray_cluster import ClusterError, nodes
 from orchestrator.execution.coordinator import Coordinator, Judge
 from orchestrator.execution.dispatch import Job
 from orchestrator.execution.lane import Forget, Lane, Slots
+from orchestrator.execution.machines import RayMachines
+from orchestrator.store.own_files import key_of
 from orchestrator.store.weights import WeightStore
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.trials.gang import Gang, Phase, lane_plan
@@ -97,6 +99,9 @@ class Run:
                 checkpoints=self._resources.checkpoints,
                 keep=self._resources.keep,
                 judge=self._judge,
+                hang_seconds=60 * self._resources.hang_minutes,
+                machines=RayMachines(key_of(self.folder)),
+                ended={trial for trial, record in self._records.items() if record.settled},
             )
         )
         lanes = tuple(count for *_, count in self.phases)
@@ -170,6 +175,7 @@ class Run:
             clerk=self._coordinator,
             gang=gang,
             folder=str(self.folder),
+            key=key_of(self.folder),
             scratch=str(scratch / "train"),
             hang_seconds=60 * self._resources.hang_minutes,
             checkpoints=self._resources.checkpoints,

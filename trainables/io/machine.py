@@ -8,6 +8,14 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
+def cache_folder() -> Path:
+    """Returns this machine's folder for copies of large data sets and for files that no other machine needs.
+
+    The variable VITC_SWEEP_CACHE overrides it.
+    """
+    return Path(os.environ.get("VITC_SWEEP_CACHE", "~/.cache/vitc-sweep")).expanduser()
+
+
 def usable_cpus() -> int:
     """Returns the number of CPUs that the process may use: by its affinity and its container's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
