@@ -66,6 +66,7 @@ class Coordinator:
         hang_seconds: float = 1800.0,
         machines: Machines | None = None,
         ended: Collection[str] = (),
+        mark: str = "",
     ) -> None:
         """
         Args:
@@ -77,6 +78,7 @@ class Coordinator:
           hang_seconds: longest time that a worker takes for a step.
           machines: the own files of the machines that train; None if they train on this one only.
           ended: trials that ended for good in earlier runs.
+          mark: content of the mark at the place of states; none if empty.
         """
         self._folder = Path(folder)
         self._writer = Writer(self._folder)
@@ -89,6 +91,9 @@ class Coordinator:
             for kept in self._states.kept():
                 if loser := self._best.take(kept):
                     self._states.delete_kept(loser)
+        if mark:
+            self._states.set_mark(mark)
+        self._mark = mark
         self._hang_seconds = hang_seconds
         self._machines = machines or OneMachine(key_of(self._folder))
         self._ended = set(ended)
@@ -133,8 +138,11 @@ class Coordinator:
         """Records an event of the driver."""
         self._dispatch.events.append(event)
         await self._commit()
-        if isinstance(event, SessionClosed) and self._clearing:
-            await asyncio.wait(self._clearing, timeout=_LAST_CLEARING_SECONDS)
+        if isinstance(event, SessionClosed):
+            if self._clearing:
+                await asyncio.wait(self._clearing, timeout=_LAST_CLEARING_SECONDS)
+            if self._mark:
+                self._states.delete_mark(self._mark)
         if self._tending is None:
             self._tending = asyncio.create_task(self._tend())
 

@@ -58,6 +58,8 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         scratch: str,
         hang_seconds: float,
         checkpoints: str | None,
+        mark: str,
+        must_reach: str,
     ) -> None:
         """Starts the worker group and opens the first slot."""
         self._coordinator, self._lane = clerk, uuid.uuid4().hex[:8]
@@ -71,6 +73,8 @@ class Lane(tune.Trainable):  # type: ignore[misc]
             "threads": gang.cpus,
             "hang_seconds": hang_seconds,
             "checkpoints": checkpoints,
+            "mark": mark,
+            "must_reach": must_reach,
         }
         self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
         self._thread.start()

@@ -51,6 +51,7 @@ class Run:
         began: float | None = None,
         preflight_seconds: float = 0.0,
         judge: Judge | None = None,
+        must_reach: str = "",
     ) -> None:
         """
         Args:
@@ -61,6 +62,7 @@ class Run:
           began: time when the command began, in seconds since 1970; now if None.
           preflight_seconds: duration of the preflight, which is part of the time since `began`.
           judge: early stopping; None ends no trial early.
+          must_reach: why all machines must reach the place of states; empty if they need not.
 
         Raises:
           ClusterError: a trial needs more than the cluster has, or the storage of states does not answer.
@@ -72,6 +74,7 @@ class Run:
             except OSError as error:
                 raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
         self._records, self._resources, self._judge = records, resources, judge
+        self._must_reach = must_reach
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping, self._closing = threading.Event(), threading.Event()
         cluster = nodes()
@@ -80,6 +83,7 @@ class Run:
             if count == 0:
                 have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
                 raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
+        self._mark = uuid.uuid4().hex
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
 
@@ -101,6 +105,7 @@ class Run:
                 judge=self._judge,
                 hang_seconds=60 * self._resources.hang_minutes,
                 machines=RayMachines(key_of(self.folder)),
+                mark=self._mark,
                 ended={trial for trial, record in self._records.items() if record.settled},
             )
         )
@@ -179,6 +184,8 @@ class Run:
             scratch=str(scratch / "train"),
             hang_seconds=60 * self._resources.hang_minutes,
             checkpoints=self._resources.checkpoints,
+            mark=self._mark,
+            must_reach=self._must_reach,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
         # Asked for, because trials whose first stage did not finish in an earlier run have ended already.

@@ -151,9 +151,13 @@ class _Attempt:
         self._job, self._number, self._context = job, number, context
         self._coordinator, self._lane = settings["clerk"], settings["lane"]
         self._folder = Path(settings["folder"])
-        self._states = WeightStore(self._folder, settings["checkpoints"])
-        self._is_first = context.rank == 0
         self._own = OwnFiles(settings["key"])
+        self._states = WeightStore(self._folder, settings["checkpoints"])
+        self._must_reach = ""
+        if settings.get("mark") and not self._states.has_mark(settings["mark"]):
+            # A trial whose machine goes then starts over, as no other machine has its checkpoints.
+            self._states, self._must_reach = WeightStore(self._own.folder), settings["must_reach"]
+        self._is_first = context.rank == 0
         self._watch = watch = _Watch(job, number, settings, context.rank)
         store = Store(self._states.checkpoint(job["trial"])) if self._is_first else None
         # Rows that the journal lost in a crash are computed again, even if a checkpoint is past them.
@@ -181,11 +185,14 @@ class _Attempt:
 
         Raises:
           Preempted, Diverged, Invalid: the trial ended so.
+          OSError: this machine must reach the place of states, and does not.
         """
         from trainables.config import TrainConfig
         from trainables.io.code import trusting_code
         from trainables.training.loop import train
 
+        if self._must_reach:
+            raise OSError(f"resources.checkpoints: {self._must_reach}")
         job = self._job
         with trusting_code(self._folder):
             config = TrainConfig.model_validate_json(job["config"])

@@ -147,6 +147,16 @@ def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
         raise DataError(f"{redacted(path)}: {error}") from error
 
 
+def holds(address: str, content: str) -> bool:
+    """Returns whether a file has this content. A storage that does not answer has none."""
+    try:
+        filesystem, path = open_filesystem(address)
+        with filesystem.open_input_stream(path) as stream:
+            return bool(stream.read() == content.encode())
+    except (DataError, OSError):
+        return False
+
+
 def write_durably(
     filesystem: "pyarrow.fs.FileSystem", path: str, write: Callable[[IO[bytes]], object]
 ) -> None:
