@@ -17,8 +17,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainables.data.cache import cache_folder
 from trainables.io.files import replacing
+from trainables.io.machine import cache_folder
 
 #: Bytes of one digest.
 WIDTH = 16

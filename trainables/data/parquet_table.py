@@ -17,10 +17,11 @@ from PIL import Image
 
 from trainables.base import DataError
 from trainables.data.base import digest_of
-from trainables.data.cache import IN_MEMORY_BYTES, cache_folder
+from trainables.data.cache import IN_MEMORY_BYTES
 from trainables.data.content import image_batches, image_digests
 from trainables.data.decode import decode
 from trainables.io.json import parse_json
+from trainables.io.machine import cache_folder
 
 #: Numbers of a file without class names may be at most this, because each number up to it is a class.
 MAX_CLASSES = 2**20

@@ -2,8 +2,20 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns this machine's folder for copies of large data sets and for files that no other machine needs.
+
+    The variable VITC_SWEEP_CACHE overrides it. It is among the temporary files for a user without a home
+    folder, as containers have them.
+    """
+    path = os.path.expanduser(os.environ.get("VITC_SWEEP_CACHE") or "~/.cache/vitc-sweep")
+    # A home that is not known stays `~`.
+    return Path(tempfile.gettempdir(), "vitc-sweep-cache") if path.startswith("~") else Path(path)
 
 
 def usable_cpus(system: Path = Path("/")) -> int:

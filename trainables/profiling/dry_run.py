@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
 from trainables.io.code import trusting_code
+from trainables.io.storage import holds, inside
 from trainables.tasks.base import Task
 from trainables.training.checkpoint import Store
 from trainables.training.loop import TrainingRun, steps_per_epoch
@@ -69,7 +71,10 @@ class Request:
       threads: CPU threads of a worker.
       planned_bytes: counted peak memory of one worker; 0 if it was not counted.
       together: workers that use the same memory at the same time.
-      folder: an existing folder on the storage of the results; a checkpoint is written there and deleted.
+      folder: a folder or URI on the storage of states; a checkpoint is written there and deleted.
+      mark: content of the file `mark` in that folder; a machine that reads another does not reach it.
+      setting: the setting that names the place of `folder`.
+      must_reach: why the machine must reach it; empty if it may write to a disk of its own instead.
       results: the folder of the results, which may hold copies of the user's code.
     """
 
@@ -79,6 +84,9 @@ class Request:
     planned_bytes: int = 0
     together: int = 1
     folder: str = ""
+    mark: str = ""
+    setting: str = "--out"
+    must_reach: str = ""
     results: str = ""
 
     def plain(self) -> dict[str, Any]:
@@ -101,12 +109,14 @@ class Reply:
       setting, rule: those of `Unfit`; both empty if the run can start.
       step_seconds: duration of one training step of one worker; of the second step if there was one.
       peak_bytes: peak of a GPU's memory; None on a CPU.
+      reaches: whether the machine reaches the place of states.
     """
 
     setting: str = ""
     rule: str = ""
     step_seconds: float | None = None
     peak_bytes: int | None = None
+    reaches: bool = True
 
 
 def reply_to(content: dict[str, Any]) -> Reply:
@@ -125,13 +135,19 @@ def answer(request: Request) -> Reply:
     context = this_process(threads=request.threads)
     try:
         _check_room(request, context.device)
-        with _limited(context.device):
-            return check(
+        reaches = not (request.folder and request.mark) or holds(inside(request.folder, "mark"), request.mark)
+        if not reaches and request.must_reach:
+            raise Unfit(request.setting, request.must_reach)
+        own = contextlib.nullcontext("") if reaches else tempfile.TemporaryDirectory(prefix="vitc-sweep-")
+        with _limited(context.device), own as folder:
+            reply = check(
                 request.config,
                 dataclasses.replace(context, loader_workers=0),
                 request.workers,
-                request.folder,
+                folder or request.folder,
+                request.setting,
             )
+        return dataclasses.replace(reply, reaches=reaches)
     except Unfit as error:
         rule = error.rule
         if rule.startswith(OUT_OF_MEMORY):
@@ -207,14 +223,17 @@ def check_start(start: Start, model: ModelConfig, num_classes: int, first_classe
 # On the device
 
 
-def check(config: TrainConfig, context: Context, workers: int = 1, folder: str = "") -> Reply:
+def check(
+    config: TrainConfig, context: Context, workers: int = 1, folder: str = "", setting: str = "--out"
+) -> Reply:
     """Performs each operation of training once or twice, with the first images of the run.
 
     Args:
       config: the run.
       context: the device and rank of this process.
       workers: processes that will share the batch; this one tries the share of one of them.
-      folder: the folder for a trial checkpoint; if empty, no checkpoint is tried.
+      folder: the folder or URI for a trial checkpoint; if empty, no checkpoint is tried.
+      setting: the setting that names its place.
 
     Raises:
       Unfit: an operation failed, or the first loss or its gradient is not finite.
@@ -232,7 +251,7 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
         _evaluate_elsewhere(run, images["test"], info)
         step_seconds = _train(run, images["train"], share)
         if folder:
-            _checkpoint(run, Path(folder))
+            _checkpoint(run, folder, setting)
     except DataError as error:
         raise Unfit("data", str(error)) from error
     except Invalid as error:
@@ -311,16 +330,14 @@ def _timed(step: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - began, loss
 
 
-def _checkpoint(run: TrainingRun, folder: Path) -> None:
+def _checkpoint(run: TrainingRun, folder: str, setting: str) -> None:
     """Writes the state as training does, restores it, and checks that it is unchanged."""
-    if not folder.is_dir():
-        raise Unfit("--out", f"this machine does not see {folder}, where the results are to go")
-    store = Store(folder / "checkpoint")
+    store = Store(inside(folder, "checkpoint"))
     try:
         try:
             store.write(run.state.content())
         except OSError as error:
-            raise Unfit("--out", f"no checkpoint can be written to {folder.parent}: {error}") from error
+            raise Unfit(setting, f"no checkpoint can be written there: {error}") from error
         content, notices = store.read()
         if content is None:
             raise Unfit("model", f"its checkpoint does not load: {_reason(notices)}")
@@ -333,8 +350,7 @@ def _checkpoint(run: TrainingRun, folder: Path) -> None:
         raise Unfit("model", str(error)) from error
     finally:
         store.clear()
-        with contextlib.suppress(OSError):
-            (folder / "checkpoint").rmdir()
+        store.delete()
 
 
 def _reason(notices: list[str]) -> str:

@@ -24,9 +24,9 @@ from orchestrator.store import provenance
 from orchestrator.trials.gang import Gang
 from tests.support.sweeps import plan_of, sweep_tree
 from trainables.base import DataError
-from trainables.data.cache import cache_folder
 from trainables.data.parquet import Parquet
 from trainables.io.children import own_program
+from trainables.io.machine import cache_folder
 from trainables.io.yaml import YamlError, parse_yaml
 from trainables.profiling.dry_run import Request
 
