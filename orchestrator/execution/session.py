@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.backends.local import check_temporary_folder, ray_folder
 from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
@@ -141,6 +142,9 @@ def try_out(
     for remark in remarks(plan):
         _notice(observers, f"note: {remark}", "warning")
     if address is None:
+        # Before the minutes that the rest takes.
+        ray_folder()
+        check_temporary_folder()
         machine = this_machine()
         nodes: Sequence[Node] = machine.nodes
         with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:

@@ -271,7 +271,7 @@ class _Watch:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
+        self._file = self._path.open("w", encoding="utf-8")
         self._wind_up()
         return self
 

@@ -94,7 +94,9 @@ def kept(folder: Path, trial_id: str, attempt: int, rank: int) -> Iterator[None]
     If the storage fails, the lines are lost and the trial goes on; `logging` reports that on standard error.
     """
     path = folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.log"
-    handler = _LateFile(path, maxBytes=MOST_BYTES // 2, backupCount=1, delay=True)
+    handler = _LateFile(
+        path, maxBytes=MOST_BYTES // 2, backupCount=1, delay=True, encoding="utf-8", errors="replace"
+    )
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     root = logging.getLogger()

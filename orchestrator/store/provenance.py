@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.resources
+import os
 import platform
 import subprocess
 import sys
@@ -45,18 +46,20 @@ def source_root() -> Path:
 
 def _code() -> dict[str, str]:
     """Returns the commit of the source tree, and a CRC-32 of the uncommitted changes."""
-
     root = source_root()
+    # A hook of another repository sets GIT_DIR, which git believes more than the folder.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=20, env=environment)
+        # Changes may be in any encoding.
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # Installed in a folder of the user's own repository, the code is not what that commit holds.
-        if Path(git("rev-parse", "--show-toplevel")) == root and (commit := git("rev-parse", "HEAD")):
-            changed = git("diff", "HEAD")
+        top = git("rev-parse", "--show-toplevel")
+        if top and Path(top).resolve() == root and (commit := git("rev-parse", "HEAD")):
+            changed = git("diff", "--no-ext-diff", "--no-color", "HEAD")
             return {"commit": commit, "changed": f"{zlib.crc32(changed.encode()):08x}" if changed else ""}
     return {"commit": "", "changed": ""}

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from trainables.io.json import parse_json
 from trainables.io.storage import open_filesystem, write_durably
 
 
@@ -115,7 +116,7 @@ class WeightStore:
             # Weights whose final.json is damaged do not count.
             with contextlib.suppress(ValueError, TypeError, OSError):
                 with self._filesystem.open_input_stream(path) as stream:
-                    kept = KeptWeights.from_json(json.loads(stream.read()))
+                    kept = KeptWeights.from_json(parse_json(stream.read()))
                 if path.replace("final.json", "final.pt") in paths:
                     found.append(kept)
         return found

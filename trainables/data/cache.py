@@ -1,6 +1,7 @@
 """Copies of a data set's images in memory and on disk."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,13 @@ IN_MEMORY_BYTES = 2**30
 
 
 def cache_folder() -> Path:
-    """Returns the folder for copies of large data sets. The variable VITC_SWEEP_CACHE overrides it."""
-    return Path(os.environ.get("VITC_SWEEP_CACHE", "~/.cache/vitc-sweep")).expanduser()
+    """Returns the folder for copies of large data sets. The variable VITC_SWEEP_CACHE overrides it.
+
+    It is among the temporary files for a user without a home folder, as containers have them.
+    """
+    path = os.path.expanduser(os.environ.get("VITC_SWEEP_CACHE") or "~/.cache/vitc-sweep")
+    # A home that is not known stays `~`.
+    return Path(tempfile.gettempdir(), "vitc-sweep-cache") if path.startswith("~") else Path(path)
 
 
 class Collected:

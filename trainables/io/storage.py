@@ -3,6 +3,7 @@
 This module imports nothing heavy, because processes that only pass messages on delete files as well.
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
         if "://" in without_secret(path):
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
             return filesystem, inner
-        return pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
+        return pyarrow.fs.LocalFileSystem(), str(Path(os.path.expanduser(path)).resolve())
     # ArrowInvalid is a ValueError.
     except (ValueError, OSError) as error:
         raise DataError(f"{redacted(path)}: {error}") from error

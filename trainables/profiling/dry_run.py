@@ -403,7 +403,7 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))
         return min(int(available.split()[1]) * 2**10, _group_free_bytes())
     return None
@@ -413,12 +413,12 @@ def _group_free_bytes() -> int:
     """Bytes left below the container's memory limit. `sys.maxsize` if there is no limit."""
     folder = Path("/sys/fs/cgroup")
     try:
-        limit = (folder / "memory.max").read_text().strip()
+        limit = (folder / "memory.max").read_text("utf-8").strip()
         if limit == "max":
             return sys.maxsize
-        used = int((folder / "memory.current").read_text())
+        used = int((folder / "memory.current").read_text("utf-8"))
         # Not counted as used, because the kernel frees the file cache on demand.
-        for line in (folder / "memory.stat").read_text().splitlines():
+        for line in (folder / "memory.stat").read_text("utf-8").splitlines():
             if line.startswith("inactive_file "):
                 used -= int(line.split()[1])
         return max(int(limit) - used, 0)
@@ -460,7 +460,7 @@ def _limited(device: torch.device) -> Iterator[None]:
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
     try:
-        used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 2**10  # type: ignore[index]
+        used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1]) * 2**10  # type: ignore[index]
         resource.setrlimit(resource.RLIMIT_DATA, (_least(used + free, *before), before[1]))
     except (OSError, ValueError, TypeError):
         yield
@@ -475,16 +475,10 @@ def _least(*limits: int) -> int:
     return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
 
 
-def main() -> None:
-    """Answers requests from standard input on standard output, in the folder named on the command line."""
-    os.chdir(sys.argv[1])
-    # Output of libraries goes to standard error, because it must not mix with the replies.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        reply = reply_to(json.loads(line))
-        print(json.dumps(dataclasses.asdict(reply)), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def main(folder: str, descriptor: int) -> None:
+    """Answers requests from standard input, in a folder, on a file descriptor to which no library prints."""
+    os.chdir(folder)
+    with open(descriptor, "w", encoding="utf-8") as replies:
+        for line in sys.stdin:
+            reply = reply_to(json.loads(line))
+            print(json.dumps(dataclasses.asdict(reply)), file=replies, flush=True)
