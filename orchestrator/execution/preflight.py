@@ -283,6 +283,7 @@ def preflight(
                 _together(gang, lanes[subject.shape.gang], nodes),
                 str(probe or ""),
                 str(folder.absolute()),
+                "cuda" if gang.gpus else "cpu",
             )
             reply = checker(gang, request)
             if reply.rule:

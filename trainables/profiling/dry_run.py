@@ -32,6 +32,7 @@ from trainables.config import ModelConfig, Start, TrainConfig, faults_of
 from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
+from trainables.gpu import DeviceKind, gpu_fault, is_out_of_memory
 from trainables.io.code import trusting_code
 from trainables.tasks.base import Task
 from trainables.training.checkpoint import Store
@@ -71,6 +72,7 @@ class Request:
       together: workers that use the same memory at the same time.
       folder: an existing folder on the storage of the results; a checkpoint is written there and deleted.
       results: the folder of the results, which may hold copies of the user's code.
+      device: where the run computes.
     """
 
     config: TrainConfig
@@ -80,6 +82,7 @@ class Request:
     together: int = 1
     folder: str = ""
     results: str = ""
+    device: DeviceKind = "cpu"
 
     def plain(self) -> dict[str, Any]:
         """Returns the request as plain values for JSON."""
@@ -122,7 +125,9 @@ def reply_to(content: dict[str, Any]) -> Reply:
 
 def answer(request: Request) -> Reply:
     """Tries a run in this process. Every failure becomes a reply."""
-    context = this_process(threads=request.threads)
+    if request.device == "cuda" and (fault := gpu_fault()):
+        return Reply("resources", fault)
+    context = this_process(threads=request.threads, device=request.device)
     try:
         _check_room(request, context.device)
         with _limited(context.device):
@@ -138,7 +143,7 @@ def answer(request: Request) -> Reply:
             rule += "; " + _room(request, free_bytes(context.device))
         return Reply(error.setting, rule)
     finally:
-        if torch.cuda.is_available():
+        if context.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -390,8 +395,7 @@ def _wanted_bytes(error: Exception) -> int | None:
     if found := re.search(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", text, re.IGNORECASE):
         units = {"bytes": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
         return int(float(found[1].rstrip(".")) * units.get(found[2].upper(), 1))
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-    return 0 if is_memory else None
+    return 0 if is_out_of_memory(error) else None
 
 
 # ---------------------------------------------------------------------------------------------------
