@@ -23,6 +23,7 @@ from pathlib import Path
 
 from trainables.config import TrainConfig
 from trainables.context import Context, this_process
+from trainables.gpu import visible_device
 from trainables.training.checkpoint import KEPT, LEAST_SECONDS, SHARE, Checkpointer, Store, checkpoint_bytes
 from trainables.training.loop import train
 from trainables.training.state import State
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="length of each run")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    config, context = example(), this_process()
+    config, context = example(), this_process(device=visible_device())
     megabytes = checkpoint_bytes(config) / 1e6
     print(f"state: {megabytes:.1f} MB; {KEPT} kept; share {SHARE:.1%}, at least {LEAST_SECONDS:g} s apart")
     shares: dict[str, list[float]] = {}

@@ -87,8 +87,9 @@ class Bench:
     def context(self) -> "Context":
         """Context of this process, as in `python -m trainables`."""
         from trainables.context import this_process
+        from trainables.gpu import visible_device
 
-        return this_process(threads=1)
+        return this_process(threads=1, device=visible_device())
 
     @property
     def on_gpu(self) -> bool:
@@ -675,6 +676,7 @@ def resume(bench: Bench) -> None:
 def _killed(folder: str) -> None:
     """Trains until it kills its own process, in the middle of an epoch and perhaps of a write."""
     from trainables.context import this_process
+    from trainables.gpu import visible_device
     from trainables.training import loop
     from trainables.training.checkpoint import Checkpointer, Store
 
@@ -687,7 +689,7 @@ def _killed(folder: str) -> None:
 
     keeper = Checkpointer(Store(folder), share=1.0, least_seconds=0.0, on_look=on_look)
     with keeper, deterministic():
-        trained(_kept_run(), this_process(threads=1), keeper)
+        trained(_kept_run(), this_process(threads=1, device=visible_device()), keeper)
 
 
 def memory(bench: Bench) -> None:
@@ -1174,9 +1176,10 @@ def _quarter() -> None:
     """Trains the run of each input line and prints its digest. Warms up before the first."""
     from trainables.config import TrainConfig
     from trainables.context import this_process
+    from trainables.gpu import visible_device
 
     with deterministic():
-        context = this_process(threads=1)
+        context = this_process(threads=1, device=visible_device())
         one_epoch(digits("conv"), context)
         print("ready", flush=True)
         for line in sys.stdin:

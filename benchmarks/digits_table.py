@@ -18,6 +18,7 @@ from orchestrator.trials.trial import Plan
 from trainables.base import Diverged
 from trainables.config import TrainConfig
 from trainables.context import this_process
+from trainables.gpu import visible_device
 from trainables.training.loop import train
 
 DATA = Path(__file__).parent / "data"
@@ -37,7 +38,7 @@ def error_pct(config: TrainConfig) -> float:
     """Trains a run. Returns the validation error after the last epoch."""
     found = DIVERGED_PCT
     try:
-        for row, _ in train(config, this_process()):
+        for row, _ in train(config, this_process(device=visible_device())):
             found = row.val_error_pct
     except Diverged:
         return DIVERGED_PCT

@@ -81,6 +81,7 @@ def peak_bytes(name: str) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     from trainables.context import this_process
+    from trainables.gpu import visible_device
     from trainables.training.loop import train
 
     trial = plan_of(SHAPES[name]).trials[0]
@@ -91,7 +92,7 @@ def peak_bytes(name: str) -> int:
             config = trial.config.model_copy(
                 update={"schedule": trial.config.schedule.model_copy(update={"epochs": 1})}
             )
-            for _row in train(config, this_process()):
+            for _row in train(config, this_process(device=visible_device())):
                 pass
             _row = None  # holds the state
             gc.collect()
@@ -106,10 +107,12 @@ def peak_bytes(name: str) -> int:
 def epoch_seconds(rounds: int) -> dict[str, list[float]]:
     """Returns CPU seconds of every epoch of every shape, without first epochs. Shapes take turns."""
     from trainables.context import this_process
+    from trainables.gpu import visible_device
     from trainables.training.loop import train
 
     running: dict[str, Iterator[Any]] = {
-        name: train(plan_of(settings).trials[0].config, this_process()) for name, settings in SHAPES.items()
+        name: train(plan_of(settings).trials[0].config, this_process(device=visible_device()))
+        for name, settings in SHAPES.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for round_ in range(rounds + 1):

@@ -77,9 +77,10 @@ def time_lane(num_trials: int) -> tuple[float, float]:
 def _train_once(settings: dict[str, Any]) -> None:
     from trainables.config import TrainConfig
     from trainables.context import this_process
+    from trainables.gpu import visible_device
     from trainables.training.loop import train
 
-    for _ in train(TrainConfig.model_validate(settings["config"]), this_process()):
+    for _ in train(TrainConfig.model_validate(settings["config"]), this_process(device=visible_device())):
         pass
 
 

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from trainables.base import DataError, Diverged, Invalid, Preempted
 from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
+from trainables.gpu import gpu_fault, visible_device
 from trainables.io.code import trusting_code
 from trainables.io.faults import branches, fault_lines, placed
 from trainables.io.streams import steady_streams
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainables", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file with the fields of TrainConfig")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result (default 1)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="where it computes (default: a GPU if one is seen)"
+    )
     parser.add_argument("--save", type=Path, help="write the final checkpoint here")
     parser.add_argument(
         "--checkpoint",
@@ -79,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(f"{options.config}: data: {explained(str(error), lookup.in_vain)}", file=sys.stderr)
         return 2
+    if options.device == "cuda" and (fault := gpu_fault()):
+        print(f"--device cuda: {fault}", file=sys.stderr)
+        return 2
     if options.save and not os.access(options.save.absolute().parent, os.W_OK):
         # Told now, and not after the training.
         print(f"--save {options.save}: the folder is not there, or may not be written to", file=sys.stderr)
@@ -106,7 +113,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None
                 stack.enter_context(keeper)
             # The loop variable `state` is used after the loop.
             start = stack.enter_context(options.start.open("rb")) if options.start else None
-            here = this_process(threads=options.threads)
+            here = this_process(threads=options.threads, device=options.device or visible_device())
             for row, state in train(config, here, keeper=keeper, start=start):  # noqa: B007
                 print(json.dumps(dataclasses.asdict(row)), flush=True)
     except Preempted as error:

@@ -6,6 +6,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from trainables.gpu import DeviceKind
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -30,13 +32,17 @@ class Context:
         return values
 
 
-def this_process(rank: int = 0, world_size: int = 1, threads: int = 1) -> Context:
-    """Returns the context of this process, on a GPU if it sees one, and sets the number of CPU threads.
+def this_process(rank: int = 0, world_size: int = 1, threads: int = 1, device: DeviceKind = "cpu") -> Context:
+    """Returns the context of this process, and sets the number of CPU threads.
 
-    The number of threads is part of a result: a different one may round differently.
+    Args:
+      rank, world_size: see `Context`.
+      threads: part of a result, because a different number may round differently.
+      device: where the run computes; "cuda" is the current GPU. A GPU that is only visible is not used, because
+        it may be another run's.
     """
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-        return Context(device, rank, world_size, loader_workers=max(threads - 1, 0))
+    if device == "cuda":
+        gpu = torch.device("cuda", torch.cuda.current_device())
+        return Context(gpu, rank, world_size, loader_workers=max(threads - 1, 0))
     return Context(torch.device("cpu"), rank, world_size)

@@ -171,6 +171,10 @@ _WORKER_ENV = {
 }
 
 
+#: Runtime environment of tasks and workers without a GPU. Ray lets them see every GPU of their machine.
+NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+
+
 def nodes() -> list[Node]:
     """Returns the machines of the connected cluster."""
     return [

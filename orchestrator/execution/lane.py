@@ -33,6 +33,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from orchestrator.backends.ray_cluster import NO_GPU
 from orchestrator.execution.dispatch import Cause
 from orchestrator.execution.worker import lane_loop
 from orchestrator.trials.gang import Gang
@@ -71,6 +72,7 @@ class Lane(tune.Trainable):  # type: ignore[misc]
             "folder": folder,
             "key": key,
             "threads": gang.cpus,
+            "device": "cuda" if gang.gpus else "cpu",
             "hang_seconds": hang_seconds,
             "checkpoints": checkpoints,
             "mark": mark,
@@ -95,6 +97,7 @@ class Lane(tune.Trainable):  # type: ignore[misc]
                 run_config=RunConfig(
                     name=f"lane-{self._lane}",
                     storage_path=scratch,
+                    worker_runtime_env={} if gang.gpus else NO_GPU,
                     failure_config=FailureConfig(max_failures=-1),
                     callbacks=[_losses(self._coordinator, self._lane)],
                 ),

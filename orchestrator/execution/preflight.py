@@ -298,6 +298,7 @@ def preflight(
                 "--out" if checkpoints is None and not states.must_reach else STATES,
                 states.must_reach,
                 str(folder.absolute()),
+                "cuda" if gang.gpus else "cpu",
             )
             reply = checker(gang, request)
             is_alone = is_alone or not reply.reaches

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.backends.ray_cluster import NO_GPU
 from orchestrator.execution.preflight_child import died
 from orchestrator.trials.gang import Gang
 from trainables.profiling.dry_run import Reply, Request
@@ -13,7 +14,10 @@ from trainables.profiling.dry_run import Reply, Request
 
 def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
     """Tries a request in a Ray task with the resources of one worker. A process that dies is a reply, too."""
-    task = ray.remote(_answer).options(num_cpus=gang.cpus, num_gpus=gang.gpus or 0, max_retries=0)
+    # A process that has used a GPU holds half a gigabyte of it until it ends, hence `max_calls`; only the
+    # decorator takes it. Ray hides no GPU from a task without one.
+    limits = {"num_gpus": gang.gpus, "max_calls": 1} if gang.gpus else {"num_gpus": 0, "runtime_env": NO_GPU}
+    task = ray.remote(num_cpus=gang.cpus, max_retries=0, **limits)(_answer)
     try:
         reply: Reply = ray.get(task.remote(request.plain()))
     except ray.exceptions.OutOfMemoryError:

@@ -50,13 +50,12 @@ def lane_loop(settings: dict[str, Any]) -> None:
     # Frozen, so that the collection after each trial does not walk through all of torch.
     gc.collect()
     gc.freeze()
-    device = get_device()
-    if device.type == "cuda":
+    if settings["device"] == "cuda":
         # Every worker of a node sees all its GPUs; Ray has assigned one of them.
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(get_device())
     train_context = ray.train.get_context()
     rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
-    context = this_process(rank, world_size, settings["threads"])
+    context = this_process(rank, world_size, settings["threads"], settings["device"])
     coordinator, lane = settings["clerk"], settings["lane"]
     node = ray.get_runtime_context().get_node_id()
     last = [ray.get(coordinator.enter.remote(lane, node)) if rank == 0 else 0]
@@ -106,7 +105,10 @@ def _run_job(
     import torch
 
     from trainables.base import Diverged, Invalid, Preempted
+    from trainables.gpu import has_lost_device, is_out_of_memory
 
+    end: AttemptEnd
+    lost = False
     attempt = _Attempt(job, number, settings, context, should_stop)
     try:
         attempt.run()
@@ -119,19 +121,24 @@ def _run_job(
         attempt.end("diverged", str(error))
     except Invalid as error:
         attempt.end("invalid", str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        attempt.end("out_of_memory", str(error).splitlines()[0], traceback.format_exc())
-        if context.world_size > 1:
-            raise
     except Exception as error:
-        attempt.end("failed", f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
-        if context.world_size > 1:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if is_out_of_memory(error):
+            end, reason = "out_of_memory", (str(error).splitlines() or ["memory ran out"])[0]
+        elif lost := has_lost_device(error, context.device):
+            end, reason = "lost", f"its GPU stopped working: {reason}"
+        else:
+            end = "failed"
+        attempt.end(end, reason, traceback.format_exc())
+        if lost or context.world_size > 1:
+            # No trial can use this process's GPU again; the next group has other processes.
             # The other ranks may be waiting in a collective; only a new group is in step again.
             raise
     finally:
         del attempt
         gc.collect()
-        if torch.cuda.is_available():
+        # After `run` has returned, whose model and optimizer are only free now.
+        if context.device.type == "cuda" and not lost:
             torch.cuda.empty_cache()
 
 

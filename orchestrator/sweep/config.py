@@ -3,9 +3,9 @@
 import graphlib
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.sweep.constraints import Constraint, ConstraintError
 from orchestrator.sweep.design import Design, GridDesign
@@ -75,6 +75,21 @@ class Resources(Frozen):
         None, gt=0, description="A run that may store more states and weights than this does not start."
     )
     price: Price | None = Field(None, description="Of an hour, for the plan.")
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        gpus = self.gpus_per_worker or 0
+        if gpus > 1:
+            raise ValueError(
+                f"gpus_per_worker: a worker computes on one GPU, and {gpus:g} would leave the others idle: "
+                f"set workers, one for each GPU"
+            )
+        if 0 < gpus < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker: {gpus:g} goes with workers: 1, because NCCL refuses two workers on one "
+                f"GPU, and here are {self.workers}: set 1, or workers: 1"
+            )
+        return self
 
 
 class Noise(Frozen):

@@ -33,6 +33,7 @@ from trainables.config import ModelConfig, Start, TrainConfig, faults_of
 from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
+from trainables.gpu import DeviceKind, gpu_fault, is_out_of_memory
 from trainables.io.code import trusting_code
 from trainables.io.storage import holds, inside
 from trainables.tasks.base import Task
@@ -76,6 +77,7 @@ class Request:
       setting: the setting that names the place of `folder`.
       must_reach: why the machine must reach it; empty if it may write to a disk of its own instead.
       results: the folder of the results, which may hold copies of the user's code.
+      device: where the run computes.
     """
 
     config: TrainConfig
@@ -88,6 +90,7 @@ class Request:
     setting: str = "--out"
     must_reach: str = ""
     results: str = ""
+    device: DeviceKind = "cpu"
 
     def plain(self) -> dict[str, Any]:
         """Returns the request as plain values for JSON."""
@@ -132,7 +135,9 @@ def reply_to(content: dict[str, Any]) -> Reply:
 
 def answer(request: Request) -> Reply:
     """Tries a run in this process. Every failure becomes a reply."""
-    context = this_process(threads=request.threads)
+    if request.device == "cuda" and (fault := gpu_fault()):
+        return Reply("resources", fault)
+    context = this_process(threads=request.threads, device=request.device)
     try:
         _check_room(request, context.device)
         reaches = not (request.folder and request.mark) or holds(inside(request.folder, "mark"), request.mark)
@@ -154,7 +159,7 @@ def answer(request: Request) -> Reply:
             rule += "; " + _room(request, free_bytes(context.device))
         return Reply(error.setting, rule)
     finally:
-        if torch.cuda.is_available():
+        if context.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -406,8 +411,7 @@ def _wanted_bytes(error: Exception) -> int | None:
     if found := re.search(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", text, re.IGNORECASE):
         units = {"bytes": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
         return int(float(found[1].rstrip(".")) * units.get(found[2].upper(), 1))
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-    return 0 if is_memory else None
+    return 0 if is_out_of_memory(error) else None
 
 
 # ---------------------------------------------------------------------------------------------------
