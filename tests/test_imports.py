@@ -32,7 +32,8 @@ MAY_IMPORT = {
         "config": "errors base gpu context io tasks optim models data transforms compression",
         "lookup": "errors base gpu context io tasks optim models data transforms compression config",
         "training": "errors base gpu context io tasks optim models data transforms compression config",
-        "profiling": "errors base gpu context io tasks optim models data transforms compression config training",
+        "profiling": "errors base gpu context io tasks optim models data transforms compression config "
+        "training",
         "__main__": "errors base gpu context io config lookup data training profiling",
         # Arrays in, numbers out.
         "stats": "base",

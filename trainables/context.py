@@ -38,8 +38,8 @@ def this_process(rank: int = 0, world_size: int = 1, threads: int = 1, device: D
     Args:
       rank, world_size: see `Context`.
       threads: part of a result, because a different number may round differently.
-      device: where the run computes; "cuda" is the current GPU. A GPU that is only visible is not used, because
-        it may be another run's.
+      device: where the run computes; "cuda" is the current GPU. A GPU that is only visible is not used,
+        because it may be another run's.
     """
     torch.set_num_threads(threads)
     if device == "cuda":

@@ -60,8 +60,8 @@ def fault_text(machine: str, driver: str, version: str, cuda: str | None) -> str
     wants += f" and wants driver {least} or newer" if least else ""
     return (
         f"{machine} claims a GPU, and torch cannot use it: {have}; torch {version} {wants}. "
-        "Start the machine from an image with such a driver, or install a build of torch that fits the "
-        "driver: pip install torch --index-url https://download.pytorch.org/whl/cu126"
+        "Start the machine from an image with a newer driver, or install a build of torch for the CUDA "
+        "version of its driver (such as cu126)"
     )
 
 

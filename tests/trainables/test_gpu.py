@@ -30,10 +30,9 @@ def test_a_gpu_that_torch_cannot_use_is_refused_with_driver_and_remedies(monkeyp
     reply = answer(Request(plan_of().trials[0].config, device="cuda"))
     assert reply.setting == "resources"
     assert reply.rule == (
-        "node-7 claims a GPU, and torch cannot use it: its NVIDIA driver is 535.104.05; torch 2.14.1+cu130 is "
-        "built for CUDA 13.0 and wants driver 580.65.06 or newer. Start the machine from an image with such a "
-        "driver, or install a build of torch that fits the driver: pip install torch --index-url "
-        "https://download.pytorch.org/whl/cu126"
+        "node-7 claims a GPU, and torch cannot use it: its NVIDIA driver is 535.104.05; torch 2.14.1+cu130 "
+        "is built for CUDA 13.0 and wants driver 580.65.06 or newer. Start the machine from an image with a "
+        "newer driver, or install a build of torch for the CUDA version of its driver (such as cu126)"
     )
 
 

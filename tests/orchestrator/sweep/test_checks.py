@@ -162,11 +162,23 @@ def test_cells_are_every_combination_of_levels_in_the_order_of_the_file():
 
 
 def test_resources_can_be_set_per_cell():
-    cells = {"size": {"s": {}, "l": {"resources.workers": 4, "resources.gpus_per_worker": 0.5}}}
+    cells = {"size": {"s": {}, "l": {"resources.workers": 4, "resources.gpus_per_worker": 1}}}
     sweep = sweep_of("resources.cpus_per_worker=2", cells=cells)
     small, large = (sweep.settings("p", cell, {"optim.lr": 1})[1] for cell in sweep.all_cells())
     assert (small.workers, small.cpus_per_worker, small.gpus_per_worker) == (1, 2, None)
-    assert (large.workers, large.cpus_per_worker, large.gpus_per_worker) == (4, 2, 0.5)
+    assert (large.workers, large.cpus_per_worker, large.gpus_per_worker) == (4, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "rule"),
+    [
+        (1, 4, "gpus_per_worker: a worker computes on one GPU, and 4 would leave the others idle"),
+        (2, 0.5, "gpus_per_worker: 0.5 goes with workers: 1, because NCCL refuses two workers on one GPU"),
+    ],
+)
+def test_gpus_that_would_idle_or_be_shared_by_workers_of_a_trial_are_refused(workers, gpus, rule):
+    with pytest.raises(SweepError, match=rule):
+        sweep_of(f"resources.workers={workers}", f"resources.gpus_per_worker={gpus}")
 
 
 # --- windows ------------------------------------------------------------------------------------------

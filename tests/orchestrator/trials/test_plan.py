@@ -319,13 +319,13 @@ def test_large_gangs_go_first():
         "size": {
             "s": {},
             "l": {"resources.workers": 4},
-            "g": {"resources.workers": 2, "resources.gpus_per_worker": 4},
+            "g": {"resources.workers": 6, "resources.gpus_per_worker": 1},
         }
     }
     groups = by_gang(plan_of(tree=small(cells=cells)).trials)
-    assert [gang.workers for gang in groups] == [2, 4, 1]
+    assert [gang.workers for gang in groups] == [6, 4, 1]
     assert [len(trials) for trials in groups.values()] == [4, 4, 4]
-    assert str(next(iter(groups))) == "2 workers with 1 CPU, 4 GPU each"
+    assert str(next(iter(groups))) == "6 workers with 1 CPU, 1 GPU each"
 
 
 def test_a_lane_plan_has_a_phase_per_gang_with_as_many_lanes_as_there_is_room_for():
