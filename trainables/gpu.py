@@ -1,4 +1,4 @@
-"""What torch says of GPUs: whether it can use one, and what an error of one means."""
+"""GPUs as torch sees them: which it can use, and what their errors mean."""
 
 import platform
 import re
@@ -31,7 +31,7 @@ def visible_device() -> DeviceKind:
 def driver_version() -> str:
     """Returns the version of this machine's NVIDIA driver. "" if there is none."""
     try:
-        found = re.search(r"Kernel Module\D*?\s(\d+\.[\d.]+)", _DRIVER.read_text("utf-8"))
+        found = re.search(r"Kernel Module\b.*?\s(\d+\.[\d.]+)", _DRIVER.read_text("utf-8"))
     except OSError:
         return ""
     return found[1] if found else ""

@@ -61,6 +61,7 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         checkpoints: str | None,
         mark: str,
         must_reach: str,
+        code: dict[str, bytes],
     ) -> None:
         """Starts the worker group and opens the first slot."""
         self._coordinator, self._lane = clerk, uuid.uuid4().hex[:8]
@@ -77,6 +78,7 @@ class Lane(tune.Trainable):  # type: ignore[misc]
             "checkpoints": checkpoints,
             "mark": mark,
             "must_reach": must_reach,
+            "code": code,
         }
         self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
         self._thread.start()

@@ -35,10 +35,11 @@ class RayMachines:
     async def _on(self, node: str, otherwise: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         if node == ray.get_runtime_context().get_node_id():
             return await asyncio.to_thread(function, *arguments)
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        answer = task.remote(*arguments)
+        answer = None
         try:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            answer = task.remote(*arguments)
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 return await answer
         except TimeoutError:

@@ -20,7 +20,7 @@ from orchestrator.cost.estimate import GIB, CostEstimate, estimate
 from orchestrator.cost.shapes import Shape, ShapeTable, counted, shape_of
 from orchestrator.cost.speed import Sample
 from orchestrator.execution.states_probe import STATES, StatesProbe, must_reach, storage
-from orchestrator.store.folder import save_planned
+from orchestrator.store.folder import functions_of, save_planned
 from orchestrator.store.history import past_samples
 from orchestrator.trials.gang import Gang, Node, lane_plan
 from orchestrator.trials.trial import Plan, Trial, unique_trials
@@ -298,6 +298,7 @@ def preflight(
                 "--out" if checkpoints is None and not states.must_reach else STATES,
                 states.must_reach,
                 str(folder.absolute()),
+                {d: f.source().decode("latin-1") for d, f in functions_of(subject.trials).items()},
                 "cuda" if gang.gpus else "cpu",
             )
             reply = checker(gang, request)

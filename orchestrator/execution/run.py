@@ -20,6 +20,7 @@ from orchestrator.execution.coordinator import Coordinator, Judge
 from orchestrator.execution.dispatch import Job
 from orchestrator.execution.lane import Forget, Lane, Slots
 from orchestrator.execution.machines import RayMachines
+from orchestrator.store.folder import functions_of
 from orchestrator.store.own_files import key_of
 from orchestrator.store.weights import WeightStore
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
@@ -185,6 +186,7 @@ class Run:
             hang_seconds=60 * self._resources.hang_minutes,
             checkpoints=self._resources.checkpoints,
             mark=self._mark,
+            code={digest: f.source() for digest, f in functions_of(members).items()},
             must_reach=self._must_reach,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])

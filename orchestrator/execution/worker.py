@@ -46,7 +46,9 @@ def lane_loop(settings: dict[str, Any]) -> None:
 
     import trainables.training.loop  # noqa: F401  (imported now, so that the first trial does not wait)
     from trainables.context import this_process
+    from trainables.io.code import receive
 
+    receive(settings["code"])
     # Frozen, so that the collection after each trial does not walk through all of torch.
     gc.collect()
     gc.freeze()

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.events import Event, RetryWanted
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import Record, fold
-from orchestrator.trials.trial import Plan, Suggestion
+from orchestrator.trials.trial import Plan, Suggestion, Trial
 from trainables.base import SPLITS, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
@@ -264,7 +264,7 @@ def save_record(path: Path, plan: Plan) -> None:
         for config, info in plan.infos.items()
     ]
     record: dict[str, Any] = {"data": data}
-    functions = _functions(plan)
+    functions = functions_of(plan.trials)
     for trial in plan.trials if functions else ():
         # Counted here if nobody has asked for it yet, because readers cannot.
         plan.cost(trial)
@@ -277,9 +277,9 @@ def save_record(path: Path, plan: Plan) -> None:
     write_atomically(path / "record.json", json.dumps(record | provenance(), indent=2) + "\n")
 
 
-def _functions(plan: Plan) -> dict[str, NamedFunction]:
-    """Returns functions of users that make the networks of a plan: one for each file, by its digest."""
-    runs = [trial.config for trial in plan.trials]
+def functions_of(trials: Iterable[Trial]) -> dict[str, NamedFunction]:
+    """Returns functions of users that make the networks of trials: one for each file, by its digest."""
+    runs = [trial.config for trial in trials]
     runs += [run.start.run for run in runs if run.start]
     return {run.model.build.digest: run.model.build for run in runs if isinstance(run.model, PythonConfig)}
 

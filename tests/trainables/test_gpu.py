@@ -15,6 +15,8 @@ CPU = torch.device("cpu")
 
 def test_a_run_on_the_cpu_stays_there_where_a_gpu_is_seen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # torch itself asks the driver, which is not there, at each step.
+    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None)
     config = plan_of().trials[0].config
     assert this_process().device == CPU
     reply = answer(Request(config, device="cpu"))
@@ -59,7 +61,8 @@ def test_the_driver_is_read_from_both_kinds_of_module(monkeypatch, tmp_path):
 def test_the_command_refuses_a_gpu_that_is_not_there(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     file = tmp_path / "run.yaml"
-    file.write_text("model: vit_c_1gf\ndata: digits\nschedule: {epochs: 1}\noptim: {name: adamw, lr: 1e-3}\n")
+    optim = "optim: {name: adamw, lr: 1e-3, weight_decay: 0.1}"
+    file.write_text(f"model: vit_c_1gf\ndata: digits\nschedule: {{epochs: 1}}\n{optim}\n")
     assert main([str(file), "--device", "cuda"]) == 2
     assert capsys.readouterr().err.startswith("--device cuda: ")
 

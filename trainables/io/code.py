@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
@@ -147,7 +147,19 @@ def _named(written: str) -> NamedFunction:
 FunctionName = Annotated[NamedFunction, IsFunction(), AfterValidator(_named)]
 
 
+#: Files that another process has read for this one, by digest.
+_received: dict[str, bytes] = {}
+
+
+def receive(sources: Mapping[str, bytes]) -> None:
+    """Takes files by their digests, for a machine that does not reach them. Trusts none of them."""
+    _received.update(sources)
+
+
 def _source(path: str, digest: str) -> bytes:
+    received = _received.get(digest, b"")
+    if received and hashlib.sha256(received).hexdigest()[:16] == digest:
+        return received
     copies = [copy_of(results, digest) for results in _trusted.get(digest, [])]
     for place in (*copies, Path(path)):
         with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
 from trainables.gpu import DeviceKind, gpu_fault, is_out_of_memory
-from trainables.io.code import trusting_code
+from trainables.io.code import receive, trusting_code
 from trainables.io.storage import holds, inside
 from trainables.tasks.base import Task
 from trainables.training.checkpoint import Store
@@ -77,6 +77,7 @@ class Request:
       setting: the setting that names the place of `folder`.
       must_reach: why the machine must reach it; empty if it may write to a disk of its own instead.
       results: the folder of the results, which may hold copies of the user's code.
+      code: files of the user by digest, as Latin-1 text, for machines that do not reach them.
       device: where the run computes.
     """
 
@@ -90,6 +91,7 @@ class Request:
     setting: str = "--out"
     must_reach: str = ""
     results: str = ""
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: DeviceKind = "cpu"
 
     def plain(self) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class Request:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> "Request":
         """Builds a request from the result of `plain`."""
+        receive({digest: text.encode("latin-1") for digest, text in content.get("code", {}).items()})
         with trusting_code(Path(content["results"]) if content["results"] else None):
             return cls(**{**content, "config": TrainConfig.model_validate(content["config"])})
 

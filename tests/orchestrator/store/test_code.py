@@ -8,7 +8,7 @@ import yaml
 
 from orchestrator.evidence.seal import belongs, evidence_files
 from orchestrator.execution import session
-from orchestrator.store.folder import open_folder, save_question
+from orchestrator.store.folder import functions_of, open_folder, save_question
 from orchestrator.store.history import past_samples
 from orchestrator.store.journal import FolderError, Writer
 from orchestrator.sweep.document import SweepError
@@ -42,6 +42,7 @@ def make(num_classes, width):
 def forget() -> None:
     """Makes this process one that has run no code and counted no cost."""
     code._trusted.clear()
+    code._received.clear()
     code._module.cache_clear()
     python_model._costs.clear()
     base._counted.cache_clear()
@@ -145,6 +146,23 @@ def test_a_request_that_fails_where_it_is_tried_is_a_fault_of_the_run(file):
     reply = reply_to(content)
     assert reply.setting == "model"
     assert "has changed or is gone" in reply.rule
+
+
+def test_a_machine_that_does_not_reach_the_file_runs_what_it_is_given(file):
+    plan, _ = saved(file)
+    config = plan.trials[0].config
+    given = {digest: f.source().decode("latin-1") for digest, f in functions_of(plan.trials).items()}
+    assert len(given) == 1
+    without, content = Request(config).plain(), Request(config, code=given).plain()
+    (file.parent / "nets.py").unlink()
+    forget()
+    assert "has changed or is gone" in reply_to(without).rule
+    forget()
+    assert reply_to(content).rule == ""
+    # What is given is not run because it is there: the digest decides, and trust.
+    forget()
+    code.receive(dict.fromkeys(given, b"print()"))
+    assert "has changed or is gone" in reply_to(without).rule
 
 
 def test_a_plan_takes_no_speeds_from_sweeps_whose_code_it_does_not_run(file):
