@@ -116,6 +116,7 @@ class Walk:
         window.type(self._note(self.readme.take("cd ")) + "\n")
         run = self.readme.take("vitc-sweep run")
         window.type(self._note(f"{run} {SMALL}") + "\n")
+        self.leave = self.readme.take("exit")
         self.out = self.head.home / "runs" / "lr_wd"
         self._until(lambda: any(isinstance(e, EpochDone) for e in self._events()), 150, window.text)
         window.hang_up()
@@ -185,7 +186,7 @@ class Walk:
             raise StepFailed(f"ends of trials: {[event.end for event in ends]}")
         window = self._attached(self.attach)
         self._until(lambda: "report: " in window.text(), 60, window.text)
-        window.type(self._note(self.readme.take("exit")) + "\n")
+        window.type(self._note(self.leave) + "\n")
         self._until(
             lambda: not any(line.startswith("tmux") for line in self.head.processes()), 30, window.text
         )
