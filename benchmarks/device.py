@@ -418,7 +418,8 @@ def apart(one: "Tensor", other: "Tensor") -> float:
 def child(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
     """Runs another process of this file within a block."""
     command = [sys.executable, "-m", "benchmarks.device", "--child", *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, encoding="utf-8", cwd=ROOT)
     try:
         yield process
     finally:
@@ -498,7 +499,7 @@ def trial(bench: Bench) -> None:
         for stem, precision in itertools.product(stems, precisions):
             config = digits(stem, precision=precision, schedule__epochs=epochs)
             file = Path(folder, "run.yaml")
-            file.write_text(json.dumps(config.model_dump(mode="json")))
+            file.write_text(json.dumps(config.model_dump(mode="json")), "utf-8")
             printed, began = io.StringIO(), time.perf_counter()
             with contextlib.redirect_stdout(printed):
                 code = train_file([str(file)])
@@ -1236,7 +1237,7 @@ PARTS = {
 
 def work(names: list[str], small: bool, seconds: float) -> None:
     """Runs parts one after the other and prints figures, one JSON object per line."""
-    messages = os.fdopen(os.dup(1), "w")
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # Output of libraries goes to standard error, so that it does not mix with the messages.
     os.dup2(2, 1)
     ends = time.monotonic() + seconds
@@ -1331,7 +1332,7 @@ def _shared_memory_gib() -> float | None:
 
 def _processor() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
@@ -1339,7 +1340,8 @@ def _processor() -> str:
 
 def _ask(*command: str) -> str | None:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip() or None
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20)
+        return done.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
 
@@ -1377,7 +1379,7 @@ class Record:
         }
         partial = self.file.with_name(f"{self.file.name}.part")
         # JSON has no nan or infinity.
-        partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", "utf-8")
         os.replace(partial, self.file)
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -1460,7 +1462,7 @@ def _run_worker(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,
-        text=True,
+        encoding="utf-8",
         env=environment,
         cwd=ROOT,
         # A process group, so that the processes of a part end with it.
@@ -1555,7 +1557,7 @@ def document(files: list[Path]) -> str:
     ]
     lines[-1] += " on a device is not in it."
     for file in files:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text("utf-8"))
         machine = content["machine"]
         lines += ["", f"## {machine['card']}", ""]
         lines.append(
@@ -1622,7 +1624,7 @@ def main(arguments: list[str] | None = None) -> int:
     record = Record(options.limit_seconds, file=options.json)
     log_file = options.json.with_suffix(".log") if options.json else Path(tempfile.mkdtemp(), "device.log")
     try:
-        with log_file.open("w") as log, contextlib.suppress(KeyboardInterrupt):
+        with log_file.open("w", encoding="utf-8") as log, contextlib.suppress(KeyboardInterrupt):
             supervise(names, record, options.cpu, log)
     except NoGpu:
         print(f"torch sees no GPU (driver {record.machine['driver']}); --cpu does without", file=sys.stderr)
@@ -1630,7 +1632,7 @@ def main(arguments: list[str] | None = None) -> int:
     record.write()
     failures = record.failures()
     if failures:
-        print(f"\nThe end of {log_file}:", *log_file.read_text().splitlines()[-15:], sep="\n")
+        print(f"\nThe end of {log_file}:", *log_file.read_text("utf-8").splitlines()[-15:], sep="\n")
     print("\n" + table(record.rows()))
     print("\nall that must hold does" if not failures else f"\ndoes not hold: {'; '.join(failures)}")
     return 1 if failures else 0

@@ -54,9 +54,12 @@ def main() -> None:
     sweep = plan().sweep
     paths, arms = list(sweep.vary), list(sweep.arms)
     quantiles = sweep.design.quantiles(sweep.levels())
-    done = len(TABLE.read_text().splitlines()) - 1 if TABLE.exists() else -1
+    done = len(TABLE.read_text("utf-8").splitlines()) - 1 if TABLE.exists() else -1
     trials = [trial for trial in plan().trials if trial.point >= done]
-    with TABLE.open("a", newline="") as file, multiprocessing.Pool(arguments.processes) as pool:
+    with (
+        TABLE.open("a", encoding="utf-8", newline="") as file,
+        multiprocessing.Pool(arguments.processes) as pool,
+    ):
         write = csv.writer(file, lineterminator="\n").writerow
         if done < 0:
             write(["point", *(f"{path}_quantile" for path in paths), *(f"{arm}_error_pct" for arm in arms)])

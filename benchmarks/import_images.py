@@ -70,7 +70,7 @@ def plant(root: Path, count: int, picture: bytes) -> int:
 def measured(code: str, *arguments: str | Path | int) -> tuple[float, float]:
     """Returns seconds and MiB of a process."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, encoding="utf-8", check=True
     )
     seconds, memory = map(float, done.stdout.split())
     return seconds, memory

@@ -149,7 +149,7 @@ class Smooth:
 
 def real_sources() -> Iterator[Source]:
     """Yields both neighbouring pairs of arms of the table, looked up in both ways."""
-    header, *rows = [line.split(",") for line in TABLE.read_text().splitlines()]
+    header, *rows = [line.split(",") for line in TABLE.read_text("utf-8").splitlines()]
     table = np.array(rows, dtype=np.float64)
     arms = [name.removesuffix("_error_pct") for name in header[3:]]
     for first in range(len(arms) - 1):

@@ -141,7 +141,7 @@ def main() -> None:
         plan = large_plan(options.cells, options.points, options.epochs)
         save_question(folder, plan)
         (folder / "journal").mkdir(exist_ok=True)
-        with (folder / "journal" / "000001.jsonl").open("w") as file:
+        with (folder / "journal" / "000001.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(encode(event) for event in made_up_events(plan))
         began, used = time.perf_counter(), cpu_seconds()
         opened = open_folder(folder)

@@ -78,14 +78,14 @@ FLAT |= {"orchestrator.__main__": "cli"}
 #: Libraries that only some packages or modules may know.
 OWNERS = {
     "ray": {"backends", "execution.lane", "execution.run", "execution.worker", "execution.asha"}
-    | {"execution.preflight_workers"},
+    | {"execution.preflight_workers", "execution.machines"},
     "optuna": {"execution.samplers"},
     "mlflow": {"monitor.tracking"},
     "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"},
     "jinja2": {"report.page"},
     "typer": {"cli"},
     "rich": {"cli", "monitor.terminal", "monitor.live", "monitor.fitted_table"},
-    "pyarrow": {"api", "cli", "store.weights"} | LIBRARY,
+    "pyarrow": {"api", "cli", "store.weights", "execution.states_probe"} | LIBRARY,
     "torch": {"store.provenance", "cost.devices", "execution.worker", "execution.run"}
     | {"execution.preflight_workers"}
     | LIBRARY,
@@ -105,6 +105,7 @@ LIGHT = (
     "orchestrator.store.journal",
     "orchestrator.store.weights",
     "orchestrator.store.logs",
+    "orchestrator.store.own_files",
     "orchestrator.execution.dispatch",
     "orchestrator.execution.coordinator",
     "orchestrator.execution.lane",

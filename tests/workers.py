@@ -144,10 +144,11 @@ def train_and_go_on(rank: int, meeting: Path, trees: list[dict[str, Any]]) -> No
 def hang(folder: Path) -> None:
     """Goes on for 2 s under the watch of a lane, which allows a step 1 s, and then no more."""
     from orchestrator.execution import worker
+    from orchestrator.store.own_files import key_of
 
     clerk = SimpleNamespace(beat=SimpleNamespace(remote=lambda *told: True))
     worker.ray = SimpleNamespace(wait=lambda values, timeout: (values, []), get=lambda value: value)
-    settings = {"clerk": clerk, "lane": "lane", "folder": str(folder), "hang_seconds": 1.0}
+    settings = {"clerk": clerk, "lane": "lane", "key": key_of(folder), "hang_seconds": 1.0}
     with worker._Watch({"trial": "abc", "attempt": 1}, 1, settings, 0) as watch:
         for step in range(4):
             time.sleep(0.5)

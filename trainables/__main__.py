@@ -3,13 +3,19 @@
 With --checkpoint, the same command continues a run that was killed. A row may then be printed twice.
 """
 
+import sys
+
+# `python -m` looks for modules in the current folder first, where a file of the user may have the name of one
+# of the standard library.
+if __name__ == "__main__" and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))
+
 import argparse
 import contextlib
 import dataclasses
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +28,7 @@ from trainables.config import TrainConfig, faults_of
 from trainables.context import this_process
 from trainables.io.code import trusting_code
 from trainables.io.faults import branches, fault_lines, placed
+from trainables.io.streams import steady_streams
 from trainables.io.yaml import YamlError, load_document
 from trainables.lookup import Lookup, explained, with_absolute_paths
 from trainables.training.checkpoint import LEAST_SECONDS, SHARE, Checkpointer, Store
@@ -133,4 +140,5 @@ def _instead_of_sigterm() -> Iterator[Callable[[], bool]]:
 
 
 if __name__ == "__main__":
+    steady_streams()
     raise SystemExit(main())

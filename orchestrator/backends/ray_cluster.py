@@ -5,13 +5,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import auto_init_hook
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.backends.local import ray_folder
 from orchestrator.trials.gang import Node
 from trainables.errors import UserError
 from trainables.io.machine import usable_cpus
@@ -42,6 +45,10 @@ def connect(address: str | None) -> None:
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     common = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": _WORKER_ENV}}
+    common["job_config"] = _job_config()
+    # Under `uv run`, Ray would upload the current folder to the workers, and refuse more than 512 MiB. Ray
+    # reads the variable of that name when it is imported, which is too early for us.
+    ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     os.environ.update({key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()} | _FORCED)
     try:
         with _own_handlers(), _safe_path():
@@ -103,6 +110,26 @@ def _safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
+class _Fixed(list[str]):
+    """A list that Ray cannot extend."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        """Adds nothing."""
+
+
+def _job_config() -> JobConfig:
+    """Returns a configuration by which workers import our packages, and nothing from the current folder.
+
+    Ray would put the current folder first on the path of every worker, where a file of the user may have the
+    name of a module of a library.
+    """
+    config = JobConfig()
+    root = Path(__file__).resolve().parents[2]
+    # An installed package is on the path anyway. There, it must not come before the standard library.
+    config._py_driver_sys_path = _Fixed([str(root)] if (root / "pyproject.toml").is_file() else [])
+    return config
+
+
 def _start_here(common: dict[str, Any], tries: int = 2) -> None:
     """Starts a cluster on this machine. Tries again if a busy machine does not start Ray in time."""
     for left in reversed(range(tries)):
@@ -115,7 +142,7 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
                 dashboard_host="127.0.0.1",
                 object_store_memory=256 * 2**20,
                 num_cpus=usable_cpus(),
-                _temp_dir=_short_folder(),
+                _temp_dir=ray_folder(),
                 **common,
             )
         except Exception:  # Ray raises plain Exception here
@@ -126,21 +153,9 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
             return
 
 
-#: Most bytes of a temporary folder's path. Linux allows 107 for a socket's, and Ray adds about 65.
-_LONGEST_FOLDER = 40
-
-
-def _short_folder() -> str | None:
-    """Returns a folder for Ray's sockets if the usual one has too long a path, else None."""
-    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    return None if len(os.fsencode(usual)) <= _LONGEST_FOLDER else "/tmp/ray"
-
-
 #: Settings of Ray without which a run does not work, whatever the user has set.
 _FORCED = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    # Under `uv run`, Ray would upload the current folder to the workers, and refuse more than 512 MiB.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 
 _WORKER_ENV = {

@@ -183,7 +183,8 @@ def retry(
     from orchestrator.trials.trial import unique_trials
 
     open_folder(folder)
-    command = again("retry", folder, {"address": address})
+    options = {"outcome": outcome, "trial": trial, "address": address}
+    command = again("retry", folder, options) + (" --failed" if failed else "")
     with Watchers(make_console(quiet), track, notify, command) as watchers, held(folder) as lease:
         known = open_folder(folder, to_run=True)
         check_data(known.plan, folder)
@@ -197,6 +198,8 @@ def retry(
         if check:
             preparation = checked(_question(folder), known.plan, todo, folder, watchers.all, address)
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
+        # Now that the choice is on record. The same command would choose among what has ended since.
+        watchers.command = again("run", folder / "sweep.yaml", {"out": folder, "address": address})
         known = open_folder(folder, to_run=True)
         end = Session(lease, watchers.all, address).run_trials(known.plan, todo, known, preparation)
         raise typer.Exit(watchers.conclude(folder, end))

@@ -162,7 +162,8 @@ class Watchers:
         """
         from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 
-        self._console, self._signals, self._command = console, Signals(), command
+        self._console, self._signals = console, Signals()
+        self.command = command
         self._mirror = MlflowObserver() if track else None
         others = [self._mirror] if self._mirror else []
         self.all: list[Observer] = [self._signals, Terminal(console), NotifyObserver(notify), *others]
@@ -174,16 +175,18 @@ class Watchers:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._signals.__exit__()
         if kind is KeyboardInterrupt:
-            say(self._console, f"\nstopped before a trial ran. To continue, run:  {self._command}")
+            self._say_stopped("stopped before a trial ran")
             raise typer.Exit(INTERRUPTED) from None
+
+    def _say_stopped(self, text: str) -> None:
+        # As a warning, which a quiet command prints as well.
+        say(self._console, f"\n{text}. To continue, run:  {self.command}", "yellow")
 
     def conclude(self, folder: Path, end: SessionEnd) -> int:
         """Writes the report, or prints how to continue a stopped session. Returns the exit code."""
         if end.how == "stopped":
-            say(
-                self._console,
-                f"\nstopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended. "
-                f"To continue, run:  {self._command}",
+            self._say_stopped(
+                f"stopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended"
             )
             return INTERRUPTED
         return conclude(self._console, folder, self._mirror)

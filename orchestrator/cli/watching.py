@@ -18,6 +18,7 @@ from orchestrator.cli.meant import in_order
 from orchestrator.cli.next_steps import after_failures
 from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say, trial_ids
 from orchestrator.monitor.observer import Round
+from trainables.io.streams import end_with_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,6 +59,7 @@ def status(
         raise typer.BadParameter("choose one of --watch and --json")
     console = make_console()
     if watch:
+        end_with_reader()
         progress = follow(console, folder)
         console.print(view(progress, folder, width=console.width, spent=progress.ledger(), state=NOBODY))
         is_whole = progress.ended == len(progress.plan.trials) and not progress.causes
@@ -119,6 +121,7 @@ def logs(
     folder, trial = in_order(folder, trial)
     follower = Follower(folder)
     found = find_trial(follower.progress.plan, trial)
+    end_with_reader()
     if not print_logs(follower, found, attempt, rank, follow):
         print(
             f"This trial wrote no log. See:  vitc-sweep why {folder} {trial}",
@@ -197,8 +200,10 @@ def ui(
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder; has a sweep run there?", param_hint="FOLDER")
     mlflow, child = _mlflow_pages(folder, host, port + 1) if track else ("", None)
-    # SIGTERM ends the child process and removes the scratch folder, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # They end the child process and remove the scratch folder, as Ctrl-C does. Under nohup SIGHUP is ignored.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         with web.scratch_folder() as scratch:
             pages = web.Pages(folder, Path(scratch), every)

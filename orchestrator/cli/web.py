@@ -11,7 +11,6 @@ import json
 import mimetypes
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,7 +27,9 @@ from orchestrator.monitor.progress import Progress
 from orchestrator.report.page import write_report
 from orchestrator.store.folder import open_folder
 from orchestrator.store.lease import holder
+from trainables.io.children import own_program
 from trainables.io.files import write_atomically
+from trainables.io.json import parse_json
 
 #: Least seconds between two reports of one sweep.
 EVERY_SECONDS = 30.0
@@ -57,15 +58,19 @@ def make(folder: Path, target: Path) -> None:
     write_report(opened.plan, opened.records, target, details, planned=opened.planned)
 
 
+_PROGRAM = "from pathlib import Path; from orchestrator.cli.web import make; make(*map(Path, sys.argv[1:]))"
+
+
 def _make_in_process(folder: Path, target: Path) -> str:
     """Runs `make` at low priority in a separate process. Returns the error, empty if there was none."""
-    command = [sys.executable, "-m", "orchestrator.cli.web", str(folder), str(target)]
+    command = own_program(_PROGRAM, str(folder), str(target))
     nice = ["nice", "-n", "10"] if os.name == "posix" else []
     try:
-        done = subprocess.run([*nice, *command], capture_output=True, text=True, timeout=_MAKE_SECONDS)
+        done = subprocess.run([*nice, *command], capture_output=True, timeout=_MAKE_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         return f"{type(error).__name__}: {error}"
-    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
+    lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+    return lines[-1] if done.returncode else ""
 
 
 @dataclass(slots=True)
@@ -142,7 +147,7 @@ class Pages:
     def state(self, name: str) -> dict[str, Any]:
         """Returns the progress of a sweep, known before its report. Empty before the first request."""
         try:
-            return dict(json.loads((self.report_folder(name) / "state.json").read_text("utf-8")))
+            return dict(parse_json((self.report_folder(name) / "state.json").read_text("utf-8")))
         except (OSError, ValueError):
             return {}
 
@@ -334,7 +339,3 @@ def _report(pages: Pages, name: str, mlflow: str) -> str:
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
     """Returns a temporary folder for reports, removed with the server."""
     return tempfile.TemporaryDirectory(prefix="vitc-sweep-ui-", ignore_cleanup_errors=True)
-
-
-if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -13,6 +13,7 @@ from orchestrator.store.journal import FolderError, Writer
 from orchestrator.trials.events import trial_of
 from orchestrator.trials.joint_sweep import Merged, MergeError, Part, merge
 from trainables.io.files import write_atomically
+from trainables.io.json import parse_json
 
 # ---------------------------------------------------------------------------------------------- comparisons
 
@@ -72,7 +73,7 @@ def _free_name(opened: Folder, taken: Iterable[str]) -> str:
 
 def _is_comparison(folder: Path) -> bool:
     try:
-        return "sources" in json.loads((folder / "record.json").read_bytes())
+        return "sources" in parse_json((folder / "record.json").read_bytes())
     except (OSError, ValueError, TypeError):
         return False
 
@@ -85,7 +86,7 @@ def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder
         writer = Writer(folder)
         writer.append([event for event in source.events if merged.origin.get(trial_of(event) or "") == name])
         writer.close()
-    record = json.loads((folder / "record.json").read_bytes())
+    record = parse_json((folder / "record.json").read_bytes())
     record["sources"] = {
         name: {
             **report_details(source.record),

@@ -21,6 +21,7 @@ from orchestrator.store.provenance import provenance, source_root
 from trainables.base import Frozen
 from trainables.io.code import COPIES
 from trainables.io.files import write_atomically
+from trainables.io.json import parse_json
 
 MANIFEST = "report/manifest.json"
 QUESTION_FILES = ("sweep.yaml", "search.json", "confirm.json", "record.json", "planned.json")
@@ -74,7 +75,7 @@ def seal(folder: Path) -> Path:
             sha256=hashlib.sha256(data).hexdigest(),
             lines=None if name.startswith("report/") else "".join(line_digests(data)),
         )
-    record = json.loads((folder / "record.json").read_bytes())
+    record = parse_json((folder / "record.json").read_bytes())
     ran_with = {key: record[key] for key in ("code", "python", "versions") if key in record}
     manifest = Manifest(files=files, ran_with=ran_with, written_with=environment())
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False)

@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.execution.dispatch import Cause, Dispatch, Job
 from orchestrator.store.journal import Writer
+from orchestrator.store.logs import append_log
+from orchestrator.store.own_files import Machines, OneMachine, key_of, stack_path
 from orchestrator.store.weights import BestKept, KeptWeights, WeightStore
-from orchestrator.trials.events import Event, Notice
+from orchestrator.trials.events import Event, Notice, SessionClosed
 from orchestrator.trials.outcomes import AttemptEnd
 from trainables.base import Epoch
 from trainables.io.files import write_atomically
@@ -29,6 +32,11 @@ PULSE_SECONDS = 15.0
 #: First and longest wait in seconds before another write to failing storage; it doubles each time.
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
 
+#: Longest wait in seconds, at the end of a run, for machines that still delete files.
+_LAST_CLEARING_SECONDS = 5.0
+
+#: Share of the time allowed for a step after which a lost worker may have hung. Its last heartbeat is older.
+_HANG_SHARE = 0.9
 
 #: Reply to a row from rank 0: go on; drop the trial, which is no longer this lane's; or end it as `stopped`.
 Verdict = Literal["go on", "drop", "stop"]
@@ -44,11 +52,6 @@ class Judge(Protocol):
         """Registers a trial that diverged after `epoch` epochs."""
 
 
-def stack_path(folder: Path, trial_id: str, attempt: int, rank: int) -> Path:
-    """Returns the file for the stack of a worker that hangs. The file is empty while the worker proceeds."""
-    return folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.stack"
-
-
 class Coordinator:
     """Hands trials to worker groups, writes the journal, and decides which trials run again."""
 
@@ -60,6 +63,10 @@ class Coordinator:
         checkpoints: str | None = None,
         keep: Literal["none", "best", "last"] = "none",
         judge: Judge | None = None,
+        hang_seconds: float = 1800.0,
+        machines: Machines | None = None,
+        ended: Collection[str] = (),
+        mark: str = "",
     ) -> None:
         """
         Args:
@@ -68,6 +75,10 @@ class Coordinator:
           clock: seconds since 1970.
           checkpoints, keep: see `Resources`.
           judge: early stopping; None ends no trial early.
+          hang_seconds: longest time that a worker takes for a step.
+          machines: the own files of the machines that train; None if they train on this one only.
+          ended: trials that ended for good in earlier runs.
+          mark: content of the mark at the place of states; none if empty.
         """
         self._folder = Path(folder)
         self._writer = Writer(self._folder)
@@ -80,6 +91,16 @@ class Coordinator:
             for kept in self._states.kept():
                 if loser := self._best.take(kept):
                     self._states.delete_kept(loser)
+        if mark:
+            self._states.set_mark(mark)
+        self._mark = mark
+        self._hang_seconds = hang_seconds
+        self._machines = machines or OneMachine(key_of(self._folder))
+        self._ended = set(ended)
+        #: Lane, number and machine of each attempt of a trial that may have left files on that machine.
+        self._traces: defaultdict[str, set[tuple[str, int, str]]] = defaultdict(set)
+        self._clearing: set[asyncio.Task[None]] = set()
+        self._losing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._fresh: list[Event] = []
         self._writing = asyncio.Lock()
         self._changed, self._version = asyncio.Condition(), 0
@@ -117,6 +138,11 @@ class Coordinator:
         """Records an event of the driver."""
         self._dispatch.events.append(event)
         await self._commit()
+        if isinstance(event, SessionClosed):
+            if self._clearing:
+                await asyncio.wait(self._clearing, timeout=_LAST_CLEARING_SECONDS)
+            if self._mark:
+                self._states.delete_mark(self._mark)
         if self._tending is None:
             self._tending = asyncio.create_task(self._tend())
 
@@ -169,29 +195,46 @@ class Coordinator:
 
     async def lose(self, lane: str, cause: Cause, detail: str) -> None:
         """Registers that the lane's worker group is gone."""
-        if (hang := self._hang(lane)) is not None:
-            cause, detail = "hang", hang
-        ended = self._dispatch.lose(lane, cause, detail, self._clock())
-        await self._commit()
+        # Two callers may report one loss. The second waits, because the first one fetches the stacks.
+        async with self._losing[lane]:
+            if (hang := await self._hang(lane)) is not None:
+                cause, detail = "hang", hang
+            ended = self._dispatch.lose(lane, cause, detail, self._clock())
+            await self._commit()
         if ended is not None and ended[1]:
-            await self._delete_checkpoint(ended[0])
+            await self._clear_up(ended[0])
 
-    async def _delete_checkpoint(self, job: Job) -> None:
+    async def _clear_up(self, job: Job, ended_by: tuple[str, int] = ("", 0)) -> None:
+        """Deletes what an ended trial has left, except on the machines of the attempt `ended_by`.
+
+        The workers of that attempt delete their own files.
+        """
+        self._ended.add(job.trial)
+        for node in {place for *attempt, place in self._traces.pop(job.trial, ()) if attempt != [*ended_by]}:
+            # Not awaited, because a machine may be slow or gone, and the lane must not wait.
+            task = asyncio.create_task(self._machines.clear(node, [job.trial]))
+            self._clearing.add(task)
+            task.add_done_callback(self._clearing.discard)
         # In a thread, because an object store may be slow and the other lanes must not wait.
         await asyncio.to_thread(self._states.delete_checkpoint, job.trial)
 
-    def _hang(self, lane: str) -> str | None:
+    async def _hang(self, lane: str) -> str | None:
         """Returns a message with the stack file of a hung worker of the lane. None if no worker hung."""
         state = self._dispatch.desks.get(lane)
-        if state is None or state.attempt is None:
+        if state is None or (attempt := state.attempt) is None:
             return None
-        job = state.attempt.job
-        first = stack_path(self._folder, job.trial, job.attempts, rank=0)
-        with contextlib.suppress(OSError):
-            for path in sorted(first.parent.glob(f"attempt-{job.attempts}.rank-*.stack")):
-                if path.stat().st_size:
-                    return f"it made no step for a long time; see {path.relative_to(self._folder)}"
-        return None
+        if self._clock() - attempt.heard < _HANG_SHARE * self._hang_seconds:
+            return None
+        job, first = attempt.job, ""
+        for node in sorted({place for *_, place in self._traces[job.trial]}):
+            stacks = await self._machines.take_stacks(node, job.trial, job.attempts)
+            for rank, text in sorted(stacks.items()):
+                path = stack_path(self._folder, job.trial, job.attempts, rank)
+                # A stack that cannot be written costs no trial.
+                with contextlib.suppress(OSError):
+                    write_atomically(path, redacted(text))
+                    first = min(filter(None, (first, str(path.relative_to(self._folder)))))
+        return f"it made no step for a long time; see {first}" if first else None
 
     async def close_lane(self, lane: str) -> None:
         """Makes the workers of a lane leave at their next request."""
@@ -215,12 +258,27 @@ class Coordinator:
         await self._commit()
         return number
 
-    async def take(self, lane: str, last: int) -> tuple[int, dict[str, Any]] | None:
-        """Returns the lane's job after number `last`, the same for all ranks. None if workers must leave."""
+    async def leftovers(self, node: str, trial_ids: list[str]) -> list[str]:
+        """Returns which of the trials that have files on a machine have ended; the machine deletes these."""
+        for trial_id in trial_ids:
+            if trial_id not in self._ended:
+                self._traces[trial_id].add(("", 0, node))
+        return [trial_id for trial_id in trial_ids if trial_id in self._ended]
+
+    async def log(self, trial_id: str, attempt: int, rank: int, text: str) -> None:
+        """Adds warnings and messages of a worker to its log."""
+        append_log(self._folder, trial_id, attempt, rank, redacted(text))
+
+    async def take(self, lane: str, last: int, node: str = "") -> tuple[int, dict[str, Any]] | None:
+        """Returns the lane's job after number `last`, the same for all ranks. None if workers must leave.
+
+        `node` is the machine of the rank that calls.
+        """
         while not self._dispatch.leaves(lane, last):
             version = self._version
             if (attempt := self._dispatch.take(lane, last, self._clock())) is not None:
                 job = attempt.job
+                self._traces[job.trial].add((lane, attempt.number, node))
                 taken = {
                     "trial": job.trial,
                     "config": job.config,
@@ -269,19 +327,24 @@ class Coordinator:
         log: str = "",
         weights: str = "",
         kept: KeptWeights | None = None,
-    ) -> None:
+    ) -> bool:
         """Records the end of an attempt. Only the first call counts; other ranks may repeat it.
 
         `kept` names the final weights, which are durable already.
+
+        Returns:
+          Whether the trial has ended for good.
         """
-        if end == "failed" and (hang := self._hang(lane)) is not None:
-            # One rank hung, and the other ranks failed because of it.
-            detail = hang
+        if end == "failed":
+            async with self._losing[lane]:
+                if self._dispatch.job(lane, number) and (hang := await self._hang(lane)) is not None:
+                    # One rank hung, and the other ranks failed because of it.
+                    detail = hang
         # Errors of storage libraries contain the address, which may hold a password.
         detail, log = redacted(detail), redacted(log)
         ended = self._dispatch.end(lane, number, end, detail, self._clock(), weights)
         if ended is None:
-            return
+            return False
         job, is_over = ended
         if end == "diverged" and self._judge is not None:
             self._judge.diverged(job.trial, job.epochs)
@@ -292,6 +355,7 @@ class Coordinator:
                 write_atomically(trial_folder / f"attempt-{job.attempts}.log", log)
         await self._commit()
         if is_over:
-            await self._delete_checkpoint(job)
+            await self._clear_up(job, ended_by=(lane, number))
         if kept is not None and self._best is not None and (loser := self._best.take(kept)):
             await asyncio.to_thread(self._states.delete_kept, loser)
+        return is_over

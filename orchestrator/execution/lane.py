@@ -54,9 +54,12 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         clerk: Any,
         gang: Gang,
         folder: str,
+        key: str,
         scratch: str,
         hang_seconds: float,
         checkpoints: str | None,
+        mark: str,
+        must_reach: str,
     ) -> None:
         """Starts the worker group and opens the first slot."""
         self._coordinator, self._lane = clerk, uuid.uuid4().hex[:8]
@@ -66,9 +69,12 @@ class Lane(tune.Trainable):  # type: ignore[misc]
             "clerk": clerk,
             "lane": self._lane,
             "folder": folder,
+            "key": key,
             "threads": gang.cpus,
             "hang_seconds": hang_seconds,
             "checkpoints": checkpoints,
+            "mark": mark,
+            "must_reach": must_reach,
         }
         self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
         self._thread.start()

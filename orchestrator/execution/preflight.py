@@ -6,11 +6,9 @@ Faults are reported like those of a sweep file: with the setting, arm and cell, 
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,14 @@ from orchestrator.cost.devices import Machine, this_machine
 from orchestrator.cost.estimate import GIB, CostEstimate, estimate
 from orchestrator.cost.shapes import Shape, ShapeTable, counted, shape_of
 from orchestrator.cost.speed import Sample
+from orchestrator.execution.states_probe import STATES, StatesProbe, must_reach, storage
 from orchestrator.store.folder import save_planned
 from orchestrator.store.history import past_samples
 from orchestrator.trials.gang import Gang, Node, lane_plan
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.data.order import num_steps
 from trainables.io.faults import Fault
+from trainables.io.storage import open_filesystem
 from trainables.profiling.dry_run import Reply, Request, Unfit, check_model, check_sizes, check_start
 from trainables.training.checkpoint import KEPT, checkpoint_bytes
 
@@ -83,6 +83,7 @@ class PreflightResult:
       seconds: duration of the preflight.
       plan_seconds: predicted duration of the sweep's training at the measured pace; None if no shape was run.
       expected: how long the trials will take, as a sentence; empty if that is unknown.
+      alone: whether there are machines that do not reach the place of states.
     """
 
     shapes: int
@@ -91,6 +92,7 @@ class PreflightResult:
     seconds: float
     plan_seconds: float | None
     expected: str = ""
+    alone: bool = False
 
     def line(self) -> str:
         """Returns a one-line summary for the user."""
@@ -234,6 +236,7 @@ def preflight(
     folder: Path,
     clocks: Sequence[Clock] = (),
     clock: Callable[[], float] = time.monotonic,
+    alone: Callable[[str, str], list[str]] = lambda address, content: [],
 ) -> PreflightResult:
     """Finds faults that would end trials of a sweep at their first step. Leaves no files.
 
@@ -245,6 +248,7 @@ def preflight(
       folder: of the results; it need not exist.
       clocks: of other machines.
       clock: returns seconds.
+      alone: returns the machines that do not read this content at this address.
     """
     began = clock()
     found = subjects(plan, trials)
@@ -263,11 +267,19 @@ def preflight(
         else:
             buildable.append(subject)
     checked: list[Checked] = []
-    with storage(folder) as (probe, storage_faults, storage_clocks):
+    with contextlib.ExitStack() as stack:
+        probe, storage_faults, storage_clocks = stack.enter_context(storage(folder))
         faults += storage_faults
         faults += clock_faults([*storage_clocks, *clocks])
+        checkpoints = plan.sweep.resources.checkpoints
         if not storage_faults:
-            faults += _space_faults(buildable, lanes, folder, plan.sweep.resources.checkpoints)
+            faults += _space_faults(buildable, lanes, folder, checkpoints)
+        states = stack.enter_context(StatesProbe(checkpoints, probe, must_reach(plan, folder)))
+        faults += states.faults
+        names = [] if states.faults or not states.address else alone(f"{states.mark_address}", states.mark)
+        if names and states.must_reach:
+            faults.append(Fault(STATES, f"{states.must_reach} (not on {', '.join(names)})"))
+        is_alone = bool(names)
         failed = 0
         for subject in buildable:
             allowed = max(LEAST_SECONDS, SHARE * (plan_seconds(plan, found, checked, nodes) or 0.0))
@@ -281,17 +293,24 @@ def preflight(
                 gang.cpus,
                 planned,
                 _together(gang, lanes[subject.shape.gang], nodes),
-                str(probe or ""),
+                states.address,
+                states.mark,
+                "--out" if checkpoints is None and not states.must_reach else STATES,
+                states.must_reach,
                 str(folder.absolute()),
             )
             reply = checker(gang, request)
+            is_alone = is_alone or not reply.reaches
             if reply.rule:
                 failed += 1
                 told.add(subject, reply.setting, reply.rule)
             else:
                 checked.append(Checked(subject, planned, reply.step_seconds or 0.0, reply.peak_bytes))
     seconds = plan_seconds(plan, found, checked, nodes)
-    return PreflightResult(len(found), tuple(checked), (*faults, *told.faults()), clock() - began, seconds)
+    faults += told.faults()
+    return PreflightResult(
+        len(found), tuple(checked), tuple(faults), clock() - began, seconds, alone=is_alone
+    )
 
 
 def _build_fault(plan: Plan, subject: ShapeGroup, built: dict[tuple[Any, ...], Unfit | None]) -> Unfit | None:
@@ -330,7 +349,7 @@ class _Told:
         first, path = subject.trials[0], setting
         if first.role == "first_stage" and not setting.startswith(("--", "resources")):
             setting = "start.run." * (first.replicate + 1) + setting
-        if not setting.startswith("--"):
+        if not setting.startswith("--") and setting != STATES:
             path = self._plan.sweep.source_of(setting, first.arm, first.cell)
         # Resources are at the top of a file unless an arm or a level sets them.
         path = "resources" if path == "base.resources" else path
@@ -350,48 +369,6 @@ def _and_others(count: int) -> str:
 
 # ---------------------------------------------------------------------------------------------------
 # Storage and clocks
-
-
-@contextlib.contextmanager
-def storage(folder: Path) -> Iterator[tuple[Path | None, list[Fault], list[Clock]]]:
-    """Tests the storage of a folder with the operations of the journal and of checkpoints.
-
-    Yields:
-      A new folder there, deleted afterwards, or None if there is a fault; the faults; the storage's clock.
-    """
-    # Absolute, because workers on other machines run in other folders.
-    there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    probe, faults, clocks = None, [], []
-    try:
-        probe = Path(tempfile.mkdtemp(prefix=".preflight-", dir=there))
-        asked = time.time()
-        _write_durably(probe)
-        clocks.append(Clock(f"the storage of {there}", asked, (probe / "b").stat().st_mtime, time.time()))
-    except OSError as error:
-        faults.append(Fault("--out", f"cannot write to {there}: {error.strerror or error}"))
-    try:
-        yield (None if faults else probe), faults, clocks
-    finally:
-        if probe is not None:
-            shutil.rmtree(probe, ignore_errors=True)
-
-
-def _write_durably(folder: Path) -> None:
-    """Writes, syncs, appends, renames and reads a file, and checks that its content comes back."""
-    content = os.urandom(2**16)
-    with (folder / "a").open("wb") as file:
-        file.write(content[:100])
-        file.flush()
-        os.fsync(file.fileno())
-    with (folder / "a").open("ab") as file:
-        file.write(content[100:])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(folder / "a", folder / "b")
-    if (folder / "b").read_bytes() != content:
-        raise OSError("what was written is not what is read")
 
 
 def clock_faults(clocks: Iterable[Clock]) -> list[Fault]:
@@ -415,9 +392,9 @@ def _space_faults(
     `checkpoints` is their place if not the sweep's folder. A bucket is not checked, as its room is unknown.
     """
     if checkpoints is not None:
-        folder = Path(checkpoints.removeprefix("file://"))
-        if not folder.is_absolute():
+        if "://" in checkpoints and not checkpoints.startswith("file://"):
             return []
+        folder = Path(open_filesystem(checkpoints)[1])
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     sizes: dict[Gang, int] = {}
     for subject in found:

@@ -4,17 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from typing import Self
 
 from orchestrator.cost.estimate import GIB
 from orchestrator.trials.gang import Gang
+from trainables.io.children import own_program
 from trainables.profiling.dry_run import Reply, Request
 
 # ---------------------------------------------------------------------------------------------------
 # Another process
+
+
+_PROGRAM = "from trainables.profiling.dry_run import main; main(sys.argv[1], int(sys.argv[2]))"
 
 
 class Child:
@@ -44,7 +47,6 @@ class Child:
         """Tries a request in the process. A process that dies is a reply, too."""
         process = self._started(bool(gang.gpus))
         assert process.stdin
-        assert process.stdout
         was_late = threading.Event()
 
         def end() -> None:
@@ -56,7 +58,7 @@ class Child:
         try:
             process.stdin.write(json.dumps(request.plain()) + "\n")
             process.stdin.flush()
-            line = process.stdout.readline()
+            line = self._replies.readline()
         except BrokenPipeError:
             line = ""
         finally:
@@ -72,21 +74,26 @@ class Child:
             self._end()
         if self._process is None:
             self._on_gpu = on_gpu
+            # A pipe of its own, because what is imported may print.
+            reading, writing = os.pipe()
             self._process = subprocess.Popen(
-                # -P: a `random.py` in the current folder does not take the place of Python's.
-                [sys.executable, "-P", "-m", "trainables.profiling.dry_run", self._folder.name],
+                own_program(_PROGRAM, self._folder.name, str(writing)),
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                text=True,
+                encoding="utf-8",
+                pass_fds=(writing,),
                 env=os.environ if on_gpu else os.environ | {"CUDA_VISIBLE_DEVICES": ""},
             )
+            os.close(writing)
+            self._replies = open(reading, encoding="utf-8")  # noqa: SIM115
         return self._process
 
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
+            self._replies.close()
             self._process = None
 
 

@@ -4,6 +4,7 @@ import signal
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.execution.preflight_child import died
 from orchestrator.trials.gang import Gang
@@ -25,6 +26,24 @@ def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
             raise
         return check_start(gang, request, tries - 1)
     return reply
+
+
+def machines_without(address: str, content: str) -> list[str]:
+    """Returns the machines with CPUs that do not read this content at this address."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU", 0):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(_holds).options(num_cpus=0, scheduling_strategy=there)
+            if not ray.get(task.remote(address, content)):
+                found.append(node["NodeManagerAddress"])
+    return found
+
+
+def _holds(address: str, content: str) -> bool:
+    from trainables.io.storage import holds
+
+    return holds(address, content)
 
 
 def _answer(content: dict[str, Any]) -> "Reply":

@@ -19,6 +19,8 @@ from orchestrator.backends.ray_cluster import ClusterError, nodes
 from orchestrator.execution.coordinator import Coordinator, Judge
 from orchestrator.execution.dispatch import Job
 from orchestrator.execution.lane import Forget, Lane, Slots
+from orchestrator.execution.machines import RayMachines
+from orchestrator.store.own_files import key_of
 from orchestrator.store.weights import WeightStore
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
 from orchestrator.trials.gang import Gang, Phase, lane_plan
@@ -49,6 +51,7 @@ class Run:
         began: float | None = None,
         preflight_seconds: float = 0.0,
         judge: Judge | None = None,
+        must_reach: str = "",
     ) -> None:
         """
         Args:
@@ -59,6 +62,7 @@ class Run:
           began: time when the command began, in seconds since 1970; now if None.
           preflight_seconds: duration of the preflight, which is part of the time since `began`.
           judge: early stopping; None ends no trial early.
+          must_reach: why all machines must reach the place of states; empty if they need not.
 
         Raises:
           ClusterError: a trial needs more than the cluster has, or the storage of states does not answer.
@@ -70,6 +74,7 @@ class Run:
             except OSError as error:
                 raise ClusterError(f"resources.checkpoints {resources.checkpoints}: {error}") from error
         self._records, self._resources, self._judge = records, resources, judge
+        self._must_reach = must_reach
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping, self._closing = threading.Event(), threading.Event()
         cluster = nodes()
@@ -78,6 +83,7 @@ class Run:
             if count == 0:
                 have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
                 raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
+        self._mark = uuid.uuid4().hex
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
 
@@ -97,6 +103,10 @@ class Run:
                 checkpoints=self._resources.checkpoints,
                 keep=self._resources.keep,
                 judge=self._judge,
+                hang_seconds=60 * self._resources.hang_minutes,
+                machines=RayMachines(key_of(self.folder)),
+                mark=self._mark,
+                ended={trial for trial, record in self._records.items() if record.settled},
             )
         )
         lanes = tuple(count for *_, count in self.phases)
@@ -170,9 +180,12 @@ class Run:
             clerk=self._coordinator,
             gang=gang,
             folder=str(self.folder),
+            key=key_of(self.folder),
             scratch=str(scratch / "train"),
             hang_seconds=60 * self._resources.hang_minutes,
             checkpoints=self._resources.checkpoints,
+            mark=self._mark,
+            must_reach=self._must_reach,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
         # Asked for, because trials whose first stage did not finish in an earlier run have ended already.

@@ -13,11 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.backends.local import check_temporary_folder, ray_folder
 from orchestrator.cost.actual import within_budget
 from orchestrator.cost.devices import this_machine
 from orchestrator.cost.estimate import storage_fault
-from orchestrator.execution.preflight import Checked, PreflightResult, expected_text, preflight, record_plan
+from orchestrator.execution.preflight import (
+    Checked,
+    PreflightResult,
+    expected_text,
+    preflight,
+    record_plan,
+)
 from orchestrator.execution.preflight_child import Child
+from orchestrator.execution.states_probe import ALONE, StatesProbe, must_reach, storage
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (
@@ -141,6 +149,9 @@ def try_out(
     for remark in remarks(plan):
         _notice(observers, f"note: {remark}", "warning")
     if address is None:
+        # Before the minutes that the rest takes.
+        ray_folder()
+        check_temporary_folder()
         machine = this_machine()
         nodes: Sequence[Node] = machine.nodes
         with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
@@ -151,7 +162,15 @@ def try_out(
 
         ray_cluster.connect(address)
         nodes = ray_cluster.nodes()
-        outcome = preflight(plan, trials, nodes, preflight_workers.check_start, folder, ray_cluster.clocks())
+        outcome = preflight(
+            plan,
+            trials,
+            nodes,
+            preflight_workers.check_start,
+            folder,
+            ray_cluster.clocks(),
+            alone=preflight_workers.machines_without,
+        )
         if outcome.faults:
             ray_cluster.shutdown()
     for observer in observers:
@@ -160,6 +179,8 @@ def try_out(
     _notice(observers, outcome.line(), "detail")
     if outcome.faults:
         return outcome
+    if outcome.alone:
+        _notice(observers, ALONE, "warning")
     return dataclasses.replace(outcome, expected=expected_text(plan, trials, nodes, folder, outcome.checked))
 
 
@@ -233,6 +254,7 @@ class Session:
         """
         self._lease, self._observers, self._address = lease, observers, address
         self._end = SessionEnd("broke off")
+        self._told_alone = False
 
     def run_rounds(self, plan: Plan, preparation: Preparation) -> SessionEnd:
         """Runs the rest of a plan to its end, round by round if it is a search.
@@ -339,6 +361,8 @@ class Session:
         plan, nodes = round.plan, ray_cluster.nodes()
         if fault := storage_fault(plan, nodes):
             raise ray_cluster.ClusterError(fault)
+        if self._address is not None and not preparation.seconds:
+            self._check_states(plan, round.folder)
         early_stopping = None
         if plan.sweep.search is not None and plan.sweep.search.halving is not None:
             from orchestrator.execution.asha import EarlyStopping
@@ -353,6 +377,7 @@ class Session:
             preparation.began,
             preparation.seconds,
             early_stopping,
+            must_reach(plan, round.folder),
         )
         # Only before the first attempt, because a later plan would already know its outcome.
         if preparation.checked and not any(record.attempts for record in round.records.values()):
@@ -360,6 +385,26 @@ class Session:
         save_question(round.folder, plan)
         run.start()
         return run
+
+    def _check_states(self, plan: Plan, folder: Path) -> None:
+        """Tells, without a preflight, of machines that do not reach the place of states.
+
+        Raises:
+          ClusterError: there are some, and all must reach it.
+        """
+        from orchestrator.backends import ray_cluster
+        from orchestrator.execution.preflight_workers import machines_without
+
+        if self._told_alone:
+            return
+        reason, checkpoints = must_reach(plan, folder), plan.sweep.resources.checkpoints
+        with storage(folder) as (probe, _, _), StatesProbe(checkpoints, probe, reason) as states:
+            names = machines_without(states.mark_address, states.mark) if states.address else []
+        if names and reason:
+            raise ray_cluster.ClusterError(f"resources.checkpoints: {reason} (not on {', '.join(names)})")
+        if names:
+            self._told_alone = True
+            _notice(self._observers, ALONE, "warning")
 
     def _follow(self, run: "execution_run.Run", progress: Progress) -> str:
         """Passes events to the observers until the run ends or is stopped.

@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import ray
 
-from orchestrator.execution.coordinator import Verdict, stack_path
+from orchestrator.execution.coordinator import Verdict
 from orchestrator.store.logs import kept as worker_log
+from orchestrator.store.own_files import OwnFiles, stack_path
 from orchestrator.store.weights import KeptWeights, WeightStore
 from orchestrator.trials.outcomes import AttemptEnd
 
@@ -64,9 +65,19 @@ def lane_loop(settings: dict[str, Any]) -> None:
     number = last[0]
     preempted = threading.Event()
     threading.Thread(target=_watch_for_preemption, args=(preempted,), daemon=True).start()
-    while (taken := ray.get(coordinator.take.remote(lane, number))) is not None:
+    _clear_leftovers(coordinator, node, settings["key"])
+    while (taken := ray.get(coordinator.take.remote(lane, number, node))) is not None:
         number, job = taken
         _run_job(job, number, settings, context, preempted.is_set)
+    _clear_leftovers(coordinator, node, settings["key"])
+
+
+def _clear_leftovers(coordinator: Any, node: str, key: str) -> None:
+    """Deletes files of ended trials on this machine, such as those of an earlier run."""
+    files = OwnFiles(key)
+    if trial_ids := files.trials():
+        files.clear(ray.get(coordinator.leftovers.remote(node, trial_ids)))
+    files.tidy()
 
 
 def _watch_for_preemption(preempted: threading.Event) -> None:
@@ -140,14 +151,29 @@ class _Attempt:
         self._job, self._number, self._context = job, number, context
         self._coordinator, self._lane = settings["clerk"], settings["lane"]
         self._folder = Path(settings["folder"])
+        self._own = OwnFiles(settings["key"])
         self._states = WeightStore(self._folder, settings["checkpoints"])
+        self._must_reach = ""
+        if settings.get("mark") and not self._states.has_mark(settings["mark"]):
+            # A trial whose machine goes then starts over, as no other machine has its checkpoints.
+            self._states, self._must_reach = WeightStore(self._own.folder), settings["must_reach"]
         self._is_first = context.rank == 0
         self._watch = watch = _Watch(job, number, settings, context.rank)
         store = Store(self._states.checkpoint(job["trial"])) if self._is_first else None
         # Rows that the journal lost in a crash are computed again, even if a checkpoint is past them.
         self._checkpointer = Checkpointer(
-            store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=watch.look
+            store, lambda: should_stop() or watch.unwanted, most_epochs=job["epochs"], on_look=self._look
         )
+        self._send_lines: Callable[[], None] = lambda: None
+
+    def _look(self, step: int) -> None:
+        self._watch.look(step)
+        self._send_lines()
+
+    def _log(self, text: str) -> None:
+        # Not waited for: a message costs no time, and the Coordinator may drop it.
+        job = self._job
+        self._coordinator.log.remote(job["trial"], job["attempt"], self._context.rank, text)
 
     @property
     def notices(self) -> str:
@@ -159,11 +185,14 @@ class _Attempt:
 
         Raises:
           Preempted, Diverged, Invalid: the trial ended so.
+          OSError: this machine must reach the place of states, and does not.
         """
         from trainables.config import TrainConfig
         from trainables.io.code import trusting_code
         from trainables.training.loop import train
 
+        if self._must_reach:
+            raise OSError(f"resources.checkpoints: {self._must_reach}")
         job = self._job
         with trusting_code(self._folder):
             config = TrainConfig.model_validate_json(job["config"])
@@ -172,7 +201,7 @@ class _Attempt:
         with (
             self._checkpointer,
             self._watch,
-            worker_log(self._folder, job["trial"], job["attempt"], self._context.rank),
+            worker_log(self._log) as self._send_lines,
             first as start,
         ):
             # The state is used after the last row.
@@ -234,7 +263,9 @@ class _Attempt:
         Ranks other than the first do so only with a log, or if the end comes `by_all`.
         """
         if self._is_first or log or by_all:
-            ray.get(self._coordinator.end.remote(self._lane, self._number, kind, detail, log, weights, kept))
+            told = self._coordinator.end.remote(self._lane, self._number, kind, detail, log, weights, kept)
+            if ray.get(told):
+                self._own.clear([self._job["trial"]])
 
 
 def keep_weights(states: WeightStore, kept: KeptWeights, save: Callable[[IO[bytes]], None]) -> str:
@@ -264,14 +295,15 @@ class _Watch:
         self._coordinator, self._lane = settings["clerk"], settings["lane"]
         self._number, self._rank = number, rank
         self._seconds = settings["hang_seconds"]
-        self._path = stack_path(Path(settings["folder"]), job["trial"], job["attempt"], rank)
+        self._own, self._trial = OwnFiles(settings["key"]), job["trial"]
+        self._path = stack_path(self._own.folder, job["trial"], job["attempt"], rank)
         self._told = 0.0
         self._answer: Any = None
         self.unwanted = False
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
+        self._own.make(self._trial)
+        self._file = self._path.open("w", encoding="utf-8")
         self._wind_up()
         return self
 
@@ -279,6 +311,9 @@ class _Watch:
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
         self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            # Of the trial, if nothing else is in it.
+            self._path.parent.rmdir()
 
     def _wind_up(self) -> None:
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)

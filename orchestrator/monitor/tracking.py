@@ -144,7 +144,7 @@ def ui_command(uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]
     if urlsplit(uri).scheme in ("http", "https"):
         raise ValueError(f"{redacted(uri)} is an MLflow server: open it in a browser")
     return [
-        *(sys.executable, "-m", "mlflow", "ui"),
+        *(sys.executable, "-P", "-m", "mlflow", "ui"),
         *("--host", host, "--port", str(port), "--workers", "1"),
     ]
 
@@ -565,7 +565,7 @@ def _alone(uri: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.with_name(f"{path.name}.lock").open("a") as lock:
+    with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     # MLflow makes the folder of the path as it stands in the URL.

@@ -42,6 +42,7 @@ from trainables.data.base import with_chance
 from trainables.io.code import NamedFunction, copy_of, trusting_code
 from trainables.io.faults import branches
 from trainables.io.files import write_atomically
+from trainables.io.json import parse_json
 from trainables.io.yaml import YamlError, load_yaml
 from trainables.lookup import Lookup, with_absolute_paths
 from trainables.models.python_model import PythonConfig, known_costs, take_costs
@@ -78,7 +79,7 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
         raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
     try:
         tree = load_yaml(path / "sweep.yaml")
-        record = json.loads((path / "record.json").read_text("utf-8"))
+        record = parse_json((path / "record.json").read_text("utf-8"))
         configs = [entry["config"] for entry in record["data"]]
         if to_run:
             lookup = Lookup.above(path)
@@ -126,7 +127,7 @@ def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
     if not (path / name).is_file():
         return None
     try:
-        return parse(json.loads((path / name).read_text("utf-8")))
+        return parse(parse_json((path / name).read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path}: {name} is damaged: {error}") from error
 
@@ -322,7 +323,7 @@ def _changes(path: Path, plan: Plan) -> list[str]:
     """Returns the differences between the question in a folder and another one, one line each."""
     try:
         before = build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml")
-        record = json.loads((path / "record.json").read_text("utf-8"))
+        record = parse_json((path / "record.json").read_text("utf-8"))
         known = {entry["info"]["name"]: entry["info"]["fingerprint"] for entry in record["data"]}
     except (SweepError, YamlError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"the question in the folder cannot be read any more: {error}"]

@@ -18,6 +18,7 @@ from typing import Any
 from orchestrator.trials.events import AttemptEnded, Event, Sealed, from_json, to_json
 from trainables.errors import UserError
 from trainables.io.files import sync_folder
+from trainables.io.json import parse_json
 
 
 class FolderError(UserError):
@@ -38,7 +39,7 @@ def tree_of(line: bytes) -> dict[str, Any] | None:
     try:
         if int(line[:8], 16) != zlib.crc32(text):
             return None
-        tree = json.loads(text)
+        tree = parse_json(text)
     except ValueError:
         return None
     return tree if isinstance(tree, dict) and "kind" in tree else None

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from orchestrator.store.journal import FolderError
 from trainables.io.files import write_atomically
+from trainables.io.json import parse_json
 
 #: Seconds between two heartbeats of a holder, and seconds without one after which its lease is void.
 BEAT_SECONDS = 5.0
@@ -49,7 +50,7 @@ class Lease:
         while not self._done.wait(BEAT_SECONDS):
             # A sweep goes on while its folder is unreachable for a time.
             with contextlib.suppress(OSError, ValueError, KeyError):
-                if json.loads(path.read_text("utf-8"))["number"] != self.number:
+                if parse_json(path.read_text("utf-8"))["number"] != self.number:
                     self.lost = True
                     return
                 os.utime(path)
@@ -57,7 +58,7 @@ class Lease:
     def stop_wanted(self) -> StopMode | None:
         """Returns the mode of stop that `request_stop` asked of this holder. None if it asked for none."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            wanted = json.loads((self.folder / "stop.json").read_text("utf-8"))
+            wanted = parse_json((self.folder / "stop.json").read_text("utf-8"))
             if wanted["number"] == self.number:
                 return "drain" if wanted["mode"] == "drain" else "now"
         return None
@@ -71,7 +72,7 @@ def held(folder: Path) -> Iterator[Lease]:
       FolderError: another run holds it; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -121,7 +122,7 @@ def holder(folder: Path) -> int | None:
         return None
     if before["host"] != socket.gethostname():
         return before["number"] if _age(folder) < STALE_SECONDS else None
-    with contextlib.suppress(OSError), (folder / "lock").open("a+") as file:
+    with contextlib.suppress(OSError), (folder / "lock").open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     return int(before["number"])
@@ -158,7 +159,7 @@ def kill_holder(folder: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / "lease.json").read_text("utf-8"))
+        content = parse_json((folder / "lease.json").read_text("utf-8"))
         return {**content, "number": int(content["number"]), "host": str(content["host"])}
     except FileNotFoundError:
         return None

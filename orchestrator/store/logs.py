@@ -3,19 +3,26 @@
 trials/<id>/attempt-<n>.log               traceback, or notices of the checkpointer
 trials/<id>/attempt-<n>.rank-<r>.stack    the stack of a process that made no step for a long time
 trials/<id>/attempt-<n>.rank-<r>.log      warnings and log messages of a worker; absent if there were none
+
+Workers send the text to the Coordinator, which writes these files: a worker need not see the folder.
 """
 
 import contextlib
 import logging
-import logging.handlers
+import math
+import os
 import re
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 #: Most bytes that the log of a rank takes; beyond that, the older half is dropped.
 MOST_BYTES = 2 * 2**20
+
+#: Least seconds between two times that a process sends its lines.
+SEND_SECONDS = 1.0
 
 _NAME = re.compile(r"attempt-(?P<attempt>\d+)(?:\.rank-(?P<rank>\d+))?\.(?P<kind>log|stack)(?:\.1)?$")
 
@@ -79,32 +86,67 @@ def last_lines(logs: Sequence[TrialLog], count: int) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-count:]
 
 
-class _LateFile(logging.handlers.RotatingFileHandler):
-    """A log file that is created with its first line, so that a trial without messages leaves no file."""
+class _Lines(logging.Handler):
+    """Collects the lines of a process, and sends them at most once per SEND_SECONDS."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        return super()._open()
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+        self._send = send
+        self._lines: list[str] = []
+        self._size = 0
+        self._sent = -math.inf
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a message. Drops the older half of those that wait if they are too many."""
+        line = self.format(record)
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > MOST_BYTES // 2:
+            del self._lines[: len(self._lines) // 2]
+            self._size = sum(map(len, self._lines))
+        self.send_due()
+
+    def send_due(self, at_once: bool = False) -> None:
+        """Sends what there is if the last time is long enough ago."""
+        now = time.monotonic()
+        if self._lines and (at_once or now - self._sent >= SEND_SECONDS):
+            text = "".join(f"{line}\n" for line in self._lines)
+            self._lines, self._size, self._sent = [], 0, now
+            self._send(text)
 
 
 @contextlib.contextmanager
-def kept(folder: Path, trial_id: str, attempt: int, rank: int) -> Iterator[None]:
-    """Records this process's warnings and log messages of level WARNING and above during an attempt.
+def kept(send: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Collects this process's warnings and log messages of level WARNING and above during an attempt.
 
-    If the storage fails, the lines are lost and the trial goes on; `logging` reports that on standard error.
+    Args:
+      send: takes lines for the log.
+
+    Yields:
+      A function to call now and then, which sends what waits to be sent.
     """
-    path = folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.log"
-    handler = _LateFile(path, maxBytes=MOST_BYTES // 2, backupCount=1, delay=True)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    handler = _Lines(send)
     root = logging.getLogger()
     root.addHandler(handler)
     # This block makes a warning appear once per attempt instead of once per process.
     with warnings.catch_warnings():
         logging.captureWarnings(True)
         try:
-            yield
+            yield handler.send_due
         finally:
             logging.captureWarnings(False)
             root.removeHandler(handler)
+            handler.send_due(at_once=True)
             handler.close()
+
+
+def append_log(folder: Path, trial_id: str, attempt: int, rank: int, text: str) -> None:
+    """Adds lines to the log of a rank. If the storage fails, the lines are lost."""
+    path = folder / "trials" / trial_id / f"attempt-{attempt}.rank-{rank}.log"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size + len(text) > MOST_BYTES // 2:
+            os.replace(path, path.with_name(f"{path.name}.1"))
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)

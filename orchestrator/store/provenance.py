@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.resources
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from orchestrator.cost.devices import processor
 from trainables.errors import UserError
+from trainables.io.json import parse_json
 from trainables.io.machine import usable_cpus
 
 
@@ -60,16 +62,20 @@ def _code() -> dict[str, str]:
 
 
 def _of_repository(root: Path) -> dict[str, str] | None:
+    # A hook of another repository sets GIT_DIR, which git believes more than the folder.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=20, env=environment)
+        # Changes may be in any encoding.
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # Installed in a folder of the user's own repository, the code is not what that commit holds.
-        if Path(git("rev-parse", "--show-toplevel")) == root and (commit := git("rev-parse", "HEAD")):
-            changed = git("diff", "HEAD", "--", *PACKAGES)
+        top = git("rev-parse", "--show-toplevel")
+        if top and Path(top).resolve() == root and (commit := git("rev-parse", "HEAD")):
+            changed = git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", *PACKAGES)
             return {"commit": commit, "changed": f"{zlib.crc32(changed.encode()):08x}" if changed else ""}
     return None
 
@@ -84,7 +90,7 @@ def _commit_file(root: Path) -> Path:
 
 def _written_down(root: Path) -> dict[str, str] | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(_commit_file(root).read_text())
+        found = parse_json(_commit_file(root).read_text("utf-8"))
         # Code that was changed since is not what that commit holds.
         if found["digest"] == _digest(root):
             return {"commit": str(found["commit"]), "changed": str(found["changed"])}
@@ -108,7 +114,7 @@ def write_commit() -> str:
     if (code := _of_repository(root)) is None:
         raise UserError(f"{root} is not the root of a git repository, so there is no commit to write down")
     path = _commit_file(root)
-    path.write_text(json.dumps(code | {"digest": _digest(root)}, indent=2) + "\n")
+    path.write_text(json.dumps(code | {"digest": _digest(root)}, indent=2) + "\n", encoding="utf-8")
     return f"{path.relative_to(root)}: {code['commit'][:12]}" + (" with changes" if code["changed"] else "")
 
 

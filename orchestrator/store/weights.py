@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from trainables.io.storage import open_filesystem, write_durably
+from trainables.io.json import parse_json
+from trainables.io.storage import holds, inside, open_filesystem, write_durably
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,38 @@ class WeightStore:
           DataError: no file system handles such a place.
         """
         self._folder = folder
-        self.place = f"{place.rstrip('/')}/{folder.resolve().name}" if place else str(folder / "trials")
+        self.place = inside(place, folder.resolve().name) if place else str(folder / "trials")
         self._filesystem, self._root = open_filesystem(self.place)
 
     def checkpoint(self, trial_id: str) -> str:
         """Returns the folder or URI of a trial's checkpoints."""
-        return f"{self.place}/{trial_id}/checkpoint"
+        return inside(self.place, trial_id, "checkpoint")
+
+    def set_mark(self, content: str) -> None:
+        """Writes a mark by which machines tell whether they reach this place. A bucket needs none.
+
+        Raises:
+          OSError: the storage refuses.
+        """
+        if self._is_local:
+            write_durably(self._filesystem, self._mark(content), lambda file: file.write(content.encode()))
+
+    def has_mark(self, content: str) -> bool:
+        """Returns whether this machine reaches the place where `set_mark` was called."""
+        return not self._is_local or holds(self._mark(content), content)
+
+    def delete_mark(self, content: str) -> None:
+        """Deletes the mark, if there is one."""
+        with contextlib.suppress(OSError):
+            self._filesystem.delete_file(self._mark(content))
+
+    @property
+    def _is_local(self) -> bool:
+        return str(self._filesystem.type_name) == "local"
+
+    def _mark(self, content: str) -> str:
+        # A name of its own for each run, which no cache of a network file system can know.
+        return f"{self._root}/.run-{content[:16]}"
 
     def delete_checkpoint(self, trial_id: str) -> None:
         """Deletes a trial's checkpoints. Errors are ignored, because a leftover only takes space."""
@@ -115,7 +142,7 @@ class WeightStore:
             # Weights whose final.json is damaged do not count.
             with contextlib.suppress(ValueError, TypeError, OSError):
                 with self._filesystem.open_input_stream(path) as stream:
-                    kept = KeptWeights.from_json(json.loads(stream.read()))
+                    kept = KeptWeights.from_json(parse_json(stream.read()))
                 if path.replace("final.json", "final.pt") in paths:
                     found.append(kept)
         return found

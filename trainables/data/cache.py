@@ -1,8 +1,6 @@
 """Copies of a data set's images in memory and on disk."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -16,11 +14,6 @@ if TYPE_CHECKING:  # settings are read without torch
 #: Encoded images of a split up to this total size are held in memory. Above it, a memory-mapped copy is made
 #: once.
 IN_MEMORY_BYTES = 2**30
-
-
-def cache_folder() -> Path:
-    """Returns the folder for copies of large data sets. The variable VITC_SWEEP_CACHE overrides it."""
-    return Path(os.environ.get("VITC_SWEEP_CACHE", "~/.cache/vitc-sweep")).expanduser()
 
 
 class Collected:

@@ -17,8 +17,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainables.data.cache import cache_folder
 from trainables.io.files import replacing
+from trainables.io.machine import cache_folder
 
 #: Bytes of one digest.
 WIDTH = 16
@@ -98,7 +98,7 @@ def _alone(place: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(place.with_suffix(".lock").open("a"))
+            lock = stack.enter_context(place.with_suffix(".lock").open("a", encoding="utf-8"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -1,7 +1,6 @@
 """Data sets of Parquet files: their settings, and how their files become splits with labels."""
 
 import functools
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,7 +15,7 @@ from trainables.data.base import Images, digest_of, drawn_from, held_out, with_c
 from trainables.data.content import num_repeated, num_shared
 from trainables.data.parquet_files import SplitFiles, find_files
 from trainables.data.parquet_table import MAX_CLASSES, Table, mapped, read_table
-from trainables.io.storage import Place, open_filesystem
+from trainables.io.storage import Place, last_name, open_filesystem
 from trainables.tasks.base import Task
 from trainables.tasks.classification import Classification
 
@@ -276,7 +275,7 @@ def _decodes(table: Table, row: int) -> bool:
 
 
 def _data_name(path: str) -> str:
-    return posixpath.basename(path.rstrip("/")).removesuffix(".parquet") or path
+    return last_name(path).removesuffix(".parquet") or path
 
 
 # ---------------------------------------------------------------------------------------------------

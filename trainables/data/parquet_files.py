@@ -84,8 +84,13 @@ def find_files(path: str, splits: SplitFiles | None) -> Found:
         and not any(part.startswith((".", "_")) for part in name.split("/"))
     )
     if not names and any(entry.extension.lower() in _PICTURES for entry in listed):
+        fault = f"{path}: holds pictures in folders, and no Parquet file."
+        if "://" in path:
+            raise DataError(
+                f"{fault} Pack them on a disk, with `vitc-sweep data import`, and copy what it writes"
+            )
         command = shlex.join(["vitc-sweep", "data", "import", path, f"{path.rstrip('/')}.parquet"])
-        raise DataError(f"{path}: holds pictures in folders, and no Parquet file. To pack them:  {command}")
+        raise DataError(f"{fault} To pack them:  {command}")
     chosen = _named(path, names, splits) if splits else _recognised(path, names)
     files = {
         split: [posixpath.join(inner, name) for name in chosen[split]] for split in SPLITS if chosen[split]

@@ -1,7 +1,6 @@
 """Reads the Parquet files of one split as a table: labels and class names now, images on demand."""
 
 import functools
-import json
 import os
 import posixpath
 from collections.abc import Callable, Sequence
@@ -18,9 +17,11 @@ from PIL import Image
 
 from trainables.base import DataError
 from trainables.data.base import digest_of
-from trainables.data.cache import IN_MEMORY_BYTES, cache_folder
+from trainables.data.cache import IN_MEMORY_BYTES
 from trainables.data.content import image_batches, image_digests
 from trainables.data.decode import decode
+from trainables.io.json import parse_json
+from trainables.io.machine import cache_folder
 
 #: Numbers of a file without class names may be at most this, because each number up to it is a class.
 MAX_CLASSES = 2**20
@@ -183,7 +184,7 @@ def _class_names(name: str, schema: pa.Schema, label_column: str) -> tuple[str, 
     """
     metadata = (schema.metadata or {}).get(b"huggingface")
     try:
-        names: Any = json.loads(metadata)["info"]["features"][label_column]["names"] if metadata else None
+        names: Any = parse_json(metadata)["info"]["features"][label_column]["names"] if metadata else None
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list) or not names:

@@ -1,28 +1,69 @@
-"""The part of this machine that the process may use."""
+"""The part of this machine that the process may use. Only the standard library."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-#: Where the quota of a container's CPU time stands: of version 2 of control groups, and of version 1.
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+
+def cache_folder() -> Path:
+    """Returns this machine's folder for copies of large data sets and for files that no other machine needs.
+
+    The variable VITC_SWEEP_CACHE overrides it. It is among the temporary files for a user without a home
+    folder, as containers have them.
+    """
+    path = os.path.expanduser(os.environ.get("VITC_SWEEP_CACHE") or "~/.cache/vitc-sweep")
+    # A home that is not known stays `~`.
+    return Path(tempfile.gettempdir(), "vitc-sweep-cache") if path.startswith("~") else Path(path)
 
 
-def usable_cpus() -> int:
-    """Returns the number of CPUs that the process may use: by its affinity and its container's quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, int(_quota(affinity) + 0.5)))
+def usable_cpus(system: Path = Path("/")) -> int:
+    """Returns the number of cores that this process may use, at least 1.
+
+    Counted are the cores of its affinity (taskset, Slurm), up to the quota of its control groups (Docker,
+    Kubernetes), rounded to the nearest number.
+
+    Args:
+      system: root of the file system.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota + 0.5) for quota in _quotas(system))]))
 
 
-def _quota(otherwise: float) -> float:
+def _quotas(system: Path) -> Iterator[float]:
+    """Yields the quota of each control group that limits this process, in cores."""
+    for base, group in _groups(system):
+        # In a container the path can be that of the host, while its own group is mounted as the root.
+        for folder in (base, *(base / part for part in _paths_down(group))):
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                if (folder / "cpu.max").exists():
+                    quota, period = (folder / "cpu.max").read_text("utf-8").split()
+                else:
+                    quota = (folder / "cpu.cfs_quota_us").read_text("utf-8")
+                    period = (folder / "cpu.cfs_period_us").read_text("utf-8")
+                # Without a limit it is `max`, which is no number, or -1.
+                if float(quota) > 0:
+                    yield float(quota) / float(period)
+
+
+def _groups(system: Path) -> Iterator[tuple[Path, str]]:
+    """Yields the mounted root of each hierarchy that can limit cores, and the path of this process in it."""
     try:
-        if _QUOTA.exists():
-            quota, period = _QUOTA.read_text("utf-8").split()
-        else:
-            quota = _OLD_QUOTA.read_text("utf-8").strip()
-            period = _OLD_QUOTA.with_name("cpu.cfs_period_us").read_text("utf-8").strip()
-        share = float(quota) / float(period)
-    # "max" is no number.
-    except (OSError, ValueError, ZeroDivisionError):
-        return otherwise
-    return share if share > 0 else otherwise
+        lines = (system / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            yield system / "sys/fs/cgroup", group
+        elif "cpu" in controllers.split(","):
+            yield system / "sys/fs/cgroup/cpu", group
+            yield system / "sys/fs/cgroup" / controllers, group
+
+
+def _paths_down(group: str) -> Iterator[str]:
+    parts = [part for part in group.split("/") if part]
+    for count in range(1, len(parts) + 1):
+        yield "/".join(parts[:count])

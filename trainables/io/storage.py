@@ -3,6 +3,8 @@
 This module imports nothing heavy, because processes that only pass messages on delete files as well.
 """
 
+import os
+import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +66,49 @@ def without_secret(uri: str) -> str:
     return uri
 
 
+def inside(place: str, *names: str) -> str:
+    """Returns the address of something in a folder. A query stays at the end: `s3://bucket/a/b?region=x`."""
+    path, mark, query = _parts(place)
+    head = path.rstrip("/")
+    if head.endswith(":"):  # `file:///`
+        head += "//"
+    return "/".join([head, *names]) + mark + query
+
+
+def last_name(place: str) -> str:
+    """Returns the name of a file or folder, which is the last part of its path."""
+    return posixpath.basename(_parts(place)[0].rpartition("://")[2].rstrip("/"))
+
+
+def _parts(place: str) -> tuple[str, str, str]:
+    # In a local path, a question mark is a character like any other.
+    return place.partition("?") if "://" in place else (place, "", "")
+
+
+def unusable(uri: str) -> str:
+    """Describes why an address cannot be opened as it is meant. Returns "" if nothing speaks against it.
+
+    pyarrow drops these parts without a message, and so opens another place. Unknown parameters of a query
+    are left to pyarrow, which names them.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return ""
+    path, _, query = rest.partition("?")
+    if "#" in path:
+        return "has a '#', and what follows it would be dropped: write %23 in a name"
+    if scheme == "file":
+        return "has a query after '?', which a file has none of: write %3F in a name" if query else ""
+    if scheme in ("s3", "gs", "gcs") and not path.partition("/")[0]:
+        return f"names no bucket after {scheme}://"
+    return ""
+
+
 def _same_everywhere(place: str) -> str:
     if not place.startswith("/") and "://" not in place:
         raise ValueError("must be an absolute path or a URI: a relative one is another in every process")
+    if fault := unusable(place):
+        raise ValueError(fault)
     return place
 
 
@@ -89,18 +131,31 @@ def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
     """Returns the file system of a path or URI, and the path inside it.
 
     Raises:
-      DataError: pyarrow does not support the URI, or the URI contains a password or key.
+      DataError: pyarrow does not support the URI, or the URI contains a password or key, or parts that
+        pyarrow would drop.
     """
     import pyarrow.fs
 
     try:
         if "://" in without_secret(path):
+            if fault := unusable(path):
+                raise ValueError(fault)
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
             return filesystem, inner
-        return pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
+        return pyarrow.fs.LocalFileSystem(), str(Path(os.path.expanduser(path)).resolve())
     # ArrowInvalid is a ValueError.
     except (ValueError, OSError) as error:
         raise DataError(f"{redacted(path)}: {error}") from error
+
+
+def holds(address: str, content: str) -> bool:
+    """Returns whether a file has this content. A storage that does not answer has none."""
+    try:
+        filesystem, path = open_filesystem(address)
+        with filesystem.open_input_stream(path) as stream:
+            return bool(stream.read() == content.encode())
+    except (DataError, OSError):
+        return False
 
 
 def write_durably(

@@ -149,7 +149,10 @@ class _Reader:
                     return {"true": True, "false": False}[text.lower()]
                 case "int":
                     plain = text.replace("_", "")
-                    return int(plain, 0) if plain[:2] in ("0x", "0o") else int(plain)
+                    number = int(plain, 0) if plain[:2] in ("0x", "0o") else int(plain)
+                    # Refused as well where Python could not print it.
+                    str(number)
+                    return number
                 case "float":
                     plain = text.replace("_", "").lower()
                     return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
@@ -199,6 +202,13 @@ def _said_simpler(problem: str) -> str:
     return problem
 
 
+def _not_allowed(text: str, position: int, name: str, remedy: str = "") -> YamlError:
+    before = text[:position]
+    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    rule = f"the character U+{ord(text[position]):04X} is not allowed{remedy}"
+    return YamlError(f"{name}:{line}:{column}", rule)
+
+
 def parse_document(text: str, name: str) -> Document:
     """Parses a YAML text to its value and the place of each key.
 
@@ -206,6 +216,9 @@ def parse_document(text: str, name: str) -> Document:
       YamlError: the text is not YAML, repeats a key in a mapping, or contains more than data.
     """
     reader = _Reader(name)
+    # A line break to PyYAML, which its own writer does not know of, and text to JSON and YAML 1.2.
+    if (at := text.find("\x85")) >= 0:
+        raise _not_allowed(text, at, name, "; write it as \\N in double quotes")
     try:
         node = yaml.compose(text, _Loader)
         value = None if node is None else reader.read(node, "")
@@ -223,11 +236,7 @@ def parse_document(text: str, name: str) -> Document:
             rule += f" (the bracket was opened in line {opened.line + 1})"
         raise YamlError(place, rule) from error
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        raise YamlError(
-            f"{name}:{line}:{column}", f"the character U+{ord(text[error.position]):04X} is not allowed"
-        ) from error
+        raise _not_allowed(text, error.position, name) from error
     except RecursionError as error:
         raise YamlError(name, "is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from trainables.context import Context, this_process
 from trainables.data.base import Images
 from trainables.data.order import epoch_order
 from trainables.io.code import trusting_code
+from trainables.io.storage import holds, inside
 from trainables.tasks.base import Task
 from trainables.training.checkpoint import Store
 from trainables.training.loop import TrainingRun, steps_per_epoch
@@ -69,7 +71,10 @@ class Request:
       threads: CPU threads of a worker.
       planned_bytes: counted peak memory of one worker; 0 if it was not counted.
       together: workers that use the same memory at the same time.
-      folder: an existing folder on the storage of the results; a checkpoint is written there and deleted.
+      folder: a folder or URI on the storage of states; a checkpoint is written there and deleted.
+      mark: content of the file `mark` in that folder; a machine that reads another does not reach it.
+      setting: the setting that names the place of `folder`.
+      must_reach: why the machine must reach it; empty if it may write to a disk of its own instead.
       results: the folder of the results, which may hold copies of the user's code.
     """
 
@@ -79,6 +84,9 @@ class Request:
     planned_bytes: int = 0
     together: int = 1
     folder: str = ""
+    mark: str = ""
+    setting: str = "--out"
+    must_reach: str = ""
     results: str = ""
 
     def plain(self) -> dict[str, Any]:
@@ -101,12 +109,14 @@ class Reply:
       setting, rule: those of `Unfit`; both empty if the run can start.
       step_seconds: duration of one training step of one worker; of the second step if there was one.
       peak_bytes: peak of a GPU's memory; None on a CPU.
+      reaches: whether the machine reaches the place of states.
     """
 
     setting: str = ""
     rule: str = ""
     step_seconds: float | None = None
     peak_bytes: int | None = None
+    reaches: bool = True
 
 
 def reply_to(content: dict[str, Any]) -> Reply:
@@ -125,13 +135,19 @@ def answer(request: Request) -> Reply:
     context = this_process(threads=request.threads)
     try:
         _check_room(request, context.device)
-        with _limited(context.device):
-            return check(
+        reaches = not (request.folder and request.mark) or holds(inside(request.folder, "mark"), request.mark)
+        if not reaches and request.must_reach:
+            raise Unfit(request.setting, request.must_reach)
+        own = contextlib.nullcontext("") if reaches else tempfile.TemporaryDirectory(prefix="vitc-sweep-")
+        with _limited(context.device), own as folder:
+            reply = check(
                 request.config,
                 dataclasses.replace(context, loader_workers=0),
                 request.workers,
-                request.folder,
+                folder or request.folder,
+                request.setting,
             )
+        return dataclasses.replace(reply, reaches=reaches)
     except Unfit as error:
         rule = error.rule
         if rule.startswith(OUT_OF_MEMORY):
@@ -207,14 +223,17 @@ def check_start(start: Start, model: ModelConfig, num_classes: int, first_classe
 # On the device
 
 
-def check(config: TrainConfig, context: Context, workers: int = 1, folder: str = "") -> Reply:
+def check(
+    config: TrainConfig, context: Context, workers: int = 1, folder: str = "", setting: str = "--out"
+) -> Reply:
     """Performs each operation of training once or twice, with the first images of the run.
 
     Args:
       config: the run.
       context: the device and rank of this process.
       workers: processes that will share the batch; this one tries the share of one of them.
-      folder: the folder for a trial checkpoint; if empty, no checkpoint is tried.
+      folder: the folder or URI for a trial checkpoint; if empty, no checkpoint is tried.
+      setting: the setting that names its place.
 
     Raises:
       Unfit: an operation failed, or the first loss or its gradient is not finite.
@@ -232,7 +251,7 @@ def check(config: TrainConfig, context: Context, workers: int = 1, folder: str =
         _evaluate_elsewhere(run, images["test"], info)
         step_seconds = _train(run, images["train"], share)
         if folder:
-            _checkpoint(run, Path(folder))
+            _checkpoint(run, folder, setting)
     except DataError as error:
         raise Unfit("data", str(error)) from error
     except Invalid as error:
@@ -311,16 +330,14 @@ def _timed(step: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - began, loss
 
 
-def _checkpoint(run: TrainingRun, folder: Path) -> None:
+def _checkpoint(run: TrainingRun, folder: str, setting: str) -> None:
     """Writes the state as training does, restores it, and checks that it is unchanged."""
-    if not folder.is_dir():
-        raise Unfit("--out", f"this machine does not see {folder}, where the results are to go")
-    store = Store(folder / "checkpoint")
+    store = Store(inside(folder, "checkpoint"))
     try:
         try:
             store.write(run.state.content())
         except OSError as error:
-            raise Unfit("--out", f"no checkpoint can be written to {folder.parent}: {error}") from error
+            raise Unfit(setting, f"no checkpoint can be written there: {error}") from error
         content, notices = store.read()
         if content is None:
             raise Unfit("model", f"its checkpoint does not load: {_reason(notices)}")
@@ -333,8 +350,7 @@ def _checkpoint(run: TrainingRun, folder: Path) -> None:
         raise Unfit("model", str(error)) from error
     finally:
         store.clear()
-        with contextlib.suppress(OSError):
-            (folder / "checkpoint").rmdir()
+        store.delete()
 
 
 def _reason(notices: list[str]) -> str:
@@ -403,7 +419,7 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))
         return min(int(available.split()[1]) * 2**10, _group_free_bytes())
     return None
@@ -413,12 +429,12 @@ def _group_free_bytes() -> int:
     """Bytes left below the container's memory limit. `sys.maxsize` if there is no limit."""
     folder = Path("/sys/fs/cgroup")
     try:
-        limit = (folder / "memory.max").read_text().strip()
+        limit = (folder / "memory.max").read_text("utf-8").strip()
         if limit == "max":
             return sys.maxsize
-        used = int((folder / "memory.current").read_text())
+        used = int((folder / "memory.current").read_text("utf-8"))
         # Not counted as used, because the kernel frees the file cache on demand.
-        for line in (folder / "memory.stat").read_text().splitlines():
+        for line in (folder / "memory.stat").read_text("utf-8").splitlines():
             if line.startswith("inactive_file "):
                 used -= int(line.split()[1])
         return max(int(limit) - used, 0)
@@ -460,7 +476,7 @@ def _limited(device: torch.device) -> Iterator[None]:
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
     try:
-        used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 2**10  # type: ignore[index]
+        used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1]) * 2**10  # type: ignore[index]
         resource.setrlimit(resource.RLIMIT_DATA, (_least(used + free, *before), before[1]))
     except (OSError, ValueError, TypeError):
         yield
@@ -475,16 +491,10 @@ def _least(*limits: int) -> int:
     return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
 
 
-def main() -> None:
-    """Answers requests from standard input on standard output, in the folder named on the command line."""
-    os.chdir(sys.argv[1])
-    # Output of libraries goes to standard error, because it must not mix with the replies.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        reply = reply_to(json.loads(line))
-        print(json.dumps(dataclasses.asdict(reply)), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def main(folder: str, descriptor: int) -> None:
+    """Answers requests from standard input, in a folder, on a file descriptor to which no library prints."""
+    os.chdir(folder)
+    with open(descriptor, "w", encoding="utf-8") as replies:
+        for line in sys.stdin:
+            reply = reply_to(json.loads(line))
+            print(json.dumps(dataclasses.asdict(reply)), file=replies, flush=True)

@@ -199,6 +199,11 @@ class Store:
             if path.endswith((_SUFFIX, f"{_SUFFIX}.part")) or f"{_SUFFIX}." in path:
                 self._delete(path)
 
+    def delete(self) -> None:
+        """Deletes the folder with all that is in it."""
+        with contextlib.suppress(OSError):
+            self._filesystem.delete_dir(self._folder)
+
     def _delete(self, path: str) -> None:
         with contextlib.suppress(OSError):
             self._filesystem.delete_file(path)

@@ -1,10 +1,10 @@
 """Surroundings that must not break the tool: streams, terminals, environment variables, containers."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,23 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import orchestrator.backends.ray_cluster as ray_cluster
+from orchestrator.backends import local
 from orchestrator.cli import process
-from orchestrator.cli.options import again
-from orchestrator.cli.watchers import Signals
+from orchestrator.cli.options import again, make_console
+from orchestrator.cli.watchers import Signals, Watchers
+from orchestrator.execution.preflight_child import Child
 from orchestrator.report import plotting
 from orchestrator.store import provenance
-from tests.support.sweeps import sweep_tree
-from trainables.io import machine
+from orchestrator.trials.gang import Gang
+from tests.support.sweeps import plan_of, sweep_tree
+from trainables.base import DataError
+from trainables.data.parquet import Parquet
+from trainables.io.children import own_program
+from trainables.io.machine import cache_folder
 from trainables.io.yaml import YamlError, parse_yaml
+from trainables.profiling.dry_run import Request
 
+ROOT = Path(__file__).parents[3]
 COMMAND = Path(sys.executable).with_name("vitc-sweep")
 
 
@@ -108,7 +115,7 @@ def test_any_environment_is_made_usable(monkeypatch, variables):
         assert int(os.environ.get("COLUMNS", "80")) >= 40
         assert "MPLBACKEND" not in os.environ
         assert os.path.expanduser("~") != "~"
-        ray_cluster._short_folder()
+        local.ray_folder()
 
 
 def test_a_user_without_home_and_name_has_some(monkeypatch):
@@ -156,37 +163,6 @@ def test_modules_of_the_current_folder_do_not_take_the_place_of_pythons(tmp_path
 # --- machine ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("max 100000", 4), ("100000 100000", 1), ("150000 100000", 2), ("10 1000", 1), ("", 4)],
-)
-def test_only_cpus_that_may_be_used_count(tmp_path, monkeypatch, quota, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
-    (tmp_path / "cpu.max").write_text(quota)
-    assert machine.usable_cpus() == expected
-
-
-@pytest.mark.parametrize(
-    ("quota", "period", "expected"), [("-1", "100000", 4), ("200000", "100000", 2), ("x", "1", 4)]
-)
-def test_the_first_version_of_control_groups_counts_too(tmp_path, monkeypatch, quota, period, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "none")
-    monkeypatch.setattr(machine, "_OLD_QUOTA", tmp_path / "cpu.cfs_quota_us")
-    (tmp_path / "cpu.cfs_quota_us").write_text(quota)
-    (tmp_path / "cpu.cfs_period_us").write_text(period)
-    assert machine.usable_cpus() == expected
-
-
-def test_rays_sockets_find_room_under_a_long_temporary_folder(monkeypatch):
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/scratch/" + "x" * 60)
-    assert ray_cluster._short_folder() == "/tmp/ray"
-    monkeypatch.setenv("TMPDIR", "/scratch/user")
-    assert ray_cluster._short_folder() is None
-
-
 def test_the_commit_of_a_repository_around_the_installation_is_not_ours(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         config = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -200,6 +176,79 @@ def test_the_commit_of_a_repository_around_the_installation_is_not_ours(tmp_path
     assert provenance._code() == {"commit": "", "changed": ""}
     monkeypatch.setattr(provenance, "source_root", lambda: tmp_path.resolve())
     assert len(provenance._code()["commit"]) == 40
+
+
+def test_git_is_asked_about_our_folder_whatever_a_hook_has_set(tmp_path, monkeypatch):
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        line = f"git init -q && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m {name}"
+        subprocess.run(line, shell=True, cwd=tmp_path / name, check=True)
+    monkeypatch.setattr(provenance, "source_root", lambda: (tmp_path / "ours").resolve())
+    expected = provenance._code()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs" / ".git"))
+    assert provenance._code() == expected
+    assert len(expected["commit"]) == 40
+
+
+def test_changes_in_any_encoding_are_recorded(tmp_path, monkeypatch):
+    (tmp_path / "file.txt").write_text("a")
+    line = "git init -q && git add . && git -c user.name=a -c user.email=a@b commit -q -m a"
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    (tmp_path / "file.txt").write_bytes("größe".encode("iso-8859-1"))
+    monkeypatch.setattr(provenance, "source_root", tmp_path.resolve)
+    assert provenance._code()["changed"]
+
+
+# --- other programs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with files that have the names of modules of libraries."""
+    for name in ("random", "types", "statistics", "queue", "copy", "torch"):
+        (tmp_path / f"{name}.py").write_text("print('my own helpers')\nraise SystemExit('user file')\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "code"), [("orchestrator", ["examples"], 0), ("trainables", ["nothing.yaml"], 2)]
+)
+def test_python_m_imports_nothing_from_the_current_folder(shadowed, module, arguments, code):
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(
+        command, capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == code, done.stderr
+    assert b"user file" not in done.stderr
+
+
+def test_a_child_finds_our_packages_and_nothing_in_the_current_folder(shadowed, monkeypatch):
+    # As from a checkout that is not installed.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    code = "import random, orchestrator, trainables; assert random.random; print(sys.argv[1:])"
+    command = own_program(code, "a", "b c")
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stdout) == (0, "['a', 'b c']\n"), done.stderr
+
+
+def test_what_a_child_prints_is_no_reply(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello from a site', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    trial = plan_of().trials[0]
+    with Child(on_gpu=False, timeout_seconds=120) as child:
+        assert child(Gang(1, 1, 0.0), Request(trial.config)).rule == ""
+
+
+def test_a_home_that_does_not_exist_is_a_message():
+    with pytest.raises(DataError, match="~nobody-of-this-name"):
+        Parquet(path="~nobody-of-this-name/data.parquet").info()
+
+
+def test_without_a_home_copies_of_data_go_to_temporary_files(monkeypatch):
+    monkeypatch.delenv("VITC_SWEEP_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cache_folder() == Path(tempfile.gettempdir(), "vitc-sweep-cache")
 
 
 # --- signals ------------------------------------------------------------------------------------------
@@ -227,6 +276,18 @@ def test_nohup_is_respected():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_interrupted_command_says_how_to_go_on(capsys, quiet):
+    with (
+        pytest.raises(BaseException) as ended,
+        Watchers(make_console(quiet), False, None, "vitc-sweep x 'a b'"),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert getattr(ended.value, "exit_code", None) == 130
+    captured = capsys.readouterr()
+    assert "To continue, run:  vitc-sweep x 'a b'\n" in (captured.err if quiet else captured.out)
+
+
 def test_the_command_that_goes_on_has_all_that_was_said():
     options = {"out": Path("my runs"), "points": None, "address": "auto", "set": ["a=1", "b={c: d}"]}
     assert again("run", Path("q.yaml"), options) == (
@@ -242,9 +303,3 @@ def test_a_character_that_json_writes_as_two_escapes_is_one():
     assert parse_yaml(text, "x") == {"question": "😀?", "😀": 1}
     with pytest.raises(YamlError, match="one half of a character"):
         parse_yaml('{"question": "\\ud83d"}', "x")
-
-
-@pytest.mark.parametrize("text", ["9" * 5000, "a: " + "9" * 5000, "[" * 5000, "\x85: 1", "a\0b: 1"])
-def test_odd_text_is_a_fault_or_a_value(text):
-    with contextlib.suppress(YamlError):
-        parse_yaml(text, "x")

@@ -3,6 +3,7 @@
 `python tests/test_preflight.py` writes the messages anew."""
 
 import contextlib
+import dataclasses
 import errno
 import fractions
 import io
@@ -27,6 +28,7 @@ from torch import nn
 import orchestrator.cli
 import orchestrator.execution.preflight
 import orchestrator.execution.session
+import orchestrator.execution.states_probe
 import trainables.profiling.dry_run
 from orchestrator.backends.base import Clock
 from orchestrator.cost.devices import Machine
@@ -295,22 +297,27 @@ def a_disk_without_room_for_checkpoints(folder, monkeypatch):
 
 @plant
 def a_storage_that_is_ahead(folder, monkeypatch):
-    write = orchestrator.execution.preflight._write_durably
+    write = orchestrator.execution.states_probe._write_durably
 
     def ahead(probe: Path) -> None:
         write(probe)
         # What a server of files with another clock would have written.
         os.utime(probe / "b", (time.time() + 180.5,) * 2)
 
-    monkeypatch.setattr(orchestrator.execution.preflight, "_write_durably", ahead)
+    monkeypatch.setattr(orchestrator.execution.states_probe, "_write_durably", ahead)
     return []
 
 
 @plant
 def a_folder_that_workers_do_not_see(folder, monkeypatch):
-    is_dir = Path.is_dir
-    monkeypatch.setattr(Path, "is_dir", lambda path: ".preflight" not in path.name and is_dir(path))
-    return []
+    monkeypatch.setattr("trainables.profiling.dry_run.holds", lambda address, content: False)
+    return ["--set", "resources.keep=best"]
+
+
+@plant
+def a_place_of_states_that_workers_do_not_reach(folder, monkeypatch):
+    monkeypatch.setattr("trainables.profiling.dry_run.holds", lambda address, content: False)
+    return ["--set", f"resources.checkpoints={folder}/states"]
 
 
 @plant
@@ -375,6 +382,35 @@ def test_a_sweep_that_can_start_is_found_so_and_nothing_is_left_behind(tmp_path)
     assert outcome.faults == ()
     assert (outcome.shapes, len(outcome.checked)) == (2, 2)
     assert all(found.step_seconds > 0 for found in outcome.checked)
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_another_machine(gang: Gang, request: Request) -> Reply:
+    """A worker's answer, where the driver's folders are other folders."""
+    return in_this_process(gang, dataclasses.replace(request, folder="/nowhere/else"))
+
+
+def test_a_folder_that_workers_do_not_see_is_no_fault_where_nothing_has_to_stay(tmp_path):
+    plan = plan_of()
+    outcome = preflight(plan, plan.trials, NODES, on_another_machine, tmp_path / "results")
+    assert (outcome.faults, outcome.alone, len(outcome.checked)) == ((), True, 2)
+    # One of the machines that are up is enough, wherever Ray puts the tries.
+    asked = []
+    other = lambda address, content: asked.append(Path(address).read_text() == content) or ["10.0.0.2"]  # noqa: E731
+    assert preflight(plan, plan.trials, NODES, in_this_process, tmp_path / "results", alone=other).alone
+    assert asked == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_to_stay_need_a_place_that_all_machines_reach(tmp_path):
+    plan = plan_of(resources={"keep": "best"})
+    [fault] = preflight(plan, plan.trials, NODES, on_another_machine, tmp_path / "results").faults
+    assert fault.path == "resources.checkpoints"
+    assert "keep: best needs a place that all machines reach, and not all see" in fault.rule
+    # With one, nothing is asked of the sweep's own folder.
+    plan = plan_of(resources={"keep": "best", "checkpoints": str(tmp_path / "states")})
+    outcome = preflight(plan, plan.trials, NODES, in_this_process, tmp_path / "results")
+    assert (outcome.faults, outcome.alone) == ((), False)
     assert list(tmp_path.iterdir()) == []
 
 

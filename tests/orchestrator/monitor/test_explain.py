@@ -1,6 +1,8 @@
 """Finding a trial by what people call it, and its story; the logs of its attempts."""
 
+import functools
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from benchmarks.report_scale import large_plan
 from orchestrator.monitor.explain import attempts_of, story
-from orchestrator.store.logs import kept, last_lines, logs_of
+from orchestrator.store.logs import append_log, kept, last_lines, logs_of
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.events import (
     AttemptBegan,
@@ -151,9 +153,10 @@ def test_every_outcome_has_its_advice(plan, outcome, told):
 
 
 def test_a_worker_that_says_nothing_leaves_no_file(tmp_path):
-    with kept(tmp_path, "abc", 1, 0):
+    sent: list[str] = []
+    with kept(sent.append):
         logging.getLogger("quiet").info("not worth keeping")
-    assert list(tmp_path.iterdir()) == []
+    assert sent == []
 
 
 @pytest.mark.filterwarnings("default")
@@ -163,7 +166,7 @@ def test_warnings_and_messages_of_an_attempt_are_kept_per_rank_and_once_per_atte
         logging.getLogger("data").error("part %d is short", 3)
 
     for attempt, rank in ((1, 0), (1, 1), (2, 0)):
-        with kept(tmp_path, "abc", attempt, rank):
+        with kept(functools.partial(append_log, tmp_path, "abc", attempt, rank)):
             speak()
     logging.getLogger("data").error("after the attempt")
     for attempt, rank in ((1, 0), (1, 1), (2, 0)):
@@ -173,11 +176,49 @@ def test_warnings_and_messages_of_an_attempt_are_kept_per_rank_and_once_per_atte
         assert "after" not in text
 
 
-def test_storage_that_fails_costs_the_lines_and_not_the_trial(tmp_path, monkeypatch, capsys):
+def test_storage_that_fails_costs_the_lines_and_not_the_trial(tmp_path):
     (tmp_path / "trials").write_text("a file where a folder should be")
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-    with kept(tmp_path, "abc", 1, 0):
-        logging.getLogger("data").error("part 3 is short")
+    append_log(tmp_path, "abc", 1, 0, "part 3 is short\n")
+
+
+def test_lines_are_sent_at_once_then_together_and_none_is_left_at_the_end(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("orchestrator.store.logs.time.monotonic", lambda: now[0])
+    sent: list[str] = []
+    log = logging.getLogger("data")
+    with kept(sent.append) as send_due:
+        # The first may be the last that a process says.
+        log.error("first")
+        assert [text.count("\n") for text in sent] == [1]
+        log.error("second")
+        log.error("third")
+        send_due()
+        assert len(sent) == 1
+        now[0] += 1.0
+        send_due()
+        assert [text.count("\n") for text in sent] == [1, 2]
+        log.error("last")
+    assert [re.findall(r"first|second|third|last", text) for text in sent] == [
+        ["first"],
+        ["second", "third"],
+        ["last"],
+    ]
+
+
+def test_a_worker_that_never_stops_talking_fills_neither_its_memory_nor_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.store.logs.MOST_BYTES", 2000)
+    monkeypatch.setattr("orchestrator.store.logs.SEND_SECONDS", 1e9)
+    sent: list[str] = []
+    with kept(sent.append):
+        for number in range(1000):
+            logging.getLogger("data").error("part %d is short", number)
+    assert len("".join(sent)) < 2000
+    assert "part 999 is short" in sent[-1]
+    for number in range(100):
+        append_log(tmp_path, "abc", 1, 0, f"{number} {'x' * 90}\n")
+    files = [log.path.read_text() for log in logs_of(tmp_path, "abc")]
+    assert sum(map(len, files)) <= 2000
+    assert files[-1].splitlines()[-1].startswith("99 ")
 
 
 def test_logs_are_listed_by_attempt_and_rank_and_empty_ones_are_not(tmp_path):

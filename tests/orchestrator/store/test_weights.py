@@ -127,6 +127,7 @@ def test_a_worker_keeps_the_weights_that_its_digest_is_of(run_tree, tmp_path, mo
     kept = KeptWeights("abc", "all p", 12.5)
     clerk.keeps = SimpleNamespace(remote=lambda *rest: asked.append(rest) or kept)
     settings = {"clerk": clerk, "lane": "lane", "folder": str(tmp_path), "hang_seconds": 600}
+    settings["key"] = "small-1"
     job = {"trial": "abc", "config": config.model_dump_json(), "attempt": 1, "epochs": 0}
     worker._run_job(job, 1, settings | {"checkpoints": None}, Context())
     assert asked == [("lane", 1, clerk.rows[-1]["val_error_pct"])]

@@ -4,6 +4,7 @@
 # ruff: noqa: SIM905 - fragments are read more easily in one string
 
 import copy
+import json
 import resource
 import time
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_any_text_is_plain_data_or_a_yaml_error(text):
         assert str(error).startswith("f")
         return
     assert is_plain(document.value)
+    json.dumps(document.value, ensure_ascii=False).encode()
 
 
 #: PyYAML's writer leaves these three unquoted in keys, where its own reader takes them for the ends of lines.
@@ -65,6 +67,39 @@ _WRITTEN = st.characters(exclude_characters="\x85\u2028\u2029")
 def test_what_another_program_writes_as_yaml_is_read_as_it_was(value):
     # PyYAML's writer quotes what would be read as something else.
     assert parse_document(yaml.safe_dump(value, allow_unicode=True), "f").value == value
+
+
+#: DEL is a control character that JSON leaves as it is, and YAML refuses.
+_JSON_TEXT = st.text(st.characters(exclude_characters="\x7f", exclude_categories=["Cs"]), max_size=8)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _JSON_TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_JSON_TEXT, inner, max_size=4),
+    max_leaves=12,
+))  # fmt: skip
+def test_json_is_read_as_a_reader_of_json_does(value):
+    text = json.dumps(value, indent=1)
+    assert parse_document(text, "f").value == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"question": "half \\ud83d"}', "f:1:14"),
+        ('{\n "\\ude00": 1}', "f:2:2"),
+        ("a: 1\nb: 0x" + "f" * 4000, "f:2:4"),
+        ("a: " + "9" * 4400, "f:1:4"),
+        ("a: 1\nb: x\x85y", "f:2:5"),
+        ("a: \0", "f:1:4"),
+        ('{"a":' * 2000 + "1" + "}" * 2000, "f"),
+    ],
+)
+def test_what_is_no_text_or_number_is_refused_with_its_place(text, place):
+    with pytest.raises(YamlError) as error:
+        parse_document(text, "f")
+    assert error.value.place == place
+    str(error.value).encode()
 
 
 def _places(tree: object, path: tuple = ()) -> list[tuple]:

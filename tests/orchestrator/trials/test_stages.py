@@ -217,11 +217,12 @@ class Lane:
         with asyncio.Runner() as loop:
             clerk = Coordinator(str(self.folder), keep=self.keep)
             remote = SimpleNamespace()
-            for name in ("take", "beat", "row", "keeps", "end"):
+            for name in ("take", "beat", "row", "keeps", "end", "log"):
                 method = getattr(clerk, name)
                 call = lambda *rest, method=method: loop.run(method(*rest))  # noqa: E731
                 setattr(remote, name, SimpleNamespace(remote=call))
             settings = {"clerk": remote, "lane": "x", "folder": str(self.folder), "hang_seconds": 600}
+            settings["key"] = "small-1"
             loop.run(clerk.note(SessionBegan(time=time.time(), began=time.time())))
             loop.run(clerk.add(*run.jobs_of(todo, records, retries=0)))
             number = loop.run(clerk.enter("x", "node"))

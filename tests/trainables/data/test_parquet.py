@@ -26,6 +26,7 @@ from trainables.data.order import epoch_order, num_steps, step_samples
 from trainables.data.packing import import_folder
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
+from trainables.io.machine import cache_folder
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -496,9 +497,9 @@ def test_collect_holds_every_prepared_image_with_its_label():
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("VITC_SWEEP_CACHE", str(tmp_path))
-    assert trainables.data.cache.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("VITC_SWEEP_CACHE")
-    assert trainables.data.cache.cache_folder() == (Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep")
+    assert cache_folder() == (Path(os.path.expanduser("~")) / ".cache" / "vitc-sweep")
 
 
 # --- shifted sets -------------------------------------------------------------------------------------

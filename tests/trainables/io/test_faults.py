@@ -20,6 +20,8 @@ FAULTY = sorted((Path(__file__).parents[2] / "golden" / "faults").glob("*.yaml")
 OPTIONS = {"set_on_top": ["--set", "optim.lrr=1", "--set", "model.size=2gf", "--set", "design.pionts=4"]}
 #: A schema cannot know what a name in the same file refers to, nor what a run makes of settings together.
 NOT_FOR_A_SCHEMA = {
+    "address_of_data",
+    "address_of_states",
     "constraint_that_leaves_nothing",
     "constraint_that_means_nothing",
     "constraints_that_cannot_be_read",

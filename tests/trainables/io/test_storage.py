@@ -1,6 +1,7 @@
 """Tests that secrets in addresses are refused before they are stored, and hidden in messages."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from trainables.base import DataError
 from trainables.config import TrainConfig, faults_of
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
-from trainables.io.storage import redacted, secret_in
+from trainables.io.storage import inside, last_name, open_filesystem, redacted, secret_in
 from trainables.training.checkpoint import Store
 
 KEEPS = [
@@ -58,6 +59,43 @@ def test_an_address_without_a_secret_is_left_as_it_is(uri):
     assert not secret_in(uri)
     assert redacted(uri) == uri
     assert Parquet(path=uri).path == uri
+
+
+@pytest.mark.parametrize(
+    ("place", "below", "name"),
+    [
+        ("/states/", "/states/small/abc", "states"),
+        ("/", "/small/abc", ""),
+        ("/a?b#c", "/a?b#c/small/abc", "a?b#c"),
+        ("file:///", "file:///small/abc", ""),
+        ("s3://bucket", "s3://bucket/small/abc", "bucket"),
+        (
+            "s3://bucket/my/states/?region=us-east-1&endpoint_override=http://minio:9000/",
+            "s3://bucket/my/states/small/abc?region=us-east-1&endpoint_override=http://minio:9000/",
+            "states",
+        ),
+    ],
+)
+def test_what_is_in_a_place_has_its_path_extended_and_not_its_query(place, below, name):
+    assert inside(place, "small", "abc") == below
+    assert last_name(place) == name
+
+
+@pytest.mark.parametrize(
+    ("uri", "rule"),
+    [
+        ("s3://bucket/run#1/states", "has a '#', and what follows it would be dropped: write %23 in a name"),
+        ("s3://bucket/a#b?region=eu-west-1", "has a '#', and what follows it would be dropped: write %23"),
+        ("file:///states?region=eu-west-1", "has a query after '?', which a file has none of: write %3F"),
+        ("s3://?region=eu-west-1", "names no bucket after s3://"),
+        ("gs:///states", "names no bucket after gs://"),
+        ("s3://bucket/a?region=eu-west-1&colour=red", "Unexpected query parameter in S3 URI: 'colour'"),
+        ("ftp://host/a", "Unrecognized filesystem type in URI"),
+    ],
+)
+def test_an_address_that_would_open_another_place_is_refused_with_the_reason(uri, rule):
+    with pytest.raises(DataError, match="^" + re.escape(uri) + ": .*" + re.escape(rule)):
+        open_filesystem(uri)
 
 
 @given(st.text(st.characters(exclude_characters="/ ?#@:'\"", exclude_categories=("Z", "C"))))

@@ -433,6 +433,7 @@ class FakeClerk:
         self.row = SimpleNamespace(remote=self._row)
         self.end = SimpleNamespace(remote=self._end)
         self.keeps = SimpleNamespace(remote=lambda *_: None)
+        self.log = SimpleNamespace(remote=lambda *_: None)
 
     def _row(self, lane, number, row):
         self.rows.append(measured(row))
@@ -442,7 +443,7 @@ class FakeClerk:
         self.ends.append(rest)
 
 
-LANE = {"lane": "lane", "hang_seconds": 600, "checkpoints": None}
+LANE = {"lane": "lane", "key": "small-1", "hang_seconds": 600, "checkpoints": None}
 
 
 def lanes_without_ray(monkeypatch) -> Any:
@@ -489,16 +490,18 @@ def test_an_attempt_that_nobody_waits_for_any_more_ends(config_of, tmp_path, mon
 
 
 def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
-    from orchestrator.execution.coordinator import Coordinator, stack_path
+    from orchestrator.execution.coordinator import Coordinator
     from orchestrator.execution.dispatch import Job
+    from orchestrator.store.own_files import OwnFiles, key_of, stack_path
 
     process = workers.start(tmp_path / "said.txt", workers.hang, tmp_path)
     process.join(timeout=120)
     assert process.exitcode == 1
-    assert "stuck_in_here" in stack_path(tmp_path, "abc", 1, 0).read_text()
+    own = OwnFiles(key_of(tmp_path))
+    assert "stuck_in_here" in stack_path(own.folder, "abc", 1, 0).read_text()
 
     async def told() -> list[dict[str, Any]]:
-        clerk = Coordinator(str(tmp_path))
+        clerk = Coordinator(str(tmp_path), hang_seconds=0.0)
         await clerk.add([Job("abc", "arm", "{}", retries=0)])
         await clerk.open_slot("lane")
         last = await clerk.enter("lane", "node")
@@ -509,3 +512,6 @@ def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
     end = asyncio.run(told())[-1]
     assert (end.end, end.final) == ("failed", True)
     assert "it made no step for a long time; see trials/abc/attempt-1.rank-0.stack" in end.detail
+    # It lies with the results now, and no longer on the machine of the worker.
+    assert "stuck_in_here" in stack_path(tmp_path, "abc", 1, 0).read_text()
+    assert own.trials() == []
