@@ -128,7 +128,8 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Ends the command at once, as a closed window or a lost connection does."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self.finish(10)
 
     def finish(self, seconds: float) -> Result:
@@ -138,7 +139,8 @@ class Terminal:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             timed_out = True
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
         # A process that was left behind, such as ssh's shared connection, may keep the terminal open.
         self._reader.join(1)

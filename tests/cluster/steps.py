@@ -111,10 +111,12 @@ class Walk:
 
     def start_run(self) -> str:
         """Attaches to the head, starts the sweep there, and closes the window."""
-        window = self._attached(self._note(self.readme.take("ray attach")))
+        self.attach = self._note(self.readme.take("ray attach"))
+        window = self._attached(self.attach)
         window.type(self._note(self.readme.take("cd ")) + "\n")
         run = self.readme.take("vitc-sweep run")
         window.type(self._note(f"{run} {SMALL}") + "\n")
+        self.leave = self.readme.take("exit")
         self.out = self.head.home / "runs" / "lr_wd"
         self._until(lambda: any(isinstance(e, EpochDone) for e in self._events()), 150, window.text)
         window.hang_up()
@@ -171,6 +173,7 @@ class Walk:
     def back(self) -> str:
         """Starts the lost machine again. It is taken in without a command."""
         self.lab.boot(self.lost)
+        self._until(lambda: any("raylet" in line for line in self.lost.processes()), 120, lambda: "no Ray")
         return self.joined()
 
     def finished(self) -> str:
@@ -181,7 +184,14 @@ class Walk:
         ends = [event for event in self._events() if isinstance(event, AttemptEnded) and event.final]
         if sorted(event.end for event in ends) != ["finished"] * 8:
             raise StepFailed(f"ends of trials: {[event.end for event in ends]}")
-        return "8 of 8 trials finished"
+        window = self._attached(self.attach)
+        self._until(lambda: "report: " in window.text(), 60, window.text)
+        window.type(self._note(self.leave) + "\n")
+        self._until(
+            lambda: not any(line.startswith("tmux") for line in self.head.processes()), 30, window.text
+        )
+        window.hang_up()
+        return "8 of 8 trials finished; the shell still shows them, and is closed"
 
     # ------------------------------------------------------------------------------------------- after
 
