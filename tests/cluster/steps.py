@@ -20,9 +20,9 @@ ADDRESSES = ("192.0.2.10", "192.0.2.11", "192.0.2.12")
 #: What makes README's sweep a small one: 8 trials of some 10 seconds.
 SMALL = "--points 2 --set schedule.epochs=10"
 
-#: Files that stay: results, and what libraries keep in places that they share with others.
+#: Files that stay: results, what the shell remembers, and what libraries keep in places shared with others.
 STAYS = re.compile(
-    r"~/(runs|\.cache|\.config|\.local|\.nv|\.triton)/|/tmp/(torchinductor_\w+|pymp-\w+|tmux-0)/"
+    r"~/\.bash_history|~/(runs|\.cache|\.config|\.local|\.nv|\.triton)/|/tmp/(torchinductor_\w+|pymp-\w+|tmux-0)/"
 )
 
 
