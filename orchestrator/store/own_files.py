@@ -77,7 +77,7 @@ class OwnFiles:
         found = {}
         for path in (self.folder / "trials" / trial_id).glob(f"attempt-{attempt}.rank-*.stack"):
             with contextlib.suppress(OSError):
-                if (match := _STACK.fullmatch(path.name)) and (text := path.read_text(errors="replace")):
+                if (match := _STACK.fullmatch(path.name)) and (text := path.read_text("utf-8", "replace")):
                     found[int(match[2])] = text
                 path.unlink()
         return found

@@ -464,7 +464,9 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
     class Run:
         """Ray's part, without Ray: every trial ends at once, the last one badly."""
 
-        def __init__(self, folder, trials, records, resources, began=None, seconds=0.0, judge=None):
+        def __init__(
+            self, folder, trials, records, resources, began=None, seconds=0.0, judge=None, must_reach=""
+        ):
             self.folder, self.trials, self.phases = folder, trials, [Phase(Gang(1, 1, None), list(trials), 2)]
             self.error, self.done, self.left = None, False, []
 

@@ -191,10 +191,12 @@ def test_git_is_asked_about_our_folder_whatever_a_hook_has_set(tmp_path, monkeyp
 
 
 def test_changes_in_any_encoding_are_recorded(tmp_path, monkeypatch):
-    (tmp_path / "file.txt").write_text("a")
+    file = tmp_path / "orchestrator" / "file.txt"
+    file.parent.mkdir()
+    file.write_text("a")
     line = "git init -q && git add . && git -c user.name=a -c user.email=a@b commit -q -m a"
     subprocess.run(line, shell=True, cwd=tmp_path, check=True)
-    (tmp_path / "file.txt").write_bytes("größe".encode("iso-8859-1"))
+    file.write_bytes("größe".encode("iso-8859-1"))
     monkeypatch.setattr(provenance, "source_root", tmp_path.resolve)
     assert provenance._code()["changed"]
 

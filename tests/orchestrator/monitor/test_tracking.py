@@ -488,7 +488,7 @@ def test_the_store_is_a_file_beside_the_sweeps_unless_the_environment_names_one(
 
 def test_the_pages_are_served_on_the_loopback_and_a_server_serves_its_own() -> None:
     command = ui_command("sqlite:////runs/mlflow.db", port=5001)
-    assert command[:4] == [sys.executable, "-m", "mlflow", "ui"]
+    assert command[:5] == [sys.executable, "-P", "-m", "mlflow", "ui"]
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
     assert ui_address("127.0.0.1", 5001).startswith("http://127.0.0.1:5001/#/experiments")
