@@ -3,9 +3,9 @@
 import graphlib
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from orchestrator.sweep.constraints import Constraint, ConstraintError
 from orchestrator.sweep.design import Design, GridDesign
@@ -76,20 +76,21 @@ class Resources(Frozen):
     )
     price: Price | None = Field(None, description="Of an hour, for the plan.")
 
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
-        gpus = self.gpus_per_worker or 0
-        if gpus > 1:
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _one_gpu_or_a_share(cls, gpus: float | None, others: ValidationInfo) -> float | None:
+        workers = others.data.get("workers", 1)
+        if gpus is not None and gpus > 1:
             raise ValueError(
-                f"gpus_per_worker: a worker computes on one GPU, and {gpus:g} would leave the others idle: "
-                f"set workers, one for each GPU"
+                f"must be at most 1, as a worker computes on one GPU and would leave the others idle: set "
+                f"workers, one for each GPU (got {gpus:g})"
             )
-        if 0 < gpus < 1 and self.workers > 1:
+        if gpus is not None and 0 < gpus < 1 and workers > 1:
             raise ValueError(
-                f"gpus_per_worker: {gpus:g} goes with workers: 1, because NCCL refuses two workers on one "
-                f"GPU, and here are {self.workers}: set 1, or workers: 1"
+                f"must be 0 or 1 with {workers} workers, as NCCL refuses two workers on one GPU "
+                f"(got {gpus:g})"
             )
-        return self
+        return gpus
 
 
 class Noise(Frozen):

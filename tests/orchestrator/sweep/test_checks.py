@@ -172,8 +172,12 @@ def test_resources_can_be_set_per_cell():
 @pytest.mark.parametrize(
     ("workers", "gpus", "rule"),
     [
-        (1, 4, "gpus_per_worker: a worker computes on one GPU, and 4 would leave the others idle"),
-        (2, 0.5, "gpus_per_worker: 0.5 goes with workers: 1, because NCCL refuses two workers on one GPU"),
+        (1, 4, "resources.gpus_per_worker: must be at most 1, as a worker computes on one GPU"),
+        (
+            2,
+            0.5,
+            "resources.gpus_per_worker: must be 0 or 1 with 2 workers, as NCCL refuses two",
+        ),
     ],
 )
 def test_gpus_that_would_idle_or_be_shared_by_workers_of_a_trial_are_refused(workers, gpus, rule):
