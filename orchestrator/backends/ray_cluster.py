@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -17,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.backends.local import ray_folder
 from orchestrator.trials.gang import Node
 from trainables.errors import UserError
+from trainables.io.children import ROOT
 from trainables.io.machine import usable_cpus
 
 if TYPE_CHECKING:
@@ -124,9 +124,8 @@ def _job_config() -> JobConfig:
     name of a module of a library.
     """
     config = JobConfig()
-    root = Path(__file__).resolve().parents[2]
     # An installed package is on the path anyway. There, it must not come before the standard library.
-    config._py_driver_sys_path = _Fixed([str(root)] if (root / "pyproject.toml").is_file() else [])
+    config._py_driver_sys_path = _Fixed([str(ROOT)] if (ROOT / "pyproject.toml").is_file() else [])
     return config
 
 

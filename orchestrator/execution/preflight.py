@@ -275,11 +275,8 @@ def preflight(
         if not storage_faults:
             faults += _space_faults(buildable, lanes, folder, checkpoints)
         states = stack.enter_context(StatesProbe(checkpoints, probe, must_reach(plan, folder)))
+        is_alone = bool(states.unreached(alone))
         faults += states.faults
-        names = [] if states.faults or not states.address else alone(f"{states.mark_address}", states.mark)
-        if names and states.must_reach:
-            faults.append(Fault(STATES, f"{states.must_reach} (not on {', '.join(names)})"))
-        is_alone = bool(names)
         failed = 0
         for subject in buildable:
             allowed = max(LEAST_SECONDS, SHARE * (plan_seconds(plan, found, checked, nodes) or 0.0))

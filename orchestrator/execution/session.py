@@ -399,9 +399,10 @@ class Session:
             return
         reason, checkpoints = must_reach(plan, folder), plan.sweep.resources.checkpoints
         with storage(folder) as (probe, _, _), StatesProbe(checkpoints, probe, reason) as states:
-            names = machines_without(states.mark_address, states.mark) if states.address else []
-        if names and reason:
-            raise ray_cluster.ClusterError(f"resources.checkpoints: {reason} (not on {', '.join(names)})")
+            names = states.unreached(machines_without)
+        if names and states.faults:
+            [fault] = states.faults
+            raise ray_cluster.ClusterError(f"{fault.path}: {fault.rule}")
         if names:
             self._told_alone = True
             _notice(self._observers, ALONE, "warning")

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.fs
@@ -78,7 +78,7 @@ class StatesProbe(contextlib.ExitStack):
       address: of the folder; empty if there is a fault.
       mark: content of the file `mark` in it.
       must_reach: see there.
-      faults: none or one.
+      faults: none or one; see `unreached`, too.
     """
 
     def __init__(self, checkpoints: str | None, probe: Path | None, reason: str) -> None:
@@ -99,6 +99,13 @@ class StatesProbe(contextlib.ExitStack):
     def mark_address(self) -> str:
         """The address of the mark."""
         return inside(self.address, "mark")
+
+    def unreached(self, machines_without: Callable[[str, str], list[str]]) -> list[str]:
+        """Returns the machines that do not read the mark, and takes them as a fault if all must."""
+        names = machines_without(self.mark_address, self.mark) if self.address else []
+        if names and self.must_reach:
+            self.faults.append(Fault(STATES, f"{self.must_reach} (not on {', '.join(names)})"))
+        return names
 
     def _open(self, checkpoints: str) -> None:
         filesystem, path = open_filesystem(checkpoints)

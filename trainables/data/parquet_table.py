@@ -185,7 +185,7 @@ def _class_names(name: str, schema: pa.Schema, label_column: str) -> tuple[str, 
     metadata = (schema.metadata or {}).get(b"huggingface")
     try:
         names: Any = parse_json(metadata)["info"]["features"][label_column]["names"] if metadata else None
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError):
         return None
     if not isinstance(names, list) or not names:
         return None

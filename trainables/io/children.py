@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-#: The folder that holds the package `trainables`.
-_ROOT = Path(__file__).resolve().parents[2]
+#: The folder that holds our packages.
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def own_program(code: str, *arguments: str) -> list[str]:
@@ -14,4 +14,4 @@ def own_program(code: str, *arguments: str) -> list[str]:
     standard library. The folder of our packages comes last, for a checkout that is not installed.
     """
     head = "import sys; sys.path.append(sys.argv.pop(1)); "
-    return [sys.executable, "-P", "-c", head + code, str(_ROOT), *arguments]
+    return [sys.executable, "-P", "-c", head + code, str(ROOT), *arguments]

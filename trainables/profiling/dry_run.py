@@ -357,7 +357,6 @@ def _checkpoint(run: TrainingRun, folder: str, setting: str) -> None:
     except Invalid as error:
         raise Unfit("model", str(error)) from error
     finally:
-        store.clear()
         store.delete()
 
 

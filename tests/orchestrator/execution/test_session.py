@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from orchestrator.backends import ray_cluster
-from orchestrator.execution import run
+from orchestrator.execution import preflight_workers, run
 from orchestrator.execution.session import Preparation, Session
+from orchestrator.execution.states_probe import ALONE
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Writer
+from orchestrator.sweep.document import Override
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
 from orchestrator.trials.gang import Gang, Node, Phase
 from orchestrator.trials.sweep_file import SweepFile
@@ -206,3 +208,29 @@ def test_nobody_is_asked_to_run_nothing(plan, cluster, tmp_path):
     assert end.how == "nothing to do"
     assert told.calls == ["close"]
     assert cluster == []
+
+
+@pytest.mark.parametrize("keep", ["none", "last"])
+def test_without_preflight_machines_that_do_not_reach_the_states_are_told_once_or_refused(
+    tmp_path, monkeypatch, keep
+):
+    plan = SweepFile(LR_WD, (Override("resources.keep", keep),), points=1).plan()
+    tried = []
+
+    def machines_without(address: str, content: str) -> list[str]:
+        # The mark is there for machines to find.
+        tried.append(Path(address).read_text() == content)
+        return ["192.0.2.7"]
+
+    monkeypatch.setattr(preflight_workers, "machines_without", machines_without)
+    told = Told()
+    session = Session(None, [told], "auto")  # type: ignore[arg-type]
+    if keep == "none":
+        session._check_states(plan, tmp_path)
+        session._check_states(plan, tmp_path)
+        assert told.notices == [ALONE]
+    else:
+        with pytest.raises(ray_cluster.ClusterError, match=r"resources\.checkpoints: keep: last needs .*192"):
+            session._check_states(plan, tmp_path)
+    assert tried == [True]
+    assert list(tmp_path.iterdir()) == []
