@@ -4,6 +4,8 @@ A sweep file asks a question, and a folder holds the results of one. Where it is
 done. Elsewhere a message says the command.
 """
 
+import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,12 +19,30 @@ from trainables.errors import UserError
 _QUESTIONS = (".yaml", ".yml", ".json")
 
 
+def on_disk(given: Path) -> Path:
+    """Returns a path with `~` expanded, which shells do not do in `--out=~/results`.
+
+    Raises:
+      UserError: it is an address, which would become a local folder of that name.
+    """
+    # As Path leaves it of `s3://bucket/runs`.
+    if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(given)):
+        whole = f"{address[1]}://{str(given)[address.end() :]}"
+        # A journal is locked and appended to, which no object store does.
+        raise UserError(
+            f"{whole}: is an address, but the files of a sweep lie on a disk. Only states may lie in a "
+            "bucket:  --set resources.checkpoints=ADDRESS"
+        )
+    return Path(os.path.expanduser(given))
+
+
 def results_folder(given: Path) -> Path:
     """Returns the folder of results that a path stands for: itself, the one that holds it, or a question's.
 
     Raises:
       UserError: it stands for none, and the message says what it is.
     """
+    given = on_disk(given)
     if _is_results(given):
         return given
     if given.is_file() and _is_results(given.parent):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.meant import question_file, results_folder
+from orchestrator.cli.meant import on_disk, question_file, results_folder
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ Sets = Annotated[
 ]
 
 
-def _expanded(path: Path | None) -> Path | None:
-    # Shells do not expand the ~ of `--out=~/results`.
-    return path and Path(os.path.expanduser(path))
+def to_disk(path: Path | None) -> Path | None:
+    """Returns what `on_disk` does, for options that may be left out."""
+    return path and on_disk(path)
 
 
 Out = Annotated[
-    Path | None, typer.Option(callback=_expanded, help="Folder of the results [default: runs/<name>].")
+    Path | None, typer.Option(callback=to_disk, help="Folder of the results [default: runs/<name>].")
 ]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
 Address = Annotated[

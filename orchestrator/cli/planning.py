@@ -21,6 +21,7 @@ from orchestrator.cli.options import (
     make_console,
     say,
     say_reading,
+    to_disk,
 )
 from orchestrator.cli.watchers import Signals, Terminal, lr_notes
 
@@ -280,7 +281,9 @@ def _short_rows(made: "Plan", trials: "list[Trial]") -> list[dict[str, Any]]:
 
 @app.command(rich_help_panel=ASK, epilog="Example: vitc-sweep schema --markdown --out settings.md")
 def schema(
-    out: Annotated[Path | None, typer.Option(help="File to write [default: print].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=to_disk, help="File to write [default: print].")
+    ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Every setting with values, default and meaning, for people.")
     ] = False,
@@ -306,7 +309,9 @@ def examples(
     name: Annotated[
         str | None, typer.Argument(help="An example to copy; left out, all are listed.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to copy it to.")] = Path("search_spaces"),
+    out: Annotated[Path, typer.Option(callback=to_disk, help="Folder to copy it to.")] = Path(
+        "search_spaces"
+    ),
 ) -> None:
     """Lists the sweep files that come with the program, or copies one here."""
     from orchestrator.monitor.terminal import rows_table

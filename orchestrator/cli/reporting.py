@@ -9,7 +9,7 @@ import typer
 from orchestrator.cli.app import ANSWER, INCOMPLETE, OK, app
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.meant import each_results_folder
-from orchestrator.cli.options import AsJson, SweepFolder, make_console, say
+from orchestrator.cli.options import AsJson, SweepFolder, make_console, say, to_disk
 
 
 @app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep report runs/lr_wd")
@@ -60,7 +60,8 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison [default: runs/<name>+<name>].")
+        Path | None,
+        typer.Option(callback=to_disk, help="Folder of the comparison [default: runs/<name>+<name>]."),
     ] = None,
 ) -> None:
     """Compares the arms of different sweeps in one report, as if they were arms of one sweep.
@@ -105,7 +106,10 @@ def verify(
 def bundle(
     folder: SweepFolder,
     out: Annotated[
-        Path | None, typer.Option(help="Archive to write, or folder to put it in [default: <name>.tar.gz].")
+        Path | None,
+        typer.Option(
+            callback=to_disk, help="Archive to write, or folder to put it in [default: <name>.tar.gz]."
+        ),
     ] = None,
 ) -> None:
     """Packs sweep file, record, journal and report into one archive that `verify` accepts anywhere.
@@ -128,7 +132,7 @@ def export(
     folder: SweepFolder,
     format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
     out: Annotated[
-        Path | None, typer.Option(help="File to write [default: FOLDER/results.<format>].")
+        Path | None, typer.Option(callback=to_disk, help="File to write [default: FOLDER/results.<format>].")
     ] = None,
 ) -> None:
     """Writes one row per trial: ids, every resolved setting, outcome, errors, epochs, seconds, cost."""

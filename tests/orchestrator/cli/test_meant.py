@@ -11,7 +11,7 @@ import yaml
 
 import trainables.__main__
 from orchestrator.cli.app import main
-from orchestrator.cli.meant import in_order, results_folder
+from orchestrator.cli.meant import in_order, on_disk, results_folder
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded
@@ -145,3 +145,30 @@ def test_one_run_ends_with_a_message_too(tmp_path, monkeypatch, capsys, run_tree
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "small.yaml", "--out", "s3://bucket/runs"),
+        ("status", "s3://bucket/runs"),
+        ("bundle", "runs/small", "--out", "gs://bucket/b.tar.gz"),
+        ("export", "runs/small", "--out", "file:///results.csv"),
+        ("compare", "runs/small", "runs/small", "--out", "s3://bucket/runs"),
+        ("schema", "--out", "s3://bucket/schema.json"),
+        ("examples", "lr_wd", "--out", "s3://bucket/spaces"),
+    ],
+)
+def test_an_address_is_no_folder_of_that_name(command, arguments):
+    before = set(Path.cwd().rglob("*"))
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    [line] = [line for line in err.splitlines() if "://" in line]
+    assert "is an address, but the files of a sweep lie on a disk" in line
+    assert set(Path.cwd().rglob("*")) == before
+
+
+def test_a_home_is_expanded_where_the_shell_does_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert on_disk(Path("~/results")) == tmp_path / "results"
+    assert on_disk(Path("a:b/c")) == Path("a:b/c")
