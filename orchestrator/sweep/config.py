@@ -49,7 +49,10 @@ class Resources(Frozen):
     workers: int = Field(1, gt=0, description="Processes that train one model together (DDP).")
     cpus_per_worker: int = Field(1, gt=0, description="CPU cores, and CPU threads, of each.")
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs of each; left out: one where the cluster has GPUs, else none."
+        None,
+        ge=0,
+        description="GPUs of each: 0, 1, or a share of one if `workers` is 1; left out: one where "
+        "the cluster has GPUs, else none.",
     )
     lanes: int | None = Field(
         None, gt=0, description="Trials at a time; left out: as many as fit. Set it where the cluster grows."
