@@ -81,7 +81,8 @@ FLAT |= {"orchestrator.__main__": "cli"}
 #: Libraries that only some packages or modules may know.
 OWNERS = {
     "ray": {"backends", "execution.lane", "execution.run", "execution.worker", "execution.asha"}
-    | {"execution.preflight_workers", "execution.machines"},
+    | {"execution.preflight_workers", "execution.machines"}
+    | {"execution.train_run", "execution.process_group"},
     "optuna": {"execution.samplers"},
     "mlflow": {"monitor.tracking"},
     "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"},
@@ -90,7 +91,7 @@ OWNERS = {
     "rich": {"cli", "monitor.terminal", "monitor.live", "monitor.fitted_table"},
     "pyarrow": {"api", "cli", "store.weights", "execution.states_probe"} | LIBRARY,
     "torch": {"store.provenance", "cost.devices", "execution.worker", "execution.run"}
-    | {"execution.preflight_workers"}
+    | {"execution.preflight_workers", "execution.process_group"}
     | LIBRARY,
 }
 #: The only libraries of packages that touch no file, no clock and no service.
@@ -112,6 +113,7 @@ LIGHT = (
     "orchestrator.execution.dispatch",
     "orchestrator.execution.coordinator",
     "orchestrator.execution.lane",
+    "orchestrator.execution.train_run",
     "trainables.config",
     "orchestrator.trials.sweep_file",
     "orchestrator.store.folder",

@@ -1,92 +1,84 @@
 """Removal of Ray placement groups whose maker is dead, and which still reserve CPUs and GPUs.
 
-A placement group made by an actor lives until that actor and its job have ended. If a controller of Ray Train
-is killed before its workers have started, its group reserves a lane's share of the cluster until the run
-ends. If it is killed while it makes the group, the group stays for ever (Ray 2.60; found by
-`python -m tests.chaos --seed 10`).
+A placement group made by an actor lives until that actor and its job have ended. If a lane is killed, its
+group reserves a lane's share of the cluster until the run ends. If it is killed while it makes the group, the
+group may stay for ever (Ray 2.60; found by `python -m tests.chaos --seed 10`). So the name of each group says
+which actor made it, and any run removes a group whose maker is dead.
 """
 
 import contextlib
-import time
-from collections.abc import Callable
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.state import list_actors, list_jobs, list_placement_groups
+from ray.util.state import get_actor, list_actors, list_placement_groups
 from ray.util.state.common import PlacementGroupState
 
-#: Seconds for which a group must look like an orphan, because a new group has no actors for a moment.
-GRACE_SECONDS = 20.0
+_PREFIX = "vitc-sweep"
 
 _MOST = 10_000
 
 
-class Orphans:
-    """Finds and removes orphaned placement groups of the connected cluster."""
+def name_of(actor_id: str, number: int) -> str:
+    """Returns the name of an actor's placement group."""
+    return f"{_PREFIX}-{actor_id}-{number}"
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since: dict[str, float] = {}
 
-    def look(self) -> list[str]:
-        """Removes groups that have been orphans for GRACE_SECONDS.
+def _maker_of(name: str | None) -> str | None:
+    """Returns the id of the actor that made a group of `name_of`. None for groups of others."""
+    match (name or "").rsplit("-", 2):
+        case [prefix, actor_id, _] if prefix == _PREFIX:
+            return actor_id
+    return None
 
-        Groups of other running jobs and detached groups are never removed.
 
-        Returns:
-          Ids of the removed groups. Empty if the cluster does not answer, which other code reports.
-        """
-        try:
-            found = self._orphans()
-        except Exception:  # errors of the State API, and of the HTTP client below it
-            return []
-        now = self._clock()
-        self._since = {group: self._since.get(group, now) for group in found}
-        ripe = [group for group, since in self._since.items() if now - since >= GRACE_SECONDS]
-        return [group for group in ripe if _remove(group)]
+def remove_orphans() -> list[str]:
+    """Removes our placement groups whose maker is dead, of this run and of earlier ones.
 
-    def clear(self) -> None:
-        """Removes all groups of this job. Called when the job has ended."""
-        if not ray.is_initialized():
-            return
-        with contextlib.suppress(Exception):
-            own = ray.get_runtime_context().get_job_id()
-            for group in _groups():
-                if group.creator_job_id == own:
-                    _remove(group.placement_group_id)
+    Groups without a name of ours are never removed, nor are those of a lane that lives in another run.
 
-    @staticmethod
-    def _orphans() -> list[str]:
-        if not ray.is_initialized():
-            # `get_runtime_context` would start a cluster.
-            return []
-        own = ray.get_runtime_context().get_job_id()
-        address = _address()
-        running = {
-            job.job_id
-            for job in list_jobs(address=address, limit=_MOST, raise_on_missing_output=False)
-            if job.status == "RUNNING"
-        }
-        actors = list_actors(
-            address=address,
-            filters=[("state", "!=", "DEAD")],
-            detail=True,
-            limit=_MOST,
-            raise_on_missing_output=False,
-        )
-        in_use = {actor.placement_group_id for actor in actors}
-        return [
-            group.placement_group_id
-            for group in _groups()
-            if group.creator_job_id not in running
-            or (
-                group.creator_job_id == own
-                and group.state == "CREATED"
-                and group.placement_group_id not in in_use
-                # Groups without CPUs are Tune's: it makes them for its own actors ahead of time.
-                and any("CPU" in bundle["unit_resources"] for bundle in group.bundles)
+    Returns:
+      Ids of the removed groups. Empty if the cluster does not answer, which other code reports.
+    """
+    if not ray.is_initialized():
+        # The State API would start a cluster.
+        return []
+    try:
+        # Groups first: a maker that is not among the actors afterwards is dead, and not yet to come.
+        makers = {group.placement_group_id: _maker_of(group.name) for group in _groups()}
+        alive = {
+            actor.actor_id
+            for actor in list_actors(
+                address=_address(),
+                filters=[("state", "!=", "DEAD")],
+                limit=_MOST,
+                raise_on_missing_output=False,
             )
+        }
+        orphans = [
+            group
+            for group, maker in makers.items()
+            # Asked again one by one, because the list of a large cluster is cut off.
+            if maker is not None and maker not in alive and _is_dead(maker)
         ]
+    except Exception:  # errors of the State API, and of the HTTP client below it
+        return []
+    return [group for group in orphans if _remove(group)]
+
+
+def remove_own() -> None:
+    """Removes all groups of this job. Called when its run has ended."""
+    if not ray.is_initialized():
+        return
+    with contextlib.suppress(Exception):
+        own = ray.get_runtime_context().get_job_id()
+        for group in _groups():
+            if group.creator_job_id == own:
+                _remove(group.placement_group_id)
+
+
+def _is_dead(actor_id: str) -> bool:
+    actor = get_actor(actor_id, address=_address())
+    return actor is None or actor.state == "DEAD"
 
 
 def _groups() -> list[PlacementGroupState]:

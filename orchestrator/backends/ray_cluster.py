@@ -155,6 +155,8 @@ def _start_here(common: dict[str, Any], tries: int = 2) -> None:
 #: Settings of Ray without which a run does not work, whatever the user has set.
 _FORCED = {
     "RAY_TRAIN_V2_ENABLED": "1",
+    # A process on the head for every lane; our workers ask by themselves (`execution.worker`).
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 _WORKER_ENV = {

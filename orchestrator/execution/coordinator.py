@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from orchestrator.execution.dispatch import Cause, Dispatch, Job
+from orchestrator.execution.dispatch import Cause, Dispatch, Job, LaneState
 from orchestrator.store.journal import Writer
 from orchestrator.store.logs import append_log
 from orchestrator.store.own_files import Machines, OneMachine, key_of, stack_path
@@ -253,7 +253,9 @@ class Coordinator:
         Returns:
           The number of the lane's last job before this group; its own jobs have larger numbers.
         """
-        await self.lose(lane, "process", "a worker process died")
+        # A hang of the group before is one only if its stacks are found, so this is more than `enter` does.
+        if self._dispatch.desks.get(lane, LaneState()).attempt is not None:
+            await self.lose(lane, "process", "a worker process died")
         number = self._dispatch.enter(lane, node, self._clock())
         await self._commit()
         return number

@@ -30,6 +30,12 @@ from trainables.base import Epoch
 #: what kills its process.
 MAX_LOSSES = 5
 
+#: Losses of one trial's device after which it has failed. A GPU fails its trial once, a trial its GPUs twice.
+MAX_DEVICE_LOSSES = 2
+
+#: Worker groups of a lane in a row that do not come up, after which the run ends if no other lane has one.
+MAX_FAILED_STARTS = 3
+
 #: Seconds of silence after which a lane's Tune actor is taken for dead; it polls every two.
 LANE_SILENCE_SECONDS = 60.0
 
@@ -55,6 +61,7 @@ class Job:
       epochs: number of epochs on record; a checkpoint beyond them is not used.
       retries: how often it may still run again after failing.
       losses: in a row without progress.
+      device_losses: how often it has lost its device.
       places: machines and lanes where it failed or was lost.
       from_step: step at which its last attempt began.
       group: cell and arm whose trials compete to have their weights kept.
@@ -70,12 +77,19 @@ class Job:
     epochs: int = 0
     retries: int = 0
     losses: int = 0
+    device_losses: int = 0
     places: set[str] = dataclasses.field(default_factory=set)
     from_step: int = -1
     group: str = ""
     after: str = ""
     is_first: bool = False
     order: int = 0
+
+
+def _how_often(job: Job) -> str:
+    if job.device_losses >= MAX_DEVICE_LOSSES:
+        return "twice"
+    return f"{MAX_LOSSES} times in a row without getting on"
 
 
 @dataclasses.dataclass(slots=True)
@@ -101,6 +115,7 @@ class LaneState:
       attempt: the attempt in flight.
       slot: whether a Tune trial on this lane waits for an end.
       entered: whether a worker group is there to take work.
+      failed_starts: worker groups in a row that ended before they were there.
       closed: whether the lane takes no more trials.
       node: machine of rank 0.
       polled: time of the Tune actor's last poll.
@@ -112,6 +127,7 @@ class LaneState:
     attempt: Attempt | None = None
     slot: bool = False
     entered: bool = False
+    failed_starts: int = 0
     closed: bool = False
     node: str = ""
     polled: float = 0.0
@@ -261,9 +277,9 @@ class Dispatch:
           The number of the lane's last attempt before this group; its own attempts have larger numbers.
         """
         state = self.desks.setdefault(lane, LaneState())
-        self.lose(lane, "process", "a worker process died", now)
+        self.replace(lane, now)
         state.number += 1
-        state.entry, state.node, state.entered = state.number, node, True
+        state.entry, state.node, state.entered, state.failed_starts = state.number, node, True, 0
         return state.number
 
     def take(self, lane: str, last: int, now: float) -> Attempt | None:
@@ -358,6 +374,9 @@ class Dispatch:
         """
         if (found := self._attempt(lane, number)) is None:
             return None
+        if end == "lost":
+            # Told by a worker that lives, so it is not the process that was lost.
+            found[1].job.device_losses += 1
         return self._finish(lane, found[0], found[1], end, detail, now, weights)
 
     def lose(self, lane: str, cause: Cause, detail: str, now: float) -> tuple[Job, bool] | None:
@@ -365,10 +384,37 @@ class Dispatch:
         state = self.desks.get(lane)
         if state is None:
             return None
+        if not state.entered and not state.closed and cause != "node":
+            self._count_failed_start(state, detail, now)
+        return self._lose(lane, state, cause, detail, now)
+
+    def replace(self, lane: str, now: float) -> tuple[Job, bool] | None:
+        """Registers that a lane has another worker group. Returns the same as `lose`."""
+        state = self.desks.get(lane)
+        return self._lose(lane, state, "process", "a worker process died", now) if state else None
+
+    def _lose(
+        self, lane: str, state: LaneState, cause: Cause, detail: str, now: float
+    ) -> tuple[Job, bool] | None:
         state.entered = False
         if state.attempt is None:
             return None
         return self._finish(lane, state, state.attempt, _END_OF[cause], detail, now)
+
+    def _count_failed_start(self, state: LaneState, detail: str, now: float) -> None:
+        """Stops the run when worker groups do not come up, unless other lanes have theirs."""
+        state.failed_starts += 1
+        if (
+            state.failed_starts >= MAX_FAILED_STARTS
+            and self.handing_out
+            and not any(other.entered for other in self.desks.values())
+        ):
+            self._stop_by(f"{state.failed_starts} worker groups in a row did not start: {detail}", "", now)
+
+    def _stop_by(self, reason: str, arm: str, now: float) -> None:
+        self.stopped_by = reason
+        self.events.append(BreakerTripped(time=now, arm=arm, detail=reason))
+        self.drain()
 
     def _finish(
         self,
@@ -384,7 +430,7 @@ class Dispatch:
         state.attempt = None
         again = self._tries_again(job, end)
         if end == "lost" and not again:
-            end, detail = "failed", f"{detail}, {MAX_LOSSES} times in a row without getting on"
+            end, detail = "failed", f"{detail}, {_how_often(job)}"
         self._note_end(attempt, end, detail, now, not again, weights)
         self._count_streak(job, end, detail, now)
         if again:
@@ -425,7 +471,7 @@ class Dispatch:
                 return True
             case "losses":
                 job.losses += 1
-                return job.losses < MAX_LOSSES
+                return job.losses < MAX_LOSSES and job.device_losses < MAX_DEVICE_LOSSES
             case "retries" if job.retries > 0:
                 job.retries -= 1
                 return True
@@ -443,11 +489,8 @@ class Dispatch:
         trials = (trials if before == mark else set()) | {job.trial}
         self._streaks[job.arm] = (mark, trials)
         if len(trials) >= self._breaker and self.handing_out:
-            self.stopped_by = (
-                f"{len(trials)} trials of {job.arm} in a row ended with the same error: {detail}"
-            )
-            self.events.append(BreakerTripped(time=now, arm=job.arm, detail=self.stopped_by))
-            self.drain()
+            reason = f"{len(trials)} trials of {job.arm} in a row ended with the same error: {detail}"
+            self._stop_by(reason, job.arm, now)
 
     # The run as a whole.
 

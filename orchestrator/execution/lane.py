@@ -4,15 +4,15 @@
                                           ▲                             │ ▲                   │
                                           └───────── next_event ────────┘ └──── row, end ─────┘
 
-A lane holds one long Ray Train run. Its workers ask the Coordinator for a trial, train it, and ask for the
-next. So a trial does not pay for starting Python, torch, a process group and a CUDA context. The Coordinator
-is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on disk. Tune sets
-the number of lanes and opens a slot per trial; its own state is disposable. Ray Train restarts a lane's
-workers when one dies. Only the Coordinator decides whether and where their trial runs again. If Tune loses
-lanes, the remaining trials run in another round.
+A lane holds one long Ray Train run, whose controller is a thread of the lane (`train_run`). Its workers ask
+the Coordinator for a trial, train it, and ask for the next. So a trial does not pay for starting Python,
+torch, a process group and a CUDA context. The Coordinator is the journal's one writer: rank 0 sends it each
+epoch's row, and an acknowledged row is on disk. Tune sets the number of lanes and opens a slot per trial; its
+own state is disposable. Ray Train restarts a lane's workers when one dies. Only the Coordinator decides
+whether and where their trial runs again. If Tune loses lanes, the remaining trials run in another round.
 
-Every process of a lane imports this module, so its top level must not import torch or model code: on a small
-machine that would cost more than a trial. The workers import both inside the functions of `worker`.
+Every process of a lane imports this module. A lane is a process on the head, which may have hundreds of them,
+so nothing that it imports may import torch or model code. The workers do so inside the functions of `worker`.
 
 Facts of Ray 2.60 that shape this file:
 
@@ -20,8 +20,8 @@ Facts of Ray 2.60 that shape this file:
 - A Tune trial must ask for some resource. Lanes ask for a sliver of the head node, because a CPU would be
   missing for the workers. Lanes end with the driver, which is on that node, anyway.
 - `ray.train.report` is a barrier polled every two seconds, so rows do not go that way.
-- Workers learn of drained nodes by `ray.train.get_preemption_info`, which is a barrier, too, so a thread
-  calls it instead of the training loop.
+- `ray.train.get_preemption_info` is a barrier, too, and needs two processes per lane on the head, so a thread
+  of each worker asks whether its machine is drained.
 """
 
 import threading
@@ -33,7 +33,6 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from orchestrator.backends.ray_cluster import NO_GPU
 from orchestrator.execution.dispatch import Cause
 from orchestrator.execution.worker import lane_loop
 from orchestrator.trials.gang import Gang
@@ -84,28 +83,16 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         self._thread.start()
 
     def _fit(self, gang: Gang, settings: dict[str, Any], scratch: str) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from orchestrator.execution.train_run import run_train
 
         try:
-            resources = {"CPU": float(gang.cpus)} | ({"GPU": gang.gpus} if gang.gpus else {})
-            TorchTrainer(
-                lane_loop,
-                train_loop_config=settings,
-                scaling_config=ScalingConfig(
-                    num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
-                ),
-                # No limit for the group, because the Coordinator counts attempts per trial.
-                run_config=RunConfig(
-                    name=f"lane-{self._lane}",
-                    storage_path=scratch,
-                    worker_runtime_env={} if gang.gpus else NO_GPU,
-                    failure_config=FailureConfig(max_failures=-1),
-                    callbacks=[_losses(self._coordinator, self._lane)],
-                ),
-            ).fit()
+            run_train(f"lane-{self._lane}", lane_loop, settings, gang, scratch, self._lose)
         except BaseException as error:
             self._error = error
+
+    def _lose(self, errors: Iterable[BaseException]) -> None:
+        cause, detail = cause_of(errors)
+        ray.get(self._coordinator.lose.remote(self._lane, cause, detail))
 
     def step(self) -> dict[str, Any]:
         """Returns the next epoch of a trial, or its end."""
@@ -140,28 +127,36 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         """Does nothing, because the workers read checkpoints themselves."""
 
 
-def _losses(coordinator: Any, lane: str) -> Any:
-    """Returns a callback that reports a lost worker group at once; the next group may take minutes."""
-    from ray.train import UserCallback
-
-    class Losses(UserCallback):  # type: ignore[misc]
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            cause, detail = cause_of(worker_exceptions.values())
-            ray.get(coordinator.lose.remote(lane, cause, detail))
-
-    return Losses()
-
-
 def cause_of(errors: Iterable[BaseException]) -> tuple[Cause, str]:
     """Returns the cause of a worker group's loss and a message, from Ray's errors of its workers."""
+    errors = list(errors)
     texts = [_chain(error) for error in errors]
     for text in texts:
         if "OutOfMemoryError" in text or "running low on memory" in text:
             return "memory", "its machine ran out of memory, and Ray killed a worker: " + _wanted(text)
     for text in texts:
-        if "node has died" in text or "preempted" in text or "NodeDiedError" in text:
+        if any(word in text for word in _NODE_HAS_GONE):
             return "node", "its machine has gone"
+    for error in errors:
+        if (reason := _reason(error)) is not None:
+            return "process", f"a worker process died: {reason}"
     return "process", "a worker process died"
+
+
+#: Words of Ray's errors. A group that waited for its machines in vain has lost nothing by its own fault.
+_NODE_HAS_GONE = ("node has died", "preempted", "NodeDiedError", "WorkerGroupStartupTimeoutError")
+
+
+def _reason(error: BaseException) -> str | None:
+    """Returns the innermost error in one line. None if a process has died without one."""
+    while (
+        inner := getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+    ) is not None:
+        error = inner
+    if isinstance(error, ray.exceptions.RayError) or "ray.train" in type(error).__module__:
+        return None
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _chain(error: BaseException | None) -> str:

@@ -14,7 +14,7 @@ from ray import tune
 from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.backends.placement_groups import Orphans
+from orchestrator.backends.placement_groups import remove_orphans, remove_own
 from orchestrator.backends.ray_cluster import ClusterError, nodes
 from orchestrator.execution.coordinator import Coordinator, Judge
 from orchestrator.execution.dispatch import Job
@@ -154,8 +154,7 @@ class Run:
 
     def _run(self) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
-        orphans = Orphans()
-        threading.Thread(target=_look_after, args=(orphans, self._closing), daemon=True).start()
+        threading.Thread(target=_look_after, args=(self._closing,), daemon=True).start()
         try:
             for gang, members, count in self.phases:
                 if not self._stopping.is_set():
@@ -166,7 +165,7 @@ class Run:
             # A stopped run is about to leave the cluster, which ends its job and removes its groups.
             if not self._closing.is_set():
                 self._closing.set()
-                orphans.clear()
+                remove_own()
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
@@ -215,9 +214,12 @@ class Run:
             raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
 
 
-def _look_after(orphans: Orphans, closing: threading.Event) -> None:
-    while not closing.wait(_ORPHANS_SECONDS):
-        orphans.look()
+def _look_after(closing: threading.Event) -> None:
+    """Removes what dead lanes reserve, those of earlier runs at once."""
+    while True:
+        remove_orphans()
+        if closing.wait(_ORPHANS_SECONDS):
+            return
 
 
 def jobs_of(

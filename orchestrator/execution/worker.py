@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trainables.context import Context
 
 
-#: Seconds between two queries of Ray Train for a preemption; Ray itself checks every five.
+#: Seconds between two questions whether this machine is drained.
 _PREEMPTION_POLL_SECONDS = 2.0
 
 #: Least seconds between two heartbeats of a trial.
@@ -65,7 +65,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
         dist.broadcast_object_list(last, src=0)
     number = last[0]
     preempted = threading.Event()
-    threading.Thread(target=_watch_for_preemption, args=(preempted,), daemon=True).start()
+    threading.Thread(target=_watch_for_preemption, args=(node, preempted), daemon=True).start()
     _clear_leftovers(coordinator, node, settings["key"])
     while (taken := ray.get(coordinator.take.remote(lane, number, node))) is not None:
         number, job = taken
@@ -81,19 +81,20 @@ def _clear_leftovers(coordinator: Any, node: str, key: str) -> None:
     files.tidy()
 
 
-def _watch_for_preemption(preempted: threading.Event) -> None:
-    """Sets the event when Ray drains a node of this worker group. Runs in a thread of each worker.
+def _watch_for_preemption(node: str, preempted: threading.Event) -> None:
+    """Sets the event when Ray drains this machine. Runs in a thread of each worker.
 
-    SIGTERM to a node's Ray and decisions of the autoscaler become a drain with a deadline. Ray Train reports
-    it by `get_preemption_info`. That is an actor call and a barrier of all workers, too slow for the training
-    loop; the threads of all workers call it equally often. A signal handler is impossible: Ray has its own
-    for SIGTERM, and the training function runs in a thread, which may not install one.
+    SIGTERM to a node's Ray and decisions of the autoscaler become a drain with a deadline. The training loop
+    stops all ranks when one of them must stop. A signal handler is impossible: Ray has its own for SIGTERM,
+    and the training function runs in a thread, which may not install one.
     """
-    # The actor behind the barrier ends with the group.
-    with contextlib.suppress(ray.exceptions.RayError):
-        while ray.train.get_preemption_info() is None:
-            time.sleep(_PREEMPTION_POLL_SECONDS)
-        preempted.set()
+    while True:
+        # The cluster's head may be busy, or be started again.
+        with contextlib.suppress(Exception):
+            if node in ray._private.state.state.get_draining_nodes():
+                preempted.set()
+                return
+        time.sleep(_PREEMPTION_POLL_SECONDS)
 
 
 def _run_job(

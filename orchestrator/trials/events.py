@@ -144,7 +144,12 @@ class RetryWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerTripped:
-    """A run has stopped itself because several trials of an arm in a row ended with the same error."""
+    """A run has stopped itself.
+
+    Attributes:
+      arm: several of its trials in a row ended with the same error. "" if worker groups did not start.
+      detail: the cause in one line.
+    """
 
     kind: ClassVar[str] = "breaker"
     time: float

@@ -26,9 +26,9 @@ from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import EpochDone, SessionBegan
 from tests.chaos.simulation import finals, overlaps, phases
 
-#: Victims: a worker of a lane; its Tune actor; the controller of its Ray Train run; the command with its
+#: Victims: a worker of a lane; its Tune actor with the controller of its Ray Train run; the command with its
 #: driver; a node's raylet and all on it; the tracker's store.
-KINDS = ("worker", "worker", "lane", "controller", "command", "node", "tracker")
+KINDS = ("worker", "worker", "lane", "lane", "command", "node", "tracker")
 
 #: Actors that Ray keeps for the life of a cluster.
 RAYS_OWN = ("_AutoscalingCoordinatorActor",)
@@ -131,12 +131,12 @@ class Command:
 
 def victims(kind: str) -> list[psutil.Process]:
     """Returns the processes of a kind in this cluster, found by the names that Ray gives them."""
-    marks = {"worker": "RayTrainWorker", "lane": "Trainable.", "controller": "TrainController"}
+    marks = {"worker": "ray::RayTrainWorker", "lane": ("ray::Lane", "ray::ResourceTrainable")}
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
-            if words.startswith("ray::") and marks[kind] in words:
+            if words.startswith(marks[kind]):
                 found.append(process)
     return found
 

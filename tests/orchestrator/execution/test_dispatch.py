@@ -276,3 +276,55 @@ class CountingQueue(type(Dispatch().queue)):  # type: ignore[misc]
         for item in super().__iter__():
             self.looked_at += 1
             yield item
+
+
+def test_a_trial_that_loses_its_device_twice_has_failed_and_another_loses_nothing():
+    made = dispatch_of("bad", "good")
+    last = lane_on(made, "x", "n1")
+    for again in (True, False):
+        number, trial = take(made, "x", last)
+        assert trial == "bad"
+        made.end("x", number, "lost", "its GPU stopped working: Xid 31", 2.0)
+        # Its process leaves, and the next group comes.
+        last = made.enter("x", "n1", 3.0)
+        assert made.job("x", number) is None
+        if not again:
+            made.open("x", 3.0)
+    assert ends(made) == [("bad", "lost", False), ("bad", "failed", True)]
+    assert made.events[-1].detail == "its GPU stopped working: Xid 31, twice"
+    number, trial = take(made, "x", last)
+    made.end("x", number, "finished", "", 4.0)
+    assert ends(made)[-1] == ("good", "finished", True)
+
+
+def test_worker_groups_that_never_start_end_the_run_with_their_reason():
+    made = dispatch_of("a", "b")
+    made.open("x", 0.0)
+    for second in range(1, 3):
+        made.lose("x", "process", "a worker process died: ValueError: no GPU", float(second))
+        assert made.handing_out
+    made.lose("x", "process", "a worker process died: ValueError: no GPU", 3.0)
+    [told] = [event for event in made.events if isinstance(event, BreakerTripped)]
+    assert told.detail == "3 worker groups in a row did not start: a worker process died: ValueError: no GPU"
+    assert (told.arm, made.handing_out, made.num_open) == ("", False, 2)
+    # The slot that waited for it is over, so the run ends.
+    assert made.poll("x", 3.0) == {"done": True}
+
+
+def test_a_group_that_starts_or_a_machine_that_is_missing_does_not_count_as_one_that_never_starts():
+    made = dispatch_of("a")
+    made.open("x", 0.0)
+    for second in range(2):
+        made.lose("x", "process", "it died", float(second))
+    made.enter("x", "n1", 3.0)
+    for second in range(4, 6):
+        # The first of these is the group that had started.
+        made.lose("x", "process", "it died", float(second))
+    for second in range(6, 20):
+        made.lose("x", "node", "its machine has gone", float(second))
+    assert made.handing_out
+    # Nor does a lane on a bad machine end the work of the others.
+    lane_on(made, "y", "n2", 20.0)
+    for second in range(20, 30):
+        made.lose("x", "process", "it died", float(second))
+    assert made.handing_out

@@ -12,9 +12,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from orchestrator.backends import ray_cluster
 from orchestrator.backends.ray_cluster import ClusterError
+from orchestrator.execution.lane import cause_of
 from orchestrator.execution.run import Run
 from orchestrator.sweep.config import Resources
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
@@ -229,58 +232,42 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
         time.sleep(0.2)
 
 
-def test_what_a_killed_maker_has_reserved_is_free_again_and_nothing_else(lanes):
+def test_what_a_killed_lane_has_reserved_is_free_again_and_nothing_else(lanes):
     import ray
-    from ray.util.placement_group import (
-        PlacementGroup,
-        placement_group,
-        placement_group_table,
-        remove_placement_group,
-    )
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-    from orchestrator.backends import placement_groups
+    from orchestrator.backends.placement_groups import name_of, remove_orphans, remove_own
 
     class Maker:
-        def make(self) -> str:
-            self.group = placement_group([{"CPU": 1}])
+        def make(self, named: bool) -> str:
+            name = name_of(ray.get_runtime_context().get_actor_id(), 0) if named else "another's"
+            self.group = placement_group([{"CPU": 0.5}], name=name)
             ray.get(self.group.ready())
             return str(self.group.id.hex())
 
     def state(group: str) -> str:
         return str(placement_group_table()[group]["state"])
 
-    makers = [ray.remote(Maker).options(num_cpus=0).remote() for _ in range(2)]
-    groups = [ray.get(maker.make.remote()) for maker in makers]
-    # The second group is in use, and stays.
-    user = (
-        ray.remote(Maker)
-        .options(
-            num_cpus=1,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                PlacementGroup(ray.PlacementGroupID(bytes.fromhex(groups[1])))
-            ),
-        )
-        .remote()
-    )
-    ray.get(user.__ray_ready__.remote())
-    for maker in makers:
+    # Killed, killed but without a name of ours, alive.
+    makers = [ray.remote(Maker).options(num_cpus=0).remote() for _ in range(3)]
+    killed, other, used = [
+        ray.get(maker.make.remote(named)) for maker, named in zip(makers, (True, False, True), strict=True)
+    ]
+    assert remove_orphans() == []
+    for maker in makers[:2]:
         ray.kill(maker)
-    now = 0.0
-    looks = placement_groups.Orphans(clock=lambda: now)
-    assert looks.look() == []
-    # Ray itself leaves it there.
-    assert state(groups[0]) == "CREATED"
-    now = placement_groups.GRACE_SECONDS
-    assert looks.look() == [groups[0]]
-    # Once this returns, its CPU is free.
-    ray.get(ray.remote(lambda: None).options(num_cpus=1).remote(), timeout=60)
-    assert state(groups[0]) == "REMOVED"
-    assert state(groups[1]) == "CREATED"
-    looks.clear()
+    deadline = time.monotonic() + 60
+    while not (removed := remove_orphans()):
+        # Ray itself leaves it there.
+        assert state(killed) == "CREATED"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert removed == [killed]
+    assert (state(killed), state(other), state(used)) == ("REMOVED", "CREATED", "CREATED")
+    remove_own()
     whole = placement_group([{"CPU": 1}] * 2)
     ray.get(whole.ready(), timeout=60)
-    assert state(groups[1]) == "REMOVED"
+    assert (state(other), state(used)) == ("REMOVED", "REMOVED")
     remove_placement_group(whole)
 
 
@@ -298,3 +285,30 @@ def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, 
     stack = tmp_path / "sweep" / hung.detail.split("see ")[1]
     assert "loop.py" in stack.read_text()
     assert fine.outcome == "finished"
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([ValueError("no GPU\nand more")], ("process", "a worker process died: ValueError: no GPU")),
+        ([WorkerGroupStartupTimeoutError(4)], ("node", "its machine has gone")),
+        ([NodeDiedError("node has died")], ("node", "its machine has gone")),
+        # A process that died without an error has no reason to tell.
+        ([ActorDiedError()], ("process", "a worker process died")),
+        # Of several ranks, the one that has a reason.
+        (
+            [ActorDiedError(), OSError("no data")],
+            ("process", "a worker process died: OSError: no data"),
+        ),
+        (
+            [OSError("x"), OutOfMemoryError("Memory on the node was 7.9GB / 8GB\nmore")],
+            (
+                "memory",
+                "its machine ran out of memory, and Ray killed a worker: "
+                "OutOfMemoryError: Memory on the node was 7.9GB / 8GB",
+            ),
+        ),
+    ],
+)
+def test_the_cause_of_a_lost_group_is_the_one_that_its_errors_name(errors, expected):
+    assert cause_of(errors) == expected

@@ -18,7 +18,7 @@ import yaml
 from orchestrator.report.document import results_rows
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import read_journal
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, SessionBegan
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped, SessionBegan
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan
 from tests.support.sweeps import sweep_tree, tiny_base
@@ -259,3 +259,41 @@ def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path, cluster
     # Two nodes of one CPU each: the lanes cannot have sat on one.
     assert len({event.node for event in attempts}) == 2
     assert (folder / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_gpu_that_torch_cannot_use_is_refused_or_ends_the_run_and_a_trial_without_one_stays_off_it(
+    tmp_path,
+):
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        file = sweep_file(tmp_path, 1)
+        run = ("run", file, "--no-mlflow", "--address", cluster.address)
+        refused = start_cli(*run, "--out", tmp_path / "refused")
+        said, _ = refused.communicate(timeout=PATIENCE)
+        assert refused.returncode == 2, said
+        assert "claims a GPU, and torch cannot use it: it has no NVIDIA driver; torch" in " ".join(
+            said.split()
+        )
+        assert not (tmp_path / "refused").exists()
+
+        ended = start_cli(*run, "--out", tmp_path / "ended", "--no-preflight")
+        said, _ = ended.communicate(timeout=PATIENCE)
+        assert ended.returncode == 1, said
+        words = " ".join(said.split())
+        assert "stopped early: 3 worker groups in a row did not start: a worker process died: " in words
+        assert "no NVIDIA driver" in words.partition("stopped early")[2]
+        [told] = [e for e in read_journal(tmp_path / "ended").events if isinstance(e, BreakerTripped)]
+        assert told.arm == ""
+        assert not any(record.attempts for record in records_in(tmp_path / "ended").values())
+
+        # Nothing was lost: without the GPU the same folder goes on to its end.
+        again = start_cli(*run, "--out", tmp_path / "ended", "--set", "resources.gpus_per_worker=0")
+        said, _ = again.communicate(timeout=PATIENCE)
+        assert again.returncode == 0, said
+        assert {record.outcome for record in records_in(tmp_path / "ended").values()} == {"finished"}
+    finally:
+        cluster.shutdown()
