@@ -1,12 +1,13 @@
 """Arguments and options that verbs share, and how they print."""
 
+import io
 import os
 import re
 import shlex
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -117,6 +118,25 @@ def make_console(quiet: bool = False) -> "Console":
     # Wide enough for tables if the output is not a terminal.
     columns = os.environ.get("COLUMNS", "")
     return Console(width=None if sys.stdout.isatty() else int(columns) if columns.isdigit() else 160)
+
+
+def log_console(file: io.TextIOBase) -> "Console":
+    """Returns a console that writes plain text to a file."""
+    from rich.console import Console
+
+    return Console(file=cast(TextIO, file), width=160, force_terminal=False, color_system=None)
+
+
+def both(console: "Console", log: "Console") -> "Console":
+    """Returns a console that prints to two. As quiet as the first, but all goes to the second."""
+    from rich.console import Console
+
+    class Both(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            console.print(*objects, **options)
+            log.print(*objects, **options)
+
+    return Both(quiet=console.quiet)
 
 
 def say(console: "Console", text: str, style: str | None = None) -> None:

@@ -59,7 +59,6 @@ def run(
     """
     say_reading(file, quiet)
     from orchestrator.execution.session import Session, prepare
-    from orchestrator.store.lease import held
 
     asked = asked_file(file, sets, points)
     # The file that a folder of results keeps is continued there.
@@ -68,7 +67,7 @@ def run(
     command = again("run", file, {"out": out, "points": points, "address": address, "set": sets})
     with Watchers(make_console(quiet), track, notify, command) as watchers:
         plan, preparation = prepare(asked, folder, watchers.all, address, check)
-        with held(folder) as lease:
+        with watchers.holding(folder) as lease:
             end = Session(lease, watchers.all, address).run_rounds(plan, preparation)
             raise typer.Exit(watchers.conclude(folder, end))
 
@@ -102,7 +101,6 @@ def confirm(
         left_of,
     )
     from orchestrator.store.folder import load_confirmation, open_folder, save_confirmation
-    from orchestrator.store.lease import held
 
     console = make_console(quiet)
     known = open_folder(folder)
@@ -111,7 +109,7 @@ def confirm(
         _say_confirmation(console, folder, plan, left_of(plan, known), (top, seeds))
         return
     command = again("confirm", folder, {"top": top, "seeds": seeds, "address": address})
-    with Watchers(console, track, notify, command) as watchers, held(folder) as lease:
+    with Watchers(console, track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
         check_data(plan, folder)
@@ -178,14 +176,13 @@ def retry(
     from orchestrator.monitor.progress import FAILURES
     from orchestrator.store.folder import open_folder, record_retries
     from orchestrator.store.journal import FolderError
-    from orchestrator.store.lease import held
     from orchestrator.trials.records import brought_back, results_of
     from orchestrator.trials.trial import unique_trials
 
     open_folder(folder)
     options = {"outcome": outcome, "trial": trial, "address": address}
     command = again("retry", folder, options) + (" --failed" if failed else "")
-    with Watchers(make_console(quiet), track, notify, command) as watchers, held(folder) as lease:
+    with Watchers(make_console(quiet), track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
         check_data(known.plan, folder)
         results = results_of(known.plan, known.records)

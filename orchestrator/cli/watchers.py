@@ -1,23 +1,27 @@
 """The observers of a session on the command line: terminal, MLflow, messages, and signals."""
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orchestrator.cli.app import INTERRUPTED
+from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED
 from orchestrator.cli.conclusion import conclude
-from orchestrator.cli.options import say
+from orchestrator.cli.options import both, log_console, say
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
+from orchestrator.store.output import OutputLog
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
     from orchestrator.monitor.live import Display
     from orchestrator.monitor.progress import Progress
+    from orchestrator.store.lease import Lease
     from orchestrator.trials.events import Event
     from orchestrator.trials.trial import Plan, Trial
 
@@ -110,17 +114,18 @@ class Terminal(Observer):
 
 
 class Signals(Observer):
-    """Makes SIGTERM and SIGHUP act like Ctrl-C, and ignores all three while a session stops.
+    """Makes SIGTERM act like Ctrl-C, ignores both while a session stops, and SIGHUP always.
 
-    Stopping takes seconds, and a second signal would lose the record of the first.
+    Stopping takes seconds, and a second signal would lose the record of the first. SIGHUP means that the
+    terminal has gone, which is no wish to stop. The processes that are started meanwhile, those of Ray among
+    them, ignore it as well.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _HEEDED = (signal.SIGINT, signal.SIGTERM)
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
-        # nohup ignores SIGHUP, and so do we then.
-        self._heeded = [n for n in self._SIGNALS if self._before[n] != signal.SIG_IGN or n != signal.SIGHUP]
+        self._before = {number: signal.getsignal(number) for number in (*self._HEEDED, signal.SIGHUP)}
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._set(self._stop_once)
         return self
 
@@ -145,7 +150,7 @@ class Signals(Observer):
         raise KeyboardInterrupt
 
     def _set(self, handler: Any) -> None:
-        for number in self._heeded:
+        for number in self._HEEDED:
             signal.signal(number, handler)
 
 
@@ -162,11 +167,20 @@ class Watchers:
         """
         from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 
-        self._console, self._signals = console, Signals()
+        # A live view would fill a file with its redraws, so the log has a display of its own.
+        self._log, self._signals = OutputLog(), Signals()
+        log = log_console(self._log)
+        self._console = both(console, log)
         self.command = command
         self._mirror = MlflowObserver() if track else None
         others = [self._mirror] if self._mirror else []
-        self.all: list[Observer] = [self._signals, Terminal(console), NotifyObserver(notify), *others]
+        self.all: list[Observer] = [
+            self._signals,
+            Terminal(console),
+            Terminal(log),
+            NotifyObserver(notify),
+            *others,
+        ]
 
     def __enter__(self) -> "Watchers":
         self._signals.__enter__()
@@ -177,6 +191,34 @@ class Watchers:
         if kind is KeyboardInterrupt:
             self._say_stopped("stopped before a trial ran")
             raise typer.Exit(INTERRUPTED) from None
+
+    @contextlib.contextmanager
+    def holding(self, folder: Path) -> "Iterator[Lease]":
+        """Holds a sweep folder. Its output.log receives the output, and its lease the exit code at the end.
+
+        Raises:
+          FolderError: another run holds it; the message names it.
+        """
+        from orchestrator.store.lease import held
+
+        with held(folder) as lease:
+            self._log.begin(folder)
+            # Of an error that nobody has foreseen.
+            lease.code = INCOMPLETE
+            try:
+                yield lease
+            except typer.Exit as end:
+                lease.code = end.exit_code
+                raise
+            except KeyboardInterrupt:
+                lease.code = INTERRUPTED
+                raise
+            except UserError as error:
+                lease.code = BAD_INPUT
+                self._log.write(f"{error}\n")
+                raise
+            finally:
+                self._log.close()
 
     def _say_stopped(self, text: str) -> None:
         # As a warning, which a quiet command prints as well.

@@ -1,4 +1,4 @@
-"""Verbs to watch a sweep, running or not: status, logs, why, ui, sync."""
+"""Verbs to watch a sweep, running or not: status, attach, logs, why, ui, sync."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import INCOMPLETE, OK, WATCH, app
+from orchestrator.cli.app import INCOMPLETE, INTERRUPTED, OK, WATCH, app
 from orchestrator.cli.meant import in_order
 from orchestrator.cli.next_steps import after_failures
-from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, make_console, say, trial_ids
+from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, again, make_console, say, trial_ids
 from orchestrator.monitor.observer import Round
 from trainables.io.streams import end_with_reader
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 #: Seconds in which MLflow's pages must answer.
 _MLFLOW_SECONDS = 60
+
+#: Seconds between two looks at the output of a run.
+_ATTACH_SECONDS = 0.5
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep status runs/lr_wd --watch")
@@ -100,6 +103,43 @@ def status(
     if spent.total:
         console.print()
         console.print(ledger_table(spent))
+
+
+@app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep attach runs/lr_wd")
+def attach(folder: SweepFolder) -> None:
+    """Shows the output of a run of another process until it ends, and ends with its exit code.
+
+    Ctrl-C ends only this command. If no run is at work, it shows the output of the last one.
+    """
+    from orchestrator.store.journal import FolderError
+    from orchestrator.store.lease import exit_code, holder
+    from orchestrator.store.output import OutputTail, output_path
+
+    end_with_reader()
+    number = holder(folder)
+    if number is None and not output_path(folder).is_file():
+        raise FolderError(f"{folder}: no run is at work there, and none has left its output")
+    tail = OutputTail(folder)
+    try:
+        while True:
+            # Before the output is read, so that it includes the last lines of a run that ends now.
+            at_work = number is not None and holder(folder) == number
+            tail.copy(sys.stdout)
+            sys.stdout.flush()
+            if not at_work:
+                break
+            time.sleep(_ATTACH_SECONDS)
+    except KeyboardInterrupt:
+        print(f"\nThe run goes on. To stop it:  {again('stop', folder, {})}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    code = exit_code(folder)
+    if code is None:
+        print(
+            f"{folder}: nobody holds it any more, and the run has not said how it ended: it was killed. "
+            f"To go on:  {again('run', folder / 'sweep.yaml', {'out': folder})}",
+            file=sys.stderr,
+        )
+    raise typer.Exit(INCOMPLETE if code is None else code)
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep logs runs/lr_wd vit_c/adamw/3 --follow")

@@ -27,6 +27,9 @@ from trainables.io.json import parse_json
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 
+#: Files of a run that did nothing.
+_LEFT_BY_NOTHING = {"lock", "lease.json", "output.log"}
+
 StopMode = Literal["drain", "now"]
 
 
@@ -37,11 +40,13 @@ class Lease:
       folder: the sweep's.
       number: grows with every holder.
       lost: whether another run has taken the folder over.
+      code: the exit code of the run, for those who look on; None if it has none.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
         self.lost = False
+        self.code: int | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
@@ -99,9 +104,10 @@ def held(folder: Path) -> Iterator[Lease]:
             if not lease.lost:
                 (folder / "stop.json").unlink(missing_ok=True)
                 # The number stays, because the next holder counts on from it. An empty host means: not held.
-                write_atomically(folder / "lease.json", json.dumps({"number": number, "host": ""}) + "\n")
+                left = {"number": number, "host": "", "code": lease.code}
+                write_atomically(folder / "lease.json", json.dumps(left) + "\n")
             # A run that wrote nothing leaves no folder.
-            if not lease.lost and {entry.name for entry in folder.iterdir()} <= {"lock", "lease.json"}:
+            if not lease.lost and {entry.name for entry in folder.iterdir()} <= _LEFT_BY_NOTHING:
                 shutil.rmtree(folder)
 
 
@@ -126,6 +132,14 @@ def holder(folder: Path) -> int | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     return int(before["number"])
+
+
+def exit_code(folder: Path) -> int | None:
+    """Returns the exit code of the last run in a folder. None if it is at work or was killed."""
+    content = _read(folder)
+    if not content or content["host"] or not isinstance(content.get("code"), int):
+        return None
+    return int(content["code"])
 
 
 def request_stop(folder: Path, mode: StopMode) -> int:

@@ -256,7 +256,7 @@ def test_without_a_home_copies_of_data_go_to_temporary_files(monkeypatch):
 # --- signals ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_stops_and_the_next_ones_do_not_hurry_it(number):
     with Signals() as signals:
         with pytest.raises(KeyboardInterrupt):
@@ -269,13 +269,13 @@ def test_the_first_signal_stops_and_the_next_ones_do_not_hurry_it(number):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_nohup_is_respected():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Signals():
-            signal.raise_signal(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_terminal_that_goes_away_stops_neither_us_nor_the_processes_we_start():
+    before = signal.getsignal(signal.SIGHUP)
+    with Signals():
+        signal.raise_signal(signal.SIGHUP)
+        child = [sys.executable, "-c", "import signal; signal.raise_signal(signal.SIGHUP); print('alive')"]
+        assert subprocess.run(child, capture_output=True, check=True).stdout == b"alive\n"
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import os
+import pty
 import signal
 import statistics
 import subprocess
@@ -168,6 +170,28 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert ends_in(folder) == [*after, after[0]]
     assert rows_of(records_in(folder)) == undisturbed
     assert results(folder) == ended
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_and_a_terminal_that_goes_away_end_nothing(tmp_path):
+    file = sweep_file(tmp_path, 1)
+    command = Path(sys.executable).with_name("vitc-sweep")
+    options = "--no-mlflow --no-preflight"
+    line = f"set -o pipefail; {command} run {file} --out {tmp_path}/piped {options} | head -1"
+    subprocess.run(["bash", "-c", line], check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL)
+    assert len(ends_in(tmp_path / "piped")) == 2
+
+    folder = tmp_path / "closed"
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(command, [str(command), "run", str(file), "--out", str(folder), *options.split()])
+    while not (folder / "output.log").exists():
+        os.read(terminal, 4096)
+    # Sends SIGHUP to the process, which leads the terminal's session.
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(ends_in(folder)) == 2
+    assert "report: " in (folder / "output.log").read_text()
 
 
 @pytest.mark.slow
