@@ -1,0 +1,160 @@
+"""Which lanes to open and to close, so that trials of several gangs run at the same time.
+
+The largest gang that waits comes first, and smaller ones fill what it leaves. If the largest has no room, that of
+one lane is reserved for it: smaller trials there go on to their end, and none follows them. So the largest waits
+for trials that are in flight and for no others. This module has no state and no clock.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from orchestrator.trials.gang import Gang, Node
+
+#: Fractions of a GPU are compared with this tolerance.
+_TINY = 1e-9
+
+
+class OpenLane(NamedTuple):
+    """A lane and its place.
+
+    Attributes:
+      gang: resources of each of its trials, with the number of GPUs decided.
+      places: the machine of each worker.
+      busy: whether a trial is in flight on it.
+    """
+
+    gang: Gang
+    places: tuple[str, ...]
+    busy: bool = False
+
+
+class Admission(NamedTuple):
+    """Lanes to open, and names of idle lanes to close before those are opened."""
+
+    open: list[OpenLane]
+    close: list[str]
+
+
+class _Room:
+    """The free CPUs of each machine, and the free part of each of its GPUs."""
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self.cpus = {name: node.cpus for name, node in nodes.items()}
+        self.gpus = {name: [1.0] * int(node.gpus) for name, node in nodes.items()}
+
+    def free(self, name: str, gang: Gang) -> tuple[float, float]:
+        """Returns the GPUs and CPUs that are free on a machine, at most those of the gang."""
+        gpus = sum(part for part in self.gpus[name] if part >= min(gang.gpus or 0.0, 1.0) - _TINY)
+        return min(gpus, (gang.gpus or 0.0) * gang.workers), min(self.cpus[name], gang.cpus * gang.workers)
+
+    def take(self, name: str, gang: Gang, part: bool = False) -> bool:
+        """Takes one worker's resources of a machine if they are free. With `part`, takes what is free of them."""
+        if name not in self.cpus:
+            return False
+        gpus, wanted = self.gpus[name], gang.gpus or 0.0
+        each = min(wanted, 1.0)
+        # The fullest GPU that has room, so that others stay whole.
+        fitting = sorted((free, index) for index, free in enumerate(gpus) if wanted and free >= each - _TINY)
+        count = int(wanted) if wanted >= 1 else 1 if wanted else 0
+        if not part and (self.cpus[name] < gang.cpus or len(fitting) < count):
+            return False
+        self.cpus[name] = max(0.0, self.cpus[name] - gang.cpus)
+        for _, index in fitting[:count]:
+            gpus[index] = max(0.0, gpus[index] - each)
+        return True
+
+    def take_all(self, places: Sequence[str], gang: Gang) -> bool:
+        """Takes a lane's resources at given places. Takes nothing if they are not all free."""
+        before = {name: (self.cpus[name], list(self.gpus[name])) for name in places if name in self.cpus}
+        if all(self.take(name, gang) for name in places):
+            return True
+        for name, (cpus, gpus) in before.items():
+            self.cpus[name], self.gpus[name] = cpus, gpus
+        return False
+
+    def place(self, gang: Gang, order: Sequence[str]) -> tuple[str, ...]:
+        """Takes a lane's resources on the first machines of an order. Returns its places, or none at all."""
+        places: list[str] = []
+        for name in order:
+            while len(places) < gang.workers and self.take(name, gang):
+                places.append(name)
+            if len(places) == gang.workers:
+                return tuple(places)
+        return ()
+
+
+def admit(
+    nodes: Mapping[str, Node],
+    lanes: Mapping[str, OpenLane],
+    waiting: Mapping[Gang, int],
+    limit: int | None = None,
+) -> Admission:
+    """Returns the lanes to open and those to close.
+
+    Args:
+      nodes: all machines by name.
+      lanes: all lanes by name. Those of which a machine is gone take no room.
+      waiting: number of trials that wait, by gang with the number of GPUs decided.
+      limit: number of lanes at most (`resources.lanes`). None sets no limit.
+    """
+    room, idle = _Room(nodes), {name: lane for name, lane in lanes.items() if not lane.busy}
+    # Whole GPUs first, then the larger parts of one, which are the harder to place.
+    for lane in sorted((it for it in lanes.values() if it.busy), key=lambda it: -(it.gang.gpus or 0.0)):
+        for place in lane.places:
+            room.take(place, lane.gang, part=True)
+    held = Counter(place for lane in idle.values() for place in lane.places)
+    num_busy = len(lanes) - len(idle)
+    spare = sum(waiting.values()) + len(idle) if limit is None else limit - num_busy
+    opened: list[OpenLane] = []
+    kept: set[str] = set()
+    reserved = False
+    for gang in sorted(
+        (gang for gang, count in waiting.items() if count), key=lambda g: g.size, reverse=True
+    ):
+        left = waiting[gang]
+        for name, lane in idle.items():
+            if lane.gang == gang and left and spare > 0 and room.take_all(lane.places, gang):
+                kept.add(name)
+                left, spare = left - 1, spare - 1
+        while left and spare > 0:
+            rank = {name: (held[name], *room.free(name, gang), name) for name in nodes}
+            before = {name: (room.cpus[name], list(room.gpus[name])) for name in nodes}
+            if not (places := room.place(gang, sorted(nodes, key=rank.__getitem__))):
+                for name, (cpus, gpus) in before.items():
+                    room.cpus[name], room.gpus[name] = cpus, gpus
+                break
+            opened.append(OpenLane(gang, places, busy=True))
+            left, spare = left - 1, spare - 1
+        if left and not reserved and (places := _reservation(nodes, lanes, kept, opened, gang, room)):
+            reserved, spare = True, spare - 1
+            for place in places:
+                room.take(place, gang, part=True)
+    for name, lane in idle.items():
+        if name not in kept and spare > 0 and room.take_all(lane.places, lane.gang):
+            kept.add(name)
+            spare -= 1
+    return Admission(opened, [name for name in idle if name not in kept])
+
+
+def _reservation(
+    nodes: Mapping[str, Node],
+    lanes: Mapping[str, OpenLane],
+    kept: set[str],
+    opened: Sequence[OpenLane],
+    gang: Gang,
+    free: _Room,
+) -> tuple[str, ...]:
+    """Returns where a lane of a gang will have room once smaller trials there end. None at all if nowhere.
+
+    Machines with the most free room come first. Nothing takes it meanwhile, so the next decision agrees.
+    """
+    room = _Room(nodes)
+    stay = [
+        lane for name, lane in lanes.items() if name in kept or (lane.busy and lane.gang.size >= gang.size)
+    ]
+    for lane in (*stay, *opened):
+        for place in lane.places:
+            room.take(place, lane.gang, part=True)
+    rank = {name: (*(-value for value in free.free(name, gang)), name) for name in nodes}
+    return room.place(gang, sorted(nodes, key=rank.__getitem__))
