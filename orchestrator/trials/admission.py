@@ -1,8 +1,9 @@
-"""Which lanes to open and to close, so that trials of several gangs run at the same time.
+"""Admission of lanes: trials of several gangs run at the same time.
 
-The largest gang that waits comes first, and smaller ones fill what it leaves. If the largest has no room, that of
-one lane is reserved for it: smaller trials there go on to their end, and none follows them. So the largest waits
-for trials that are in flight and for no others. This module has no state and no clock.
+The largest gang that waits comes first, and smaller ones fill what it leaves. If the largest has no room,
+that of one lane is reserved for it: smaller trials there go on to their end, and none follows them. So the
+largest waits for trials in flight and for no others. This module has no state and no clock. Runs do not use
+it yet: their phases follow each other (`gang.lane_plan`).
 """
 
 from collections import Counter
@@ -49,7 +50,7 @@ class _Room:
         return min(gpus, (gang.gpus or 0.0) * gang.workers), min(self.cpus[name], gang.cpus * gang.workers)
 
     def take(self, name: str, gang: Gang, part: bool = False) -> bool:
-        """Takes one worker's resources of a machine if they are free. With `part`, takes what is free of them."""
+        """Takes one worker's resources if they are free. With `part`, takes what is free of them."""
         if name not in self.cpus:
             return False
         gpus, wanted = self.gpus[name], gang.gpus or 0.0

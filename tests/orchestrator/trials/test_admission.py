@@ -2,7 +2,7 @@
 
 import heapq
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ def named(nodes: list[Node]) -> dict[str, Node]:
 
 
 def check_room(nodes: dict[str, Node], lanes: list[OpenLane]) -> None:
-    cpus, gpus = Counter[str](), Counter[str]()
+    cpus, gpus = defaultdict[str, float](float), defaultdict[str, float](float)
     for lane in lanes:
         assert len(lane.places) == lane.gang.workers
         for place in lane.places:
