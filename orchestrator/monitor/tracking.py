@@ -379,6 +379,8 @@ class _Store:
             self._outcomes[trial.id] = outcome
 
     def _find_experiment(self, uri: str) -> str:
+        from mlflow.exceptions import MlflowException
+
         name = self._plan.sweep.name
         if (found := self._client.get_experiment_by_name(name)) is not None:
             if found.lifecycle_stage == "deleted":
@@ -388,7 +390,13 @@ class _Store:
         location = (root / name).as_uri() if root else None
         # Else MLflow may open the pages about language models, which hide runs.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        created = str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+        try:
+            created = str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+        except MlflowException:
+            # Another run that began at the same time may have made it since.
+            if (found := self._client.get_experiment_by_name(name)) is None:
+                raise
+            return str(found.experiment_id)
         if root and not self._client.search_runs(["0"], max_results=1) and created != "0":
             # MLflow's empty experiment called Default, which it makes in every new store.
             self._client.delete_experiment("0")
