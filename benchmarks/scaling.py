@@ -118,18 +118,19 @@ class World:
             self.count += 1
             name = f"lane{self.count}"
             self.lanes[name] = lane._replace(busy=False)
-            self.queues[lane.gang].open(name, self.now)
-            self.last[name] = self.queues[lane.gang].enter(name, lane.places[0], self.now)
+            dispatch = self.queues[lane.gang]
+            dispatch.open(name, self.now)
+            self.last[name] = dispatch.enter(name, lane.places[0], self.now)
             started.add(name)
         for name, lane in self.lanes.items():
             if not lane.busy and self.queues[lane.gang].queue:
                 self._start(name, lane, self.start_seconds if name in started else 0.0)
 
     def _start(self, name: str, lane: OpenLane, delay: float) -> None:
-        queue = self.queues[lane.gang]
-        if not queue.desks[name].slot:
-            queue.open(name, self.now)
-        if (attempt := queue.take(name, self.last[name], self.now)) is None:
+        dispatch = self.queues[lane.gang]
+        if not dispatch.desks[name].slot:
+            dispatch.open(name, self.now)
+        if (attempt := dispatch.take(name, self.last[name], self.now)) is None:
             return
         self.attempts += 1
         self.last[name] = attempt.number

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 #: Methods and functions with a place for an encoding: its index among the arguments, and that of the mode.
 CALLS = {"read_text": (0, None), "write_text": (1, None), "open": (2, 0), "fdopen": (3, 1)}
 #: Other things that are called `open` and take no encoding.
-NO_FILES = {"Image", "os", "data", "wanted", "one", "tarfile", "_dispatch", "self", "super"}
+NO_FILES = {"Image", "os", "data", "wanted", "one", "tarfile", "_dispatch", "dispatch", "self", "super"}
 
 
 def text_calls_without_encoding(tree: ast.AST) -> Iterator[int]:
