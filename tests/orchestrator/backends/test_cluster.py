@@ -21,7 +21,7 @@ def commands(config: dict[str, Any]) -> list[str]:
 
 
 def test_every_file_is_known() -> None:
-    others = {"Dockerfile", "Dockerfile.dockerignore", "README.md", "kuberay", "slurm.sbatch"}
+    others = {"Dockerfile", "Dockerfile.dockerignore", "README.md", "kuberay", "mlflow", "slurm.sbatch"}
     assert {path.name for path in CLUSTER.iterdir()} == {"gpu.yaml", "local.yaml", *others}
     readme = (CLUSTER / "README.md").read_text()
     assert all(path.name in readme for path in CONFIGS)
