@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.summary import summarise
+from orchestrator.execution.waiting import WAIT_MINUTES
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 from orchestrator.monitor.progress import Progress
@@ -85,6 +86,7 @@ def run_sweep(
     *,
     address: str | None = None,
     check: bool = True,
+    wait_minutes: float = WAIT_MINUTES,
 ) -> SessionEnd:
     """Runs the remaining trials of a sweep. It prints nothing; observers receive all that happens.
 
@@ -98,6 +100,7 @@ def run_sweep(
       observers: observers of the run, called in this order.
       address: a running Ray cluster; None starts one on this machine.
       check: whether to try every shape before the first trial.
+      wait_minutes: longest time without a machine that a trial fits on, after which it gives up.
 
     Returns:
       How it ended. The report is written by `write_report`, not here.
@@ -106,15 +109,16 @@ def run_sweep(
       SweepError: the sweep cannot start. The error lists every fault. Nothing was written.
       FolderError: another run holds the folder, or it holds another sweep.
       ClusterError: the cluster cannot run the trials.
+      Unavailable: no machine came that a trial fits on, before anything was written.
     """
     # Results are read without it, and it imports torch.
     from orchestrator.execution.session import Session, prepare
 
     file = _loaded(sweep)
     folder = Path(out) if out else Path("runs") / file.sweep.name
-    plan, preparation = prepare(file, folder, observers, address, check)
+    plan, preparation = prepare(file, folder, observers, address, check, wait_minutes)
     with lease.held(folder) as held:
-        return Session(held, observers, address).run_rounds(plan, preparation)
+        return Session(held, observers, address, wait_minutes).run_rounds(plan, preparation)
 
 
 def stop_sweep(folder: Path | str, drain: bool = False) -> None:

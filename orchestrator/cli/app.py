@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.cli import process
 from orchestrator.cli.meant import Verbs
-from trainables.errors import UserError
+from trainables.errors import Unavailable, UserError
 
 app = typer.Typer(
     name="vitc-sweep",
@@ -50,14 +50,19 @@ app.add_typer(data_app, name="data", rich_help_panel=ASK)
 OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
+def code_of(error: UserError) -> int:
+    """Returns the exit code that an error of the user ends with."""
+    return INCOMPLETE if isinstance(error, Unavailable) else BAD_INPUT
+
+
 def main() -> None:
-    """Runs the command line. An error of the user ends with its message and exit code 2, no traceback."""
+    """Runs the command line. An error of the user ends with its message and its exit code, no traceback."""
     process.prepare()
     try:
         app()
     except UserError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
+        raise SystemExit(code_of(error)) from None
     except OSError as error:
         # Of a disk that is full, or a file that may not be read or written.
         if error.errno is None:

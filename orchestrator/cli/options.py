@@ -87,6 +87,13 @@ Address = Annotated[
         help="Address of a running Ray cluster; `auto` on one of its nodes [default: this machine]."
     ),
 ]
+WaitMinutes = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Minutes to wait while no machine is there that a trial fits on; then end with exit code 1.",
+    ),
+]
 Track = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror the runs to MLflow.")]
 Quiet = Annotated[
     bool,

@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     Sets,
     SweepFile,
     Track,
+    WaitMinutes,
     asked_file,
     example_files,
     make_console,
@@ -24,6 +25,7 @@ from orchestrator.cli.options import (
     to_disk,
 )
 from orchestrator.cli.watchers import Signals, Terminal, lr_notes
+from orchestrator.execution.waiting import WAIT_MINUTES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -371,6 +373,7 @@ def preflight(
     sets: Sets = None,
     points: Points = None,
     address: Address = None,
+    wait_minutes: WaitMinutes = WAIT_MINUTES,
     track: Track = True,
     as_json: AsJson = False,
 ) -> None:
@@ -395,7 +398,8 @@ def preflight(
     for observer in observers:
         observer.planned(plan, plan.trials)
     with Signals():
-        outcome = try_out(plan, plan.trials, out or Path("runs") / asked.sweep.name, observers, address)
+        folder = out or Path("runs") / asked.sweep.name
+        outcome = try_out(plan, plan.trials, folder, observers, address, wait_minutes)
     if outcome.faults:
         raise asked.error(outcome.faults)
     if as_json:

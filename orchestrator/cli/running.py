@@ -18,6 +18,7 @@ from orchestrator.cli.options import (
     SweepFile,
     SweepFolder,
     Track,
+    WaitMinutes,
     again,
     asked_file,
     make_console,
@@ -26,6 +27,7 @@ from orchestrator.cli.options import (
     trial_ids,
 )
 from orchestrator.cli.watchers import Watchers
+from orchestrator.execution.waiting import WAIT_MINUTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,7 @@ def run(
     sets: Sets = None,
     points: Points = None,
     address: Address = None,
+    wait_minutes: WaitMinutes = WAIT_MINUTES,
     track: Track = True,
     check: Check = True,
     notify: Notify = None,
@@ -64,11 +67,12 @@ def run(
     # The file that a folder of results keeps is continued there.
     kept = file.parent if file.name == "sweep.yaml" and (file.parent / "record.json").is_file() else None
     folder = out or kept or Path("runs") / asked.sweep.name
-    command = again("run", file, {"out": out, "points": points, "address": address, "set": sets})
+    options = {"out": out, "points": points, "address": address, "set": sets} | _waits(wait_minutes)
+    command = again("run", file, options)
     with Watchers(make_console(quiet), track, notify, command) as watchers:
-        plan, preparation = prepare(asked, folder, watchers.all, address, check)
+        plan, preparation = prepare(asked, folder, watchers.all, address, check, wait_minutes)
         with watchers.holding(folder) as lease:
-            end = Session(lease, watchers.all, address).run_rounds(plan, preparation)
+            end = Session(lease, watchers.all, address, wait_minutes).run_rounds(plan, preparation)
             raise typer.Exit(watchers.conclude(folder, end))
 
 
@@ -81,6 +85,7 @@ def confirm(
         bool, typer.Option("--plan", help="Only count the trials and their time; start nothing.")
     ] = False,
     address: Address = None,
+    wait_minutes: WaitMinutes = WAIT_MINUTES,
     track: Track = True,
     check: Check = True,
     notify: Notify = None,
@@ -108,7 +113,8 @@ def confirm(
         plan, _ = choose_confirmation(known, top, seeds)
         _say_confirmation(console, folder, plan, left_of(plan, known), (top, seeds))
         return
-    command = again("confirm", folder, {"top": top, "seeds": seeds, "address": address})
+    options = {"top": top, "seeds": seeds, "address": address} | _waits(wait_minutes)
+    command = again("confirm", folder, options)
     with Watchers(console, track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
@@ -116,10 +122,10 @@ def confirm(
         todo, preparation = left_of(plan, known), Preparation()
         _say_confirmation(console, folder, plan, todo, (top, seeds))
         if check:
-            preparation = checked(_question(folder), plan, todo, folder, watchers.all, address)
+            preparation = checked(_question(folder), plan, todo, folder, watchers.all, address, wait_minutes)
         if load_confirmation(folder) is None:
             save_confirmation(folder, choice)
-        end = Session(lease, watchers.all, address).run_trials(plan, todo, known, preparation)
+        end = Session(lease, watchers.all, address, wait_minutes).run_trials(plan, todo, known, preparation)
         raise typer.Exit(watchers.conclude(folder, end))
 
 
@@ -162,6 +168,7 @@ def retry(
         ),
     ] = None,
     address: Address = None,
+    wait_minutes: WaitMinutes = WAIT_MINUTES,
     track: Track = True,
     check: Check = True,
     notify: Notify = None,
@@ -180,7 +187,7 @@ def retry(
     from orchestrator.trials.trial import unique_trials
 
     open_folder(folder)
-    options = {"outcome": outcome, "trial": trial, "address": address}
+    options = {"outcome": outcome, "trial": trial, "address": address} | _waits(wait_minutes)
     command = again("retry", folder, options) + (" --failed" if failed else "")
     with Watchers(make_console(quiet), track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
@@ -193,13 +200,23 @@ def retry(
         ended = {key for key, record in known.records.items() if record.settled}
         todo, preparation = unique_trials(known.plan.remaining(ended.difference(wanted))), Preparation()
         if check:
-            preparation = checked(_question(folder), known.plan, todo, folder, watchers.all, address)
+            preparation = checked(
+                _question(folder), known.plan, todo, folder, watchers.all, address, wait_minutes
+            )
         record_retries(folder, wanted, known.plan.sweep.resources.checkpoints)
         # Now that the choice is on record. The same command would choose among what has ended since.
-        watchers.command = again("run", folder / "sweep.yaml", {"out": folder, "address": address})
+        options = {"out": folder, "address": address} | _waits(wait_minutes)
+        watchers.command = again("run", folder / "sweep.yaml", options)
         known = open_folder(folder, to_run=True)
-        end = Session(lease, watchers.all, address).run_trials(known.plan, todo, known, preparation)
+        end = Session(lease, watchers.all, address, wait_minutes).run_trials(
+            known.plan, todo, known, preparation
+        )
         raise typer.Exit(watchers.conclude(folder, end))
+
+
+def _waits(minutes: float) -> dict[str, object]:
+    """Returns `--wait-minutes` as an option of `again`, unless it is the default."""
+    return {"wait-minutes": None if minutes == WAIT_MINUTES else f"{minutes:g}"}
 
 
 def _question(folder: Path) -> "AskedFile":

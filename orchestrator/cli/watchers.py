@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED
+from orchestrator.cli.app import INCOMPLETE, INTERRUPTED, code_of
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.options import both, log_console, say
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
@@ -214,7 +214,7 @@ class Watchers:
                 lease.code = INTERRUPTED
                 raise
             except UserError as error:
-                lease.code = BAD_INPUT
+                lease.code = code_of(error)
                 self._log.write(f"{error}\n")
                 raise
             finally:
@@ -230,5 +230,5 @@ class Watchers:
             self._say_stopped(
                 f"stopped ({end.reason}); {end.num_ended} of {end.num_trials} trials have ended"
             )
-            return INTERRUPTED
+            return INCOMPLETE if end.gave_up else INTERRUPTED
         return conclude(self._console, folder, self._mirror)

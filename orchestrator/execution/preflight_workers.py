@@ -8,18 +8,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.backends.ray_cluster import NO_GPU
 from orchestrator.execution.preflight_child import died
+from orchestrator.execution.waiting import Watch
 from orchestrator.trials.gang import Gang
+from trainables.errors import Unavailable
 from trainables.profiling.dry_run import Reply, Request
 
+#: Seconds between two looks at the machines while a task runs, or waits for one.
+_LOOK_SECONDS = 2.0
 
-def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
-    """Tries a request in a Ray task with the resources of one worker. A process that dies is a reply, too."""
+
+def check_start(gang: Gang, request: "Request", watch: Watch, tries: int = 3) -> "Reply":
+    """Tries a request in a Ray task with the resources of one worker. A process that dies is a reply, too.
+
+    Raises:
+      Unavailable: no machine with these resources has come in time.
+    """
     # A process that has used a GPU holds half a gigabyte of it until it ends, hence `max_calls`; only the
     # decorator takes it. Ray hides no GPU from a task without one.
     limits = {"num_gpus": gang.gpus, "max_calls": 1} if gang.gpus else {"num_gpus": 0, "runtime_env": NO_GPU}
     task = ray.remote(num_cpus=gang.cpus, max_retries=0, **limits)(_answer)
+    answer = task.remote(request.plain())
     try:
-        reply: Reply = ray.get(task.remote(request.plain()))
+        while not ray.wait([answer], timeout=_LOOK_SECONDS)[0]:
+            watch.check(lambda: [Gang(1, gang.cpus, gang.gpus)])
+        reply: Reply = ray.get(answer)
+    except Unavailable:
+        ray.cancel(answer)
+        raise
     except ray.exceptions.OutOfMemoryError:
         return died(-signal.SIGKILL, False, request.planned_bytes)
     except ray.exceptions.WorkerCrashedError:
@@ -28,7 +43,7 @@ def check_start(gang: Gang, request: "Request", tries: int = 3) -> "Reply":
         # The loss of a machine is no fault of the sweep, so the request is tried again.
         if tries == 1:
             raise
-        return check_start(gang, request, tries - 1)
+        return check_start(gang, request, watch, tries - 1)
     return reply
 
 

@@ -7,6 +7,7 @@ session from another process. Ray is imported when the trials start.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from orchestrator.execution.preflight import (
 )
 from orchestrator.execution.preflight_child import Child
 from orchestrator.execution.states_probe import ALONE, StatesProbe, must_reach, storage
+from orchestrator.execution.waiting import WAIT_MINUTES, Watch
 from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (
@@ -44,13 +46,14 @@ from orchestrator.store.journal import FolderError
 from orchestrator.store.lease import Lease, check_free
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
-from orchestrator.trials.gang import Node
+from orchestrator.trials.gang import Gang, Node
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import results_of
 from orchestrator.trials.remarks import remarks
 from orchestrator.trials.search import next_round, num_rounds, rounds_given
 from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan, Trial, unique_trials
+from trainables.errors import Unavailable
 
 if TYPE_CHECKING:
     from orchestrator.execution import run as execution_run
@@ -84,10 +87,12 @@ def prepare(
     observers: Sequence[Observer] = (),
     address: str | None = None,
     check: bool = True,
+    wait_minutes: float = WAIT_MINUTES,
 ) -> tuple[Plan, Preparation]:
     """Plans a sweep for its folder, and tries the trials left to run. Writes nothing.
 
     Raises:
+      Unavailable: no machine came that a trial fits on.
       SweepError: the sweep cannot start; the error lists all faults.
       FolderError: another run holds the folder, or it holds another sweep.
     """
@@ -109,7 +114,7 @@ def prepare(
             # Rounds of a search that are not chosen yet have the same shapes.
             left = list(whole.trials)
         # Before the folder is created, so that a sweep that cannot start leaves no folder.
-        preparation = checked(file, plan, left, folder, observers, address)
+        preparation = checked(file, plan, left, folder, observers, address, wait_minutes)
     return plan, preparation
 
 
@@ -120,17 +125,19 @@ def checked(
     folder: Path,
     observers: Sequence[Observer] = (),
     address: str | None = None,
+    wait_minutes: float = WAIT_MINUTES,
 ) -> Preparation:
     """Tries trials before they run. There may be none.
 
     Raises:
+      Unavailable: no machine came that a trial fits on. Nothing was written.
       SweepError: they cannot start; the error lists all faults with their place in the file. Nothing was
         written.
     """
     preparation = Preparation()
     if not trials:
         return preparation
-    outcome = try_out(plan, trials, folder, observers, address)
+    outcome = try_out(plan, trials, folder, observers, address, wait_minutes)
     if outcome.faults:
         raise file.error(outcome.faults)
     if outcome.expected:
@@ -144,8 +151,13 @@ def try_out(
     folder: Path,
     observers: Sequence[Observer] = (),
     address: str | None = None,
+    wait_minutes: float = WAIT_MINUTES,
 ) -> PreflightResult:
-    """Runs the preflight on the machines of the trials. The caller reports the faults."""
+    """Runs the preflight on the machines of the trials. The caller reports the faults.
+
+    Raises:
+      Unavailable: no machine came that a trial fits on.
+    """
     for remark in remarks(plan):
         _notice(observers, f"note: {remark}", "warning")
     if address is None:
@@ -162,15 +174,20 @@ def try_out(
 
         ray_cluster.connect(address)
         nodes = ray_cluster.nodes()
-        outcome = preflight(
-            plan,
-            trials,
-            nodes,
-            preflight_workers.check_start,
-            folder,
-            ray_cluster.clocks(),
-            alone=preflight_workers.machines_without,
-        )
+        watch = _watch(wait_minutes, observers)
+        try:
+            outcome = preflight(
+                plan,
+                trials,
+                nodes,
+                functools.partial(preflight_workers.check_start, watch=watch),
+                folder,
+                ray_cluster.clocks(),
+                alone=preflight_workers.machines_without,
+            )
+        except Unavailable:
+            ray_cluster.shutdown()
+            raise
         if outcome.faults:
             ray_cluster.shutdown()
     for observer in observers:
@@ -230,6 +247,13 @@ def _is_sweep(folder: Path) -> bool:
     return (folder / "sweep.yaml").is_file()
 
 
+def _watch(wait_minutes: float, observers: Sequence[Observer]) -> Watch:
+    from orchestrator.backends import autoscaler, ray_cluster
+
+    tell = functools.partial(_notice, observers)
+    return Watch(wait_minutes, tell, ray_cluster.nodes, autoscaler.last_word)
+
+
 def _notice(observers: Sequence[Observer], text: str, level: Level = "info") -> None:
     for observer in observers:
         observer.notice(text, level)
@@ -245,14 +269,22 @@ class Session:
     The caller calls `run_rounds` or `run_trials` once. Either closes the observers, also after an error.
     """
 
-    def __init__(self, lease: Lease, observers: Sequence[Observer] = (), address: str | None = None) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        observers: Sequence[Observer] = (),
+        address: str | None = None,
+        wait_minutes: float = WAIT_MINUTES,
+    ) -> None:
         """
         Args:
           lease: the held folder.
           observers: called in this order.
           address: a running Ray cluster; None starts one on this machine.
+          wait_minutes: longest time without a machine that a trial fits on, after which the session stops.
         """
         self._lease, self._observers, self._address = lease, observers, address
+        self._wait_minutes, self._gave_up = wait_minutes, False
         self._end = SessionEnd("broke off")
         self._told_alone = False
 
@@ -349,6 +381,7 @@ class Session:
             seconds=time.time() - preparation.began,
             breaker=progress.breaker,
             error=str(run.error) if run.error and not reason else "",
+            gave_up=self._gave_up,
         )
         for observer in self._observers:
             observer.end(self._end)
@@ -437,6 +470,7 @@ class Session:
 
         # `spending` is True at first, because earlier runs may have spent the budget.
         draining, nodes, spending = False, ray_cluster.nodes(), True
+        watch = _watch(self._wait_minutes, self._observers)
         while True:
             # Read before the events, so that the last ones are not missed.
             done = run.done
@@ -447,6 +481,9 @@ class Session:
                 return "another run has taken the folder over"
             if (wanted := self._lease.stop_wanted()) == "now":
                 return "as `vitc-sweep stop` asked"
+            if reason := watch.look(functools.partial(_wanted, progress, nodes)):
+                self._gave_up = True
+                return reason
             if not draining:
                 if wanted == "drain":
                     draining, text = True, "stopping: trials in flight go on to their end"
@@ -471,6 +508,18 @@ class Session:
 
 def _spends(event: Event) -> bool:
     return isinstance(event, EpochDone | AttemptEnded)
+
+
+def _wanted(progress: Progress, nodes: Sequence[Node]) -> list[Gang]:
+    """Returns the gangs of trials that have not ended; none while a trial runs.
+
+    `nodes` are the machines at the start, by which the gangs' numbers of GPUs were decided.
+    """
+    if any(tally.running for tally in progress.tallies):
+        return []
+    known = progress.records
+    open_trials = (t for t in progress.plan.trials if t.id not in known or not known[t.id].settled)
+    return list({trial.gang.on(nodes): None for trial in open_trials})
 
 
 def _lanes_at_most(run: "execution_run.Run") -> int:

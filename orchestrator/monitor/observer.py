@@ -53,6 +53,7 @@ class SessionEnd:
       seconds: seconds from the start of the command, preflight included.
       breaker: why the run stopped itself, else empty.
       error: the error of Ray that stopped the run, else empty.
+      gave_up: whether it was stopped because a machine that it waited for did not come.
     """
 
     how: How
@@ -63,6 +64,7 @@ class SessionEnd:
     seconds: float = 0.0
     breaker: str = ""
     error: str = ""
+    gave_up: bool = False
 
     @property
     def text(self) -> str:

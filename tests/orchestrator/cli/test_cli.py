@@ -361,7 +361,7 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
 def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
     asked = []
 
-    def try_out(plan, todo, folder, observers, address):
+    def try_out(plan, todo, folder, observers, address, wait_minutes):
         asked.append({trial.id for trial in todo})
         return PreflightResult(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
 
