@@ -44,26 +44,26 @@ class Report:
     """The state of an autoscaler.
 
     Attributes:
-      coming: number of machines that are being launched or set up, by node type.
+      requested: number of machines that the autoscaler has asked for, by node type.
+      starting: number of machines that are there and do not run Ray yet, by node type.
       failures: the last failed launch of each node type that has one.
       error: why the autoscaler itself has ended; empty if it has not.
     """
 
-    coming: Mapping[str, int] = field(default_factory=dict)
+    requested: Mapping[str, int] = field(default_factory=dict)
+    starting: Mapping[str, int] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     error: str = ""
 
     def text(self, now: float) -> str:
         """Returns the report in one line. Empty if it has nothing. `now` is in seconds since 1970."""
         parts = [f"the autoscaler failed: {_short(self.error)}"] if self.error else []
-        parts += [
-            f"{count} {kind} {'is' if count == 1 else 'are'} starting"
-            for kind, count in sorted(self.coming.items())
-        ]
+        parts += [f"{count} {kind} requested" for kind, count in sorted(self.requested.items())]
+        parts += [f"{count} {kind} starting" for kind, count in sorted(self.starting.items())]
         newest = sorted(self.failures.items(), key=lambda item: -item[1].time)
         for kind, failure in newest[:_MOST_FAILURES]:
-            ago = duration(max(now - failure.time, 0.0))
-            parts.append(f"the launch of {kind} failed {ago} ago" + _after_colon(failure.reason))
+            ago = duration(max(round(now - failure.time), 1)).replace(".0 s", " s")
+            parts.append(f"the last launch of {kind} failed {ago} ago{_after_colon(failure.reason)}")
         return "; ".join(parts)
 
 
@@ -91,8 +91,8 @@ def first(state: Mapping[str, Any], error: bytes) -> Report:
       error: the text that it leaves when it has ended by an error.
     """
     found = state.get("autoscaler_report") or {}
-    coming = Counter(found.get("pending_launches") or {})
-    coming.update(kind for _, kind, _ in found.get("pending_nodes") or ())
+    requested = found.get("pending_launches") or {}
+    starting = Counter(kind for _, kind, _ in found.get("pending_nodes") or ())
     records = (found.get("node_availability_summary") or {}).get("node_availabilities") or {}
     failures = {}
     for kind, record in records.items():
@@ -101,7 +101,7 @@ def first(state: Mapping[str, Any], error: bytes) -> Report:
             reason = ": ".join(filter(None, (why.get("category"), why.get("description"))))
             failures[kind] = Failure(record["last_checked_timestamp"], reason)
     lines = error.decode(errors="replace").strip().splitlines()
-    return Report(coming, failures, lines[-1] if lines else "")
+    return Report(requested, starting, failures, lines[-1] if lines else "")
 
 
 def second(status: Any, log: str = "") -> Report:
@@ -111,16 +111,17 @@ def second(status: Any, log: str = "") -> Report:
       status: its `ClusterStatus`.
       log: the end of its log.
     """
-    coming = Counter(node.ray_node_type_name for node in status.pending_nodes)
+    requested = Counter[str]()
     for launch in status.pending_launches:
-        coming[launch.ray_node_type_name] += launch.count
+        requested[launch.ray_node_type_name] += launch.count
+    starting = Counter(node.ray_node_type_name for node in status.pending_nodes)
     failures: dict[str, Failure] = {}
     for launch in status.failed_launches:
         kind, when = launch.ray_node_type_name, launch.failed_ts_s or launch.request_ts_s
         if kind not in failures or failures[kind].time < when:
             reason = _of_details(launch.details or "") or _of_log(log, kind)
             failures[kind] = Failure(when, reason)
-    return Report(coming, failures)
+    return Report(requested, starting, failures)
 
 
 def _of_details(details: str) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends import ray_cluster
-from orchestrator.execution import preflight_workers, run
+from orchestrator.backends import autoscaler, ray_cluster
+from orchestrator.execution import preflight_workers, run, waiting
 from orchestrator.execution.session import Preparation, Session
 from orchestrator.execution.states_probe import ALONE
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
@@ -234,3 +234,35 @@ def test_without_preflight_machines_that_do_not_reach_the_states_are_told_once_o
             session._check_states(plan, tmp_path)
     assert tried == [True]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_machines_that_go_for_good_are_told_of_and_stop_it_with_nothing_lost(
+    plan, cluster, tmp_path, monkeypatch
+):
+    there, clock, told = [[Node(2, 0)]], [0.0], Told()
+    monkeypatch.setattr(ray_cluster, "nodes", lambda: there[0])
+    monkeypatch.setattr(autoscaler, "last_word", lambda: "1 worker requested")
+    monkeypatch.setattr(waiting.Watch.__init__, "__defaults__", (lambda: clock[0],))
+    events = run.Run.events
+
+    def one_trial_then_none(self: Any) -> list[Event]:
+        clock[0] += 10.0
+        # At first a trial runs, then its machine goes.
+        if clock[0] <= 100:
+            trial = self.left[0].id
+            return [AttemptBegan(trial=trial, attempt=1, lane="lane", time=1.0)] if clock[0] == 10 else []
+        there[0] = [Node(0, 0)]
+        if clock[0] == 110:
+            return events(self)
+        return []
+
+    monkeypatch.setattr(run.Run, "events", one_trial_then_none)
+    end = Session(lease(tmp_path / "x"), [told], wait_minutes=1.0).run_rounds(plan, Preparation())
+    room, ray = "machine with 1 CPU", "; Ray: 1 worker requested"
+    assert told.notices[:-1] == [
+        f"waiting for a {room}, 5 s{ray}",
+        f"waiting for a {room}, 30 s{ray}",
+    ]
+    assert (end.how, end.gave_up, end.num_ended) == ("stopped", True, 1)
+    assert end.reason == f"no {room} in 1 min{ray} (--wait-minutes)"
+    assert cluster == ["stop", "close", "shutdown"]
