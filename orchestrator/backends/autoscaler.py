@@ -1,4 +1,4 @@
-"""What the autoscaler of the connected cluster last said about machines that are missing.
+"""The last words of the connected cluster's autoscaler about machines that are missing.
 
 Ray's first autoscaler writes its state to a key of the GCS, the second one answers a call. The second one
 leaves out why a launch failed (Ray 2.60), so that is taken from its log, if this process runs on the head.
@@ -141,7 +141,7 @@ def _log() -> str:
     path = Path(node.get_logs_dir_path()) / ray_constants.MONITOR_LOG_FILE_NAME
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LOG_BYTES))
-        return file.read().decode(errors="replace")
+        return str(file.read(), "utf-8", "replace")
     return ""
 
 

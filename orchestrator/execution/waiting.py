@@ -20,7 +20,7 @@ _LOOK_SECONDS = 1.0
 
 
 class Decision(NamedTuple):
-    """What to do about a wait: a line to print, or why to give up. Either may be empty."""
+    """A line to print during a wait, and why to give up. Either may be empty."""
 
     line: str = ""
     gives_up: str = ""

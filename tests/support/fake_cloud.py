@@ -5,7 +5,6 @@ Not Ray's `AutoscalingCluster`, which stops every Ray of the machine, and needs 
 
 import contextlib
 import json
-import os
 import socket
 import sys
 from collections.abc import Iterator

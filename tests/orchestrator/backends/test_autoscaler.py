@@ -43,8 +43,8 @@ def test_the_first_autoscaler_is_told_by_what_it_writes_to_the_gcs():
     summary = AutoscalerSummary({}, {}, pending, {"gpu": 3}, [], NodeAvailabilitySummary(records))
     text = first({"autoscaler_report": asdict(summary)}, b"").text(1000.0)
     assert text == (
-        "3 gpu requested; 2 gpu starting; the last launch of gpu failed 30 s ago: VcpuLimitExceeded: You have "
-        "requested more vCPU capacity than 0"
+        "3 gpu requested; 2 gpu starting; the last launch of gpu failed 30 s ago: VcpuLimitExceeded: "
+        "You have requested more vCPU capacity than 0"
     )
 
 
@@ -60,10 +60,10 @@ def test_the_second_autoscaler_is_told_by_its_status_and_reasons_by_its_log():
     pending = LaunchRequest("m7i", "gpu", 2, LaunchRequest.Status.PENDING, 990)
     starting = NodeInfo("m7i", "cpu", "i-1", "10.0.0.4")
     log = (
-        "2026 INFO node_provider.py:491 -- Failed to launch 1 nodes of type gpu: Node Launch Exception (Old): a\n"
-        "2026 INFO node_provider.py:491 -- Failed to launch 2 nodes of type gpu: Node Launch Exception "
+        "INFO node_provider.py:491 -- Failed to launch 1 nodes of type gpu: Node Launch Exception (Old): a\n"
+        "INFO node_provider.py:491 -- Failed to launch 2 nodes of type gpu: Node Launch Exception "
         "(UnauthorizedOperation): You are not authorized to perform this operation\n"
-        "2026 INFO node_provider.py:491 -- Failed to launch 1 nodes of type gpu2: another type's\n"
+        "INFO node_provider.py:491 -- Failed to launch 1 nodes of type gpu2: another type's\n"
     )
     status = ClusterStatus(
         pending_launches=[pending, pending],
@@ -71,8 +71,8 @@ def test_the_second_autoscaler_is_told_by_its_status_and_reasons_by_its_log():
         failed_launches=[failed("gpu", 900), failed("gpu", 940), failed("gpu", 920)],
     )
     assert second(status, log).text(1000.0) == (
-        "4 gpu requested; 1 cpu starting; the last launch of gpu failed 1 min 00 s ago: UnauthorizedOperation: "
-        "You are not authorized to perform this operation"
+        "4 gpu requested; 1 cpu starting; the last launch of gpu failed 1 min 00 s ago: "
+        "UnauthorizedOperation: You are not authorized to perform this operation"
     )
     # The log is on another machine.
     assert second(status).text(1000.0).endswith("the last launch of gpu failed 1 min 00 s ago")
@@ -80,10 +80,10 @@ def test_the_second_autoscaler_is_told_by_its_status_and_reasons_by_its_log():
 
 def test_reasons_that_the_second_autoscaler_knows_itself_come_from_it():
     quota = 'pods "gpu" is forbidden: exceeded quota'
-    launches = [failed("pod", 1, quota), failed("old", 0, details="failed to allocate after 4 attempts")]
+    launches = [failed("pod", 1, quota), failed("old", 7, details="failed to allocate after 4 attempts")]
     assert second(ClusterStatus(failed_launches=launches)).failures == {
         "pod": Failure(1, quota),
-        "old": Failure(0, "failed to allocate after 4 attempts"),
+        "old": Failure(7, "failed to allocate after 4 attempts"),
     }
 
 
