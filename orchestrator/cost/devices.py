@@ -1,14 +1,11 @@
 """Known devices, and the machine that this process runs on."""
 
-import contextlib
 import os
-import platform
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.trials.gang import Node
-from trainables.io.machine import usable_cpus
+from trainables.io.machine import processor, usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +68,6 @@ class Machine:
     def has_gpus(self) -> bool:
         """Returns whether trials that do not set a number of GPUs get one."""
         return any(node.gpus >= 1 for node in self.nodes)
-
-
-def processor() -> str:
-    """Returns the name of this machine's processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 #: Cores assumed for a machine given by its GPUs only: enough for any gang.

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.analysis.contrasts import Contrast
@@ -208,7 +208,8 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     `extra.<name>` are values that decide nothing. `role` is the purpose of the trial. `cell.<factor>` is the
     level, a path of the sweep file is the value drawn, `config.<path>` is the resolved setting.
     `train_flops_g` covers the whole run, `flops_g` one forward pass of one image, both in 10^9 multiply-adds.
-    `params_m` is in millions.
+    `params_m` is in millions. `device`, `dtype`, `driver`, `cuda` and `tf32` are those of the epochs that
+    count, with "; " between them if there are several; `deterministic` is true if it was so in all of them.
     """
     costs = costs_of(plan)
     paths = list(plan.sweep.vary)
@@ -240,6 +241,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
                 "epochs": len(record.rows),
                 "attempts": record.attempts,
                 "busy_seconds": record.busy_seconds,
+                **_device_columns(record),
                 "params_m": cost.model.params / 1e6,
                 "flops_g": cost.model.flops / 1e9,
                 "train_flops_g": cost.train_flops / 1e9,
@@ -247,6 +249,25 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
             }
         )
     return rows
+
+
+def _device_columns(record: Record) -> Row:
+    uses = record.computed_on
+
+    def told(name: str) -> str | None:
+        return "; ".join(dict.fromkeys(getattr(use, name) for use in uses)) if uses else None
+
+    return {
+        "device": told("name"),
+        **{name: told(name) for name in ("dtype", "driver", "cuda", "tf32")},
+        "deterministic": all(use.deterministic for use in uses) if uses else None,
+    }
+
+
+def device_rows(records: Iterable[Record]) -> list[Row]:
+    """Returns a row for each way in which epochs were computed: the device, and how many trials used it."""
+    counts = Counter(use for record in records for use in record.computed_on)
+    return [plain(use) | {"trials": count} for use, count in counts.items()]
 
 
 def _extra(record: Record) -> Mapping[str, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,12 +21,12 @@ from orchestrator.backends.ray_cluster import ClusterError
 from orchestrator.execution.lane import cause_of
 from orchestrator.execution.run import Run
 from orchestrator.sweep.config import Resources
-from orchestrator.trials.events import AttemptEnded, EpochDone, Event
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan, Trial
 from tests.conftest import parquet_file, png
 from tests.support.sweeps import TINY, plan_from, sweep_tree, tiny_base
-from trainables.base import TIMING_FIELDS
+from trainables.base import TIMING_FIELDS, DeviceUse
 from trainables.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -165,6 +166,17 @@ def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one
     assert warm[target.id].weights == cold[target.id].weights == last["weights"]
     # The digest tells runs apart.
     assert len({record.weights for record in warm.values()}) == 10
+
+
+def test_every_attempt_tells_its_device_before_its_rows(crowd):
+    processor = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    assert processor is not None
+    told = [event for event in crowd[1] if isinstance(event, DeviceUsed)]
+    began = [event for event in crowd[1] if isinstance(event, AttemptBegan)]
+    assert [(e.trial, e.attempt) for e in told] == [(e.trial, e.attempt) for e in began]
+    assert {event.use for event in told} == {DeviceUse(name=processor[1])}
+    for record in crowd[0].values():
+        assert set(record.devices) == set(record.rows)
 
 
 def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(crowd, faulty, folder):

@@ -32,6 +32,7 @@ from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record, results_of
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
+from trainables.base import DeviceUse
 from trainables.presets import leaves
 
 
@@ -221,6 +222,20 @@ def test_a_partial_sweep_says_what_is_missing(tmp_path):
     rows = results_rows(plan, records)
     assert len(rows) == len(plan.trials)
     assert [row["state"] for row in rows].count("missing") == 5
+
+
+def test_every_row_tells_what_computed_it(tmp_path):
+    plan = make(points=2)
+    records = fabricated(plan)
+    one, moved, *_ = (records[trial.id] for trial in plan.trials)
+    gpu = DeviceUse(name="NVIDIA L4", dtype="bf16", driver="580.65.06", cuda="13.0", tf32="conv")
+    one.devices = dict.fromkeys(one.rows, DeviceUse(name="a processor", deterministic=True))
+    moved.devices = {1: gpu, 2: dataclasses.replace(gpu, name="Tesla T4", dtype="fp16"), 3: gpu}
+    columns = ("device", "dtype", "driver", "cuda", "tf32", "deterministic")
+    rows = [tuple(row[column] for column in columns) for row in results_rows(plan, records)]
+    assert rows[0] == ("a processor", "fp32", "", "", "", True)
+    assert rows[1] == ("NVIDIA L4; Tesla T4", "bf16; fp16", "580.65.06", "13.0", "conv", False)
+    assert set(rows[2:]) == {(None,) * 6}
 
 
 def constant(token):

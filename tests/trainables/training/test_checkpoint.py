@@ -433,6 +433,7 @@ class FakeClerk:
         self.row = SimpleNamespace(remote=self._row)
         self.end = SimpleNamespace(remote=self._end)
         self.keeps = SimpleNamespace(remote=lambda *_: None)
+        self.uses = SimpleNamespace(remote=lambda *_: None)
         self.log = SimpleNamespace(remote=lambda *_: None)
 
     def _row(self, lane, number, row):
