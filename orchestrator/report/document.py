@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.analysis.summary import Summary, summarise
-from orchestrator.report.answer import answer, caveats, headline, stage_caveats
+from orchestrator.report.answer import answer, caveats, device_caveats, headline, stage_caveats
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.trials.outcomes import RULES
@@ -40,6 +40,7 @@ def document_of(found: Findings) -> Row:
         "caveats": [
             *caveats([check for part in evidence for check in part.edges], asked),
             *stage_caveats(found.results),
+            *device_caveats(found.results),
         ],
         "partial": any(state not in RULES for state in states),
         "states": dict(states),
