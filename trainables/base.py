@@ -115,6 +115,35 @@ class Epoch:
         return cls(**{name: row[name] for name in _COLUMNS if name in row})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    """The device that trains a model, and how it computes.
+
+    Attributes:
+      name: of the GPU as torch gives it, or of the processor.
+      dtype: of the products of matrices: `fp32`, or under mixed precision `bf16` or `fp16`.
+      driver: version of the NVIDIA driver; "" on a CPU.
+      cuda: version of CUDA that torch was built for; "" on a CPU.
+      tf32: what may be rounded to TF32: `matmul`, `conv`, `matmul conv`; "" if nothing is, as on a CPU.
+      deterministic: whether torch uses deterministic algorithms only.
+    """
+
+    name: str
+    dtype: str = "fp32"
+    driver: str = ""
+    cuda: str = ""
+    tf32: str = ""
+    deterministic: bool = False
+
+    @property
+    def is_gpu(self) -> bool:
+        """Returns whether it is a GPU."""
+        return bool(self.cuda)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dtype})"
+
+
 _COLUMNS = tuple(f.name for f in dataclasses.fields(Epoch))
 
 #: Column names of earlier versions, in which every task was classification, and the present ones.

@@ -54,7 +54,7 @@ def make(folder: Path, target: Path) -> None:
         "best": [[tally.cell, tally.arm, tally.best_pct] for tally in progress.tallies],
     }
     write_atomically(target / "state.json", json.dumps(state))
-    details = report_details(opened.record)
+    details = report_details(opened)
     write_report(opened.plan, opened.records, target, details, planned=opened.planned)
 
 

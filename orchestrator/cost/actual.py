@@ -4,13 +4,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.cost.devices import listed_name
 from orchestrator.cost.estimate import GIB, CostEstimate, units
 from orchestrator.cost.shapes import ShapeTable, shape_key
 from orchestrator.cost.speed import NOTHING, Basis, Span, epoch_seconds
 from orchestrator.trials.gang import Node
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan, unique_trials
-from trainables.base import Frozen
+from trainables.base import DeviceUse, Epoch, Frozen
 
 
 class PlannedShape(Frozen):
@@ -71,11 +72,12 @@ def planned(plan: Plan, found: CostEstimate, made: str) -> Planned:
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """The planned and the actual cost of one shape of a sweep, or of all shapes.
+    """The planned and the actual cost of one shape of a sweep on one device, or of all shapes.
 
     Attributes:
       arms: cell and arm. Empty for all shapes.
       shape: its name. Empty for all shapes.
+      device: what it ran on, if that is not what was planned: nothing is then planned for it. Else empty.
       trials_run, trials: number of trials that have run an epoch, and of all trials.
       planned_seconds, seconds: seconds per epoch. The second is a median, without epochs that ended a trial.
       planned_hours: for as many epochs as have run, so that a sweep cut short can be compared.
@@ -86,6 +88,7 @@ class Actual:
 
     arms: tuple[tuple[str, str], ...]
     shape: str
+    device: str
     trials_run: int
     trials: int
     planned_seconds: Span | None
@@ -98,9 +101,11 @@ class Actual:
 
 
 def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -> list[Actual]:
-    """Returns planned and actual cost per shape that has run, and a total of several planned shapes.
+    """Returns planned and actual cost per shape and device that has run, and a total of several planned rows.
 
-    A shape that was not in the plan has no planned numbers. This happens if the sweep was extended.
+    A shape that was not in the plan has no planned numbers. This happens if the sweep was extended. Nor has a
+    device that was not planned for, because the speed of one says nothing of another. Epochs without a
+    device on record count as computed on the planned one.
     """
     shapes = ShapeTable(plan)
     found: list[Actual] = []
@@ -108,28 +113,38 @@ def planned_actual(plan: Plan, before: Planned, records: Mapping[str, Record]) -
         ran = [records[trial.id] for trial in trials if trial.id in records and records[trial.id].rows]
         if not ran:
             continue
-        was = before.shapes.get(shape_key(shape))
-        rows = [row for record in ran for row in record.rows.values()]
-        devices = was.devices if was else shape.gang.workers * (shape.gang.gpus or shape.gang.cpus)
-        # The planned cost of as many epochs as have run.
-        planned_hours = was.seconds * (len(rows) * devices / 3600) if was and was.seconds else None
-        found.append(
-            Actual(
-                arms=shapes.arms[shape],
-                shape=shape.name,
-                trials_run=len(ran),
-                trials=len(trials),
-                planned_seconds=was.seconds if was else None,
-                seconds=statistics.median(epoch_seconds(rows)),
-                planned_hours=planned_hours,
-                hours=sum(_busy_seconds(record) for record in ran) * devices / 3600,
-                planned_peak_gib=was.peak_gib if was else None,
-                peak_gib=max(
-                    (r.peak_memory_gib for r in rows if r.peak_memory_gib is not None), default=None
-                ),
-                basis=was.basis if was else None,
-            )
+        known_shape = before.shapes.get(shape_key(shape))
+        devices = (
+            known_shape.devices if known_shape else shape.gang.workers * (shape.gang.gpus or shape.gang.cpus)
         )
+        by_device: dict[str, list[tuple[Record, list[Epoch]]]] = {}
+        for record in ran:
+            for device, part in _rows_by_device(record, before.device).items():
+                by_device.setdefault(device, []).append((record, part))
+        for device, parts in sorted(by_device.items(), key=lambda item: item[0] != before.device):
+            was = known_shape if device == before.device else None
+            rows = [row for _, part in parts for row in part]
+            # The planned cost of as many epochs as have run.
+            planned_hours = was.seconds * (len(rows) * devices / 3600) if was and was.seconds else None
+            busy = sum(_busy_by_device(record, before.device).get(device, 0.0) for record, _ in parts)
+            found.append(
+                Actual(
+                    arms=shapes.arms[shape],
+                    shape=shape.name,
+                    device="" if device == before.device else device,
+                    trials_run=len(parts),
+                    trials=len(trials),
+                    planned_seconds=was.seconds if was else None,
+                    seconds=statistics.median(epoch_seconds(rows)),
+                    planned_hours=planned_hours,
+                    hours=busy * devices / 3600,
+                    planned_peak_gib=was.peak_gib if was else None,
+                    peak_gib=max(
+                        (r.peak_memory_gib for r in rows if r.peak_memory_gib is not None), default=None
+                    ),
+                    basis=was.basis if was else None,
+                )
+            )
     known = [row for row in found if row.planned_hours is not None]
     if len(known) > 1:
         found.append(_all_of(known))
@@ -140,6 +155,7 @@ def _all_of(rows: Sequence[Actual]) -> Actual:
     return Actual(
         arms=(),
         shape="",
+        device="",
         trials_run=sum(row.trials_run for row in rows),
         trials=sum(row.trials for row in rows),
         planned_seconds=None,
@@ -150,6 +166,31 @@ def _all_of(rows: Sequence[Actual]) -> Actual:
         peak_gib=None,
         basis=None,
     )
+
+
+def _name_of(use: DeviceUse | None, planned_device: str) -> str:
+    return listed_name(use.name) if use else planned_device
+
+
+def _rows_by_device(record: Record, planned_device: str) -> dict[str, list[Epoch]]:
+    """Returns the epochs of a trial by device, under the names that plans use."""
+    found: dict[str, list[Epoch]] = {}
+    for number, row in record.rows.items():
+        found.setdefault(_name_of(record.devices.get(number), planned_device), []).append(row)
+    return found
+
+
+def _busy_by_device(record: Record, planned_device: str) -> dict[str, float]:
+    """Returns the seconds of all attempts by device. They add up to `_busy_seconds`."""
+    found: dict[str, float] = {}
+    for use, seconds in record.busy_on.items():
+        name = _name_of(use, planned_device)
+        found[name] = found.get(name, 0.0) + seconds
+    if rest := _busy_seconds(record) - sum(found.values()):
+        # Of an attempt that runs, or of records without devices.
+        name = _name_of(record.device, planned_device)
+        found[name] = found.get(name, 0.0) + rest
+    return found
 
 
 def _busy_seconds(record: Record) -> float:

@@ -1,14 +1,11 @@
 """Known devices, and the machine that this process runs on."""
 
-import contextlib
 import os
-import platform
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.trials.gang import Node
-from trainables.io.machine import usable_cpus
+from trainables.io.machine import processor, usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,11 @@ def device_called(name: str) -> str | None:
     return "A100-80GB" if "a100" in squeezed else None
 
 
+def listed_name(name: str) -> str:
+    """Returns the name under which a device's speed is known: its key in `DEVICES`, else the name itself."""
+    return device_called(name) or name
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """The hardware that a sweep runs on.
@@ -73,15 +75,6 @@ class Machine:
         return any(node.gpus >= 1 for node in self.nodes)
 
 
-def processor() -> str:
-    """Returns the name of this machine's processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 #: Cores assumed for a machine given by its GPUs only: enough for any gang.
 _MANY_CPUS = 10**6
 
@@ -95,7 +88,7 @@ def this_machine() -> Machine:
         name = torch.cuda.get_device_name(0)
         memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
         node = Node(cpus, float(torch.cuda.device_count()))
-        return Machine(device_called(name) or name, (node,), memory_gib)
+        return Machine(listed_name(name), (node,), memory_gib)
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Machine(processor(), (Node(cpus, 0.0),), memory_gib)
 

@@ -14,6 +14,7 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    DeviceUsed,
     EpochDone,
     Event,
     Notice,
@@ -59,6 +60,7 @@ class Ledger:
       preflight: checks before the first trial.
       wall: seconds from the first command to the end of the last, without the checks and the time between
         runs. It is no heading.
+      trials_on: the device-seconds of attempts by the name of their device; "" if it is unknown. No heading.
     """
 
     device: str = "core"
@@ -69,6 +71,7 @@ class Ledger:
     start_up: float = 0.0
     preflight: float = 0.0
     wall: float = field(default=0.0, compare=False)
+    trials_on: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def total(self) -> float:
@@ -80,7 +83,7 @@ class Ledger:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("device", "wall")
+            if f.name not in ("device", "wall", "trials_on")
         }
 
 
@@ -94,6 +97,7 @@ class _Attempt:
     heard: float = 0.0
     ended: float | None = None
     end: str = ""
+    device: str = ""
 
 
 @dataclass
@@ -153,6 +157,9 @@ class Accounts:
                     attempt = running[event.trial] = _Attempt(event.trial, event.lane, event.time)
                     self._of_trial.setdefault(attempt.trial, []).append(attempt)
                     phases[-1].attempts.append(attempt)
+            case DeviceUsed():
+                if (there := running.get(event.trial)) is not None:
+                    there.device = event.use.name
             case AttemptEnded():
                 if (there := running.pop(event.trial, None)) is not None:
                     there.from_step, there.step = event.from_step, event.step
@@ -196,6 +203,8 @@ def _total(phases: list[_Phase]) -> Ledger:
             ended = phase.ended if attempt.ended is None else attempt.ended
             seconds = max(0.0, ended - attempt.started)
             in_trials += seconds
+            on_it = total.trials_on.get(attempt.device, 0.0)
+            total.trials_on[attempt.device] = on_it + seconds * per_lane
             if attempt.trial in fruitless or attempt.end == "discarded":
                 total.lost += seconds * per_lane
                 continue

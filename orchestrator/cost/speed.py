@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scipy
 
-from orchestrator.cost.devices import DEVICES, Device
+from orchestrator.cost.devices import DEVICES, Device, listed_name
 from orchestrator.cost.shapes import Epochs, Shape, ShapeTable, counted
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan
@@ -85,21 +85,36 @@ class Sample:
 
 
 def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: bool) -> list[Sample]:
-    """Returns the measurements that the records of a sweep hold, for later estimates."""
-    seconds: dict[Shape, list[float]] = {}
-    peaks: dict[Shape, list[float]] = {}
+    """Returns the measurements that the records of a sweep hold, for later estimates: one a shape and device.
+
+    Args:
+      plan, records: the sweep.
+      device, on_gpu: the device of epochs for which none is on record, and whether it is a GPU.
+    """
+    seconds: dict[tuple[Shape, str, bool], list[float]] = {}
+    peaks: dict[tuple[Shape, str, bool], list[float]] = {}
     for shape, trials in ShapeTable(plan).groups.items():
         for trial in trials:
-            rows = records[trial.id].rows if trial.id in records else {}
-            seconds.setdefault(shape, []).extend(epoch_seconds(rows.values()))
-            peaks.setdefault(shape, []).extend(
-                row.peak_memory_gib for row in rows.values() if row.peak_memory_gib is not None
-            )
+            record = records.get(trial.id, Record())
+            for row in counted_rows(record.rows.values()):
+                use, before = (record.devices.get(number) for number in (row.epoch, row.epoch - 1))
+                if before is not None and use != before:
+                    # Part of this epoch may have been computed on the device before.
+                    continue
+                key = (shape, listed_name(use.name), use.is_gpu) if use else (shape, device, on_gpu)
+                seconds.setdefault(key, []).append(row.train_seconds + row.val_seconds)
+            for row in record.rows.values():
+                if row.peak_memory_gib is not None:
+                    use = record.devices.get(row.epoch)
+                    key = (shape, listed_name(use.name), use.is_gpu) if use else (shape, device, on_gpu)
+                    peaks.setdefault(key, []).append(row.peak_memory_gib)
     return [
-        Sample(shape, device, counted(plan, shape, on_gpu)[1], tuple(found), max(peaks[shape], default=None))
-        for shape, found in seconds.items()
-        if found
-    ]
+        Sample(
+            shape, name, counted(plan, shape, is_gpu)[1], tuple(found),
+            max(peaks.get((shape, name, is_gpu), ()), default=None),
+        )
+        for (shape, name, is_gpu), found in seconds.items()
+    ]  # fmt: skip
 
 
 def seconds_per_epoch(
@@ -229,14 +244,18 @@ def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
     )
 
 
-def epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
-    """Returns seconds per epoch, without last epochs, which also evaluate the final split.
+def counted_rows(rows: Iterable[Epoch]) -> list[Epoch]:
+    """Returns the epochs whose seconds count: all but last ones, which also evaluate the final split.
 
-    Returns those of all epochs if there are only last ones.
+    Returns all epochs if there are only last ones.
     """
     found = list(rows)
-    kept = [row for row in found if row.test_error_pct is None] or found
-    return [row.train_seconds + row.val_seconds for row in kept]
+    return [row for row in found if row.test_error_pct is None] or found
+
+
+def epoch_seconds(rows: Iterable[Epoch]) -> list[float]:
+    """Returns the seconds of each epoch of `counted_rows`."""
+    return [row.train_seconds + row.val_seconds for row in counted_rows(rows)]
 
 
 def probe_rates() -> Rates:

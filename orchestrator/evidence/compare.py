@@ -89,7 +89,7 @@ def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder
     record = parse_json((folder / "record.json").read_bytes())
     record["sources"] = {
         name: {
-            **report_details(source.record),
+            **report_details(source),
             "fingerprint": fingerprint(source.path) or "not sealed",
         }
         for name, source in sources.items()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.cost.ledger import ledger
+from orchestrator.report.document import device_rows
 from orchestrator.report.page import write_report
 from orchestrator.store.folder import Folder, open_folder
 from orchestrator.store.journal import FolderError
@@ -142,14 +143,18 @@ def source_digest(root: Path) -> str:
 # ---------------------------------------------------------------------------------------------- the report
 
 
-def report_details(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parts of record.json that a report prints at its end."""
+def report_details(opened: Folder) -> dict[str, Any]:
+    """Returns the parts of record.json that a report prints at its end, and the devices of the trials."""
     keys = ("created", "code", "python", "versions", "machine", "sources", "notices")
-    return {key: record[key] for key in keys if key in record}
+    details = {key: opened.record[key] for key in keys if key in opened.record}
+    # The machine of record.json is the one that the command ran on, which may train nothing.
+    if devices := device_rows(opened.records.values()):
+        details["devices"] = devices
+    return details
 
 
 def write_report_into(opened: Folder, copy: Path) -> None:
-    details, spent = report_details(opened.record), ledger(opened.events)
+    details, spent = report_details(opened), ledger(opened.events)
     write_report(
         opened.plan,
         opened.records,

@@ -21,7 +21,7 @@ from orchestrator.store.own_files import Machines, OneMachine, key_of, stack_pat
 from orchestrator.store.weights import BestKept, KeptWeights, WeightStore
 from orchestrator.trials.events import Event, Notice, SessionClosed
 from orchestrator.trials.outcomes import AttemptEnd
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 from trainables.io.files import write_atomically
 from trainables.io.storage import redacted
 
@@ -292,6 +292,10 @@ class Coordinator:
                 return attempt.number, taken
             await self._wait_for_change(version, TEND_SECONDS)
         return None
+
+    async def uses(self, lane: str, number: int, use: DeviceUse) -> None:
+        """Records the device of rank 0. It is durable with the attempt's first row or end."""
+        self._dispatch.uses(lane, number, use)
 
     async def beat(self, lane: str, number: int, step: int) -> bool:
         """Registers the step of rank 0. False makes it drop the trial."""

@@ -18,13 +18,14 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    DeviceUsed,
     EpochDone,
     Event,
     InFlight,
     Pulse,
 )
 from orchestrator.trials.outcomes import RULES, AttemptEnd, fingerprint, held_up_by
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 
 #: Losses of one trial in a row without progress after which it has failed, because the trial itself is then
 #: what kills its process.
@@ -337,6 +338,12 @@ class Dispatch:
         """Returns the trial of an attempt. None if the attempt is no longer this lane's."""
         found = self._attempt(lane, number)
         return found[1].job if found else None
+
+    def uses(self, lane: str, number: int, use: DeviceUse) -> None:
+        """Records the device of an attempt."""
+        if (found := self._attempt(lane, number)) is not None:
+            job = found[1].job
+            self.events.append(DeviceUsed(trial=job.trial, attempt=job.attempts, use=use))
 
     def beat(self, lane: str, number: int, step: int, now: float) -> bool:
         """Registers the step of rank 0. False makes it drop the trial."""

@@ -199,6 +199,7 @@ class _Attempt:
         """
         from trainables.config import TrainConfig
         from trainables.io.code import trusting_code
+        from trainables.training.device import device_use
         from trainables.training.loop import train
 
         if self._must_reach:
@@ -206,6 +207,10 @@ class _Attempt:
         job = self._job
         with trusting_code(self._folder):
             config = TrainConfig.model_validate_json(job["config"])
+        if self._is_first:
+            # Not waited for: calls of one process arrive in order, so it is there before any row.
+            use = device_use(config, self._context.device)
+            self._coordinator.uses.remote(self._lane, self._number, use)
         first = self._states.open_kept(job["start"]) if job.get("start") else contextlib.nullcontext()
         # After this block nothing more is written, so the Coordinator may delete checkpoints.
         with (

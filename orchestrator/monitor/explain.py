@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
+    DeviceUsed,
     EpochDone,
     Event,
     Pulse,
@@ -15,6 +16,7 @@ from orchestrator.trials.events import (
 from orchestrator.trials.names import name_of
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Result
+from trainables.base import DeviceUse
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class Attempt:
     Attributes:
       number: from 1.
       lane, node: the lane that ran it, and the id of its node, empty if unknown.
+      device: what it computed on; None if unknown.
       started, ended: seconds since 1970. `ended` is None while it runs.
       end, detail: how it ended, and the cause.
       from_step, step: its first step and the last one known; -1 if unknown.
@@ -44,6 +47,7 @@ class Attempt:
     epochs: int = 0
     final: bool = False
     discarded: bool = False
+    device: DeviceUse | None = None
 
 
 def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
@@ -53,6 +57,8 @@ def attempts_of(trial_id: str, events: Iterable[Event]) -> list[Attempt]:
         match event:
             case AttemptBegan(trial=trial) if trial == trial_id:
                 found.append(Attempt(event.attempt, event.lane, event.node, event.time))
+            case DeviceUsed(trial=trial) if found and trial == trial_id:
+                found[-1].device = event.use
             case EpochDone(trial=trial) if found and trial == trial_id:
                 found[-1].epochs += 1
                 found[-1].step = max(found[-1].step, event.row.step)
@@ -115,6 +121,8 @@ def _attempt_line(attempt: Attempt, steps: int) -> str:
     parts = [f"attempt {attempt.number} on lane {attempt.lane}"]
     if attempt.node:
         parts.append(f"node {attempt.node[:8]}")
+    if attempt.device is not None:
+        parts.append(_device_text(attempt.device))
     if attempt.ended is not None:
         parts.append(f"{attempt.ended - attempt.started:.1f} s")
     if attempt.step >= 0:
@@ -122,6 +130,16 @@ def _attempt_line(attempt: Attempt, steps: int) -> str:
     end = attempt.end or "running"
     detail = f": {attempt.detail}" if attempt.detail else ""
     return f"{', '.join(parts)}; {end}{detail}" + (" (discarded by `retry`)" if attempt.discarded else "")
+
+
+def _device_text(use: DeviceUse) -> str:
+    """Returns a device and how it computes, without what is so on every CPU."""
+    parts = [use.dtype]
+    if use.is_gpu:
+        parts += [f"driver {use.driver or 'unknown'}", f"CUDA {use.cuda}", f"TF32 {use.tf32 or 'off'}"]
+    if use.deterministic:
+        parts.append("deterministic")
+    return f"{use.name} ({', '.join(parts)})"
 
 
 def advice(result: Result, attempts: Sequence[Attempt], folder: str) -> list[str]:

@@ -11,6 +11,7 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    DeviceUsed,
     EpochDone,
     Event,
     Notice,
@@ -208,7 +209,7 @@ class Progress:
                 self.notices[event.detail] = self.notices.get(event.detail, 0) + 1
             case BreakerTripped():
                 self.breaker = event.detail
-            case PreflightDone() | PhaseBegan() | SessionClosed() | Sealed() | Unknown():
+            case PreflightDone() | PhaseBegan() | DeviceUsed() | SessionClosed() | Sealed() | Unknown():
                 pass
             case _:
                 assert_never(event)

@@ -34,7 +34,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.analysis.shift import shift_errors_in
 from orchestrator.stats.corruption import corruption_error
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event
 from orchestrator.trials.outcomes import SETTLED
 from orchestrator.trials.trial import Plan, Trial
 from trainables.base import EPOCH_LABELS, Epoch
@@ -163,6 +163,10 @@ def ui_address(host: str = "127.0.0.1", port: int = 5000) -> str:
     return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
 
 
+#: Events that change what the store holds of a trial.
+_OF_TRIALS = AttemptBegan | DeviceUsed | EpochDone | AttemptEnded
+
+
 @dataclass(slots=True)
 class _View:
     """The part of a trial's journal that the store may not have yet."""
@@ -173,15 +177,18 @@ class _View:
     rows: dict[int, tuple[float, Epoch]] = field(default_factory=dict)
     outcome: str = "running"
     detail: str = ""
+    device: str = ""
     ended: float = 0.0
 
-    def fold(self, event: AttemptBegan | EpochDone | AttemptEnded) -> None:
+    def fold(self, event: AttemptBegan | DeviceUsed | EpochDone | AttemptEnded) -> None:
         """Adds one event."""
         match event:
             case AttemptBegan():
                 self.attempt, self.outcome, self.detail = event.attempt, "running", ""
                 self.started = self.started or event.time
                 self.clock = event.time
+            case DeviceUsed(use=use):
+                self.device = str(use)
             case EpochDone(row=row):
                 # Rows have durations, not times. A time computed from events is the same when they are sent
                 # again, and the store drops a point that it has.
@@ -310,7 +317,7 @@ class Tracker:
                 self._numbers |= item
                 continue
             for event in item:
-                if isinstance(event, AttemptBegan | EpochDone | AttemptEnded) and event.trial in self._trials:
+                if isinstance(event, _OF_TRIALS) and event.trial in self._trials:
                     self._views.setdefault(event.trial, _View()).fold(event)
                     self._dirty[event.trial] = None
 
@@ -463,6 +470,8 @@ class _Store:
 
         if news:
             tags = {"outcome": view.outcome, "attempts": str(view.attempt)}
+            if view.device:
+                tags["device"] = view.device
             if view.detail or view.attempt > 1:
                 tags["detail"] = view.detail
             self._client.log_batch(sent.run_id, tags=self._tags(tags), synchronous=True)

@@ -21,7 +21,7 @@ from orchestrator.stats.intervals import CONFIDENCE
 from orchestrator.stats.measures import MEASURES, MeasureInfo
 from orchestrator.sweep.config import Primary
 from orchestrator.trials.numerals import percent, short
-from orchestrator.trials.records import Result
+from orchestrator.trials.records import Result, by_cell_and_arm
 
 # ------------------------------------------------------------------------------------------------- the answer
 
@@ -320,6 +320,35 @@ def stage_caveats(results: Iterable[Result]) -> list[str]:
         "their first stage diverged."
         for (arm, cell), number in counted.items()
     ]
+    return texts
+
+
+def device_caveats(results: Iterable[Result]) -> list[str]:
+    """Returns a caveat for each cell whose arms were compared over more than one device or precision."""
+    cells: dict[str, dict[str, Counter[str]]] = {}
+    for (cell, arm), members in by_cell_and_arm(results).items():
+        counts = Counter(
+            # A trial that moved is of neither device.
+            " then ".join(dict.fromkeys(str(use) for use in result.record.computed_on))
+            for result in members
+            if result.record.devices
+        )
+        cells.setdefault(cell, {})[arm] = counts
+    texts = []
+    for cell, arms in cells.items():
+        if len(arms) < 2 or len({use for counts in arms.values() for use in counts}) < 2:
+            continue
+        told = "; ".join(
+            f"{arm}: " + ", ".join(f"{count} on {use}" for use, count in sorted(counts.items()))
+            for arm, counts in arms.items()
+            if counts
+        )
+        texts.append(
+            f"The trials that are compared{_in_cell(cell)} ran on different devices or precisions, so a "
+            f"difference of arms may be one of devices. {told}."
+        )
+    if rest := len(texts) - _MAX_CAVEATS:
+        texts[_MAX_CAVEATS:] = [f"The same holds in {rest} more cells."] if rest > 0 else []
     return texts
 
 

@@ -6,13 +6,13 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.analysis.summary import Summary, summarise
-from orchestrator.report.answer import answer, caveats, headline, stage_caveats
+from orchestrator.report.answer import answer, caveats, device_caveats, headline, stage_caveats
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.trials.outcomes import RULES
@@ -40,6 +40,7 @@ def document_of(found: Findings) -> Row:
         "caveats": [
             *caveats([check for part in evidence for check in part.edges], asked),
             *stage_caveats(found.results),
+            *device_caveats(found.results),
         ],
         "partial": any(state not in RULES for state in states),
         "states": dict(states),
@@ -208,7 +209,8 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     `extra.<name>` are values that decide nothing. `role` is the purpose of the trial. `cell.<factor>` is the
     level, a path of the sweep file is the value drawn, `config.<path>` is the resolved setting.
     `train_flops_g` covers the whole run, `flops_g` one forward pass of one image, both in 10^9 multiply-adds.
-    `params_m` is in millions.
+    `params_m` is in millions. `device`, `dtype`, `driver`, `cuda` and `tf32` are those of the epochs that
+    count, with "; " between them if there are several; `deterministic` is true if it was so in all of them.
     """
     costs = costs_of(plan)
     paths = list(plan.sweep.vary)
@@ -240,6 +242,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
                 "epochs": len(record.rows),
                 "attempts": record.attempts,
                 "busy_seconds": record.busy_seconds,
+                **_device_columns(record),
                 "params_m": cost.model.params / 1e6,
                 "flops_g": cost.model.flops / 1e9,
                 "train_flops_g": cost.train_flops / 1e9,
@@ -247,6 +250,25 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
             }
         )
     return rows
+
+
+def _device_columns(record: Record) -> Row:
+    uses = record.computed_on
+
+    def told(name: str) -> str | None:
+        return "; ".join(dict.fromkeys(getattr(use, name) for use in uses)) if uses else None
+
+    return {
+        "device": told("name"),
+        **{name: told(name) for name in ("dtype", "driver", "cuda", "tf32")},
+        "deterministic": all(use.deterministic for use in uses) if uses else None,
+    }
+
+
+def device_rows(records: Iterable[Record]) -> list[Row]:
+    """Returns a row for each way in which epochs were computed: the device, and how many trials used it."""
+    counts = Counter(use for record in records for use in record.computed_on)
+    return [plain(use) | {"trials": count} for use, count in counts.items()]
 
 
 def _extra(record: Record) -> Mapping[str, float]:

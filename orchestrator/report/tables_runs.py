@@ -117,6 +117,9 @@ def ledger_table(found: Findings) -> Table:
         share = 100 * seconds / found.spent.total
         table.add(name.replace("_", "-"), f"{seconds:.0f}", f"{share:.1f}", MEANINGS[name])
         table.data.append({"spent_on": name, "device": device, "seconds": seconds, "share_pct": share})
+    if len(found.spent.trials_on) > 1:
+        parts = [f"{seconds:.0f} on {name or 'unknown'}" for name, seconds in found.spent.trials_on.items()]
+        table.note(f"{device}-seconds of trials by device: {', '.join(parts)}.")
     return table
 
 
@@ -138,7 +141,7 @@ def planned_table(found: Findings) -> Table:
     for row in rows:
         (cell, arm), *more = row.arms or (("all", "that were planned"),)
         table.add(
-            f"{cell} {arm}" + (f" and {len(more)} more" if more else ""),
+            Text(f"{cell} {arm}" + (f" and {len(more)} more" if more else ""), row.device),
             row.shape or "–",
             f"{row.trials_run} of {row.trials}",
             _span_text(row.planned_seconds),
@@ -155,6 +158,7 @@ def planned_table(found: Findings) -> Table:
             {
                 "cells_and_arms": "; ".join(f"{cell} {arm}" for cell, arm in row.arms),
                 "shape": row.shape,
+                "device": row.device or before.device,
                 "trials_run": row.trials_run,
                 "trials": row.trials,
                 **_span_columns("planned_seconds_per_epoch", row.planned_seconds),
@@ -167,7 +171,13 @@ def planned_table(found: Findings) -> Table:
             }
         )
     _note_wall_clock(found, before, table)
-    if any(row.arms and row.basis is None and row.planned_peak_gib is None for row in rows):
+    if other := list(dict.fromkeys(row.device for row in rows if row.device)):
+        table.note(
+            f"Nothing was planned for {', '.join(other)}: speeds of one device are not those of another."
+        )
+    if any(
+        row.arms and not row.device and row.basis is None and row.planned_peak_gib is None for row in rows
+    ):
         table.note("Shapes without a plan were added by a later run.")
     return table
 

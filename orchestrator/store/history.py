@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.cost.devices import device_called
+from orchestrator.cost.devices import listed_name
 from orchestrator.cost.speed import Sample, samples_of
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import FolderError
@@ -29,7 +29,8 @@ def past_samples(root: Path, newest: int | None = None) -> tuple[list[Sample], l
             continue
         known = folder.record.get("machine", {})
         gpus = known.get("gpus") or []
-        device = (device_called(gpus[0]) or gpus[0]) if gpus else known.get("processor", "")
+        # Of epochs that do not tell theirs, because an earlier version recorded them.
+        device = listed_name(gpus[0]) if gpus else known.get("processor", "")
         try:
             samples += samples_of(folder.plan, folder.records, device, bool(gpus))
         except CodeError:

@@ -14,15 +14,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cost.devices import processor
 from trainables.errors import UserError
 from trainables.io.json import parse_json
-from trainables.io.machine import usable_cpus
+from trainables.io.machine import processor, usable_cpus
 
 
 def provenance() -> dict[str, Any]:
     """Returns code, versions and machine, for record.json."""
     import torch
+
+    from trainables.gpu import driver_version
 
     packages = ("vitc-sweep", "torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy", "scipy")
     versions = {}
@@ -39,6 +40,8 @@ def provenance() -> dict[str, Any]:
             "cpus": usable_cpus(),
             "processor": processor(),
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+            "driver": driver_version(),
+            "cuda": torch.version.cuda or "",
         },
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, assert_never, get_args
 
 from orchestrator.trials.outcomes import AttemptEnd
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,16 @@ class AttemptBegan:
     lane: str
     node: str = ""
     time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUsed:
+    """The worker with rank 0 has said on which device its attempt trains."""
+
+    kind: ClassVar[str] = "device"
+    trial: str
+    attempt: int
+    use: DeviceUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,12 +199,12 @@ _Plain = (
     | BreakerTripped
     | Notice
 )
-Event = _Plain | SessionBegan | EpochDone | Pulse | Unknown
+Event = _Plain | SessionBegan | DeviceUsed | EpochDone | Pulse | Unknown
 
 _PLAIN_KINDS: dict[str, type[_Plain]] = {kind.kind: kind for kind in get_args(_Plain)}
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: tuple(f.name for f in dataclasses.fields(kind))
-    for kind in (*get_args(_Plain), SessionBegan, Pulse, Epoch)
+    for kind in (*get_args(_Plain), SessionBegan, Pulse, DeviceUse, Epoch)
 }
 
 
@@ -204,6 +214,9 @@ def to_json(event: Event) -> dict[str, Any]:
         case EpochDone():
             row = _values(event.row)
             return {"kind": event.kind, "trial": event.trial, "attempt": event.attempt, "row": row}
+        case DeviceUsed():
+            use = _values(event.use)
+            return {"kind": event.kind, "trial": event.trial, "attempt": event.attempt, "use": use}
         case Unknown():
             return event.tree
         case _:
@@ -219,6 +232,9 @@ def from_json(tree: Mapping[str, Any]) -> Event:
     match tree["kind"]:
         case "epoch":
             return EpochDone(trial=tree["trial"], attempt=tree["attempt"], row=row_of(tree["row"]))
+        case "device":
+            use = DeviceUse(**_known(tree["use"], _FIELDS[DeviceUse]))
+            return DeviceUsed(trial=tree["trial"], attempt=tree["attempt"], use=use)
         case "pulse":
             in_flight = {trial: InFlight(*values) for trial, values in tree["in_flight"].items()}
             return Pulse(time=tree["time"], in_flight=in_flight)
@@ -254,7 +270,7 @@ def _values(record: Any) -> dict[str, Any]:
 def time_of(event: Event) -> float | None:
     """Returns the time of an event, in seconds since 1970. None for kinds without a time."""
     match event:
-        case EpochDone() | Sealed() | Notice():
+        case DeviceUsed() | EpochDone() | Sealed() | Notice():
             return None
         case Unknown():
             return event.tree.get("time")
@@ -265,7 +281,7 @@ def time_of(event: Event) -> float | None:
 def trial_of(event: Event) -> str | None:
     """Returns the id of the event's trial. None for events about the run."""
     match event:
-        case EpochDone() | AttemptBegan() | AttemptEnded() | RetryWanted():
+        case AttemptBegan() | DeviceUsed() | EpochDone() | AttemptEnded() | RetryWanted():
             return event.trial
         case Unknown():
             return event.tree.get("trial")

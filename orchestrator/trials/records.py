@@ -9,6 +9,7 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    DeviceUsed,
     EpochDone,
     Event,
     Notice,
@@ -22,7 +23,7 @@ from orchestrator.trials.events import (
     Unknown,
 )
 from orchestrator.trials.outcomes import RULES, SETTLED, Outcome, Rule
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 
 if TYPE_CHECKING:  # not at run time, so that the coordinator starts fast
     from orchestrator.trials.trial import Plan, Trial
@@ -41,6 +42,9 @@ class Record:
       running: whether an attempt has begun and not ended.
       weights: digest of the final weights. Equal runs have equal digests.
       started, ended: time of the first start and of the last end, in seconds since 1970.
+      device: of the last attempt. None if unknown, as in journals of earlier versions.
+      devices: the device of each epoch by number, as far as known.
+      busy_on: `busy_seconds` by device; None is an unknown one.
     """
 
     outcome: Outcome | None = None
@@ -52,6 +56,9 @@ class Record:
     started: float | None = None
     ended: float | None = None
     weights: str = ""
+    device: DeviceUse | None = None
+    devices: dict[int, DeviceUse] = field(default_factory=dict)
+    busy_on: dict[DeviceUse | None, float] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
@@ -62,6 +69,11 @@ class Record:
     def whole_epochs(self) -> int:
         """The number of epochs, counted from the first, that are recorded without a gap."""
         return next(number for number in itertools.count() if number + 1 not in self.rows)
+
+    @property
+    def computed_on(self) -> list[DeviceUse]:
+        """The devices that its epochs were computed on, in the order of their first epochs."""
+        return list(dict.fromkeys(self.devices[number] for number in sorted(self.devices)))
 
     @property
     def last(self) -> Epoch | None:
@@ -75,18 +87,26 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
     for event in events:
         match event:
             case EpochDone():
-                records.setdefault(event.trial, Record()).rows[event.row.epoch] = event.row
+                record = records.setdefault(event.trial, Record())
+                record.rows[event.row.epoch] = event.row
+                if record.device is not None:
+                    record.devices[event.row.epoch] = record.device
+                else:
+                    record.devices.pop(event.row.epoch, None)
             case AttemptBegan():
                 record = records.setdefault(event.trial, Record())
                 record.attempts = max(record.attempts, event.attempt)
-                record.running, record.outcome = True, None
+                record.running, record.outcome, record.device = True, None, None
                 record.started = record.started or event.time
+            case DeviceUsed():
+                records.setdefault(event.trial, Record()).device = event.use
             case AttemptEnded():
                 _fold_end(event, records.setdefault(event.trial, Record()))
             case RetryWanted():
                 record = records.setdefault(event.trial, Record())
                 record.outcome, record.detail, record.weights = None, "", ""
                 record.rows.clear()
+                record.devices.clear()
             case SessionBegan():
                 # Trials that were running in an earlier run ended with it.
                 for record in records.values():
@@ -110,6 +130,7 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
 def _fold_end(event: AttemptEnded, record: Record) -> None:
     record.running = False
     record.busy_seconds += event.seconds
+    record.busy_on[record.device] = record.busy_on.get(record.device, 0.0) + event.seconds
     record.ended = event.time
     record.detail = event.detail
     # A row is missing if its line in the journal was damaged. Then the trial has to be run again.

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import yaml
 
-from tests.support.sweeps import plan_of
+from tests.support.sweeps import plan_of, tiny_base
 from trainables import gpu
 from trainables.__main__ import main
 from trainables.context import this_process
@@ -21,6 +22,19 @@ def test_a_run_on_the_cpu_stays_there_where_a_gpu_is_seen(monkeypatch):
     assert this_process().device == CPU
     reply = answer(Request(config, device="cpu"))
     assert (reply.rule, reply.peak_bytes) == ("", None)
+
+
+def test_the_command_computes_on_the_cpu_if_told_so_where_a_gpu_is_seen(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    tree = tiny_base(optim={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}, schedule={"epochs": 1})
+    file.write_text(yaml.safe_dump(tree | {"divergence": {"margin_pct": 0}}))
+    assert main([str(file), "--device", "cpu"]) == 0
+    *_, expected = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None)
+    assert main([str(file), "--device", "cpu"]) == 0
+    *_, found = capsys.readouterr().out.splitlines()
+    assert found == expected
 
 
 def test_a_gpu_that_torch_cannot_use_is_refused_with_driver_and_remedies(monkeypatch):

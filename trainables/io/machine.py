@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,15 @@ def cache_folder() -> Path:
     path = os.path.expanduser(os.environ.get("VITC_SWEEP_CACHE") or "~/.cache/vitc-sweep")
     # A home that is not known stays `~`.
     return Path(tempfile.gettempdir(), "vitc-sweep-cache") if path.startswith("~") else Path(path)
+
+
+def processor() -> str:
+    """Returns the name of this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def usable_cpus(system: Path = Path("/")) -> int:

@@ -40,6 +40,7 @@ from trainables.identity import identity
 from trainables.optim import in_epochs
 from trainables.tasks.base import Score
 from trainables.training.checkpoint import Checkpointer
+from trainables.training.device import autocast_dtype
 from trainables.training.state import State
 from trainables.training.step import Learner, training_step
 from trainables.training.transfer import final_weights, take_over
@@ -218,7 +219,7 @@ class TrainingRun:
         if context.world_size > 1:
             ids = [context.device.index] if context.device.type == "cuda" else None
             network = DistributedDataParallel(model, device_ids=ids)
-        self.autocast_dtype = _autocast_dtype(config, context.device)
+        self.autocast_dtype = autocast_dtype(config, context.device)
         self.total_steps = config.schedule.epochs * self.steps_per_epoch
         ema = None
         if config.ema:
@@ -485,14 +486,3 @@ def _build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seeds.init)
         return config.model.network(num_classes)
-
-
-def _autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    match config.precision:
-        case "bf16":
-            return torch.bfloat16
-        case "fp16":
-            return torch.float16
-        case "auto" if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return None

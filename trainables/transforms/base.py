@@ -1,5 +1,6 @@
 """Operations that all pipelines share."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -25,10 +26,23 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int) -> Image.Image:
 
 
 def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    device = pixels_BCHW.device
-    scale = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
-    offset = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
+    """Returns bytes as numbers of mean 0 and standard deviation 1 per channel, on the device of the bytes."""
+    offset, scale = (_of_bytes(values, pixels_BCHW.device) for values in (mean, std))
     return (pixels_BCHW.float() - offset) / scale
+
+
+# Kept, because making them on a GPU copies from memory that is not pinned, which waits for the GPU.
+@functools.lru_cache(maxsize=16)
+def _of_bytes(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor of the CPU on a device. The CPU does not wait for the device."""
+    if device.type == "cuda":
+        # A copy from other memory waits for all that the GPU has been given.
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def eval_rows(num_samples: int, batch_size: int, context: Context) -> Iterator[NDArray[np.int64]]:

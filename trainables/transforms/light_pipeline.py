@@ -15,7 +15,7 @@ from trainables.context import Context
 from trainables.data.base import Images
 from trainables.data.cache import Collected, collect
 from trainables.data.order import epoch_order, num_steps, step_samples
-from trainables.transforms.base import Batch, Change, eval_rows, normalise, resize_and_crop
+from trainables.transforms.base import Batch, Change, eval_rows, normalise, resize_and_crop, sent
 from trainables.transforms.light import Light
 
 #: Most bytes that the images of a split may take in memory.
@@ -38,7 +38,7 @@ class LightPipeline:
         uniforms_N3 = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).random((len(images), 3))
         for step in range(first_step, num_steps(len(order), batch_size)):
             rows = step_samples(order, batch_size, step, self.context.rank, self.context.world_size)
-            at = torch.from_numpy(rows).to(self.context.device)
+            at = sent(torch.from_numpy(rows), self.context.device)
             pixels_BCHW = self._augment(collected.pixels_NCHW[at], uniforms_N3[rows])
             yield normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
 
@@ -46,7 +46,7 @@ class LightPipeline:
         """Yields this rank's share of a split without augmentation, after `change` if it is given."""
         collected = _collected_light(images, self.image_size, self.context.device)
         for rows in eval_rows(len(images), batch_size, self.context):
-            at = torch.from_numpy(rows).to(self.context.device)
+            at = sent(torch.from_numpy(rows), self.context.device)
             pixels_BCHW = collected.pixels_NCHW[at]
             if change is not None:
                 pixels_BHWC = pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy()
@@ -60,12 +60,12 @@ class LightPipeline:
         if reach:
             padded = torch.nn.functional.pad(pixels_BCHW, (reach,) * 4)
             offsets_B2 = torch.from_numpy((uniforms_B3[:, :2] * (2 * reach + 1)).astype(np.int64))
-            at_B2S = (offsets_B2[:, :, None] + torch.arange(side)).to(pixels_BCHW.device)
+            at_B2S = sent(offsets_B2[:, :, None] + torch.arange(side), pixels_BCHW.device)
             batch = torch.arange(len(padded), device=pixels_BCHW.device)[:, None, None]
             # Permuted, because indexing with sliced channels moves them last.
             pixels_BCHW = padded[batch, :, at_B2S[:, 0, :, None], at_B2S[:, 1, None, :]].permute(0, 3, 1, 2)
         if self.config.flip:
-            mirror = torch.from_numpy(uniforms_B3[:, 2] < self.config.flip).to(pixels_BCHW.device)
+            mirror = sent(torch.from_numpy(uniforms_B3[:, 2] < self.config.flip), pixels_BCHW.device)
             pixels_BCHW = torch.where(mirror[:, None, None, None], pixels_BCHW.flip(3), pixels_BCHW)
         return pixels_BCHW
 

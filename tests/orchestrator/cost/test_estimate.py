@@ -31,7 +31,7 @@ from orchestrator.trials.gang import Node
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan
 from tests.support.sweeps import epoch_row, plan_from, sweep_tree, tiny_base
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 from trainables.config import TrainConfig
 from trainables.profiling.footprint import Work, footprint, shape_config
 
@@ -425,6 +425,41 @@ def test_planned_stands_beside_actual():
     assert (everything.arms, everything.trials_run, everything.trials) == ((), 2, 6)
     assert everything.planned_hours.central == pytest.approx(5 * 36 * 2 / 3600)
     assert everything.hours == pytest.approx(240 * 2 / 3600)
+
+
+def test_the_speed_of_one_device_is_never_that_of_another():
+    plan = plan_of(resources={"cpus_per_worker": 2})
+    first, second, *_ = (trial for trial in plan.trials if trial.arm == "p")
+    here, h100 = (
+        DeviceUse(name=CPU.device),
+        DeviceUse(name="NVIDIA H100 80GB HBM3", dtype="bf16", cuda="13.0"),
+    )
+    other = DeviceUse(name="another processor")
+    records = {
+        # Began on the planned processor; its third epoch was computed partly there, the fourth not.
+        first.id: Record(
+            outcome="finished",
+            busy_seconds=160.0,
+            rows={1: row(1, 30.0), 2: row(2, 30.0), 3: row(3, 20.0), 4: row(4, 10.0)},
+            devices={1: here, 2: here, 3: h100, 4: h100},
+            busy_on={here: 100.0, h100: 60.0},
+        ),
+        second.id: Record(running=True, rows={1: row(1, 50.0)}, devices={1: other}, device=other),
+    }
+    # The device of the folder's record is that of no epoch here.
+    samples = {s.device: s.seconds for s in samples_of(plan, records, "the head", on_gpu=False)}
+    assert samples == {CPU.device: (30.0, 30.0), "H100": (10.0,), "another processor": (50.0,)}
+
+    before = planned(plan, estimate(plan, CPU, samples_for(plan)), "2026-01-01T00:00:00Z")
+    rows = planned_actual(plan, before, records)
+    assert [(r.device, r.trials_run, r.seconds) for r in rows] == [
+        ("", 1, 30.0),
+        ("H100", 1, 15.0),
+        ("another processor", 1, 50.0),
+    ]
+    assert [r.planned_seconds and r.planned_seconds.central for r in rows] == [36.0, None, None]
+    assert rows[0].planned_hours.central == pytest.approx(2 * 36 * 2 / 3600)
+    assert [r.hours for r in rows] == pytest.approx([100 * 2 / 3600, 60 * 2 / 3600, 50 * 2 / 3600])
 
 
 def test_a_plan_is_read_as_it_was_written_and_knows_its_shapes_in_a_larger_sweep():

@@ -6,6 +6,7 @@ from orchestrator.cost.ledger import Ledger, ledger
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
+    DeviceUsed,
     Event,
     InFlight,
     PhaseBegan,
@@ -15,6 +16,7 @@ from orchestrator.trials.events import (
     SessionBegan,
     SessionClosed,
 )
+from trainables.base import DeviceUse
 
 LANES, DEVICES = 2, 4
 
@@ -109,3 +111,20 @@ def test_checks_before_the_first_trial_have_a_heading_of_their_own():
     spent = ledger(events)
     assert spent.preflight == DEVICES * 8.0
     assert spent.total == DEVICES * 40.0
+
+
+def test_the_time_of_attempts_is_told_by_device():
+    events = session(
+        100.0,
+        AttemptBegan(trial="a", attempt=1, lane="x", time=110.0),
+        DeviceUsed(trial="a", attempt=1, use=DeviceUse(name="NVIDIA L4", cuda="13.0")),
+        AttemptBegan(trial="b", attempt=1, lane="y", time=120.0),
+        DeviceUsed(trial="b", attempt=1, use=DeviceUse(name="Tesla T4", cuda="13.0")),
+        end("b", "finished", 120.0, 140.0, (0, 40), 140.0),
+        end("a", "lost", 110.0, 150.0, (0, 40), 150.0, final=False),
+        # Of an earlier version, which did not tell.
+        AttemptBegan(trial="a", attempt=2, lane="x", time=160.0),
+        end("a", "finished", 160.0, 170.0, (40, 50), 170.0),
+        closed=170.0,
+    )
+    assert ledger(events).trials_on == {"NVIDIA L4": 2 * 40.0, "Tesla T4": 2 * 20.0, "": 2 * 10.0}

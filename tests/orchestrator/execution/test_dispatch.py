@@ -3,9 +3,10 @@
 from typing import Any
 
 from orchestrator.execution.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped, DeviceUsed
 from orchestrator.trials.outcomes import fingerprint
 from tests.orchestrator.store.test_journal import row
+from trainables.base import DeviceUse
 
 
 def dispatch_of(*trials: str, retries: int = 1, breaker: int = 5, **arms: str) -> Dispatch:
@@ -328,3 +329,16 @@ def test_a_group_that_starts_or_a_machine_that_is_missing_does_not_count_as_one_
     for second in range(20, 30):
         made.lose("x", "process", "it died", float(second))
     assert made.handing_out
+
+
+def test_the_device_of_an_attempt_is_recorded_and_that_of_one_that_is_over_is_not():
+    made = dispatch_of("a")
+    last = lane_on(made, "x", "n1")
+    number, _ = take(made, "x", last)
+    made.uses("x", number, DeviceUse(name="H100"))
+    made.uses("x", number - 1, DeviceUse(name="of the group before"))
+    made.uses("y", number, DeviceUse(name="of another lane"))
+    made.end("x", number, "lost", "", 2.0)
+    made.uses("x", number, DeviceUse(name="too late"))
+    [told] = [event for event in made.events if isinstance(event, DeviceUsed)]
+    assert told == DeviceUsed(trial="a", attempt=1, use=DeviceUse(name="H100"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,13 +21,14 @@ from orchestrator.backends.ray_cluster import ClusterError
 from orchestrator.execution.lane import cause_of
 from orchestrator.execution.run import Run
 from orchestrator.sweep.config import Resources
-from orchestrator.trials.events import AttemptEnded, EpochDone, Event
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan, Trial
 from tests.conftest import parquet_file, png
 from tests.support.sweeps import TINY, plan_from, sweep_tree, tiny_base
-from trainables.base import TIMING_FIELDS
+from trainables.base import TIMING_FIELDS, DeviceUse
 from trainables.errors import UserError
+from trainables.io.code import trusting_code
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -167,6 +169,17 @@ def test_a_trial_is_the_same_alone_in_a_cold_lane_and_as_the_tenth_of_a_warm_one
     assert len({record.weights for record in warm.values()}) == 10
 
 
+def test_every_attempt_tells_its_device_before_its_rows(crowd):
+    processor = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    assert processor is not None
+    told = [event for event in crowd[1] if isinstance(event, DeviceUsed)]
+    began = [event for event in crowd[1] if isinstance(event, AttemptBegan)]
+    assert [(e.trial, e.attempt) for e in told] == [(e.trial, e.attempt) for e in began]
+    assert {event.use for event in told} == {DeviceUse(name=processor[1])}
+    for record in crowd[0].values():
+        assert set(record.devices) == set(record.rows)
+
+
 def test_an_error_in_a_trial_is_recorded_and_costs_that_trial_only(crowd, faulty, folder):
     records, events = crowd
     for trial in faulty.trials:
@@ -269,6 +282,62 @@ def test_what_a_killed_lane_has_reserved_is_free_again_and_nothing_else(lanes):
     ray.get(whole.ready(), timeout=60)
     assert (state(other), state(used)) == ("REMOVED", "REMOVED")
     remove_placement_group(whole)
+
+
+#: Networks that say in which process and on which device they train, and of which some lose their device.
+#: Once trained in a process, they make it one that sees a GPU.
+NETS = """
+import os
+import torch
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, said, fails):
+        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+        self.said, self.fails = said, fails
+
+    def forward(self, images):
+        # Counting a network's cost calls it on tensors without content.
+        if self.training and type(images) is torch.Tensor and images.device.type != "meta":
+            torch.cuda.is_available = lambda: True
+            # torch itself asks the driver, which is not there, at each step.
+            torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda _: None
+            with open(self.said, "a") as file:
+                print(self.fails, os.getpid(), images.device, file=file)
+            if self.fails:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return super().forward(images)
+
+
+def make(num_classes, said, fails):
+    return Net(num_classes, said, fails)
+"""
+
+
+def test_a_process_that_has_lost_its_device_leaves_and_one_that_only_sees_a_gpu_stays_off_it(lanes, tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    model = {"family": "python", "build": f"{tmp_path / 'nets.py'}:make", "image_size": 16}
+    with trusting_code():
+        plan = plan_of(
+            2,
+            {"model": model | {"arguments": {"said": str(tmp_path / "said")}}, "divergence.margin_pct": 0},
+            arms={name: {"model.arguments.fails": name == "bad"} for name in ("bad", "good")},
+        )
+    [bad, _], good = ([trial for trial in plan.trials if trial.arm == arm] for arm in ("bad", "good"))
+    records, events = run_trials(lanes, tmp_path / "sweep", [bad, *good], count=1)
+
+    detail = "its GPU stopped working: AcceleratorError: CUDA error: an illegal memory access was encountered"
+    assert [(e.trial, e.end, e.detail) for e in events if isinstance(e, AttemptEnded)] == [
+        (bad.id, "lost", detail),
+        (bad.id, "failed", f"{detail}, twice"),
+        *((trial.id, "finished", "") for trial in good),
+    ]
+    said = dict.fromkeys(tuple(line.split()) for line in (tmp_path / "said").read_text().splitlines())
+    # Each loss ends a process; both good trials have the third.
+    assert [(fails, device) for fails, _, device in said] == [("True", "cpu")] * 2 + [("False", "cpu")]
+    assert len({pid for _, pid, _ in said}) == 3
+    assert {use.is_gpu for record in records.values() for use in record.devices.values()} == {False}
 
 
 def test_a_trial_that_hangs_is_ended_with_its_stack_and_the_lane_goes_on(lanes, tmp_path):

@@ -15,6 +15,7 @@ from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
+    DeviceUsed,
     EpochDone,
     InFlight,
     Pulse,
@@ -25,6 +26,7 @@ from orchestrator.trials.events import (
 from orchestrator.trials.names import UnknownTrial, find_trial, name_of
 from orchestrator.trials.records import Record, Result, fold
 from orchestrator.trials.trial import Plan, Trial
+from trainables.base import DeviceUse
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,8 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
         SessionBegan(time=0.0, began=0.0),
         AttemptBegan(trial=wanted.id, attempt=1, lane="a1", time=100.0, node="9f3c5ab2e1"),
         AttemptBegan(trial=other.id, attempt=1, lane="b2", time=100.0),
+        DeviceUsed(trial=other.id, attempt=1, use=DeviceUse(name="another")),
+        DeviceUsed(trial=wanted.id, attempt=1, use=DeviceUse(name="a processor", deterministic=True)),
         EpochDone(trial=wanted.id, attempt=1, row=row_of(row(1, 19))),
         Pulse(time=130.0, in_flight={wanted.id: InFlight(0, 25, 129.0)}),
         SessionBegan(time=200.0, began=200.0),
@@ -102,6 +106,11 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
             step=30,
         ),
         AttemptBegan(trial=wanted.id, attempt=3, lane="c3", time=220.0),
+        DeviceUsed(
+            trial=wanted.id,
+            attempt=3,
+            use=DeviceUse(name="NVIDIA L4", dtype="bf16", driver="580.65.06", cuda="13.0", tf32="conv"),
+        ),
         AttemptEnded(
             trial=wanted.id,
             attempt=3,
@@ -124,8 +133,13 @@ def test_the_story_tells_each_attempt_its_end_and_what_to_do(plan):
     lines = list(story(result, attempts, "runs/x", steps=76, excerpt=["OSError: no space"]))
     text = "\n".join(lines)
     assert lines[0] == f"vit_c/adamw/e4/3  ({wanted.id})"
-    assert "attempt 1 on lane a1, node 9f3c5ab2, from step 0 to 25 of 76; cut off" in text
-    assert "attempt 3 on lane c3, 7.5 s, from step 30 to 33 of 76; failed: OSError: no space" in text
+    cpu, gpu = (
+        "a processor (fp32, deterministic)",
+        "NVIDIA L4 (bf16, driver 580.65.06, CUDA 13.0, TF32 conv)",
+    )
+    assert f"attempt 1 on lane a1, node 9f3c5ab2, {cpu}, from step 0 to 25 of 76; cut off" in text
+    assert "attempt 2 on lane c3, 5.0 s, from step 19" in text
+    assert f"attempt 3 on lane c3, {gpu}, 7.5 s, from step 30 to 33 of 76; failed: OSError: no space" in text
     assert "epoch 1 of 4, error 42.0 %" in text
     assert "vitc-sweep retry runs/x --trial vit_c/adamw/e4/3" in text
     assert "    OSError: no space" in lines

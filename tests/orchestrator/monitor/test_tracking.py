@@ -26,11 +26,11 @@ from orchestrator.monitor.tracking import (
     ui_environment,
     unanswered,
 )
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event, row_of
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event, row_of
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.trial import Plan
 from tests.support.sweeps import base_tree, plan_of
-from trainables.base import EPOCH_LABELS
+from trainables.base import EPOCH_LABELS, DeviceUse
 
 BEGAN = 1_700_000_000.0
 QUESTION = "Is a convolutional stem more forgiving of lr?"
@@ -291,6 +291,7 @@ def test_numbers_that_are_none_are_left_out(plan: Plan, folder: Path) -> None:
     trial_id = plan.trials[0].id
     events = [
         AttemptBegan(trial=trial_id, attempt=1, lane="lane-0", time=BEGAN),
+        DeviceUsed(trial=trial_id, attempt=1, use=DeviceUse(name="NVIDIA L4", dtype="bf16")),
         EpochDone(trial=trial_id, attempt=1, row=row_of(row(1))),
         EpochDone(
             trial=trial_id,
@@ -313,6 +314,7 @@ def test_numbers_that_are_none_are_left_out(plan: Plan, folder: Path) -> None:
     assert [step for step, _ in seen.curve(trial_id, "val_loss")] == [1]
     assert seen.curve(trial_id, "test_top1_error_pct") == [(2, 7.5)]
     assert seen.trials[trial_id].data.tags["detail"] == "loss is nan"
+    assert seen.trials[trial_id].data.tags["device"] == "NVIDIA L4 (bf16)"
 
 
 @pytest.fixture(scope="module")

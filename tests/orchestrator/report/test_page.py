@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,7 +24,7 @@ from orchestrator.cost.speed import Span
 from orchestrator.report import figures, figures_parameters, plotting
 from orchestrator.report import page as report_page
 from orchestrator.report import table as report_table
-from orchestrator.report.answer import answer
+from orchestrator.report.answer import answer, device_caveats
 from orchestrator.report.document import FORMAT, results_rows, summary_table
 from orchestrator.report.page import write_report
 from orchestrator.report.table import Table, Text, to_latex, to_markdown
@@ -31,7 +32,9 @@ from orchestrator.stats.measures import MEASURES
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record, results_of
+from orchestrator.trials.trial import Trial
 from tests.support.sweeps import base_tree, ended, epoch_row, plan_from
+from trainables.base import DeviceUse
 from trainables.presets import leaves
 
 
@@ -221,6 +224,49 @@ def test_a_partial_sweep_says_what_is_missing(tmp_path):
     rows = results_rows(plan, records)
     assert len(rows) == len(plan.trials)
     assert [row["state"] for row in rows].count("missing") == 5
+
+
+def test_every_row_tells_what_computed_it(tmp_path):
+    plan = make(points=2)
+    records = fabricated(plan)
+    one, moved, *_ = (records[trial.id] for trial in plan.trials)
+    gpu = DeviceUse(name="NVIDIA L4", dtype="bf16", driver="580.65.06", cuda="13.0", tf32="conv")
+    one.devices = dict.fromkeys(one.rows, DeviceUse(name="a processor", deterministic=True))
+    moved.devices = {1: gpu, 2: dataclasses.replace(gpu, name="Tesla T4", dtype="fp16"), 3: gpu}
+    columns = ("device", "dtype", "driver", "cuda", "tf32", "deterministic")
+    rows = [tuple(row[column] for column in columns) for row in results_rows(plan, records)]
+    assert rows[0] == ("a processor", "fp32", "", "", "", True)
+    assert rows[1] == ("NVIDIA L4; Tesla T4", "bf16; fp16", "580.65.06", "13.0", "conv", False)
+    assert set(rows[2:]) == {(None,) * 6}
+
+
+def test_a_contrast_over_different_devices_is_a_caveat_with_counts(tmp_path):
+    plan = make(points=2)
+    l4, t4 = (DeviceUse(name=name, dtype="fp16", cuda="13.0") for name in ("NVIDIA L4", "Tesla T4"))
+
+    def told(device_of: Callable[[Trial], list[DeviceUse]]) -> list[str]:
+        records = fabricated(plan)
+        for trial in plan.trials:
+            uses = device_of(trial)
+            records[trial.id].devices = dict(zip((1, 2, 3), uses, strict=True)) if uses else {}
+        return device_caveats(results_of(plan, records))
+
+    # Alike in each cell, or unknown in part: nothing that is known tells arms apart.
+    assert told(lambda trial: [l4 if trial.cell_name == "adamw" else t4] * 3) == []
+    assert told(lambda trial: [l4] * 3 if trial.arm == "vit_c" else []) == []
+    [text] = told(lambda t: [l4, l4, t4 if t.cell_name == "sgd" and t.arm == "vit_c" and t.point else l4])
+    assert text == (
+        "The trials that are compared in sgd ran on different devices or precisions, so a difference of arms "
+        "may be one of devices. vit_p: 2 on NVIDIA L4 (fp16); vit_c: 1 on NVIDIA L4 (fp16), 1 on NVIDIA L4 "
+        "(fp16) then Tesla T4 (fp16)."
+    )
+    # So is another precision on the same card, and the page says it.
+    bf16 = dataclasses.replace(l4, dtype="bf16")
+    records = fabricated(plan)
+    for trial in plan.trials:
+        records[trial.id].devices = dict.fromkeys((1, 2, 3), l4 if trial.point else bf16)
+    page = html.unescape(write_report(plan, records, tmp_path, {}).read_text())
+    assert "vit_p: 1 on NVIDIA L4 (bf16), 1 on NVIDIA L4 (fp16); vit_c: 1 on NVIDIA L4 (bf16)" in page
 
 
 def constant(token):

@@ -15,6 +15,7 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    DeviceUsed,
     EpochDone,
     Event,
     InFlight,
@@ -33,7 +34,7 @@ from orchestrator.trials.events import (
     trial_of,
 )
 from orchestrator.trials.records import fold
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 from trainables.transforms.corruptions import KINDS
 
 ROW = Epoch(
@@ -64,6 +65,16 @@ LINES: list[tuple[Event, str]] = [
     (
         AttemptBegan(trial="0a1b", attempt=1, lane="lane-0", node="9f3c", time=107.0),
         'efdd821e {"kind":"attempt","trial":"0a1b","attempt":1,"lane":"lane-0","node":"9f3c","time":107.0}',
+    ),
+    (
+        DeviceUsed(
+            trial="0a1b", attempt=1,
+            use=DeviceUse(
+                name="NVIDIA H100 80GB HBM3", dtype="bf16", driver="580.65.06", cuda="13.0", tf32="conv"
+            ),
+        ),
+        '92da25e6 {"kind":"device","trial":"0a1b","attempt":1,"use":{"name":"NVIDIA H100 80GB HBM3",'
+        '"dtype":"bf16","driver":"580.65.06","cuda":"13.0","tf32":"conv","deterministic":false}}',
     ),
     (
         EpochDone(trial="0a1b", attempt=1, row=ROW),
@@ -196,6 +207,8 @@ def test_keys_of_a_later_version_are_passed_over(event, line):
     tree = json.loads(line[9:]) | {"from_the_future": 1}
     if "row" in tree:
         tree["row"]["from_the_future"] = 1
+    if "use" in tree:
+        tree["use"]["from_the_future"] = 1
     assert from_json(tree) == event
 
 
@@ -224,6 +237,7 @@ def test_what_the_first_version_wrote_is_read_with_the_defaults_of_what_it_lacks
         {"kind": "epoch", "trial": "t"},
         {"kind": "epoch", "trial": "t", "attempt": 1, "row": {"epoch": 1}},
         {"kind": "epoch", "trial": "t", "attempt": 1, "row": 7},
+        {"kind": "device", "trial": "t", "attempt": 1, "use": {"dtype": "bf16"}},
         {"kind": "end", "trial": "t", "final": True},
         {"kind": "pulse", "time": 1.0, "in_flight": {"t": [1]}},
     ],

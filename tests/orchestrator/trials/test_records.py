@@ -4,11 +4,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event, Unknown, row_of
+from orchestrator.trials.events import (
+    AttemptBegan,
+    AttemptEnded,
+    DeviceUsed,
+    EpochDone,
+    Event,
+    RetryWanted,
+    Unknown,
+    row_of,
+)
 from orchestrator.trials.outcomes import RULES, SETTLED, AttemptEnd, Outcome
 from orchestrator.trials.records import Record, Result, by_cell_and_arm, by_point, fold
 from tests.support.sweeps import epoch_row
-from trainables.base import Epoch
+from trainables.base import DeviceUse, Epoch
 
 
 def row(epoch: int, error: float = 50.0, test: float | None = None) -> Epoch:
@@ -181,3 +190,33 @@ def test_results_are_grouped_by_cell_and_arm_and_by_point_in_their_order():
     assert groups == {("c", "b"): [first, fourth, fifth], ("c", "a"): [second], ("d", "b"): [third]}
     points = by_point(groups["c", "b"])
     assert list(points.items()) == [(1, [first, fifth]), (0, [fourth])]
+
+
+def test_each_epoch_has_the_device_of_the_attempt_that_computed_it():
+    fast, slow = DeviceUse(name="H100", dtype="bf16", cuda="13.0"), DeviceUse(name="a processor")
+    events = [
+        start(1),
+        DeviceUsed(trial="t", attempt=1, use=slow),
+        EpochDone(trial="t", attempt=1, row=row(1)),
+        EpochDone(trial="t", attempt=1, row=row(2)),
+        end("lost", 1, final=False),
+        start(2),
+        # The second epoch is computed again, from a checkpoint before it.
+        DeviceUsed(trial="t", attempt=2, use=fast),
+        EpochDone(trial="t", attempt=2, row=row(2)),
+        EpochDone(trial="t", attempt=2, row=row(3)),
+        end("preempted", 2, final=False),
+    ]
+    record = fold(events)["t"]
+    assert record.devices == {1: slow, 2: fast, 3: fast}
+    assert record.computed_on == [slow, fast]
+    assert record.busy_on == {slow: 60.0, fast: 60.0}
+    # An attempt of an earlier version, which did not tell, is not taken for the one before it.
+    record = fold([start(3), EpochDone(trial="t", attempt=3, row=row(3)), end("finished", 3)], {"t": record})[
+        "t"
+    ]
+    assert (record.device, record.devices) == (None, {1: slow, 2: fast})
+    assert record.busy_on == {slow: 60.0, fast: 60.0, None: 60.0}
+    assert record.busy_seconds == 180.0
+    again = fold([RetryWanted(trial="t", time=300.0)], {"t": record})["t"]
+    assert again.computed_on == []

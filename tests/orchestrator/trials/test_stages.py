@@ -217,7 +217,7 @@ class Lane:
         with asyncio.Runner() as loop:
             clerk = Coordinator(str(self.folder), keep=self.keep)
             remote = SimpleNamespace()
-            for name in ("take", "beat", "row", "keeps", "end", "log"):
+            for name in ("take", "uses", "beat", "row", "keeps", "end", "log"):
                 method = getattr(clerk, name)
                 call = lambda *rest, method=method: loop.run(method(*rest))  # noqa: E731
                 setattr(remote, name, SimpleNamespace(remote=call))

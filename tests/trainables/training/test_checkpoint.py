@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 from orchestrator.store.weights import WeightStore
 from tests import workers
 from trainables.__main__ import main
-from trainables.base import TIMING_FIELDS, Invalid, Preempted
+from trainables.base import TIMING_FIELDS, Diverged, Invalid, Preempted
 from trainables.config import TrainConfig
 from trainables.context import Context
 from trainables.training import checkpoint, loop
@@ -433,6 +434,7 @@ class FakeClerk:
         self.row = SimpleNamespace(remote=self._row)
         self.end = SimpleNamespace(remote=self._end)
         self.keeps = SimpleNamespace(remote=lambda *_: None)
+        self.uses = SimpleNamespace(remote=lambda *_: None)
         self.log = SimpleNamespace(remote=lambda *_: None)
 
     def _row(self, lane, number, row):
@@ -515,3 +517,35 @@ def test_a_process_that_does_not_get_on_says_where_it_is_and_ends(tmp_path):
     # It lies with the results now, and no longer on the machine of the worker.
     assert "stuck_in_here" in stack_path(tmp_path, "abc", 1, 0).read_text()
     assert own.trials() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"), [(None, "finished"), (torch.OutOfMemoryError, "out_of_memory"), (Diverged, "diverged")]
+)
+def test_nothing_of_a_trial_is_alive_when_its_memory_is_given_back(
+    config_of, tmp_path, monkeypatch, kind, end
+):
+    worker = lanes_without_ray(monkeypatch)
+    alive: list[weakref.ref[Any]] = []
+    seen: list[list[Any]] = []
+    honest = loop.TrainingRun.train_step
+
+    def train_step(run, *arguments):
+        alive[:] = [weakref.ref(part) for part in (run.state.model, run.state.optimizer, run.learner, run)]
+        if kind is not None and run.state.step == 3:
+            # Made here, because an error holds the frames that it was raised in.
+            raise kind("made up")
+        return honest(run, *arguments)
+
+    attempt = worker._Attempt
+    monkeypatch.setattr(loop.TrainingRun, "train_step", train_step)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append([ref() for ref in alive]))
+    # It trains on the CPU, and gives memory back as on a GPU.
+    monkeypatch.setattr(worker, "_Attempt", lambda *said: attempt(*said[:3], Context(), said[4]))
+    job = {"trial": "abc", "config": config_of(SGD).model_dump_json(), "attempt": 1, "epochs": 0}
+    clerk = FakeClerk()
+    settings = LANE | {"clerk": clerk, "folder": str(tmp_path)}
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0), world_size=1, rank=0)
+    worker._run_job(job, 1, settings, on_gpu)
+    assert [told[0] for told in clerk.ends] == [end]
+    assert seen == [[None] * 4]
