@@ -47,6 +47,7 @@ def sync_up(
     """
     from orchestrator.store import bucket
     from orchestrator.store.lease import Onlooker
+    from trainables.io.storage import redacted
 
     onlooker = Onlooker(folder)
     first = True
@@ -64,7 +65,7 @@ def sync_up(
                     raise typer.Exit(code) from None
             else:
                 first = False
-                print(_said(f"{folder} -> {bucket.redacted(address)}", "sent", copied), flush=True)
+                print(_said(f"{folder} -> {redacted(address)}", "sent", copied), flush=True)
                 if not copied.has_report:
                     print("The report was being written and was not sent; the next copy sends it.")
             if every is None or not at_work:
@@ -85,10 +86,11 @@ def sync_down(
 ) -> None:
     """Brings results back that `sync-up` has copied, also while it copies. `run` can go on with them."""
     from orchestrator.store import bucket
+    from trainables.io.storage import redacted
 
     with Signals():
         copied = bucket.sync_down(address, folder)
-    print(_said(f"{bucket.redacted(address)} -> {folder}", "brought", copied))
+    print(_said(f"{redacted(address)} -> {folder}", "brought", copied))
     if not copied.has_report:
         print(f"The copy has no whole report. To write it:  vitc-sweep report {folder}")
 

@@ -1,9 +1,9 @@
 """A copy of a results folder in an object store.
 
-Objects have the names of the files. A copy can be opened whenever it holds sweep.yaml, also after copying broke
-off, because objects go in the order in which a run makes the files: the question before the journal that follows
-it, weights before the line that promises them. The first copy sends sweep.yaml last. Locks, leases, checkpoints
-and files of other programs are left out.
+Objects have the names of the files. A copy can be opened whenever it holds sweep.yaml, also after copying
+broke off, because objects go in the order in which a run makes the files: the question before the journal
+that follows it, weights before the line that promises them. The first copy sends sweep.yaml last. Locks, leases,
+checkpoints and files of other programs are left out.
 
 sync.json, at the address only, has the size and digest of each object, so that the next copy sends changes.
 """
@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,10 +156,14 @@ class _Upload:
         # A report seals the journal as it was, so it is looked at before the journal, which only grows.
         manifest = _read(self._folder / MANIFEST)
         sealed = _sealed_files(manifest)
+        weights_before = _weights(_names(self._folder))
         journal = _cut(self._folder, sealed)
         question = _stable_question(self._folder)
         report = _report(self._folder, manifest, sealed, journal)
         names = _names(self._folder)
+        # A run deletes weights once a better trial is on record, which this journal may not have yet.
+        if not weights_before <= names:
+            raise _Changed
 
         self._there = self._store.names()
         self._known = self._store.index(self._there)
@@ -176,8 +180,7 @@ class _Upload:
             if name in question:
                 self._send(name, question[name])
         # Of two files, final.json says that final.pt is whole.
-        weights = sorted(filter(_WEIGHTS.fullmatch, names), reverse=True)
-        for name in weights:
+        for name in sorted(_weights(names), reverse=True):
             self._send_weights(name)
         for name, size in journal.items():
             with (self._folder / name).open("rb") as file:
@@ -226,8 +229,8 @@ class _Upload:
             if len(ours) < size and name == max(journal):
                 raise FolderError(
                     f"{shown}: has {size - len(ours)} bytes of {name} that {folder} lacks, so the folder is "
-                    "an older state, or lost them in a power cut; they would be overwritten. Go on from what is "
-                    "there:  vitc-sweep sync-down ADDRESS NEW_FOLDER"
+                    "an older state, or lost them in a power cut; they would be overwritten. Go on from what "
+                    "is there:  vitc-sweep sync-down ADDRESS NEW_FOLDER"
                 )
         strangers = self._store.strangers if not self._there else []
         if strangers:
@@ -302,6 +305,10 @@ def _names(folder: Path) -> set[str]:
             if any(kind.fullmatch(name) for kind in _KINDS):
                 found.add(name)
     return found
+
+
+def _weights(names: Iterable[str]) -> set[str]:
+    return set(filter(_WEIGHTS.fullmatch, names))
 
 
 def _sealed_files(manifest: bytes | None) -> dict[str, dict[str, Any]]:
@@ -382,7 +389,9 @@ def _download(store: "_Objects", there: Mapping[str, "_Object"], target: Path) -
     for name in sorted(filter(_JOURNAL.fullmatch, there)):
         bring(name)
     # Listed again, because the files just read may promise others that have come meanwhile.
-    there = store.names()
+    before, there = there, store.names()
+    if not _weights(before) <= there.keys():
+        raise _Changed
     # sweep.yaml first, because the record was sent before it.
     for name in (QUESTION, RECORD, *CHOICES):
         if name in there:

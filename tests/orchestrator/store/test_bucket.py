@@ -1,4 +1,4 @@
-"""Copies of a folder in an object store: whole at every moment, of this sweep only, and no more than changed."""
+"""Copies of a folder in an object store: whole at every moment, of this sweep only, only changes."""
 
 import hashlib
 import itertools
@@ -426,6 +426,7 @@ def test_a_running_folder_is_copied_while_a_run_writes_to_it(tmp_path, s3):
                     writer.close()
                     return
                 writer.append([AttemptBegan(trial=trial.id, attempt=attempt, lane="a", time=1.0)])
+                time.sleep(0.002)
 
     with held(source) as lease:
         thread = threading.Thread(target=run)
@@ -443,7 +444,7 @@ def test_a_running_folder_is_copied_while_a_run_writes_to_it(tmp_path, s3):
         finally:
             done.set()
             thread.join()
-        assert len(before) > 100
+        assert len(before) > 50
         assert not lease.lost
         assert json.loads((source / "lease.json").read_text())["number"] == lease.number
 
@@ -539,9 +540,7 @@ def test_the_results_of_another_sweep_or_of_a_later_state_are_not_overwritten(tm
     second_state(source)
     sync_up(source, address)
     before = {o["Key"]: o["ETag"] for o in s3.client.list_objects_v2(Bucket="bucket")["Contents"]}
-    with pytest.raises(
-        FolderError, match=r"holds the results of another sweep \(journal/000001\.jsonl differs"
-    ):
+    with pytest.raises(FolderError, match=r"the results of another sweep \(journal/000001\.jsonl differs"):
         sync_up(append_at, address)
     with pytest.raises(FolderError, match=r"holds journal/000002\.jsonl, which .* of a later state of this"):
         sync_up(old, address)
