@@ -2,8 +2,8 @@
 
 Objects have the names of the files. A copy can be opened whenever it holds sweep.yaml, also after copying
 broke off, because objects go in the order in which a run makes the files: the question before the journal
-that follows it, weights before the line that promises them. The first copy sends sweep.yaml last. Locks, leases,
-checkpoints and files of other programs are left out.
+that follows it, weights before the line that promises them. The first copy sends sweep.yaml last. Locks,
+leases, checkpoints and files of other programs are left out.
 
 sync.json, at the address only, has the size and digest of each object, so that the next copy sends changes.
 """
