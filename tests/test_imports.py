@@ -89,7 +89,7 @@ OWNERS = {
     "jinja2": {"report.page"},
     "typer": {"cli"},
     "rich": {"cli", "monitor.terminal", "monitor.live", "monitor.fitted_table"},
-    "pyarrow": {"api", "cli", "store.weights", "execution.states_probe"} | LIBRARY,
+    "pyarrow": {"api", "cli", "store.weights", "store.bucket", "execution.states_probe"} | LIBRARY,
     "torch": {"store.provenance", "cost.devices", "execution.worker", "execution.run"}
     | {"execution.preflight_workers", "execution.process_group"}
     | LIBRARY,

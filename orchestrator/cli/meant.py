@@ -30,8 +30,9 @@ def on_disk(given: Path) -> Path:
         whole = f"{address[1]}://{str(given)[address.end() :]}"
         # A journal is locked and appended to, which no object store does.
         raise UserError(
-            f"{whole}: is an address, but the files of a sweep lie on a disk. Only states may lie in a "
-            "bucket:  --set resources.checkpoints=ADDRESS"
+            f"{whole}: is an address, but the files of a sweep lie on a disk. A bucket may have a copy of "
+            "them, of a running sweep too (vitc-sweep sync-up FOLDER ADDRESS), and the states of trials "
+            "(--set resources.checkpoints=ADDRESS)"
         )
     return Path(os.path.expanduser(given))
 

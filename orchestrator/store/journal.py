@@ -55,6 +55,19 @@ def decode(line: bytes) -> Event | None:
     return None if tree is None else from_json(tree)
 
 
+def seal_of(path: Path) -> dict[str, int] | None:
+    """Returns the sizes in bytes at which a file of the journal seals earlier ones, by their names.
+
+    None if its first line is not complete.
+    """
+    with path.open("rb") as file:
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        return None
+    first = decode(line)
+    return dict(first.sizes) if isinstance(first, Sealed) else {}
+
+
 @dataclass(frozen=True)
 class Reading:
     """The content of a journal.
@@ -142,15 +155,11 @@ class Tail:
         for path in paths:
             if path.name in self._heads:
                 continue
-            with path.open("rb") as file:
-                line = file.readline()
-            if not line.endswith(b"\n"):
+            if (sizes := seal_of(path)) is None:
                 continue  # the line is still being written
             self._heads.add(path.name)
-            first = decode(line)
-            if isinstance(first, Sealed):
-                for name, size in first.sizes.items():
-                    self._sealed[name] = min(size, self._sealed.get(name, size))
+            for name, size in sizes.items():
+                self._sealed[name] = min(size, self._sealed.get(name, size))
 
     def _read_file(self, path: Path) -> list[Event]:
         file = self._files.setdefault(path.name, _File())

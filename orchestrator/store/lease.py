@@ -134,6 +134,26 @@ def holder(folder: Path) -> int | None:
     return int(before["number"])
 
 
+class Onlooker:
+    """Tells whether a run holds a folder, from any machine that sees it, and writes nothing there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._beat: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def at_work(self) -> bool:
+        """Returns whether a run holds the folder. A run that was killed does so for STALE_SECONDS more."""
+        content = _read(self._folder)
+        if not content or not content["host"]:
+            return False
+        with contextlib.suppress(OSError):
+            beat = (content["number"], (self._folder / "lease.json").stat().st_mtime_ns)
+            if beat != self._beat:
+                self._beat, self._since = beat, time.monotonic()
+        return time.monotonic() - self._since < STALE_SECONDS
+
+
 def exit_code(folder: Path) -> int | None:
     """Returns the exit code of the last run in a folder. None if it is at work or was killed."""
     content = _read(folder)
