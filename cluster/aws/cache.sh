@@ -1,5 +1,5 @@
 #!/bin/sh
-# cache.sh FOLDER   mounts a disk that the machine itself has (NVMe) on the folder, for copies of data and states.
+# cache.sh FOLDER   mounts a disk of the machine's own (NVMe) on the folder, for copies of data.
 #
 # A machine without such a disk gets the folder on its first disk. What lies there ends with the machine.
 set -eu
