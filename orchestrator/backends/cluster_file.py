@@ -75,8 +75,10 @@ def check(path: Path, home: Path, project: Path) -> str:
         *_sizes(config),
         *{"aws": _aws, "gcp": _gcp, "local": _none}[provider](config),
         *_states(config, PROVIDERS[provider]),
-        *_of_ray(path),
     ]
+    # Ray's word on a key that we refuse as well says no more.
+    known = {fault.path for fault in faults}
+    faults += [fault for fault in _of_ray(path) if fault.path not in known]
     if faults:
         _refuse(path, document, faults)
     return str(provider)
@@ -208,9 +210,16 @@ def _sizes(config: Any) -> Iterator[Fault]:
             yield Fault(f"{path}.resources", rule, _found(resources))
 
 
+def _region(config: Any) -> Iterator[Fault]:
+    if not _at(config, "provider", "region"):
+        rule = "must be the region of your machines and bucket"
+        yield Fault("provider.region", rule, _found(_at(config, "provider", "region")))
+
+
 def _aws(config: Any) -> Iterator[Fault]:
+    yield from _region(config)
     region, zones = _at(config, "provider", "region"), _at(config, "provider", "availability_zone")
-    for zone in str(zones).split(",") if zones else ():
+    for zone in str(zones).split(",") if zones and region else ():
         if not zone.strip().startswith(str(region)):
             rule = f"must name zones of the region, such as {region}a"
             yield Fault("provider.availability_zone", rule, _found(zones))
@@ -241,8 +250,9 @@ def _aws(config: Any) -> Iterator[Fault]:
 
 
 def _gcp(config: Any) -> Iterator[Fault]:
+    yield from _region(config)
     zone, region = _at(config, "provider", "availability_zone"), _at(config, "provider", "region")
-    if not str(zone).startswith(f"{region}-"):
+    if region and not str(zone).startswith(f"{region}-"):
         rule = f"must be one zone of the region, such as {region}-a"
         yield Fault("provider.availability_zone", rule, _found(zone))
     for path, settings, is_head in _types(config):

@@ -163,7 +163,9 @@ def test_gpu_yaml_from_the_roles_to_the_last_of_what_it_leaves(cloud):
     assert not ec2.describe_key_pairs()["KeyPairs"]
     assert [one["GroupName"] for one in ec2.describe_security_groups()["SecurityGroups"]] == ["default"]
     assert not [one for one in ec2.describe_volumes()["Volumes"] if one["State"] != "deleting"]
-    assert [one["RoleName"] for one in iam.list_roles()["Roles"]] == ["AWSServiceRoleForEC2Spot"]
+    # The role of the account's spot machines is AWS's own.
+    roles = [one["RoleName"] for one in iam.list_roles()["Roles"]]
+    assert [name for name in roles if not name.startswith("AWSServiceRoleFor")] == []
     assert not iam.list_instance_profiles()["InstanceProfiles"]
     assert not mock.client("s3").list_buckets()["Buckets"]
     assert not list((desk.home / ".ssh").iterdir())
