@@ -45,6 +45,8 @@ ASK, RUN, WATCH, ANSWER = "Ask", "Run", "Watch", "Answer"
 
 data_app = typer.Typer(no_args_is_help=True, help="Import and inspect data sets.")
 app.add_typer(data_app, name="data", rich_help_panel=ASK)
+cluster_app = typer.Typer(no_args_is_help=True, help="Check the files that start clusters.")
+app.add_typer(cluster_app, name="cluster", rich_help_panel=RUN)
 
 #: Exit codes: complete; something is missing or failed; the input is wrong; stopped by the user.
 OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

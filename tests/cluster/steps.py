@@ -68,10 +68,11 @@ class Walk:
         path = target / "cluster" / "local.yaml"
         workers = [machine.address for machine in self.lab.others[1:]]
         text = _changed(path.read_text(), "worker_ips", json.dumps(workers).replace('"', ""))
-        text = _changed(_changed(text, "head_ip", self.head.address), "ssh_user", "root")
+        text = _changed(text, "head_ip", self.head.address).replace("ssh_user: ubuntu ", "ssh_user: root ")
         path.write_text(text)
         if yaml.safe_load(text)["auth"]["ssh_private_key"] not in self.readme.text:
             raise StepFailed("local.yaml has another key than README")
+        self._do(self.readme.take("ray get-auth-token"))
         said = self._do(self.readme.take("python -m orchestrator.store.provenance"))
         return said.strip().splitlines()[-1]
 
@@ -87,7 +88,7 @@ class Walk:
             line
             for line in said.splitlines()
             if re.search(r"warn|cannot|error", line, re.IGNORECASE)
-            and not re.search("refers to a file|Permanently added|Token authentication", line)
+            and not re.search("refers to a file|Permanently added", line)
         ]
         return f"the head is up; other warnings: {'; '.join(unknown)[:200] or 'none'}"
 

@@ -21,8 +21,22 @@ def commands(config: dict[str, Any]) -> list[str]:
 
 
 def test_every_file_is_known() -> None:
-    others = {"Dockerfile", "Dockerfile.dockerignore", "README.md", "kuberay", "mlflow", "slurm.sbatch"}
-    assert {path.name for path in CLUSTER.iterdir()} == {"gpu.yaml", "local.yaml", *others}
+    others = {
+        "Dockerfile",
+        "Dockerfile.dockerignore",
+        "README.md",
+        "aws",
+        "kuberay",
+        "mlflow",
+        "slurm.sbatch",
+    }
+    assert {path.name for path in CLUSTER.iterdir()} == {"gcp.yaml", "gpu.yaml", "local.yaml", *others}
+    assert {path.name for path in (CLUSTER / "aws").iterdir()} == {
+        "cache.sh",
+        "head.json",
+        "trust.json",
+        "worker.json",
+    }
     readme = (CLUSTER / "README.md").read_text()
     assert all(path.name in readme for path in CONFIGS)
 
@@ -35,7 +49,8 @@ def test_ray_accepts_the_configuration(path: Path) -> None:
     prepared = prepare_config(read(path))
     validate_config(prepared)
     head = prepared["available_node_types"][prepared["head_node_type"]]
-    assert head["max_workers"] == (0 if path.name == "gpu.yaml" else len(prepared["provider"]["worker_ips"]))
+    own = prepared["provider"]["type"] == "local"
+    assert head["max_workers"] == (len(prepared["provider"]["worker_ips"]) if own else 0)
     # Nothing of the provider's defaults is left, which install a Ray of their own.
     assert set(commands(prepared)) == set(commands(read(path)))
 
@@ -63,7 +78,9 @@ def test_machines_get_the_pinned_project_and_a_private_dashboard(path: Path) -> 
     assert install
     assert all("--constraint ~/vitc-sweep/constraints.txt" in line for line in install)
     assert all("--editable ~/vitc-sweep" in line for line in install)
-    for target, source in config["file_mounts"].items():
+    sources = dict(config["file_mounts"])
+    assert sources.pop("~/.ray/auth_token") == "~/.ray/auth_token"
+    for target, source in sources.items():
         assert target == f"~/vitc-sweep/{source}"
         assert (CLUSTER.parent / source).exists()
     # All that an installation reads, and nothing as large as a virtual environment or results.
@@ -72,7 +89,7 @@ def test_machines_get_the_pinned_project_and_a_private_dashboard(path: Path) -> 
     # The packages are found by the names of their folders: `orchestrator*`.
     needed |= {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     needed |= set(project["project"]["license-files"])
-    assert set(config["file_mounts"].values()) == needed
+    assert set(sources.values()) - {"cluster/aws/cache.sh"} == needed
     (start,) = [line for line in config["head_start_ray_commands"] if "ray start --head" in line]
     # Lanes are released through it; it has no password.
     assert "--include-dashboard=true" in start
@@ -83,19 +100,20 @@ def test_machines_get_the_pinned_project_and_a_private_dashboard(path: Path) -> 
     assert all("ulimit -n 65536" in line for line in starts)
 
 
-def test_trials_run_on_gpu_machines_and_not_on_the_head() -> None:
-    config = read(CLUSTER / "gpu.yaml")
+@pytest.mark.parametrize("name", ["gpu.yaml", "gcp.yaml"])
+def test_trials_run_on_gpu_machines_and_not_on_the_head(name: str) -> None:
+    config = read(CLUSTER / name)
     types = config["available_node_types"]
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0}
-    (gpu,) = types.values()
-    assert gpu["resources"]["GPU"] >= 1
-    assert gpu["resources"]["CPU"] >= gpu["resources"]["GPU"]
-    assert gpu["min_workers"] == 0
-    assert gpu["max_workers"] == config["max_workers"] == 8
+    for gpu in types.values():
+        assert gpu["resources"] == {"CPU": 48, "GPU": 4}
+        assert gpu["min_workers"] == 0
+        # One image: Python must be the same everywhere.
+        for key in ("ImageId", "disks"):
+            assert gpu["node_config"].get(key) == head["node_config"].get(key)
+    assert sum(gpu["max_workers"] for gpu in types.values()) == config["max_workers"] == 8
     assert config["idle_timeout_minutes"] > 0
-    # One image: Python must be the same everywhere.
-    assert gpu["node_config"]["ImageId"] == head["node_config"]["ImageId"]
 
 
 def test_rays_second_autoscaler_still_does_not_know_the_head_of_local_machines(tmp_path, monkeypatch):
