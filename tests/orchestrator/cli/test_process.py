@@ -319,4 +319,5 @@ def test_a_number_that_numpy_reads_at_its_import_is_dropped_if_it_is_none(monkey
 def test_a_message_does_not_steer_the_terminal(tmp_path):
     done = run("status", tmp_path / "\x1b[31mred")
     assert done.returncode == 2
-    assert b"\\x1b[31mred" in done.stderr and b"\x1b" not in done.stderr
+    assert b"\\x1b[31mred" in done.stderr
+    assert b"\x1b" not in done.stderr
