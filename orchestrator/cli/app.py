@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli import process
 from orchestrator.cli.meant import Verbs
 from trainables.errors import Unavailable, UserError
+from trainables.io.streams import printable
 
 app = typer.Typer(
     name="vitc-sweep",
@@ -63,7 +64,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(error, file=sys.stderr)
+        # Names of files and texts of YAML may hold what a terminal would obey.
+        print(printable(error, keep="\n"), file=sys.stderr)
         raise SystemExit(code_of(error)) from None
     except OSError as error:
         # Of a disk that is full, or a file that may not be read or written.

@@ -77,7 +77,7 @@ def _progress(console: "Console") -> Iterator[Callable[[int, int], None]]:
 
 def _lines(source: Path, result: "Imported") -> Iterator[str]:
     """Yields what was written, the sizes of classes and images, and notes."""
-    from trainables.data.tree import printable
+    from trainables.io.streams import printable
 
     for split, counts in result.counts.items():
         size = result.files[split].stat().st_size / 1e6

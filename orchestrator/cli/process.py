@@ -16,6 +16,9 @@ def prepare() -> None:
         # An empty, negative or tiny number would print nothing, or end in a traceback.
         if name in os.environ and not _is_number(os.environ[name], least):
             del os.environ[name]
+    # numpy reads it as a number when it is imported.
+    if not _is_number(os.environ.get("SOURCE_DATE_EPOCH", "0"), 0, digits=12):
+        del os.environ["SOURCE_DATE_EPOCH"]
     # Figures have a canvas of their own, and matplotlib does not start with a notebook's backend.
     os.environ.pop("MPLBACKEND", None)
     # Libraries want a home and a name, which a container's user may lack.
@@ -25,8 +28,8 @@ def prepare() -> None:
         os.environ["LOGNAME"] = str(os.getuid())
 
 
-def _is_number(text: str, least: int) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 6 and int(text) >= least
+def _is_number(text: str, least: int, digits: int = 5) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= digits and int(text) >= least
 
 
 def _has_name() -> bool:

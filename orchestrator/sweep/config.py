@@ -13,10 +13,11 @@ from orchestrator.sweep.paper import PaperSays
 from orchestrator.sweep.space import Cell, Domain, Settings, Window
 from trainables.base import Frozen
 from trainables.config import TrainConfig, setting
+from trainables.io.faults import NAME_PATTERN
 from trainables.io.storage import SharedPlace
 from trainables.presets import set_paths, tells_apart
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=60)]
 
 #: Settings by the key of the file that holds them. Later ones win.
 Layers = dict[str, Mapping[str, Any]]

@@ -23,6 +23,9 @@ from trainables.io.machine import cache_folder
 #: Bytes of one digest.
 WIDTH = 16
 
+#: The digest of an image whose bytes are there and none.
+NO_BYTES = np.frombuffer(hashlib.sha256(b"").digest()[:WIDTH], np.uint8)
+
 #: Digests of smaller files are computed again by every process, which takes milliseconds.
 _REMEMBERED_BYTES = 2**24
 
@@ -106,6 +109,12 @@ def _alone(place: Path) -> Iterator[None]:
 def num_repeated(digests: NDArray[np.uint8]) -> int:
     """Returns how many images equal an earlier one, byte for byte."""
     return len(digests) - len(np.unique(_as_keys(digests)))
+
+
+def num_contrary(digests: NDArray[np.uint8], labels: NDArray[np.int64]) -> int:
+    """Returns how many different images are there under more than one label."""
+    pairs = np.unique(np.stack([_as_keys(digests), labels.astype(np.uint64)]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
 
 
 def num_shared(digests: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:

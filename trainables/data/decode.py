@@ -25,6 +25,10 @@ MAX_SCANS = 100
 #: Formats that are read. Other formats of PIL are rare, and some start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
+#: What a repository holds in place of a file that Git LFS has not fetched, and what messages say of it.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+OF_LFS = "a pointer of Git LFS and not the file itself; `git lfs pull` fetches it"
+
 #: An image that is so many times longer than wide is refused, because resizing its shorter side to a usual
 #: size could take gigabytes.
 MAX_ASPECT = 64
@@ -148,6 +152,10 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"has over {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
+        if not data:
+            raise DataError("does not decode: it is empty") from error
+        if data.startswith(LFS_POINTER):
+            raise DataError(f"does not decode: it is {OF_LFS}") from error
         # PIL's own message would only name the address of a buffer.
         raise DataError("does not decode: it is no image of a kind that is known") from error
     # On hostile bytes PIL raises any exception of its format plug-ins: OSError, SyntaxError, struct.error...

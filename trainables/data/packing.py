@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from trainables.base import DataError, Split
 from trainables.data.decode import decode
 from trainables.data.kinds import HEAD_BYTES, is_image, is_raw, is_readable, reason_to_leave_out
-from trainables.data.tree import Tree, find_tree, printable
+from trainables.data.tree import Tree, find_tree
 from trainables.io.files import replacing
+from trainables.io.streams import printable
 
 #: A row group holds at most so many bytes of images, or one image, so that few are in memory at a time.
 GROUP_BYTES = 2**24
@@ -36,6 +37,12 @@ MAX_FILE_BYTES = 2**28
 
 #: An image without any brighter value, of 255, is counted as nearly black.
 _DARK = 16
+
+#: Suffixes of files that an import does not write. A folder of such a name is not meant.
+_OTHER_FORMATS = {
+    ".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".lmdb", ".npy", ".npz", ".parq", ".pq",
+    ".tar", ".tfrecord", ".tsv", ".zip",
+}  # fmt: skip
 
 #: Bad images that a message names.
 _NAMED = 20
@@ -162,7 +169,9 @@ def _targets(source: Path, target: Path, tree: Tree, overwrite: bool) -> Mapping
     """
     if len(target.parts) > 1 and target.parts[0].endswith(":"):
         raise DataError(f"{target}: is an address; an import writes local files, which can be copied there")
-    if target.suffix == ".parquet":
+    if target.suffix.lower() in _OTHER_FORMATS:
+        raise DataError(f"{target}: an import writes Parquet: name a file *.parquet, or a folder")
+    if target.suffix.lower() == ".parquet":
         if tree.has_splits:
             raise DataError(
                 f"{source}: holds the splits {', '.join(tree.files)}, which become a file each: name a "

@@ -12,9 +12,10 @@ from pydantic import Field
 
 from trainables.base import SPLITS, DataError, DataInfo, Frozen, Split
 from trainables.data.base import Images, digest_of, drawn_from, held_out, with_chance
-from trainables.data.content import num_repeated, num_shared
+from trainables.data.content import NO_BYTES, num_contrary, num_repeated, num_shared
 from trainables.data.parquet_files import SplitFiles, find_files
 from trainables.data.parquet_table import MAX_CLASSES, Table, mapped, read_table
+from trainables.data.tree import alike
 from trainables.io.storage import Place, last_name, open_filesystem
 from trainables.tasks.base import Task
 from trainables.tasks.classification import Classification
@@ -138,7 +139,10 @@ class Parquet(Frozen):
         Raises:
           DataError: no files, not Parquet, columns missing or of another type, labels outside the classes.
         """
-        return _parquet(self).info
+        data = _parquet(self)
+        if data.without_bytes and self.on_bad_image == "error":
+            raise DataError(data.without_bytes)
+        return data.info
 
     def open(self) -> dict[Split, Images]:
         """Returns the images of every split."""
@@ -147,8 +151,17 @@ class Parquet(Frozen):
 
 @dataclass(frozen=True)
 class _ParquetData:
+    """A data set that was looked through.
+
+    Attributes:
+      info: its description.
+      images: those of every split.
+      without_bytes: the fault of images that have no bytes; "" if all have some.
+    """
+
     info: DataInfo
     images: dict[Split, Images]
+    without_bytes: str
 
 
 @functools.lru_cache(maxsize=8)
@@ -166,7 +179,7 @@ def _parquet(config: Parquet) -> _ParquetData:
             f"left out {tables.pop(split).describe}: its labels are all -1, that is, not published"
         )
     class_names, labels, more = _classes(config.path, tables)
-    notices += [*more, *_repeated(tables)]
+    notices += [*more, *_repeated(tables, labels), *alike(class_names)]
     if config.expects is not None:
         config.expects.check(config.path, len(class_names), {split: len(labels[split]) for split in labels})
 
@@ -179,7 +192,7 @@ def _parquet(config: Parquet) -> _ParquetData:
         return Images(labels[part.source][kept], lambda i: table.read(int(kept[i])))
 
     splits = {split: images(split) for split in SPLITS}
-    _check_teaches(config.path, splits["train"].labels)
+    _check_teaches(config.path, splits, parts)
     notices += _missing_classes(class_names, splits)
     sources = [split for split in SPLITS if split in tables]
     kept = [parts[split].rows.tobytes() for split in SPLITS]
@@ -203,7 +216,7 @@ def _parquet(config: Parquet) -> _ParquetData:
         majority_share=float(np.bincount(splits["val"].labels).max() / len(splits["val"])),
         notices=tuple(notices),
     )
-    return _ParquetData(with_chance(info, config.task), splits)
+    return _ParquetData(with_chance(info, config.task), splits, _without_bytes(tables))
 
 
 @dataclass(frozen=True)
@@ -334,9 +347,33 @@ def _numbered(path: str, labels: Mapping[Split, NDArray[np.int64]]) -> tuple[str
     return tuple(str(label) for label in range(num_classes))
 
 
-def _check_teaches(path: str, labels: NDArray[np.int64]) -> None:
-    if len(np.unique(labels)) == 1:
+def _check_teaches(path: str, splits: Mapping[Split, Images], parts: Mapping[Split, _Part]) -> None:
+    """Raises `DataError` if a split is of one class: its error says nothing, and chance is no error at all.
+
+    Held-out images are of all classes that have two images or more, so only files of one class are refused.
+    """
+    if len(np.unique(splits["train"].labels)) == 1:
         raise DataError(f"{path}: all training images are of one class, so there is nothing to learn")
+    for split in ("val", "test"):
+        if parts[split].source != "train" and len(np.unique(splits[split].labels)) == 1:
+            raise DataError(
+                f"{path}: all images of {parts[split].describe} are of one class, as where labels are not "
+                "published: leave the file out, or name others under `splits`"
+            )
+
+
+def _without_bytes(tables: Mapping[Split, Table]) -> str:
+    """Describes images without bytes, by their digests. Returns "" if there are none."""
+    for table in tables.values():
+        digests = table.digests()
+        empty = np.flatnonzero((digests == 0).all(axis=1) | (digests == NO_BYTES).all(axis=1))
+        if len(empty):
+            return (
+                f"{table.describe}: {len(empty)} of {len(digests)} images have no bytes, the first is row "
+                f"{empty[0]}; images stored as paths only are not supported. To leave them out:  "
+                "data.on_bad_image: skip"
+            )
+    return ""
 
 
 def _missing_classes(class_names: Sequence[str], splits: Mapping[Split, Images]) -> Iterator[str]:
@@ -360,7 +397,7 @@ def _quoted(class_names: Sequence[str], numbers: NDArray[np.int64]) -> str:
     return shown + (", ..." if len(numbers) > 3 else "")
 
 
-def _repeated(tables: Mapping[Split, Table]) -> Iterator[str]:
+def _repeated(tables: Mapping[Split, Table], labels: Mapping[Split, NDArray[np.int64]]) -> Iterator[str]:
     """Yields notices of images that are there twice, byte for byte, and so may be learnt and tested on."""
     digests = {split: table.digests() for split, table in tables.items()}
     if repeated := num_repeated(digests["train"]):
@@ -368,6 +405,8 @@ def _repeated(tables: Mapping[Split, Table]) -> Iterator[str]:
             f"{repeated} of {len(digests['train'])} train images equal an earlier one; held-out images may "
             "be among those learnt"
         )
+        if contrary := num_contrary(digests["train"], labels["train"]):
+            yield f"{contrary} train images are there under several labels, byte for byte"
     for split in ("val", "test"):
         if split in digests and (shared := num_shared(digests[split], digests["train"])):
             yield f"{shared} of {len(digests[split])} {split} images are train images, too"

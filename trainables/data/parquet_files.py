@@ -1,10 +1,13 @@
 """Finds the Parquet files of a data set, and the split that each belongs to."""
 
+import os
 import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -23,6 +26,8 @@ WORDS: dict[str, Split] = {
 #: The number of a shard, and how many there are: `train-00003-of-00257.parquet`.
 _SHARD = re.compile(r"(.*?)[-_.](\d+)-of-(\d+)\b")
 
+#: A number at the end of a name that does not say how many there are: `train-3.parquet`, `0003.parquet`.
+_NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)\.parquet", re.IGNORECASE)
 
 #: Extensions by which a folder of pictures is recognised.
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -76,13 +81,19 @@ def find_files(path: str, splits: SplitFiles | None) -> Found:
         listed = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
     except OSError as error:
         raise DataError(f"{path}: {error}") from error
-    names = sorted(
-        name
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        listed = [entry for entry in listed if not _is_loop(entry.path, inner)]
+        _check_links(path, inner)
+    named = {
+        name: entry.type
         for entry in listed
-        if entry.type == pyarrow.fs.FileType.File
-        and (name := posixpath.relpath(entry.path, inner)).endswith(".parquet")
+        if entry.type != pyarrow.fs.FileType.Directory
+        and (name := posixpath.relpath(entry.path, inner)).lower().endswith(".parquet")
         and not any(part.startswith((".", "_")) for part in name.split("/"))
-    )
+    }
+    names = sorted(named)
+    if unusable := [name for name in names if named[name] != pyarrow.fs.FileType.File]:
+        raise DataError(f"{path}: {unusable[0]} is no file, but a pipe or a device")
     if not names and any(entry.extension.lower() in _PICTURES for entry in listed):
         fault = f"{path}: holds pictures in folders, and no Parquet file."
         if "://" in path:
@@ -91,6 +102,8 @@ def find_files(path: str, splits: SplitFiles | None) -> Found:
             )
         command = shlex.join(["vitc-sweep", "data", "import", path, f"{path.rstrip('/')}.parquet"])
         raise DataError(f"{fault} To pack them:  {command}")
+    if not names:
+        raise DataError(f"{path}: holds no Parquet file, {_held(listed)}")
     chosen = _named(path, names, splits) if splits else _recognised(path, names)
     files = {
         split: [posixpath.join(inner, name) for name in chosen[split]] for split in SPLITS if chosen[split]
@@ -98,9 +111,69 @@ def find_files(path: str, splits: SplitFiles | None) -> Found:
     found = Found(filesystem, files)
     used = {name for several in chosen.values() for name in several}
     if unused := [name for name in names if name not in used]:
-        why = "`splits` does not name" if splits else "their names tell no split of"
-        found.notices.append(f"left out {_some(unused)}: {why} {'it' if len(unused) == 1 else 'them'}")
+        one = len(unused) == 1
+        why = f"which `splits` does not name: {_some(unused)}" if splits else f"{_some(unused)}"
+        told = "" if splits else f": {'its name tells' if one else 'their names tell'} no split"
+        found.notices.append(f"left out {len(unused)} file{'s' * (not one)}, {why}{told}")
+    if not splits:
+        found.notices += [text for split in SPLITS for text in _remarks(split, chosen[split])]
     return found
+
+
+def _is_loop(path: str, root: str) -> bool:
+    """Returns whether a path under a root leads through a link to the root, or to a folder around it."""
+    root = os.path.realpath(root)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    while len(folder) > len(root):
+        if os.path.islink(folder) and Path(root).is_relative_to(os.path.realpath(folder)):
+            return True
+        folder = os.path.dirname(folder)
+    return False
+
+
+def _check_links(path: str, root: str) -> None:
+    """Raises `DataError` for a link to a Parquet file that is gone. pyarrow does not list it."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            link = os.path.join(folder, name)
+            if (
+                name.lower().endswith(".parquet")
+                and not name.startswith((".", "_"))
+                and not os.path.exists(link)
+            ):
+                raise DataError(f"{path}: {os.path.relpath(link, root)} is a link that leads nowhere")
+
+
+def _held(listed: Sequence[pyarrow.fs.FileInfo]) -> str:
+    """Describes the files of a folder that is no data set, by their kinds."""
+    kinds = Counter(
+        f".{entry.extension}" if entry.extension else entry.base_name
+        for entry in listed
+        if entry.type == pyarrow.fs.FileType.File
+    )
+    if not kinds:
+        return "nor any other"
+    return "only " + _some([f"{count:,} {kind}" for kind, count in kinds.most_common()])
+
+
+def _remarks(split: Split, names: Sequence[str]) -> Iterator[str]:
+    """Yields sentences about files of one split that may not belong together, or are not all there."""
+    series: dict[str, list[int]] = {}
+    for name in names:
+        if shard := _SHARD.match(name):
+            series.setdefault(shard[1], [])
+        elif numbered := _NUMBERED.fullmatch(name):
+            series.setdefault(numbered[1], []).append(int(numbered[2]))
+        else:
+            series.setdefault(name, [])
+    if len(series) > 1:
+        yield f"{split}: files of {len(series)} names are read as one split: {_some(list(series))}"
+    for prefix, numbers in series.items():
+        if numbers and (missing := sorted(set(range(min(numbers), max(numbers))) - set(numbers))):
+            yield (
+                f"{split}: {len(missing)} of the files {prefix}* that are numbered up to {max(numbers)} are "
+                f"missing, the first is number {missing[0]}"
+            )
 
 
 def _named(path: str, names: Sequence[str], splits: SplitFiles) -> dict[Split, list[str]]:
@@ -129,8 +202,6 @@ def _recognised(path: str, names: Sequence[str]) -> dict[Split, list[str]]:
             chosen[split].append(name)
             folders.setdefault(folder, name)
     if not chosen["train"]:
-        if not names:
-            raise DataError(f"{path}: holds no file named train*.parquet")
         raise DataError(
             f"{path}: holds no file named train*.parquet, only {_some(names)}; `splits` can say which files "
             "are which"
@@ -167,14 +238,19 @@ def _first_word(name: str) -> Split | None:
 
 def _check_shards(path: str, split: Split, names: Iterable[str]) -> None:
     """Raises `DataError` unless the numbered files of a split are all there, of one numbering."""
-    there: dict[tuple[str, int], set[int]] = {}
+    there: dict[tuple[str, int], dict[int, str]] = {}
     for name in names:
         if shard := _SHARD.match(name):
-            there.setdefault((shard[1], int(shard[3])), set()).add(int(shard[2]))
+            known = there.setdefault((shard[1], int(shard[3])), {})
+            if (other := known.setdefault(int(shard[2]), name)) != name:
+                raise DataError(
+                    f"{path}: {other} and {name} are both number {int(shard[2])} of {shard[3]}: name "
+                    "those to use under `splits`"
+                )
     counts: dict[str, list[int]] = {}
     for (prefix, count), numbers in there.items():
         counts.setdefault(prefix, []).append(count)
-        if missing := sorted(set(range(count)) - numbers):
+        if missing := sorted(set(range(count)) - numbers.keys()):
             raise DataError(
                 f"{path}: {len(missing)} of {count} {split} files are missing, the first is number "
                 f"{missing[0]} of {prefix}-*-of-{count:05d}: copy them, too, or name others under `splits`"

@@ -3,6 +3,7 @@
 import functools
 import os
 import posixpath
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,10 @@ from trainables.base import DataError
 from trainables.data.base import digest_of
 from trainables.data.cache import IN_MEMORY_BYTES
 from trainables.data.content import image_batches, image_digests
-from trainables.data.decode import decode
+from trainables.data.decode import LFS_POINTER, OF_LFS, decode
 from trainables.io.json import parse_json
 from trainables.io.machine import cache_folder
+from trainables.io.streams import printable
 
 #: Numbers of a file without class names may be at most this, because each number up to it is a class.
 MAX_CLASSES = 2**20
@@ -147,7 +149,7 @@ def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, 
             footer = f"{metadata.num_rows} {metadata.serialized_size}".encode()
             first = next(file.iter_batches(batch_size=1, columns=[image_column]), None)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name}: is not a readable Parquet file: {error}") from error
+        raise DataError(f"{name}: {_not_readable(filesystem, name, error)}") from error
     if column.null_count:
         raise DataError(f"{name}: column {label_column!r} has {column.null_count} empty labels")
     try:
@@ -160,20 +162,52 @@ def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, 
     return _File(name, labels, _class_names(name, schema, label_column), num_bytes, footer, sample)
 
 
+def _not_readable(filesystem: pyarrow.fs.FileSystem, name: str, error: Exception) -> str:
+    try:
+        with filesystem.open_input_file(name) as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                return f"is {OF_LFS}"
+    except (pa.ArrowException, OSError):
+        pass
+    return f"is not a readable Parquet file: {error}"
+
+
 def _check_columns(name: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
     for column in (image_column, label_column):
         if not (count := schema.names.count(column)):
-            raise DataError(f"{name}: has no column {column!r}, only {schema.names}")
+            raise DataError(
+                f"{name}: has no column {column!r}, only {schema.names}{_columns_meant(schema, label_column)}"
+            )
         if count > 1:
             raise DataError(f"{name}: has {count} columns {column!r}, so which is meant is unknown")
     image = schema.field(image_column).type
     if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
         raise DataError(f"{name}: column {image_column!r} must be a struct with `bytes`, is {image}")
     content = image.field("bytes").type
-    if not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):
+    if not (
+        pa.types.is_binary(content) or pa.types.is_large_binary(content) or pa.types.is_binary_view(content)
+    ):
         raise DataError(f"{name}: the `bytes` of column {image_column!r} must be binary, are {content}")
     if not pa.types.is_integer(label := schema.field(label_column).type):
-        raise DataError(f"{name}: column {label_column!r} must hold integers, holds {label}")
+        raise DataError(
+            f"{name}: column {label_column!r} must hold integers, holds {label}: number the classes from 0, "
+            "and store their names in the metadata, as `datasets.ClassLabel` does"
+        )
+
+
+def _columns_meant(schema: pa.Schema, label_column: str) -> str:
+    """Returns a hint with the settings for columns of other names, if one column can hold the images."""
+    images = [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    if len(images) != 1 or not integers:
+        return ""
+    alike = [name for name in integers if "label" in name.lower() or "class" in name.lower()]
+    label = label_column if label_column in integers else (alike or integers)[0]
+    return f". To name them:  data: {{path: ..., image_column: {images[0]}, label_column: {label}}}"
 
 
 def _class_names(name: str, schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
@@ -187,9 +221,13 @@ def _class_names(name: str, schema: pa.Schema, label_column: str) -> tuple[str, 
         names: Any = parse_json(metadata)["info"]["features"][label_column]["names"] if metadata else None
     except (KeyError, TypeError, ValueError):
         return None
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:
+        # As the cards of the hub write them.
+        names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         return None
-    texts = tuple(str(one) for one in names)
+    # A Mac writes é as two characters. Nothing that a terminal would obey gets to one.
+    texts = tuple(printable(unicodedata.normalize("NFC", str(one))) for one in names)
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise DataError(f"{name}: its metadata name the class {twice!r} twice")

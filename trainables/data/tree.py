@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainables.base import SPLITS, DataError, Split
 from trainables.data.parquet_files import WORDS
+from trainables.io.streams import printable
 
 #: Names that file managers, notebooks and archives leave in folders.
 _OF_THE_SYSTEM = {
@@ -87,7 +88,7 @@ def find_tree(source: Path, is_image: Callable[[Path], bool]) -> Tree:
         for split in SPLITS
         if found.get(split)
     }
-    notices = [*_deeper(source, found.values()), *_alike(names)]
+    notices = [*_deeper(source, found.values()), *alike(names)]
     return Tree(names, files, splits is not None, listing.left_out, notices)
 
 
@@ -339,7 +340,7 @@ def _deeper(source: Path, found: Iterable[Mapping[str, _Class]]) -> Iterator[str
         yield f"{len(deeper):,} files are in folders inside their class, and count in the class: {inner}"
 
 
-def _alike(names: Iterable[str]) -> Iterator[str]:
+def alike(names: Iterable[str]) -> Iterator[str]:
     """Yields notices of classes that may be meant to be one."""
     known: dict[str, str] = {}
     for name in names:
@@ -378,13 +379,6 @@ def _counted(paths: list[Path]) -> str:
         held = f"{inside:,} file{'s' * (inside != 1)} in {'them' if len(folders) > 1 else 'it'}"
         parts.append(f"{len(folders):,} folder{'s' * (len(folders) > 1)} ({held})")
     return " and ".join(parts)
-
-
-def printable(name: object) -> str:
-    """Returns a name with escapes in place of what no terminal prints: line ends, bytes that are no text."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in str(name)
-    )
 
 
 def _shown(names: list[str], most: int) -> str:

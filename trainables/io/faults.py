@@ -201,9 +201,17 @@ _RULES = {
     "model_type": "must be a mapping of keys to values",
     "dict_type": "must be a mapping of keys to values",
     **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
+    "model_attributes_type": "must be one word, or a mapping of keys to values",
     "finite_number": "must be a finite number",
     "int_parsing_size": "has too many digits",
 }  # fmt: skip
+
+
+#: A name that is also that of files and folders, and how messages say its pattern.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+_IN_WORDS = {
+    NAME_PATTERN: "a name takes the letters A to Z, digits, and after the first of these also _ . + and -",
+}
 
 
 def _quoted(text: str) -> list[str]:
@@ -233,6 +241,9 @@ def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
     for item in error.errors(include_url=False):
         kind, context, location = item["type"], item.get("ctx", {}), item["loc"]
         keys, _ = _walk(root, location)
+        if keys[-1:] == ["[key]"]:
+            # The fault is the name of an arm, say, and its place that of what it names.
+            del keys[-1]
         path, rule = ".".join(map(str, keys)), _RULES.get(kind) or _rule(item["msg"])
         found = "" if kind in ("missing", "value_error") else shorten(item["input"])
         hint = ""
@@ -244,6 +255,8 @@ def faults_in(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
             if isinstance(item["input"], str) and f"{prefix}{hint}.name" in paths_of(root):
                 # A single word sets the `name` of the member, not the whole setting.
                 hint = f"{hint}.name"
+        elif kind == "string_pattern_mismatch" and context["pattern"] in _IN_WORDS:
+            rule = _IN_WORDS[context["pattern"]]
         elif kind == "literal_error":
             rule = f"must be one of {_listed(context['expected'])}"
             hint = nearest(item["input"], _quoted(context["expected"]))

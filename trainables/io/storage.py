@@ -145,7 +145,11 @@ def open_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem, str]":
         return pyarrow.fs.LocalFileSystem(), str(Path(os.path.expanduser(path)).resolve())
     # ArrowInvalid is a ValueError.
     except (ValueError, OSError) as error:
-        raise DataError(f"{redacted(path)}: {error}") from error
+        raise DataError(f"{redacted(path)}: {redacted(str(error))}") from error
+    # Schemes such as hf:// are opened by packages of their own, which raise errors of their own.
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{redacted(path)}: cannot be opened: {redacted(told)[:300]}") from error
 
 
 def holds(address: str, content: str) -> bool:

@@ -27,6 +27,19 @@ def steady_streams() -> None:
         setattr(sys, name, _steady(getattr(sys, name)))
 
 
+def printable(text: object, keep: str = "") -> str:
+    """Returns a text with escapes in place of what no terminal prints: line ends, bytes that are no text.
+
+    Args:
+      text: the text.
+      keep: characters that stay as they are.
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else ascii(character)[1:-1]
+        for character in str(text)
+    )
+
+
 def end_with_reader() -> None:
     """Ends this process, instead, if standard output cannot be written to: for one that only looks on."""
     if isinstance(stream := cast(Any, sys.stdout), _Steady):

@@ -189,7 +189,8 @@ _SAID_SIMPLER = (
     (r"could not find expected ':'", "this line is no `key: value`"),
     (r"expected <block end>, but found .*", "does not fit the indentation of the lines above"),
     (r"expected ',' or '(.)', but got .*", r"a `,` or `\1` is missing before this"),
-    (r"expected a single document in the stream", "a second document begins here; one file is one document"),
+    (r"but found another document", "a second document begins here; one file is one document"),
+    (r"expected '<document start>', but found .*", "text follows the end of the document"),
     (r"found unexpected end of stream", "the file ends inside quotes"),
     (r"expected the node content, but found .*", "a value is missing here"),
 )  # fmt: skip

@@ -305,3 +305,19 @@ def test_a_character_that_json_writes_as_two_escapes_is_one():
     assert parse_yaml(text, "x") == {"question": "😀?", "😀": 1}
     with pytest.raises(YamlError, match="one half of a character"):
         parse_yaml('{"question": "\\ud83d"}', "x")
+
+
+def test_a_number_that_numpy_reads_at_its_import_is_dropped_if_it_is_none(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "x")
+    process.prepare()
+    assert "SOURCE_DATE_EPOCH" not in os.environ
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    process.prepare()
+    assert os.environ["SOURCE_DATE_EPOCH"] == "1700000000"
+
+
+def test_a_message_does_not_steer_the_terminal(tmp_path):
+    done = run("status", tmp_path / "\x1b[31mred")
+    assert done.returncode == 2
+    assert b"\\x1b[31mred" in done.stderr
+    assert b"\x1b" not in done.stderr

@@ -144,7 +144,6 @@ def test_of_an_animation_the_first_picture_is_taken():
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
         b"\x7fELF" + bytes(64),

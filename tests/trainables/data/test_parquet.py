@@ -407,7 +407,7 @@ def test_splits_of_different_classes_are_refused(write_parquet, marked, tmp_path
 def test_a_path_without_data_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere: there is no such file or folder"):
         Parquet(path=str(tmp_path / "nowhere")).info()
-    with pytest.raises(DataError, match=r"holds no file named train\*\.parquet"):
+    with pytest.raises(DataError, match=r"holds no Parquet file, nor any other"):
         Parquet(path=str(tmp_path)).info()
     with pytest.raises(DataError, match="gopher://x/y"):
         Parquet(path="gopher://x/y").info()

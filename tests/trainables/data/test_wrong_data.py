@@ -219,7 +219,7 @@ def test_a_file_whose_name_tells_no_split_is_left_out_and_named(tmp_path):
     write(tmp_path / "trainval.parquet", [0, 1] * 10)
     write(tmp_path / ".cache" / "train.parquet", [0, 1] * 10)
     info = info_of(tmp_path)
-    assert info.notices == ("left out trainval.parquet: their names tell no split of it",)
+    assert info.notices == ("left out 1 file, trainval.parquet: its name tells no split",)
     assert sum(info.sizes.values()) == 20
 
 
@@ -361,3 +361,88 @@ def _as(labels: list[int | None], kind: pa.DataType) -> pa.Array:
         return pa.array(labels, pa.int64()).cast(kind)
     except pa.ArrowException:
         return pa.array([None] * len(labels), kind)
+
+
+# --- more of what folders, columns and files hold --------------------------------------------------------
+
+
+def refusal(path: Path, **changes: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        info_of(path, **changes)
+    return str(caught.value)
+
+
+def test_images_without_bytes_are_refused_before_training_unless_they_are_left_out(tmp_path):
+    images: list[bytes | None] = [picture(i) for i in range(40)]
+    images[3], images[7] = None, b""
+    path = parquet_file(tmp_path / "set.parquet", images, [0, 1] * 20, None)
+    assert "2 of 40 images have no bytes, the first is row 3" in refusal(path)
+    assert info_of(path, on_bad_image="skip").skipped == 2
+
+
+def test_a_test_split_of_one_class_is_refused(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10)
+    write(tmp_path / "test.parquet", [0] * 8, start=50)
+    assert "all images of test.parquet are of one class" in refusal(tmp_path)
+
+
+def test_a_link_to_a_split_that_is_gone_is_refused(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10)
+    (tmp_path / "test.parquet").symlink_to(tmp_path / "gone.parquet")
+    assert "test.parquet is a link that leads nowhere" in refusal(tmp_path)
+
+
+def test_a_link_to_the_folder_itself_adds_nothing(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 10)
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert sum(info_of(tmp_path).sizes.values()) == 20
+
+
+def test_one_number_under_two_names_is_refused(tmp_path):
+    write(tmp_path / "train-00000-of-00001-aa.parquet", [0, 1] * 10)
+    write(tmp_path / "train-00000-of-00001-bb.parquet", [0, 1] * 10, start=50)
+    assert "are both number 0 of 00001" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["train", "train (1)"], "train: files of 2 names are read as one split"),
+        (["train-0", "train-1", "train-3"], "the first is number 2"),
+    ],
+)
+def test_files_that_may_not_belong_together_or_lack_one_are_told(tmp_path, names, told):
+    for number, name in enumerate(names):
+        write(tmp_path / f"{name}.parquet", [0, 1] * 10, start=100 * number)
+    assert any(told in notice for notice in info_of(tmp_path).notices)
+
+
+def test_suffixes_may_be_capitals_and_other_files_are_named(tmp_path):
+    write(tmp_path / "a" / "train.PARQUET", [0, 1] * 10)
+    assert sum(info_of(tmp_path / "a").sizes.values()) == 20
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "train.csv").write_text("a,b", encoding="utf-8")
+    assert "holds no Parquet file, only 1 .csv" in refusal(tmp_path / "b")
+
+
+def test_columns_of_other_names_get_the_settings_that_name_them(tmp_path):
+    table = pq.read_table(write(tmp_path / "set.parquet", [0, 1] * 10))
+    pq.write_table(table.rename_columns(["img", "fine_label"]), tmp_path / "set.parquet")
+    assert "image_column: img, label_column: fine_label" in refusal(tmp_path / "set.parquet")
+    assert info_of(tmp_path / "set.parquet", image_column="img", label_column="fine_label").num_classes == 2
+
+
+def test_pointers_of_git_lfs_are_named_as_such(tmp_path):
+    path = tmp_path / "set.parquet"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n")
+    assert "git lfs pull" in refusal(path)
+
+
+def test_names_of_classes_cannot_steer_a_terminal(tmp_path):
+    path = write(tmp_path / "set.parquet", [0, 1] * 10, ["a\nb", "\x1b[31mred"])
+    assert info_of(path).class_names == ("a\\nb", "\\x1b[31mred")
+
+
+def test_one_picture_under_two_labels_is_told(tmp_path):
+    path = parquet_file(tmp_path / "set.parquet", [picture(i // 2) for i in range(40)], [0, 1] * 20, None)
+    assert any("20 train images are there under several labels" in text for text in info_of(path).notices)

@@ -80,3 +80,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 def test_nesting_without_end_is_refused_and_does_not_crash():
     with pytest.raises(YamlError):
         parse_yaml("[" * 5000, "f")
+
+
+@pytest.mark.parametrize("text", ["a: 1\n---\nb: 2\n", "a: 1\n...\nb\n"])
+def test_what_follows_a_document_is_refused_in_words(text):
+    with pytest.raises(
+        YamlError, match=r"a second document begins here|text follows the end of the document"
+    ):
+        parse_yaml(text, "f")
