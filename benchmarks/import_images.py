@@ -103,8 +103,8 @@ def main() -> None:
             } | {"Pillow": measured(DECODE, tree)}
             for name, (seconds, memory) in rows.items():
                 print(
-                    f"{count:>6,}{total / count / 1e6:>9.3f}  {name:10}{seconds:>7.1f}{count / seconds:>10.0f}"
-                    f"{memory:>10.0f}"
+                    f"{count:>6,}{total / count / 1e6:>9.3f}  {name:10}{seconds:>7.1f}"
+                    f"{count / seconds:>10.0f}{memory:>10.0f}"
                 )
             print(f"the tree was made in {made:.0f} s")
 

@@ -3,9 +3,11 @@
 import functools
 import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +20,29 @@ from PIL import Image
 from trainables.base import DataError
 from trainables.data.base import digest_of
 from trainables.data.cache import IN_MEMORY_BYTES
-from trainables.data.content import image_batches, image_digests
+from trainables.data.content import (
+    WIDTH,
+    digests_of,
+    image_batches,
+    image_digests,
+    remember,
+    stamp_of,
+)
+from trainables.data.copies import held_copy
 from trainables.data.decode import decode
 from trainables.io.json import parse_json
-from trainables.io.machine import cache_folder
 
 #: Numbers of a file without class names may be at most this, because each number up to it is a class.
 MAX_CLASSES = 2**20
+
+#: Of files that lie elsewhere, more bytes are copied to this machine once, instead of read by each process.
+_DISTANT_BYTES = 2**24
+
+#: Files that are read at a time.
+_READERS = 4
+
+#: Bytes that are read at a time where little of a file is wanted, instead of a whole row group.
+_BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,8 @@ class Table:
       files: their paths.
       labels: class of every row, as the files number them.
       class_names: names by number; None if no file stores any.
+      load: reads the images, or makes their copy on this machine. Processes that are forked afterwards
+        share them.
       read: decodes the image of a row.
       digests: computes digests of the images, of shape (rows, bytes).
       earlier_fingerprint: the digest by which versions before 2026-12 knew these rows.
@@ -45,6 +65,7 @@ class Table:
     files: tuple[str, ...]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] | None
+    load: Callable[[], object] = field(repr=False)
     read: Callable[[int], Image.Image] = field(repr=False)
     digests: Callable[[], NDArray[np.uint8]] = field(repr=False)
     earlier_fingerprint: str
@@ -74,7 +95,8 @@ def read_table(
     Raises:
       DataError: a file cannot be read, lacks a column, has labels without a class, or other classes.
     """
-    files = [_read_file(filesystem, name, image_column, label_column) for name in names]
+    with ThreadPoolExecutor(_READERS) as pool:
+        files = list(pool.map(lambda name: _read_file(filesystem, name, image_column, label_column), names))
     bounds = np.cumsum([0, *(len(file.labels) for file in files)])
     if not bounds[-1]:
         raise DataError(f"{names[0]}: holds no rows")
@@ -90,13 +112,27 @@ def read_table(
     num_bytes = sum(file.num_bytes for file in files)
 
     @functools.cache
+    def load() -> "pa.ChunkedArray | _Copy":
+        is_distant = not isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        try:
+            if num_bytes > IN_MEMORY_BYTES or (is_distant and num_bytes > _DISTANT_BYTES):
+                return _copied(filesystem, names, image_column, num_bytes)
+            with ThreadPoolExecutor(_READERS) as pool:
+                several = pool.map(lambda name: list(_batches(filesystem, name, image_column)), names)
+                batches = [batch for one in several for batch in one]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
+        return pa.chunked_array(batches, type=pa.large_binary())
+
+    @functools.cache
     def digests() -> NDArray[np.uint8]:
         try:
+            if isinstance(loaded := load() if load.cache_info().currsize else None, pa.ChunkedArray):
+                parts = b"".join(digests_of(chunk) for chunk in loaded.chunks)
+                return np.frombuffer(parts, np.uint8).reshape(-1, WIDTH)
             return np.concatenate([image_digests(filesystem, name, image_column) for name in names])
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
-
-    load = functools.cache(lambda: _images(filesystem, names, image_column, num_bytes, digests))
 
     def read(row: int) -> Image.Image:
         try:
@@ -109,7 +145,9 @@ def read_table(
             raise DataError(f"{names[index]}: row {row - bounds[index]} {error}") from error
 
     earlier = digest_of(raw.tobytes(), *(file.footer for file in files), *(file.sample for file in files))
-    return Table(tuple(names), labels, class_names, read, digests, earlier, _shown(names), tuple(notices))
+    return Table(
+        tuple(names), labels, class_names, load, read, digests, earlier, _shown(names), tuple(notices)
+    )
 
 
 def mapped(
@@ -139,7 +177,7 @@ def mapped(
 
 def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, label_column: str) -> _File:
     try:
-        with pq.ParquetFile(name, filesystem=filesystem) as file:
+        with pq.ParquetFile(name, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as file:
             schema, metadata = file.schema_arrow, file.metadata
             _check_columns(name, schema, image_column, label_column)
             column = file.read(columns=[label_column]).column(0)
@@ -207,34 +245,57 @@ def _check_labels(file: _File, class_names: tuple[str, ...]) -> None:
         )
 
 
-def _images(
-    filesystem: pyarrow.fs.FileSystem,
-    names: Sequence[str],
-    column: str,
-    num_bytes: int,
-    digests: Callable[[], NDArray[np.uint8]],
-) -> pa.ChunkedArray:
-    """Reads the encoded images of some files, for random access."""
+@dataclass(frozen=True)
+class _Copy:
+    """The images in the copy on this machine, which stays as long as this does."""
 
-    def batches() -> Any:
-        for name in names:
-            with pq.ParquetFile(name, filesystem=filesystem) as file:
-                yield from image_batches(file, column)
+    images: pa.ChunkedArray
+    hold: IO[str]
 
-    if num_bytes <= IN_MEMORY_BYTES:
-        return pa.chunked_array(list(batches()), type=pa.large_binary())
-    # A copy in an Arrow file, because Parquet does not allow fast reads of single rows in random order. It is
-    # known by what the images are, so that a file that is repaired gets another copy.
-    path = cache_folder() / f"{digest_of(digests().tobytes())}.arrow"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        schema = pa.schema([("bytes", pa.large_binary())])
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in batches():
-                writer.write_batch(pa.record_batch([batch], schema=schema))
-        os.replace(partial, path)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
+    def __getitem__(self, row: int) -> pa.Scalar:
+        return self.images[row]
+
+
+def _batches(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> Iterator[pa.LargeBinaryArray]:
+    with pq.ParquetFile(name, filesystem=filesystem) as file:
+        yield from image_batches(file, column)
+
+
+def _copied(filesystem: pyarrow.fs.FileSystem, names: Sequence[str], column: str, num_bytes: int) -> _Copy:
+    """Returns the encoded images of some files, for random access, from a copy on this machine.
+
+    The copy is of Arrow files, because Parquet does not allow fast reads of single rows in random order. It
+    is known by the addresses, sizes, times and footers of the files, so that a changed file gets another
+    copy. The images are read once, for the copy and for their digests.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        stamps = [stamp for stamp, *_ in pool.map(lambda name: stamp_of(filesystem, name, column), names)]
+
+        def make(folder: Path) -> None:
+            def one(number: int) -> None:
+                digests = []
+                with (
+                    (folder / f"{number:05}.arrow").open("wb") as file,
+                    pa.ipc.new_file(file, schema) as writer,
+                ):
+                    for batch in _batches(filesystem, names[number], column):
+                        digests.append(digests_of(batch))
+                        writer.write_batch(pa.record_batch([batch], schema=schema))
+                    writer.close()
+                    file.flush()
+                    os.fsync(file.fileno())
+                remember(stamps[number], b"".join(digests))
+
+            schema = pa.schema([("bytes", pa.large_binary())])
+            list(pool.map(one, range(len(names))))
+
+        place, hold = held_copy(digest_of(*(stamp.encode() for stamp in stamps)), num_bytes, make)
+    columns = [
+        pa.ipc.open_file(pa.memory_map(str(place / f"{number:05}.arrow"))).read_all().column(0)
+        for number in range(len(names))
+    ]
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    return _Copy(pa.chunked_array(chunks, type=pa.large_binary()), hold)
 
 
 def _shown(names: Sequence[str]) -> str:

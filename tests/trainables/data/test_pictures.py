@@ -119,9 +119,8 @@ def test_a_large_file_is_read_only_if_it_is_an_image_and_not_too_large(tmp_path,
     assert result.counts["train"] == [1, 1]
     bad = "an image that cannot be used"
     assert reasons(result, root) == {"cat/film.mp4": "no image", "cat/zeros.png": bad, "cat/real.png": bad}
-    assert "real.png has 536,870,912 bytes, over 268,435,456" in fault_of(
-        root, layout=Layout(shard_bytes=2**31)
-    )
+    fault = fault_of(root, layout=Layout(part_bytes=2**31, shard_bytes=2**31))
+    assert "real.png has 536,870,912 bytes, over 268,435,456" in fault
 
 
 def test_pictures_that_are_nearly_black_are_told(tmp_path):
