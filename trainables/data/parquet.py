@@ -222,7 +222,7 @@ def _data(config: Parquet, found: Found, tables: dict[Split, Table]) -> _Parquet
             ),
             *kept,
         ),
-        earlier_fingerprint=digest_of(*(tables[s].earlier_fingerprint.encode() for s in sources), *kept),
+        earlier_fingerprint=digest_of(*(tables[s].earlier_fingerprint().encode() for s in sources), *kept),
         skipped=skipped,
         majority_share=float(np.bincount(splits["val"].labels).max() / len(splits["val"])),
         notices=tuple(notices),

@@ -1,6 +1,7 @@
 """Reads the Parquet files of one split as a table: labels and class names now, images on demand."""
 
 import functools
+import itertools
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,7 @@ class Table:
         share them.
       read: decodes the image of a row.
       digests: computes digests of the images, of shape (rows, bytes).
-      earlier_fingerprint: the digest by which versions before 2026-12 knew these rows.
+      earlier_fingerprint: computes the digest by which versions before 2026-12 knew these rows.
       describe: the files in words.
       notices: sentences about the files that their user should know.
     """
@@ -68,7 +69,7 @@ class Table:
     load: Callable[[], object] = field(repr=False)
     read: Callable[[int], Image.Image] = field(repr=False)
     digests: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    earlier_fingerprint: str
+    earlier_fingerprint: Callable[[], str] = field(repr=False)
     describe: str
     notices: tuple[str, ...] = ()
 
@@ -82,7 +83,6 @@ class _File:
     class_names: tuple[str, ...] | None
     num_bytes: int
     footer: bytes
-    sample: bytes
 
 
 def read_table(
@@ -144,7 +144,22 @@ def read_table(
             index = int(np.searchsorted(bounds, row, side="right")) - 1
             raise DataError(f"{names[index]}: row {row - bounds[index]} {error}") from error
 
-    earlier = digest_of(raw.tobytes(), *(file.footer for file in files), *(file.sample for file in files))
+    def earlier() -> str:
+        try:
+            if load.cache_info().currsize:
+                # Files without rows have no first one.
+                samples = [
+                    load()[int(start)].as_py() or b"" if start < stop else b""
+                    for start, stop in itertools.pairwise(bounds)
+                ]
+            else:
+                # The first image alone cannot be read, only those around it, too.
+                with ThreadPoolExecutor(_READERS) as pool:
+                    samples = list(pool.map(lambda name: _first_image(filesystem, name, image_column), names))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
+        return digest_of(raw.tobytes(), *(file.footer for file in files), *samples)
+
     return Table(
         tuple(names), labels, class_names, load, read, digests, earlier, _shown(names), tuple(notices)
     )
@@ -183,7 +198,6 @@ def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, 
             column = file.read(columns=[label_column]).column(0)
             num_bytes = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
             footer = f"{metadata.num_rows} {metadata.serialized_size}".encode()
-            first = next(file.iter_batches(batch_size=1, columns=[image_column]), None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: is not a readable Parquet file: {error}") from error
     if column.null_count:
@@ -192,10 +206,14 @@ def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, 
         labels = column.cast(pa.int64()).to_numpy()
     except pa.ArrowException as error:
         raise DataError(f"{name}: column {label_column!r} holds no labels: {error}") from error
-    sample = b""
-    if first is not None and len(first):
-        sample = pc.struct_field(first.column(0), "bytes")[0].as_py() or b""
-    return _File(name, labels, _class_names(name, schema, label_column), num_bytes, footer, sample)
+    return _File(name, labels, _class_names(name, schema, label_column), num_bytes, footer)
+
+
+def _first_image(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> bytes:
+    with pq.ParquetFile(name, filesystem=filesystem) as file:
+        for batch in file.iter_batches(batch_size=1, columns=[column]):
+            return pc.struct_field(batch.column(0), "bytes")[0].as_py() or b""
+    return b""
 
 
 def _check_columns(name: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
