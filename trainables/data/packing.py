@@ -122,7 +122,7 @@ class _Plan:
 
     @property
     def has_several_parts(self) -> bool:
-        """Whether an import that is stopped may leave something worth keeping."""
+        """True if an import that is stopped may leave something worth keeping."""
         return any(len(several) > 1 for several in self.parts.values())
 
 

@@ -69,7 +69,7 @@ class Part:
 
 @dataclass
 class Record:
-    """What was found in the files of a part. Files are named by their positions in it.
+    """The findings in the files of a part. Files are named by their positions in it.
 
     Attributes:
       num_bytes: the size of the Parquet file.

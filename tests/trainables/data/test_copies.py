@@ -222,7 +222,8 @@ def test_a_trial_on_shards_ends_with_the_same_weights_as_on_one_file(
     digests, rows = [], []
     for data in single_and_shards(tmp_path):
         config = TrainConfig.model_validate(
-            run_tree(batch_size=16) | {"data": data.model_dump(), "recipe": recipe}
+            run_tree(batch_size=16, divergence__margin_pct=0, divergence__window=9)
+            | {"data": data.model_dump(), "recipe": recipe}
         )
         context = Context(loader_workers=2 if recipe == "paper" else 0)
         ended = [(row, state) for row, state in train(config, context)]
