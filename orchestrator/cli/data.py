@@ -35,19 +35,28 @@ def data_import(
         ),
     ] = "fail",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images that are decoded at a time; as many as there are CPUs if left out."),
+    ] = None,
 ) -> None:
     """Packs a folder of images into Parquet files in the Hugging Face image layout.
 
     Folders named train, val, test and the like become splits. Hidden files and files that are no images are
-    left out, and told.
+    left out, and told. An import that was stopped goes on if the same command is run again.
     """
     from trainables.data.packing import import_folder
     from trainables.data.tree import left_out_lines
     from trainables.io.machine import usable_cpus
 
     console = make_console()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     with Signals(), _progress(console) as tell:
-        result = import_folder(source, target, on_bad_image, overwrite, usable_cpus(), tell)
+        workers = workers or usable_cpus()
+        result = import_folder(source, target, on_bad_image, overwrite, workers, tell, say)
     for line in _lines(source, result):
         print(line)
     for line in left_out_lines(source, result.left_out):
@@ -80,8 +89,10 @@ def _lines(source: Path, result: "Imported") -> Iterator[str]:
     from trainables.io.streams import printable
 
     for split, counts in result.counts.items():
-        size = result.files[split].stat().st_size / 1e6
-        yield f"{result.files[split]}: {sum(counts):,} images, {size:,.1f} MB"
+        files = result.files[split]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        shown = f"{files[0]} and {len(files) - 1:,} more" if len(files) > 1 else f"{files[0]}"
+        yield f"{shown}: {sum(counts):,} images, {size:,.1f} MB"
         if empty := [name for name, count in zip(result.classes, counts, strict=True) if not count]:
             yield f"note: {len(empty)} of {len(counts)} classes have no image in {split}: {_some(empty, 3)}"
     sizes, sides = _range(result.counts["train"]), _range(result.sides)

@@ -48,6 +48,22 @@ def image_digests(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> 
     Raises:
       OSError, pyarrow.ArrowException: the file cannot be read.
     """
+    stamp, num_rows, size = stamp_of(filesystem, name, column)
+    if stamp not in _known:
+        place = _place(stamp)
+        if size < _REMEMBERED_BYTES and not place.exists():
+            _known[stamp] = _computed(filesystem, name, column)
+        else:
+            _known[stamp] = _remembered(place, num_rows, filesystem, name, column)
+    return _known[stamp]
+
+
+def stamp_of(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> tuple[str, int, int]:
+    """Returns a digest that changes with a file's address or content, its rows, and its size in bytes.
+
+    Raises:
+      OSError, pyarrow.ArrowException: the file cannot be read.
+    """
     with pq.ParquetFile(name, filesystem=filesystem) as file:
         num_rows, footer = file.metadata.num_rows, file.metadata.serialized_size
     found = filesystem.get_file_info(name)
@@ -55,15 +71,26 @@ def image_digests(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> 
         stream.seek(max(0, found.size - footer - 8))
         tail = hashlib.sha256(stream.read()).hexdigest()
     text = f"{filesystem.type_name} {name} {found.size} {found.mtime_ns} {column} {tail}"
-    stamp = hashlib.sha256(text.encode()).hexdigest()[:32]
-    if stamp not in _known:
-        if found.size < _REMEMBERED_BYTES:
-            _known[stamp] = _computed(filesystem, name, column)
-        else:
-            _known[stamp] = _remembered(
-                cache_folder() / "digests" / stamp, num_rows, filesystem, name, column
-            )
-    return _known[stamp]
+    return hashlib.sha256(text.encode()).hexdigest()[:32], num_rows, found.size
+
+
+def _place(stamp: str) -> Path:
+    return cache_folder() / "digests" / stamp
+
+
+def digests_of(images: pa.LargeBinaryArray) -> bytes:
+    """Returns the digests of encoded images, one after the other."""
+    return b"".join(
+        bytes(WIDTH) if image is None else hashlib.sha256(image).digest()[:WIDTH]
+        for image in map(pa.LargeBinaryScalar.as_buffer, images)
+    )
+
+
+def remember(stamp: str, digests: bytes) -> None:
+    """Keeps the digests of a file that has been read for another purpose."""
+    # An unwritable cache costs time only.
+    with contextlib.suppress(OSError), replacing(_place(stamp), durable=False) as file:
+        file.write(digests)
 
 
 #: Digests by the stamp of their file, as this process has found them.
@@ -71,13 +98,8 @@ _known: dict[str, NDArray[np.uint8]] = {}
 
 
 def _computed(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> NDArray[np.uint8]:
-    digests: list[bytes] = []
     with pq.ParquetFile(name, filesystem=filesystem) as file:
-        for batch in image_batches(file, column):
-            digests += [
-                bytes(WIDTH) if image is None else hashlib.sha256(image).digest()[:WIDTH]
-                for image in map(pa.LargeBinaryScalar.as_buffer, batch)
-            ]
+        digests = [digests_of(batch) for batch in image_batches(file, column)]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, WIDTH)
 
 

@@ -16,7 +16,7 @@ MAX_PIXELS = 2**26
 
 #: Of images of more pixels, a process decodes one at a time, because each may take a gigabyte.
 LARGE_PIXELS = 2**25
-_LARGE = threading.Lock()
+_LARGE: contextlib.AbstractContextManager[object] = threading.Lock()
 
 #: A JPEG of more scans is refused too. Each scan costs a pass over the whole image and may be a few bytes
 #: long, so 80 KB can take minutes. Progressive JPEGs have about ten scans.
@@ -57,6 +57,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def share_large(lock: contextlib.AbstractContextManager[object]) -> None:
+    """Lets all processes that share a lock decode one large image at a time, instead of one each."""
+    global _LARGE
+    _LARGE = lock
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from pydantic import Field
 from trainables.base import SPLITS, DataError, DataInfo, Frozen, Split
 from trainables.data.base import Images, digest_of, drawn_from, held_out, with_chance
 from trainables.data.content import NO_BYTES, num_contrary, num_repeated, num_shared
-from trainables.data.parquet_files import SplitFiles, find_files
+from trainables.data.parquet_files import Found, SplitFiles, find_files
 from trainables.data.parquet_table import MAX_CLASSES, Table, mapped, read_table
 from trainables.data.tree import alike
 from trainables.io.storage import Place, last_name, open_filesystem
@@ -139,14 +139,23 @@ class Parquet(Frozen):
         Raises:
           DataError: no files, not Parquet, columns missing or of another type, labels outside the classes.
         """
-        data = _parquet(self)
+        data = _parquet(self).data
         if data.without_bytes and self.on_bad_image == "error":
             raise DataError(data.without_bytes)
         return data.info
 
     def open(self) -> dict[Split, Images]:
-        """Returns the images of every split."""
-        return _parquet(self).images
+        """Returns the images of every split.
+
+        Reads them into memory. Large or distant files are copied to this machine, once for all processes.
+
+        Raises:
+          DataError: see `info`; or there is no room for the copy.
+        """
+        # Before `info`, which reads all images for their digests unless they are here.
+        for table in _parquet(self).tables.values():
+            table.load()
+        return _parquet(self).data.images
 
 
 @dataclass(frozen=True)
@@ -164,13 +173,28 @@ class _ParquetData:
     without_bytes: str
 
 
+class _Files:
+    """The files of a data set, and what they hold: computed when it is first asked for."""
+
+    def __init__(self, config: Parquet, found: Found, tables: dict[Split, Table]) -> None:
+        self._config, self._found, self.tables = config, found, tables
+
+    @functools.cached_property
+    def data(self) -> _ParquetData:
+        return _data(self._config, self._found, dict(self.tables))
+
+
 @functools.lru_cache(maxsize=8)
-def _parquet(config: Parquet) -> _ParquetData:
+def _parquet(config: Parquet) -> _Files:
     found = find_files(config.path, config.splits)
     tables = {
         split: read_table(found.filesystem, names, config.image_column, config.label_column)
         for split, names in found.files.items()
     }
+    return _Files(config, found, tables)
+
+
+def _data(config: Parquet, found: Found, tables: dict[Split, Table]) -> _ParquetData:
     notices = [*found.notices, *(text for table in tables.values() for text in table.notices)]
     for split in [split for split, table in tables.items() if (table.labels == -1).all()]:
         if split == "train":
@@ -211,7 +235,7 @@ def _parquet(config: Parquet) -> _ParquetData:
             ),
             *kept,
         ),
-        earlier_fingerprint=digest_of(*(tables[s].earlier_fingerprint.encode() for s in sources), *kept),
+        earlier_fingerprint=digest_of(*(tables[s].earlier_fingerprint().encode() for s in sources), *kept),
         skipped=skipped,
         majority_share=float(np.bincount(splits["val"].labels).max() / len(splits["val"])),
         notices=tuple(notices),

@@ -1,12 +1,15 @@
 """Reads the Parquet files of one split as a table: labels and class names now, images on demand."""
 
 import functools
+import itertools
 import os
 import posixpath
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +22,30 @@ from PIL import Image
 from trainables.base import DataError
 from trainables.data.base import digest_of
 from trainables.data.cache import IN_MEMORY_BYTES
-from trainables.data.content import image_batches, image_digests
+from trainables.data.content import (
+    WIDTH,
+    digests_of,
+    image_batches,
+    image_digests,
+    remember,
+    stamp_of,
+)
+from trainables.data.copies import held_copy
 from trainables.data.decode import LFS_POINTER, OF_LFS, decode
 from trainables.io.json import parse_json
-from trainables.io.machine import cache_folder
 from trainables.io.streams import printable
 
 #: Numbers of a file without class names may be at most this, because each number up to it is a class.
 MAX_CLASSES = 2**20
+
+#: Of files that lie elsewhere, more bytes are copied to this machine once, instead of read by each process.
+_DISTANT_BYTES = 2**24
+
+#: Files that are read at a time.
+_READERS = 4
+
+#: Bytes that are read at a time where little of a file is wanted, instead of a whole row group.
+_BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -37,9 +56,11 @@ class Table:
       files: their paths.
       labels: class of every row, as the files number them.
       class_names: names by number; None if no file stores any.
+      load: reads the images, or makes their copy on this machine. Processes that are forked afterwards
+        share them.
       read: decodes the image of a row.
       digests: computes digests of the images, of shape (rows, bytes).
-      earlier_fingerprint: the digest by which versions before 2026-12 knew these rows.
+      earlier_fingerprint: computes the digest by which versions before 2026-12 knew these rows.
       describe: the files in words.
       notices: sentences about the files that their user should know.
     """
@@ -47,9 +68,10 @@ class Table:
     files: tuple[str, ...]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] | None
+    load: Callable[[], object] = field(repr=False)
     read: Callable[[int], Image.Image] = field(repr=False)
     digests: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    earlier_fingerprint: str
+    earlier_fingerprint: Callable[[], str] = field(repr=False)
     describe: str
     notices: tuple[str, ...] = ()
 
@@ -63,7 +85,6 @@ class _File:
     class_names: tuple[str, ...] | None
     num_bytes: int
     footer: bytes
-    sample: bytes
 
 
 def read_table(
@@ -76,7 +97,8 @@ def read_table(
     Raises:
       DataError: a file cannot be read, lacks a column, has labels without a class, or other classes.
     """
-    files = [_read_file(filesystem, name, image_column, label_column) for name in names]
+    with ThreadPoolExecutor(_READERS) as pool:
+        files = list(pool.map(lambda name: _read_file(filesystem, name, image_column, label_column), names))
     bounds = np.cumsum([0, *(len(file.labels) for file in files)])
     if not bounds[-1]:
         raise DataError(f"{names[0]}: holds no rows")
@@ -92,13 +114,27 @@ def read_table(
     num_bytes = sum(file.num_bytes for file in files)
 
     @functools.cache
+    def load() -> "pa.ChunkedArray | _Copy":
+        is_distant = not isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        try:
+            if num_bytes > IN_MEMORY_BYTES or (is_distant and num_bytes > _DISTANT_BYTES):
+                return _copied(filesystem, names, image_column, num_bytes)
+            with ThreadPoolExecutor(_READERS) as pool:
+                several = pool.map(lambda name: list(_batches(filesystem, name, image_column)), names)
+                batches = [batch for one in several for batch in one]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
+        return pa.chunked_array(batches, type=pa.large_binary())
+
+    @functools.cache
     def digests() -> NDArray[np.uint8]:
         try:
+            if isinstance(loaded := load() if load.cache_info().currsize else None, pa.ChunkedArray):
+                parts = b"".join(digests_of(chunk) for chunk in loaded.chunks)
+                return np.frombuffer(parts, np.uint8).reshape(-1, WIDTH)
             return np.concatenate([image_digests(filesystem, name, image_column) for name in names])
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
-
-    load = functools.cache(lambda: _images(filesystem, names, image_column, num_bytes, digests))
 
     def read(row: int) -> Image.Image:
         try:
@@ -110,8 +146,25 @@ def read_table(
             index = int(np.searchsorted(bounds, row, side="right")) - 1
             raise DataError(f"{names[index]}: row {row - bounds[index]} {error}") from error
 
-    earlier = digest_of(raw.tobytes(), *(file.footer for file in files), *(file.sample for file in files))
-    return Table(tuple(names), labels, class_names, read, digests, earlier, _shown(names), tuple(notices))
+    def earlier() -> str:
+        try:
+            if load.cache_info().currsize:
+                # Files without rows have no first one.
+                samples = [
+                    load()[int(start)].as_py() or b"" if start < stop else b""
+                    for start, stop in itertools.pairwise(bounds)
+                ]
+            else:
+                # The first image alone cannot be read, only those around it, too.
+                with ThreadPoolExecutor(_READERS) as pool:
+                    samples = list(pool.map(lambda name: _first_image(filesystem, name, image_column), names))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
+        return digest_of(raw.tobytes(), *(file.footer for file in files), *samples)
+
+    return Table(
+        tuple(names), labels, class_names, load, read, digests, earlier, _shown(names), tuple(notices)
+    )
 
 
 def mapped(
@@ -141,13 +194,12 @@ def mapped(
 
 def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, label_column: str) -> _File:
     try:
-        with pq.ParquetFile(name, filesystem=filesystem) as file:
+        with pq.ParquetFile(name, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as file:
             schema, metadata = file.schema_arrow, file.metadata
             _check_columns(name, schema, image_column, label_column)
             column = file.read(columns=[label_column]).column(0)
             num_bytes = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
             footer = f"{metadata.num_rows} {metadata.serialized_size}".encode()
-            first = next(file.iter_batches(batch_size=1, columns=[image_column]), None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: {_not_readable(filesystem, name, error)}") from error
     if column.null_count:
@@ -156,10 +208,14 @@ def _read_file(filesystem: pyarrow.fs.FileSystem, name: str, image_column: str, 
         labels = column.cast(pa.int64()).to_numpy()
     except pa.ArrowException as error:
         raise DataError(f"{name}: column {label_column!r} holds no labels: {error}") from error
-    sample = b""
-    if first is not None and len(first):
-        sample = pc.struct_field(first.column(0), "bytes")[0].as_py() or b""
-    return _File(name, labels, _class_names(name, schema, label_column), num_bytes, footer, sample)
+    return _File(name, labels, _class_names(name, schema, label_column), num_bytes, footer)
+
+
+def _first_image(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> bytes:
+    with pq.ParquetFile(name, filesystem=filesystem) as file:
+        for batch in file.iter_batches(batch_size=1, columns=[column]):
+            return pc.struct_field(batch.column(0), "bytes")[0].as_py() or b""
+    return b""
 
 
 def _not_readable(filesystem: pyarrow.fs.FileSystem, name: str, error: Exception) -> str:
@@ -245,34 +301,57 @@ def _check_labels(file: _File, class_names: tuple[str, ...]) -> None:
         )
 
 
-def _images(
-    filesystem: pyarrow.fs.FileSystem,
-    names: Sequence[str],
-    column: str,
-    num_bytes: int,
-    digests: Callable[[], NDArray[np.uint8]],
-) -> pa.ChunkedArray:
-    """Reads the encoded images of some files, for random access."""
+@dataclass(frozen=True)
+class _Copy:
+    """The images in the copy on this machine, which stays as long as this does."""
 
-    def batches() -> Any:
-        for name in names:
-            with pq.ParquetFile(name, filesystem=filesystem) as file:
-                yield from image_batches(file, column)
+    images: pa.ChunkedArray
+    hold: IO[str]
 
-    if num_bytes <= IN_MEMORY_BYTES:
-        return pa.chunked_array(list(batches()), type=pa.large_binary())
-    # A copy in an Arrow file, because Parquet does not allow fast reads of single rows in random order. It is
-    # known by what the images are, so that a file that is repaired gets another copy.
-    path = cache_folder() / f"{digest_of(digests().tobytes())}.arrow"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        schema = pa.schema([("bytes", pa.large_binary())])
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in batches():
-                writer.write_batch(pa.record_batch([batch], schema=schema))
-        os.replace(partial, path)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)
+    def __getitem__(self, row: int) -> pa.Scalar:
+        return self.images[row]
+
+
+def _batches(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> Iterator[pa.LargeBinaryArray]:
+    with pq.ParquetFile(name, filesystem=filesystem) as file:
+        yield from image_batches(file, column)
+
+
+def _copied(filesystem: pyarrow.fs.FileSystem, names: Sequence[str], column: str, num_bytes: int) -> _Copy:
+    """Returns the encoded images of some files, for random access, from a copy on this machine.
+
+    The copy is of Arrow files, because Parquet does not allow fast reads of single rows in random order. It
+    is known by the addresses, sizes, times and footers of the files, so that a changed file gets another
+    copy. The images are read once, for the copy and for their digests.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        stamps = [stamp for stamp, *_ in pool.map(lambda name: stamp_of(filesystem, name, column), names)]
+
+        def make(folder: Path) -> None:
+            def one(number: int) -> None:
+                digests = []
+                with (
+                    (folder / f"{number:05}.arrow").open("wb") as file,
+                    pa.ipc.new_file(file, schema) as writer,
+                ):
+                    for batch in _batches(filesystem, names[number], column):
+                        digests.append(digests_of(batch))
+                        writer.write_batch(pa.record_batch([batch], schema=schema))
+                    writer.close()
+                    file.flush()
+                    os.fsync(file.fileno())
+                remember(stamps[number], b"".join(digests))
+
+            schema = pa.schema([("bytes", pa.large_binary())])
+            list(pool.map(one, range(len(names))))
+
+        place, hold = held_copy(digest_of(*(stamp.encode() for stamp in stamps)), num_bytes, make)
+    columns = [
+        pa.ipc.open_file(pa.memory_map(str(place / f"{number:05}.arrow"))).read_all().column(0)
+        for number in range(len(names))
+    ]
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    return _Copy(pa.chunked_array(chunks, type=pa.large_binary()), hold)
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -248,7 +248,7 @@ def check(
     """
     try:
         with _blaming("data", "cannot be read"):
-            info, splits = config.data.info(), config.data.open()
+            splits, info = config.data.open(), config.data.info()
             steps = steps_per_epoch(len(splits["train"]), config.batch_size, workers)
             share = math.ceil(math.ceil(len(splits["train"]) / steps) / workers)
             images = _first(splits, share, config.seeds.order)

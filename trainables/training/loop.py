@@ -84,7 +84,7 @@ def train(
       Preempted: `keeper` stopped the run on one rank; all ranks raise it together, once the state is written.
       DataError: an image does not decode.
     """
-    info, splits = config.data.info(), config.data.open()
+    splits, info = config.data.open(), config.data.info()
     # Opened now, so that an unreadable set ends the run before any training.
     shifted = {
         one.name: one.open(info.class_names) for one in (config.evaluate.shifted if config.evaluate else ())

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from tests.support.trees import fault_of, imported, picture, plant, reasons
 from trainables.base import DataError
 from trainables.data import decode as decoding
-from trainables.data import packing
 from trainables.data.decode import decode
+from trainables.data.packing_parts import Layout
 from trainables.data.shifted import ShiftedSet
 
 
@@ -119,7 +119,8 @@ def test_a_large_file_is_read_only_if_it_is_an_image_and_not_too_large(tmp_path,
     assert result.counts["train"] == [1, 1]
     bad = "an image that cannot be used"
     assert reasons(result, root) == {"cat/film.mp4": "no image", "cat/zeros.png": bad, "cat/real.png": bad}
-    assert "real.png has 536,870,912 bytes, over 268,435,456" in fault_of(root)
+    fault = fault_of(root, layout=Layout(part_bytes=2**31, shard_bytes=2**31))
+    assert "real.png has 536,870,912 bytes, over 268,435,456" in fault
 
 
 def test_pictures_that_are_nearly_black_are_told(tmp_path):
@@ -208,9 +209,8 @@ def test_of_the_largest_images_a_process_decodes_one_at_a_time(monkeypatch):
     assert not decoding._LARGE.locked()
 
 
-def test_large_files_are_written_a_few_at_a_time(tmp_path, monkeypatch):
+def test_large_files_are_written_a_few_at_a_time(tmp_path):
     """Forty files of 100 KB, of which a group holds at most four."""
-    monkeypatch.setattr(packing, "GROUP_BYTES", 400_000)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (180, 185, 3), np.uint8))
     buffer = io.BytesIO()
     noise.save(buffer, "PNG", compress_level=0)
@@ -221,7 +221,7 @@ def test_large_files_are_written_a_few_at_a_time(tmp_path, monkeypatch):
     )
     tracemalloc.start()
     try:
-        imported(root, "out.parquet")
+        imported(root, "out.parquet", layout=Layout(400_000))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

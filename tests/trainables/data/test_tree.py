@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import orchestrator.cli
 from tests.support.trees import LOOSE, fault_of, imported, picture, plant, reasons
 from trainables.base import DataError
-from trainables.data import packing
+from trainables.data import packing_parts
 from trainables.data.packing import import_folder
+from trainables.data.packing_parts import Layout
 from trainables.data.parquet import Parquet
 from trainables.data.tree import left_out_lines
 
@@ -142,7 +143,7 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_named(tmp_path):
     (root / "cat" / "loop").symlink_to(root)
     plant(tmp_path / "secret", "0.png")
     (root / "cat" / "outside").symlink_to(tmp_path / "secret")
-    result = imported(root, "out.parquet", threads=3)
+    result = imported(root, "out.parquet", workers=3)
     assert (result.num_images, result.classes) == (4, ("cat", "dog"))
     hidden, other = "hidden, or of the system", "a kind of image that is not read"
     assert reasons(result, root) == {
@@ -277,7 +278,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, overwrite):
 def test_an_import_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
     loud = []
     monkeypatch.setattr(sys, "unraisablehook", loud.append)
-    monkeypatch.setattr(packing, "GROUP_BYTES", 1)
     root = plant(tmp_path / "tree", *(f"{split}/{i}/0.png" for split in ("train", "val") for i in range(3)))
 
     def stop(done, total):
@@ -285,7 +285,7 @@ def test_an_import_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     try:
-        import_folder(root, tmp_path / "new" / "out", threads=2, tell=stop)
+        import_folder(root, tmp_path / "new" / "out", workers=2, tell=stop, layout=Layout(1))
     except KeyboardInterrupt:
         stopped = True
     assert stopped
@@ -328,7 +328,7 @@ def test_ctrl_c_ends_the_command_with_its_code_and_without_a_traceback(tmp_path,
     def stop(data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "decode", stop)
+    monkeypatch.setattr(packing_parts, "decode", stop)
     done = CliRunner().invoke(
         orchestrator.cli.app, ["data", "import", str(root), str(tmp_path / "new" / "x.parquet")]
     )
@@ -381,7 +381,10 @@ def test_of_any_tree_every_file_is_in_the_set_or_named(tmp_path_factory, tree):
     except DataError:
         return
     stored = [
-        row["path"] for path in result.files.values() for row in pq.read_table(path)["image"].to_pylist()
+        row["path"]
+        for paths in result.files.values()
+        for path in paths
+        for row in pq.read_table(path)["image"].to_pylist()
     ]
     named = {path for path in files if any(parent in result.left_out for parent in (path, *path.parents))}
     assert len(stored) == len(set(stored)) == result.num_images
