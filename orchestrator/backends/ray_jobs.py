@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import requests
+from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
@@ -34,7 +35,8 @@ _AWAY_SECONDS = 60.0
 STOP_SECONDS = 60
 
 # Ray says on standard error what it sends and how a connection ended.
-logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", packaging.__name__):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class JobsError(UserError):
@@ -79,7 +81,7 @@ class Job:
 _SWEEP, _FOLDER, _COMMAND = "vitc_sweep", "vitc_sweep_folder", "vitc_sweep_command"
 
 
-class _Client(JobSubmissionClient):
+class _Client(JobSubmissionClient):  # type: ignore[misc]
     """Ray's client, which does not wait for ever."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> Any:

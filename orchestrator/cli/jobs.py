@@ -1,4 +1,4 @@
-"""What attach, stop and logs do with a sweep that is a job of a Ray cluster."""
+"""The part of attach, stop and logs that deals with a sweep that is a job of a Ray cluster."""
 
 import re
 import sys
@@ -11,7 +11,6 @@ from orchestrator.cli.app import INCOMPLETE, INTERRUPTED, OK
 from orchestrator.cli.meant import results_folder
 from orchestrator.cli.options import again, folders
 from trainables.errors import UserError
-from trainables.io.storage import secret_in
 from trainables.io.streams import end_with_reader
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ def dashboard(address: str | None) -> str | None:
     Raises:
       BadParameter: it is of another kind, or contains a password.
     """
+    from trainables.io.storage import secret_in
+
     if address is None:
         return None
     if not re.match(r"https?://[^/]", address):

@@ -33,7 +33,7 @@ _LOCAL = (
 
 @dataclass(frozen=True)
 class Parcel:
-    """What another machine needs for a sweep.
+    """The files that another machine needs for a sweep.
 
     Attributes:
       name: of the sweep.
