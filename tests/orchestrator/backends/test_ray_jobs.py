@@ -1,4 +1,4 @@
-"""A sweep as a job of a real Ray: submitted with a token, stopped in its midst, submitted again to its end."""
+"""A sweep as a job of a real Ray: submitted with a token, stopped midway, submitted again to its end."""
 
 import os
 import shutil

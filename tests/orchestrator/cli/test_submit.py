@@ -97,7 +97,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    do_GET = do_POST = do_PUT = _respond  # noqa: N815
+    do_GET = do_POST = do_PUT = _respond
 
     def log_message(self, *_: Any) -> None:
         """Says nothing."""
