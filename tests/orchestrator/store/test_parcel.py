@@ -1,9 +1,9 @@
 """The sweep file that is sent to another machine, the files that go with it, and the paths that must not."""
 
+import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from orchestrator.store.parcel import QUESTION, pack
 from orchestrator.sweep.document import Override, SweepError
@@ -19,7 +19,7 @@ def make(num_classes):
 
 
 def write(path: Path, tree: dict) -> Path:
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(json.dumps(tree))
     return path
 
 
@@ -63,7 +63,7 @@ def test_a_python_file_goes_along_under_its_digest_and_the_trials_keep_their_ids
     there = sent(tmp_path / "there", file)
     (here / "nets.py").unlink()
     found = load_sweep(there)
-    ours, theirs = (sweep.arms["p"]["model"]["build"] for sweep in (wanted, found))
+    ours, theirs = (sweep.arms["p"]["model.build"] for sweep in (wanted, found))
     assert theirs.startswith(f"{tmp_path}/there/files/")
     assert theirs.partition("#")[2] == ours.partition("#")[2] != ""
     assert {path.name for path in (tmp_path / "there").rglob("*") if path.is_file()} == {QUESTION, "nets.py"}
