@@ -22,11 +22,13 @@ class Lookup:
       folders: in order of search. A path that exists in none of them is taken relative to the first one.
       keeps: whether a path that exists in none of them stays relative instead.
       in_vain: for each absolute path whose file was not found, a sentence that names the searched folders.
+      relative: for each path that was made absolute, the text that was written.
     """
 
     folders: Sequence[Path]
     keeps: bool = False
     in_vain: dict[str, str] = field(default_factory=dict)
+    relative: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def beside(cls, file: Path) -> "Lookup":
@@ -45,6 +47,12 @@ class Lookup:
 
     def absolute(self, written: str) -> str:
         """Returns a path that every process can open. URIs and absolute paths stay unchanged."""
+        path = self._found(written)
+        if path != written:
+            self.relative[path] = written
+        return path
+
+    def _found(self, written: str) -> str:
         path = os.path.expanduser(written)
         if not path or "://" in path or os.path.isabs(path):
             return path

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.app import RUN, app
+from orchestrator.cli.jobs import FolderOrJob, JobsAddress, stop_job
 from orchestrator.cli.options import (
     Address,
     Check,
@@ -54,6 +55,7 @@ def run(
     check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
+    continued_by: Annotated[str | None, typer.Option("--again", hidden=True)] = None,
 ) -> None:
     """Runs a sweep to its end and writes its report.
 
@@ -68,7 +70,8 @@ def run(
     kept = file.parent if file.name == "sweep.yaml" and (file.parent / "record.json").is_file() else None
     folder = out or kept or Path("runs") / asked.sweep.name
     options = {"out": out, "points": points, "address": address, "set": sets} | _waits(wait_minutes)
-    command = again("run", file, options)
+    # Of a job, `--again` is the command that submits it.
+    command = continued_by or again("run", file, options)
     with Watchers(make_console(quiet), track, notify, command) as watchers:
         plan, preparation = prepare(asked, folder, watchers.all, address, check, wait_minutes)
         with watchers.holding(folder) as lease:
@@ -244,14 +247,15 @@ def _chosen(plan: "Plan", results: "Sequence[Result]", outcomes: set[str], names
 
 @app.command(rich_help_panel=RUN, epilog="Example: vitc-sweep stop runs/lr_wd --drain")
 def stop(
-    folder: SweepFolder,
+    folder: FolderOrJob,
     drain: Annotated[bool, typer.Option("--drain", help="Let running trials finish; start no more.")] = False,
     kill: Annotated[
         bool, typer.Option("--kill", help="Kill the process of the run at once; it must be on this machine.")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Return when the run has stopped.")] = True,
+    address: JobsAddress = None,
 ) -> None:
-    """Stops a run from another terminal, or from another machine with access to the folder.
+    """Stops a run from another terminal, or from another machine with access to the folder; or a job.
 
     Without options it acts like Ctrl-C: running trials are cancelled and continue from their checkpoints when
     the sweep is run again.
@@ -260,6 +264,12 @@ def stop(
 
     if drain and kill:
         raise typer.BadParameter("choose one of --drain and --kill")
+    if address is not None:
+        if drain or kill or not wait:
+            rule = "--drain, --kill and --no-wait are for folders: use them on the head, without --address"
+            raise typer.BadParameter(rule)
+        stop_job(str(folder), address)
+        return
     if kill:
         kill_holder(folder)
     else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.app import INCOMPLETE, INTERRUPTED, OK, WATCH, app
+from orchestrator.cli.jobs import FolderOrJob, JobsAddress, attach_job, print_job_output
 from orchestrator.cli.meant import in_order
 from orchestrator.cli.next_steps import after_failures
 from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, again, make_console, say, trial_ids
@@ -106,11 +107,14 @@ def status(
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep attach runs/lr_wd")
-def attach(folder: SweepFolder) -> None:
+def attach(folder: FolderOrJob, address: JobsAddress = None) -> None:
     """Shows the output of a run of another process until it ends, and ends with its exit code.
 
-    Ctrl-C ends only this command. If no run is at work, it shows the output of the last one.
+    Ctrl-C ends only this command. If no run is at work, it shows the output of the last one. With --address
+    it does so for a job.
     """
+    if address is not None:
+        attach_job(str(folder), address)
     from orchestrator.store.journal import FolderError
     from orchestrator.store.lease import exit_code, holder
     from orchestrator.store.output import OutputTail, output_path
@@ -144,17 +148,27 @@ def attach(folder: SweepFolder) -> None:
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep logs runs/lr_wd vit_c/adamw/3 --follow")
 def logs(
-    folder: SweepFolder,
-    trial: OneTrial,
+    folder: FolderOrJob,
+    trial: OneTrial = "",
     rank: Annotated[
         int | None, typer.Option(min=0, help="Only logs of this worker, and those common to all.")
     ] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Only logs of this attempt.")] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Keep printing until the trial has ended.")
+        bool, typer.Option("--follow", "-f", help="Keep printing until the trial, or job, has ended.")
     ] = False,
+    address: JobsAddress = None,
 ) -> None:
-    """Prints the logs of a trial: tracebacks, notices, warnings, stacks of hung processes."""
+    """Prints the logs of a trial: tracebacks, notices, warnings, stacks of hung processes.
+
+    With --address, and without a trial, it prints the output of a job.
+    """
+    if address is not None:
+        if trial or rank is not None or attempt is not None:
+            raise typer.BadParameter("logs of a trial are in the sweep's folder: print them on the head")
+        print_job_output(str(folder), address, follow)
+    if not trial:
+        raise typer.BadParameter("name a trial, such as vit_c/adamw/3", param_hint="TRIAL")
     from orchestrator.monitor.live import Follower, print_logs
     from orchestrator.trials.names import find_trial
 

@@ -62,12 +62,14 @@ class Source:
       tree: keys and values as in the file.
       places: the place of each key by dotted path: `file:line:column`, or the option that set it.
       in_vain: for local paths that do not exist, the places that were searched, as text by absolute path.
+      relative: for local paths that were made absolute, the text that was written.
     """
 
     name: str
     tree: dict[str, Any]
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
     in_vain: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    relative: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def error(self, faults: Iterable[Fault]) -> SweepError:
         """Returns an error that lists faults with their places, in the order of the file."""
@@ -135,6 +137,7 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
     under: dict[str, Any] = {}
     places: dict[str, str] = {}
     in_vain: dict[str, str] = {}
+    relative: dict[str, str] = {}
     for parent in parents:
         other = path.parent / parent
         try:
@@ -152,8 +155,11 @@ def _read(path: Path, source: str, above: tuple[Path, ...], read: list[Path]) ->
         under = _merged(under, {key: value for key, value in base.tree.items() if key != "name"}, ())
         places |= base.places
         in_vain |= base.in_vain
+        relative |= base.relative
     whole = _merged(under, tree, ()) if parents else tree
-    return Source(source, whole, places | dict(document.places), in_vain | lookup.in_vain)
+    return Source(
+        source, whole, places | dict(document.places), in_vain | lookup.in_vain, relative | lookup.relative
+    )
 
 
 class _Settings(TrainConfig):
@@ -259,6 +265,7 @@ def with_overrides(
       sweep_keys: the top-level keys of a sweep file.
     """
     tree, places, known = dict(source.tree), dict(source.places), set(sweep_keys)
+    lookup = Lookup.here()
     for override in overrides:
         first, _, rest = override.key.partition(".")
         if first in known and not rest:
@@ -273,11 +280,11 @@ def with_overrides(
         places[path] = override.place
     if overrides:
         # Paths from files are absolute by now, so this changes only those of the overrides.
-        tree = with_absolute_places(tree, Lookup.here())
+        tree = with_absolute_places(tree, lookup)
     if points is not None and isinstance(tree.get("design"), dict):
         tree["design"] = tree["design"] | {"points": points}
         places["design.points"] = f"--points {points}"
-    return Source(source.name, tree, places, source.in_vain)
+    return Source(source.name, tree, places, source.in_vain, {**source.relative, **lookup.relative})
 
 
 def _replace(tree: dict[str, Any], path: str, value: Any) -> None:

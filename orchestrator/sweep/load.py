@@ -24,7 +24,7 @@ def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | Non
     Raises:
       SweepError: with every fault there is.
     """
-    source = _overridden(path, overrides, points)
+    source = overridden(path, overrides, points)
     # The sweep file that a folder of results keeps has copies of the files beside it.
     with trusting_code(path.parent):
         sweep = _built(source)
@@ -56,10 +56,15 @@ def located(
     faults: Iterable[Fault], path: Path, overrides: Sequence[Override] = (), points: int | None = None
 ) -> SweepError:
     """Returns the error that loading would have raised for faults that were found later."""
-    return _overridden(path, overrides, points).error(faults)
+    return overridden(path, overrides, points).error(faults)
 
 
-def _overridden(path: Path, overrides: Sequence[Override], points: int | None) -> Source:
+def overridden(path: Path, overrides: Sequence[Override] = (), points: int | None = None) -> Source:
+    """Reads a sweep file with what it extends, and applies the settings of the command line. Checks no more.
+
+    Raises:
+      SweepError: a file cannot be read.
+    """
     source = read_source(path)
     # `my sweep.yaml` is a name for a file, and its folder gets one without the blank.
     source.tree.setdefault("name", re.sub(r"[^A-Za-z0-9_.+-]+", "-", path.stem).strip("-._+") or "sweep")
