@@ -136,9 +136,9 @@ def test_what_the_command_line_sets_is_relative_to_the_current_folder_alone(proj
     ],
 )
 def test_every_key_of_the_command_line_that_holds_a_path(project, text, where):
-    from orchestrator.sweep.load import _overridden
+    from orchestrator.sweep.load import overridden
 
-    value: Any = _overridden(project / "my.yaml", sets(text), None).tree
+    value: Any = overridden(project / "my.yaml", sets(text), None).tree
     for key in where:
         value = value[key]
     assert value == f"{Path.cwd()}/x.parquet"
