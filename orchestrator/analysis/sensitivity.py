@@ -143,6 +143,10 @@ def importances(landscape: Landscape) -> Importances:
                 places_MD[:, index] = level_middle(places_MD[:, index], axis)
         return fitted.error_pct(places_MD)
 
+    if len(axes) == 1:
+        # SciPy 1.17 cannot do it (an index of one parameter is a number to it), and nothing is to be divided.
+        alone = (Importance(axes[0].name, 1.0, 1.0),)
+        return Importances(landscape.cell, landscape.arm, "", surrogate.quality, alone)
     indices = sobol_indices(
         func=capped_delta, n=4096, dists=[uniform()] * len(axes), rng=np.random.default_rng(0)
     )

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from orchestrator.cost.ledger import ledger
 from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import EpochDone, SessionBegan
 from tests.chaos.simulation import finals, overlaps, phases
+from tests.support.ports import free_port
 
 #: Victims: a worker of a lane; its Tune actor with the controller of its Ray Train run; the command with its
 #: driver; a node's raylet and all on it; the tracker's store.
@@ -59,11 +59,6 @@ def sweep_file(folder: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 class Cluster:
     """A head without CPUs for trials, and two nodes with one CPU each. Nodes may die and be replaced."""
 
@@ -76,7 +71,7 @@ class Cluster:
                 "num_cpus": 0,
                 "include_dashboard": True,
                 "dashboard_host": "127.0.0.1",
-                "dashboard_port": _free_port(),
+                "dashboard_port": free_port(),
             },
         )
         self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]

@@ -17,6 +17,7 @@ import pytest
 from orchestrator.monitor.tracking import Tracker, unanswered
 from orchestrator.store.folder import open_folder
 from tests.cluster.readme import README, Commands, section
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "tests" / "fixtures" / "folder_v0" / "small"
@@ -39,12 +40,6 @@ def missing() -> str:
     if os.getuid() == 0 and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
         lacking.append("a user postgres, as PostgreSQL does not run as root")
     return ", ".join(lacking)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:

@@ -5,7 +5,6 @@ Not Ray's `AutoscalingCluster`, which stops every Ray of the machine, and needs 
 
 import contextlib
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import pytest
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.cluster_utils import Cluster
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,13 +35,6 @@ class Provider(FakeMultiNodeProvider):
         if not Path(self.provider_config["opens"]).exists():
             raise NodeLaunchException(CATEGORY, DESCRIPTION, None)
         super().create_node_with_resources_and_labels(*arguments)
-
-
-def free_port() -> int:
-    """Returns a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -183,6 +183,12 @@ def test_a_product_is_all_interaction():
     assert all(importance.total > 0.9 for importance in found.parameters)
 
 
+def test_a_single_parameter_explains_everything():
+    surface = planted(lambda x: 1.0 * x**2, n=64, axes=AXES[:1])
+    [importance] = importances(surface).parameters
+    assert (importance.name, importance.main, importance.total) == (LR, 1.0, 1.0)
+
+
 def test_a_choice_is_a_parameter_too():
     axes = (*AXES, Axis("model.norm", "choice", 0.0, 2.0, ("batch", "layer")))
     surface = planted(lambda x, y, z: 0.1 * x**2 + 0.1 * y**2 + 4 * (z > 0), n=128, axes=axes)

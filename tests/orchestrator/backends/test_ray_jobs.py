@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import yaml
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptEnded, SessionClosed
+from tests.support.ports import free_port
 from tests.support.sweeps import sweep_tree, tiny_base
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -25,12 +25,6 @@ PATIENCE = 600
 
 #: Enough that the run goes on while the commands before its stop, which take seconds each, are tried.
 TRIALS = 32
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped, SessionBegan
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan
+from tests.support.ports import free_port
 from tests.support.sweeps import sweep_tree, tiny_base
 from trainables.base import TIMING_FIELDS, Epoch
 from trainables.context import Context
@@ -292,6 +293,8 @@ def test_a_gpu_that_torch_cannot_use_is_refused_or_ends_the_run_and_a_trial_with
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    # A Ray of another test may not have left the usual port yet.
+    node["dashboard_port"] = free_port()
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         file = sweep_file(tmp_path, 1)

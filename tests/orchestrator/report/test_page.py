@@ -89,6 +89,28 @@ def read(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.parametrize(
+    "domain",
+    [{"log_uniform": [1e-4, 1e-2]}, {"choice": [1e-4, 1e-3, 1e-2]}],
+    ids=lambda domain: next(iter(domain)),
+)
+def test_a_sweep_of_one_parameter_has_a_whole_report(tmp_path, domain):
+    plan = make(
+        points=32,
+        base=base_tree(optim={"name": "adamw", "weight_decay": 0.1}),
+        cells={},
+        vary={"optim.lr": domain},
+        primary={"measure": "area_common"},
+    )
+
+    def error(trial):
+        return 10 + 4 * math.log10(trial.config.optim.lr / 1e-3) ** 2 + 2 * (trial.arm == "vit_p")
+
+    write_report(plan, fabricated(plan, error), tmp_path, {})
+    [page] = tmp_path.glob("*.html")
+    assert "optim.lr" in page.read_text()
+
+
 class Tags(HTMLParser):
     """The tags of a page with their attributes, and which of those left open were not closed."""
 
