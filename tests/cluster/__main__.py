@@ -4,12 +4,21 @@ import argparse
 import sys
 import time
 
+from tests.cluster.beyond import Beyond
 from tests.cluster.machines import machines, why_not
-from tests.cluster.steps import ADDRESSES, StepFailed, Walk
+from tests.cluster.steps import ADDRESSES, Walk
+from tests.cluster.walk import StepFailed, Steps
 
-STEPS = (
-    *("log_in", "project", "up", "joined", "start_run", "progress", "lose", "goes_on", "back"),
-    *("finished", "results", "down", "remove"),
+#: The steps, and whose methods they are.
+STEPS: tuple[tuple[type[Steps], tuple[str, ...]], ...] = (
+    (
+        Walk,
+        ("log_in", "project", "up", "joined", "start_run", "progress", "lose", "goes_on", "back", "finished"),
+    ),
+    (Beyond, ("store", "ssh_dies", "lose_again", "resumes")),
+    (Walk, ("back",)),
+    (Beyond, ("same", "pipe_breaks", "copy", "job", "end_servers")),
+    (Walk, ("results", "down", "remove")),
 )
 
 
@@ -23,20 +32,21 @@ def main() -> int:
         return 0
     began = time.monotonic()
     with machines(ADDRESSES[: arguments.machines]) as lab:
-        walk = Walk(lab)
-        print(f"{'step':10} {'seconds':>7}  seen", flush=True)
-        for name in STEPS:
+        walks: dict[type[Steps], Steps] = {Walk: Walk(lab), Beyond: Beyond(lab)}
+        steps = [(walks[kind], name) for kind, names in STEPS for name in names]
+        print(f"{'step':11} {'seconds':>7}  seen", flush=True)
+        for walk, name in steps:
             start, shown = time.monotonic(), len(walk.ran)
             try:
                 seen, failed = getattr(walk, name)(), False
             except (StepFailed, ValueError) as error:
                 seen, failed = f"FAILED: {error}", True
-            print(f"{name:10} {time.monotonic() - start:7.1f}  {seen}")
+            print(f"{name:11} {time.monotonic() - start:7.1f}  {seen}")
             for command in dict.fromkeys(walk.ran[shown:]):
                 print("  $ " + command.replace("\n", "\n    "), flush=True)
             if failed:
                 return 1
-    print(f"all {len(STEPS)} steps in {time.monotonic() - began:.0f} s on {arguments.machines} machines")
+    print(f"all {len(steps)} steps in {time.monotonic() - began:.0f} s on {arguments.machines} machines")
     return 0
 
 

@@ -22,11 +22,11 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands(text: str) -> list[str]:
-    """Returns the shell commands of a text's `sh` blocks, without comments. A loop is one command."""
+def commands(text: str, language: str = "sh") -> list[str]:
+    """Returns the shell commands of a text's blocks, without comments. A loop is one command."""
     found: list[str] = []
     open_loop = False
-    for line in "".join(blocks(text, "sh")).splitlines():
+    for line in "".join(blocks(text, language)).splitlines():
         if open_loop or (found and found[-1].endswith("\\")):
             found[-1] += f"\n{line}"
         elif line.strip():
@@ -41,16 +41,17 @@ class Commands:
     Args:
       text: the section.
       replace: what stands for addresses and names of the reader -> what it is here.
+      language: of the blocks that have the commands.
     """
 
-    def __init__(self, text: str, replace: dict[str, str]) -> None:
+    def __init__(self, text: str, replace: dict[str, str], language: str = "sh") -> None:
         for placeholder in replace:
             if placeholder not in text:
                 raise ValueError(f'{README.name} does not name "{placeholder}" any more')
         for placeholder, value in replace.items():
             text = text.replace(placeholder, value)
         self.text = text
-        self._left = commands(text)
+        self._left = commands(text, language)
 
     def take(self, start: str) -> str:
         """Returns the next command. Raises ValueError if it does not begin with `start`."""

@@ -3,22 +3,17 @@
 import json
 import re
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from orchestrator.store.journal import read_journal
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event
-from tests.cluster.machines import SSH_PORT, Answers, Lab, Machine, Terminal
+from orchestrator.trials.events import EpochDone
+from tests.cluster.machines import SSH_PORT, Lab
 from tests.cluster.readme import README, Commands, blocks, section
+from tests.cluster.walk import SMALL, StepFailed, Steps
 
 ROOT = Path(__file__).parents[2]
 ADDRESSES = ("192.0.2.10", "192.0.2.11", "192.0.2.12")
-
-#: What makes README's sweep a small one: 8 trials of some 10 seconds.
-SMALL = "--points 2 --set schedule.epochs=10"
 
 #: Files that stay: results, what the shell remembers, and what libraries keep in places shared with others.
 STAYS = re.compile(
@@ -26,21 +21,15 @@ STAYS = re.compile(
 )
 
 
-class StepFailed(Exception):
-    """A step did not show what it should. The message says what was seen instead."""
-
-
-class Walk:
+class Walk(Steps):
     """Goes through README's section. Each method is a step, and returns what was seen."""
 
     def __init__(self, lab: Lab) -> None:
-        self.lab, self.desk, self.head = lab, lab.desk, lab.others[0]
-        self.lost = lab.others[-1]
+        super().__init__(lab)
         self.before = {machine.name: machine.files() for machine in lab.others}
         names = " ".join(machine.address for machine in lab.others)
         self.readme = Commands(section(README.read_text()), {"ubuntu@": "root@", " ".join(ADDRESSES): names})
-        self.run_at: Terminal | None = None
-        self.ran: list[str] = []
+        self.status = ""
 
     # ------------------------------------------------------------------------------------------- before
 
@@ -69,6 +58,9 @@ class Walk:
         workers = [machine.address for machine in self.lab.others[1:]]
         text = _changed(path.read_text(), "worker_ips", json.dumps(workers).replace('"', ""))
         text = _changed(text, "head_ip", self.head.address).replace("ssh_user: ubuntu ", "ssh_user: root ")
+        if len(self.lab.others) > 2:
+            # As the heads of clouds are, and as no machine of README's section is.
+            text = text.replace("--head --port", "--head --num-cpus=0 --port")
         path.write_text(text)
         if yaml.safe_load(text)["auth"]["ssh_private_key"] not in self.readme.text:
             raise StepFailed("local.yaml has another key than README")
@@ -94,8 +86,7 @@ class Walk:
 
     def joined(self) -> str:
         """Asks for the machines until all are there."""
-        command = self.readme.take("ray exec") if not self.run_at else self.status
-        self.status = command
+        command = self.status = self.status or self.readme.take("ray exec")
         wanted = len(self.lab.others)
         said = ""
 
@@ -119,9 +110,8 @@ class Walk:
         window.type(self._note(f"{run} {SMALL}") + "\n")
         self.leave = self.readme.take("exit")
         self.out = self.head.home / "runs" / "lr_wd"
-        self._until(lambda: any(isinstance(e, EpochDone) for e in self._events()), 150, window.text)
+        self._until(lambda: any(isinstance(e, EpochDone) for e in self._events(self.out)), 150, window.text)
         window.hang_up()
-        self.run_at = window
         return "first epoch on record; the terminal was closed"
 
     def progress(self) -> str:
@@ -131,45 +121,13 @@ class Walk:
 
     def lose(self) -> str:
         """Ends a machine in the midst of a trial."""
-        node = self._node(self.lost)
-        trial = ""
-
-        def in_the_middle() -> bool:
-            nonlocal trial
-            running = {}
-            for event in self._events():
-                match event:
-                    case AttemptBegan() if event.node == node:
-                        running[event.trial] = 0
-                    case EpochDone() if event.trial in running:
-                        running[event.trial] += 1
-                    case AttemptEnded():
-                        running.pop(event.trial, None)
-            trial = next((name for name, epochs in running.items() if epochs >= 2), "")
-            return bool(trial)
-
-        self._until(in_the_middle, 90, lambda: f"no trial on {self.lost.name}", pause=0.2)
-        self.lost.kill()
-        self.interrupted, self.lost_node = trial, node
-        return f"{self.lost.name} ended in the midst of trial {trial[:8]}"
+        self.interrupted, self.lost_node = self._lose(self.out, lambda trial, epochs: epochs >= 2)
+        return f"{self.lost.name} ended in the midst of trial {self.interrupted[:8]}"
 
     def goes_on(self) -> str:
         """Waits until the trial has begun on another machine."""
-        began: list[AttemptBegan] = []
-
-        def elsewhere() -> bool:
-            nonlocal began
-            began = [e for e in self._events() if isinstance(e, AttemptBegan) and e.trial == self.interrupted]
-            return began[-1].node != self.lost_node
-
-        self._until(elsewhere, 150, lambda: f"attempts: {began}")
-        [end] = [
-            event
-            for event in self._events()
-            if isinstance(event, AttemptEnded)
-            and (event.trial, event.attempt) == (self.interrupted, began[0].attempt)
-        ]
-        return f"recorded as {end.end}: {end.detail[:60]}; attempt {began[-1].attempt} is elsewhere"
+        end, began = self._elsewhere(self.out, self.interrupted, self.lost_node)
+        return f"recorded as {end.end}: {end.detail[:60]}; attempt {began.attempt} is elsewhere"
 
     def back(self) -> str:
         """Starts the lost machine again. It is taken in without a command."""
@@ -179,12 +137,7 @@ class Walk:
 
     def finished(self) -> str:
         """Waits for the end of the sweep."""
-        self._until(
-            lambda: (self.out / "report" / "summary.json").exists(), 240, lambda: str(self._events()[-3:])
-        )
-        ends = [event for event in self._events() if isinstance(event, AttemptEnded) and event.final]
-        if sorted(event.end for event in ends) != ["finished"] * 8:
-            raise StepFailed(f"ends of trials: {[event.end for event in ends]}")
+        self._finished(self.out, 8, 240)
         window = self._attached(self.attach)
         self._until(lambda: "report: " in window.text(), 60, window.text)
         window.type(self._note(self.leave) + "\n")
@@ -228,61 +181,6 @@ class Walk:
             raise StepFailed(f".bashrc is not as before: {lines}")
         shared = sorted({path for paths in left.values() for path in paths})
         return f"no process, no file but {' '.join(shared)}"
-
-    # ------------------------------------------------------------------------------------------- helpers
-
-    def _attached(self, command: str, tries: int = 3) -> Terminal:
-        """Returns a terminal with a shell on the head.
-
-        Ray runs `tmux attach || tmux new`. The second may still meet the server that the first has started
-        and that ends for lack of sessions. Then a user tries again, too.
-        """
-        window = self.desk.start(f"cd project; {command}")
-        self._until(lambda: "# " in window.text() or not window.runs(), 60, window.text)
-        if window.runs():
-            return window
-        if tries == 1:
-            raise StepFailed(f"{command}\n{window.text()}")
-        return self._attached(command, tries - 1)
-
-    def _note(self, command: str) -> str:
-        self.ran.append(command)
-        return command
-
-    def _do(
-        self,
-        command: str,
-        answers: Answers = (),
-        seconds: float = 90,
-        expect: str = "",
-        folder: str = "project",
-    ) -> str:
-        """Runs a command on the user's machine and returns its output."""
-        result = self.desk.run(f"cd {folder}; {self._note(command)}", answers, seconds)
-        if result.status or result.timed_out or expect not in result.output:
-            why = f"not ended in {seconds:.0f} s" if result.timed_out else f"exit status {result.status}"
-            raise StepFailed(f"{command}\n{why}, expected {expect!r}:\n{result.output}")
-        return result.output
-
-    def _until(
-        self, true: Callable[[], bool], seconds: float, seen: Callable[[], str], pause: float = 0.5
-    ) -> None:
-        deadline = time.monotonic() + seconds
-        while not true():
-            if time.monotonic() > deadline:
-                raise StepFailed(f"not within {seconds:.0f} s:\n{seen()}")
-            time.sleep(pause)
-
-    def _events(self) -> list[Event]:
-        return list(read_journal(self.out).events) if self.out.exists() else []
-
-    def _processes(self) -> list[str]:
-        return [f"{m.name}: {line[:100]}" for m in self.lab.others for line in m.processes()]
-
-    def _node(self, machine: Machine) -> str:
-        """Returns the id of a machine in Ray."""
-        [node] = set(re.findall(r"--node-id=(\w+)", " ".join(machine.processes())))
-        return node
 
 
 def _changed(text: str, key: str, value: str) -> str:

@@ -1,7 +1,5 @@
 """`vitc-sweep run` from outside, on a real Ray: killed, interrupted, continued, on a cluster of two nodes."""
 
-import dataclasses
-import io
 import json
 import os
 import pty
@@ -21,13 +19,10 @@ from orchestrator.report.document import results_rows
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped, SessionBegan
-from orchestrator.trials.records import Record, fold
-from orchestrator.trials.trial import Plan
+from orchestrator.trials.records import fold
+from tests.support.by_hand import by_hand, outcomes_of
 from tests.support.ports import free_port
 from tests.support.sweeps import sweep_tree, tiny_base
-from trainables.base import TIMING_FIELDS, Epoch
-from trainables.context import Context
-from trainables.training.loop import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -98,32 +93,6 @@ def ends_by_halving(folder: Path, arms: dict[str, str], rungs: tuple[int, ...]) 
     return ended
 
 
-def by_hand(plan: Plan) -> dict[str, tuple[list[dict[str, Any]], str]]:
-    """Rows and digest of the final weights of every trial, trained by the loop alone."""
-    saved: dict[str, bytes] = {}
-    found = {}
-    for trial in plan.trials:
-        start = io.BytesIO(saved[trial.after]) if trial.after else None
-        epochs = [(plain(row), state) for row, state in train(trial.config, Context(), start=start)]
-        state = epochs[-1][1]
-        file = io.BytesIO()
-        state.save(file)
-        saved[trial.id] = file.getvalue()
-        found[trial.id] = [row for row, _ in epochs], state.weights_digest()
-    return found
-
-
-def plain(row: Epoch) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(row).items() if key not in TIMING_FIELDS}
-
-
-def rows_of(records: dict[str, Record]) -> dict[str, tuple[list[dict[str, Any]], str]]:
-    return {
-        key: ([plain(record.rows[epoch]) for epoch in sorted(record.rows)], record.weights)
-        for key, record in records.items()
-    }
-
-
 @pytest.mark.slow
 def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(tmp_path, cluster):
     file, folder = sweep_file(tmp_path, 4), tmp_path / "runs" / "tiny"
@@ -154,8 +123,8 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert sorted(after) == sorted(set(after))
     assert after[: len(before)] == before
 
-    undisturbed = by_hand(open_folder(folder).plan)
-    assert rows_of(records_in(folder)) == undisturbed
+    undisturbed = by_hand(open_folder(folder).plan.trials)
+    assert outcomes_of(records_in(folder)) == undisturbed
     ended = results(folder)
     assert {row["state"] for row in ended} == {"finished"}
 
@@ -169,7 +138,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
     assert anew.returncode == 0, output
     assert "1 trials to run, 7 have ended before" in output
     assert ends_in(folder) == [*after, after[0]]
-    assert rows_of(records_in(folder)) == undisturbed
+    assert outcomes_of(records_in(folder)) == undisturbed
     assert results(folder) == ended
 
 

@@ -30,13 +30,12 @@ from orchestrator.trials.records import Record, brought_back, fold, results_of
 from orchestrator.trials.trial import Plan, unique_trials
 from tests.orchestrator.execution.test_run import (
     PATIENCE,
-    by_hand,
     ends_in,
     records_in,
     results,
-    rows_of,
     start_cli,
 )
+from tests.support.by_hand import by_hand, outcomes_of
 from tests.support.sweeps import TINY, plan_from, tiny_base
 from trainables.base import Diverged
 from trainables.config import Seeds
@@ -239,7 +238,7 @@ class Lane:
 def test_a_sweep_in_two_stages_is_both_runs_one_after_the_other_to_the_bit(keep, tmp_path, monkeypatch):
     plan = plan_of()
     records = Lane(monkeypatch, tmp_path, keep).run(plan)
-    assert rows_of(records) == by_hand(plan)
+    assert outcomes_of(records) == by_hand(plan.trials)
     # What others start from stays, and is nobody's rival.
     kept = {kept.trial for kept in WeightStore(tmp_path).kept()}
     assert {trial.id for trial in firsts(plan)} <= kept
@@ -269,7 +268,7 @@ def test_weights_that_are_gone_are_told_with_what_makes_them_again(tmp_path, mon
     wanted = [first.id, *brought_back(results_of(plan, records), [first.id])]
     assert wanted == [trial.id for trial in plan.trials]
     record_retries(tmp_path, wanted)
-    assert rows_of(lane.run(plan)) == by_hand(plan)
+    assert outcomes_of(lane.run(plan)) == by_hand(plan.trials)
 
 
 def test_a_first_stage_whose_weights_cannot_be_kept_has_failed(tmp_path, monkeypatch):
@@ -332,7 +331,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
     assert wanted == [trial.id for trial in more.trials if trial.after == first.id]
     record_retries(tmp_path, [first.id, *wanted])
     monkeypatch.setattr("trainables.training.loop.train", train)
-    assert rows_of(lane.run(more)) == by_hand(more)
+    assert outcomes_of(lane.run(more)) == by_hand(more.trials)
 
 
 # ---------------------------------------------------------------------------------------------- end to end
@@ -362,5 +361,5 @@ def test_a_run_that_is_killed_between_the_stages_goes_on_and_ends_as_one_that_wa
     assert sorted(ended) == sorted(trial.id for trial in plan.trials)
     for trial in plan.trials:
         assert not trial.after or ended.index(trial.after) < ended.index(trial.id)
-    assert rows_of(records_in(folder)) == by_hand(plan)
+    assert outcomes_of(records_in(folder)) == by_hand(plan.trials)
     assert [row["role"] for row in results(folder)] == ["first_stage"] * 2 + ["sweep"] * 4
