@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow cluster-test lint chaos clean
+.PHONY: install demo test test-slow cluster-test slurm-test lint chaos clean
 
 # One stamp for everything that is installed: touched last, so that a broken install is tried again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ test-slow: install
 # Needs Linux and root; elsewhere it says so and ends well. Three machines: make cluster-test MACHINES=3
 cluster-test: install
 	$(BIN)/python -m tests.cluster --machines $(or $(MACHINES),2)
+
+# The job for Slurm on such machines, with programs in the place of Slurm's: about 4 minutes on 2 cores.
+slurm-test: install
+	$(BIN)/python -m tests.cluster --slurm
 
 # Faults by the hundred, simulated and real: about 40 minutes on 2 cores. Its short form is among the tests.
 chaos: install

@@ -6,11 +6,13 @@ import time
 
 from tests.cluster.beyond import Beyond
 from tests.cluster.machines import machines, why_not
+from tests.cluster.slurm import Slurm
 from tests.cluster.steps import ADDRESSES, Walk
 from tests.cluster.walk import StepFailed, Steps
 
-#: The steps, and whose methods they are.
-STEPS: tuple[tuple[type[Steps], tuple[str, ...]], ...] = (
+#: Steps, and whose methods they are.
+Plan = tuple[tuple[type[Steps], tuple[str, ...]], ...]
+STEPS: Plan = (
     (
         Walk,
         ("log_in", "project", "up", "joined", "start_run", "progress", "lose", "goes_on", "back", "finished"),
@@ -22,18 +24,23 @@ STEPS: tuple[tuple[type[Steps], tuple[str, ...]], ...] = (
 )
 
 
+SLURM_STEPS: Plan = ((Slurm, ("nodes", "job", "limit", "again", "clean")),)
+
+
 def main() -> int:
     """Prints a line for each step. Returns the exit status: 0 also where machines cannot be made."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machines", type=int, default=2, choices=(2, 3), help="the head is one of them")
+    parser.add_argument("--slurm", action="store_true", help="the job for Slurm instead of README's sections")
     arguments = parser.parse_args()
+    plan = SLURM_STEPS if arguments.slurm else STEPS
     if reason := why_not():
         print(f"cluster test SKIPPED: {reason}")
         return 0
     began = time.monotonic()
     with machines(ADDRESSES[: arguments.machines]) as lab:
-        walks: dict[type[Steps], Steps] = {Walk: Walk(lab), Beyond: Beyond(lab)}
-        steps = [(walks[kind], name) for kind, names in STEPS for name in names]
+        walks = {kind: kind(lab) for kind, _ in plan}
+        steps = [(walks[kind], name) for kind, names in plan for name in names]
         print(f"{'step':11} {'seconds':>7}  seen", flush=True)
         for walk, name in steps:
             start, shown = time.monotonic(), len(walk.ran)

@@ -261,10 +261,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Lab:
-    """The user's own machine, which has a key for the login to the others, and these, the head first."""
+    """The user's own machine, which has a key for the login to the others, and these, the head first.
+
+    `shared` is a folder that all of them see, at the same path.
+    """
 
     desk: Machine
     others: list[Machine]
+    shared: Path
 
     def boot(self, machine: Machine) -> None:
         """Starts one of the other machines, and connects it."""
@@ -279,6 +283,8 @@ class Lab:
 def machines(addresses: Sequence[str]) -> Iterator[Lab]:
     """Yields running machines: the user's, and one at each of the addresses of one /24 network."""
     folder = Path(tempfile.mkdtemp(prefix="vitc-cluster-"))
+    # Not in the usual place, which each machine has for itself.
+    shared = Path(tempfile.mkdtemp(prefix="vitc-cluster-", dir="/var/tmp"))
     cores = sorted(os.sched_getaffinity(0))
     desk = Machine(folder / "desk", f"{addresses[0].rpartition('.')[0]}.1", cores[0])
     names = ["head", *(f"worker{number}" for number in range(1, len(addresses)))]
@@ -293,7 +299,7 @@ def machines(addresses: Sequence[str]) -> Iterator[Lab]:
         desk.ip("link set bridge up")
         key = desk.home / ".ssh" / "id_ed25519"
         _make_key(key, "user")
-        lab = Lab(desk, others)
+        lab = Lab(desk, others, shared)
         for machine in others:
             shutil.copy(key.with_suffix(".pub"), machine.home / ".ssh" / "authorized_keys")
             lab.boot(machine)
@@ -301,7 +307,8 @@ def machines(addresses: Sequence[str]) -> Iterator[Lab]:
     finally:
         for machine in (*others, desk):
             machine.kill()
-        shutil.rmtree(folder)
+        for used in (folder, shared):
+            shutil.rmtree(used)
 
 
 def _make_key(path: Path, comment: str) -> None:
@@ -336,14 +343,14 @@ def _script(folder: Path) -> str:
             "mount --bind /run/hosts /etc/hosts",
             f"hostname {folder.name}",
             "ip link set lo up",
-            *_venv(f"{home}/{VENV}", python, link),
+            *virtual_environment(f"{home}/{VENV}", python, link),
             "echo ready",
             f"exec {_program('sshd')} -D -e -f /run/sshd_config",
         ]
     )
 
 
-def _venv(venv: str, python: str, link: str) -> list[str]:
+def virtual_environment(venv: str, python: str, link: str) -> list[str]:
     """Returns shell lines that make a virtual environment which links all packages of another one.
 
     It installs from local files only.

@@ -3,16 +3,14 @@
 import json
 import re
 import subprocess
-from pathlib import Path
 
 import yaml
 
 from orchestrator.trials.events import EpochDone
 from tests.cluster.machines import SSH_PORT, Lab
 from tests.cluster.readme import README, Commands, blocks, section
-from tests.cluster.walk import SMALL, StepFailed, Steps
+from tests.cluster.walk import ROOT, SMALL, StepFailed, Steps, copy_project
 
-ROOT = Path(__file__).parents[2]
 ADDRESSES = ("192.0.2.10", "192.0.2.11", "192.0.2.12")
 
 #: Files that stay: results, what the shell remembers, and what libraries keep in places shared with others.
@@ -51,9 +49,7 @@ class Walk(Steps):
     def project(self) -> str:
         """Copies the project to the user's machine, as a repository, and fills in local.yaml."""
         target = self.desk.home / "project"
-        subprocess.run(["git", "clone", "--quiet", "--no-local", ROOT, target], check=True)
-        kept = "git ls-files -z --cached --others --exclude-standard | rsync -a --from0 --ignore-missing-args"
-        subprocess.run(f"{kept} --files-from=- . '{target}'", shell=True, check=True, cwd=ROOT)
+        copy_project(target)
         path = target / "cluster" / "local.yaml"
         workers = [machine.address for machine in self.lab.others[1:]]
         text = _changed(path.read_text(), "worker_ips", json.dumps(workers).replace('"', ""))

@@ -7,7 +7,8 @@ import pytest
 from tests.cluster import __main__ as command
 from tests.cluster import machines
 from tests.cluster.readme import README, Commands, commands, section
-from tests.cluster.steps import ADDRESSES, ROOT, StepFailed, _changed
+from tests.cluster.steps import ADDRESSES, _changed
+from tests.cluster.walk import ROOT, StepFailed
 
 TEXT = """\
 ## First
@@ -77,7 +78,11 @@ def test_lines_marked_change_are_filled_in_and_others_are_not():
 
 
 def test_every_step_is_there():
-    assert all(callable(getattr(kind, name)) for kind, names in command.STEPS for name in names)
+    assert all(
+        callable(getattr(kind, name))
+        for kind, names in (*command.STEPS, *command.SLURM_STEPS)
+        for name in names
+    )
 
 
 def test_without_root_it_says_so_and_ends_well(monkeypatch, capsys):

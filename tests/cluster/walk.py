@@ -1,6 +1,7 @@
 """What the steps of the cluster test share: commands on the user's machine, and looks at the others."""
 
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,21 @@ from orchestrator.store.journal import read_journal
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Event
 from tests.cluster.machines import Answers, Lab, Machine, Terminal
 
+ROOT = Path(__file__).parents[2]
+
 #: What makes README's sweep a small one: 8 trials of some 10 seconds.
 SMALL = "--points 2 --set schedule.epochs=10"
 
 
 class StepFailed(Exception):
     """A step did not show what it should. The message says what was seen instead."""
+
+
+def copy_project(target: Path) -> None:
+    """Makes a repository of the project as it is, with changes that are not committed."""
+    subprocess.run(["git", "clone", "--quiet", "--no-local", ROOT, target], check=True)
+    kept = "git ls-files -z --cached --others --exclude-standard | rsync -a --from0 --ignore-missing-args"
+    subprocess.run(f"{kept} --files-from=- . '{target}'", shell=True, check=True, cwd=ROOT)
 
 
 class Steps:
