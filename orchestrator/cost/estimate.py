@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cost.devices import Machine
 from orchestrator.cost.shapes import Shape, ShapeTable, counted
 from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
+from orchestrator.trials.admission import lanes_of
 from orchestrator.trials.gang import Gang, Node, lane_plan, usable_devices
 from orchestrator.trials.numerals import duration
 from orchestrator.trials.trial import Plan, Trial
@@ -172,18 +173,22 @@ def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
     from trainables.training.checkpoint import KEPT
 
     resources = shapes.plan.sweep.resources
-    in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
-    for gang, members, lanes in lane_plan(shapes.trials, nodes, resources.lanes):
-        most_lanes = max(most_lanes, lanes)
+    in_flight, weights, always, bests = 0, 0, 0, dict[tuple[str, str], int]()
+    crews = lane_plan(shapes.trials, nodes, resources.lanes)
+    most_lanes = lanes_of(crews, nodes, resources.lanes)
+    for gang, members, lanes in crews:
+        largest = 0
         for trial in members:
             found, _ = counted(shapes.plan, shapes.shape(trial), bool(gang.gpus))
-            in_flight = max(in_flight, lanes * (KEPT + 1) * found.state)
+            largest = max(largest, found.state)
             if trial.role == "first_stage":
                 always += found.params
                 continue
             weights += found.params
             group = (trial.cell_name, trial.arm)
             bests[group] = max(bests.get(group, 0), found.params)
+        # At most so many of each gang at once, and no more than that of all together.
+        in_flight += lanes * (KEPT + 1) * largest
     kept = {
         "none": 0,
         "best": sum(bests.values()) + most_lanes * max(bests.values(), default=0),
