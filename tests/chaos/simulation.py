@@ -56,6 +56,7 @@ class Group:
     node: str
     alive: bool = True
     places: tuple[str, ...] = ()
+    has_left: bool = False
     number: int = 0
     attempt: int = 0
     trial: str | None = None
@@ -267,7 +268,12 @@ class World:
             self.room[place] += 1
         group.places = ()
 
-    def vacate(self, lane: LaneActor) -> None:
+    def vacate(self, lane: LaneActor, group: Group | None = None) -> None:
+        """Tells the dispatcher that the workers of a lane have gone. A lane does so once for each group."""
+        if group is not None:
+            if group.has_left:
+                return
+            group.has_left = True
         if lane.alive:
             self.dispatch.vacate(lane.name, self.now)
 
@@ -283,9 +289,7 @@ class World:
                 else:
                     group.alive = False
                     self.end_group(group)
-                    lane = self.lanes[group.lane]
-                    if lane.group is group:
-                        self.vacate(lane)
+                    self.vacate(self.lanes[group.lane], group)
                 return
             group.number, group.trial = attempt.number, attempt.job.trial
             # A KeyError shows that the weights to start from are missing.
@@ -364,8 +368,9 @@ class World:
             elif kind == "twin" and lane.group and lane.group.alive:
                 self.hit(kind)
                 self.tell_lost(lane, "process")
-                self.end_group(lane.group)
-                self.later(self.random.uniform(1, 20), lambda: self.vacate(lane))
+                twin = lane.group
+                self.end_group(twin)
+                self.later(self.random.uniform(1, 20), lambda: self.vacate(lane, twin))
             elif kind == "lane":
                 self.hit(kind)
                 lane.alive = False
@@ -383,12 +388,13 @@ class World:
 
     def kill_group(self, lane: LaneActor, cause: Any) -> None:
         assert lane.group is not None
-        lane.group.alive = False
-        self.end_group(lane.group)
+        group = lane.group
+        group.alive = False
+        self.end_group(group)
         delay = self.random.uniform(0, 5)
         if self.random.random() < 0.7:
             self.later(delay, lambda: self.tell_lost(lane, cause))
-        self.later(delay + self.random.uniform(1, 30), lambda: self.vacate(lane))
+        self.later(delay + self.random.uniform(1, 30), lambda: self.vacate(lane, group))
 
     def tell_lost(self, lane: LaneActor, cause: Any) -> None:
         if lane.alive:
