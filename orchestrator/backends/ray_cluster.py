@@ -163,8 +163,9 @@ _WORKER_ENV = {
     **_FORCED,
     # Seconds between two checks for dead workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # A lane waits for an autoscaled node, which takes minutes to start.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
+    # Workers that find no room in this time give up, and the Coordinator decides anew what may start. A
+    # machine that takes minutes to come is asked for again and again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",

@@ -222,6 +222,9 @@ class Coordinator:
 
     async def lose(self, lane: str, cause: Cause, detail: str) -> None:
         """Registers that the lane's worker group is gone."""
+        if cause == "node":
+            # At once, so that no lane waits for room on a machine that is not there.
+            await self._look()
         # Two callers may report one loss. The second waits, because the first one fetches the stacks.
         async with self._losing[lane]:
             if (hang := await self._hang(lane)) is not None:

@@ -130,7 +130,7 @@ class LaneState:
       closed: whether the lane takes no more trials.
       gang: of its worker group, or of the one that it is told to start. None if it has neither.
       places: the machine of each worker; before the group is there, where it is expected. Empty if unknown.
-      leaving: whether the worker group must leave, to make room for another lane.
+      leaving: whether the worker group must leave, to make room for another lane, or because it is lost.
       node: machine of rank 0.
       polled: time of the Tune actor's last poll.
       messages: for the slot, oldest first.
@@ -249,6 +249,8 @@ class Dispatch:
         """Opens a slot: a Tune trial on a lane begins to wait for an end."""
         state = self.desks.setdefault(lane, LaneState())
         state.slot, state.polled, self._settled = True, now, None
+        # One that was taken for dead may live after all.
+        state.closed = False
         # The lane has not heard of its gang yet.
         state.messages = deque(message for message in state.messages if "gang" in message)
         if not self._work_left():
@@ -287,15 +289,20 @@ class Dispatch:
             return
         self._settled = nodes
         waiting = {gang: len(queue) for gang, queue in self.queues.items()}
+        asking = Counter[Gang]()
         lanes = {}
         for name, state in self.desks.items():
             if state.gang is None:
                 continue
             is_idle = state.entered and state.attempt is None and not state.leaving and not state.closed
             lanes[name] = OpenLane(state.gang, state.places, busy=not is_idle)
-            if not state.entered and not state.closed:
+            if state.entered or state.closed or state.leaving:
+                continue
+            if state.places:
                 # It takes a trial as soon as it is there.
                 waiting[state.gang] = max(0, waiting[state.gang] - 1)
+            else:
+                asking[state.gang] += 1
         decision = admit(nodes, lanes, waiting, limit)
         for name in decision.close:
             self.desks[name].leaving = True
@@ -311,7 +318,7 @@ class Dispatch:
             wanted = [
                 gang
                 for gang in sorted(waiting, key=lambda gang: gang.size, reverse=True)
-                for _ in range(waiting[gang] - idle[gang])
+                for _ in range(waiting[gang] - idle[gang] - asking[gang])
             ]
             for gang in wanted[: len(seats)]:
                 self._give(seats.popleft(), gang, (), now)
@@ -331,7 +338,9 @@ class Dispatch:
 
     def _give(self, lane: str, gang: Gang, places: tuple[str, ...], now: float) -> None:
         state = self.desks[lane]
-        state.gang, state.places = gang, places
+        # Workers of a group before have a smaller number, and are sent away.
+        state.number += 1
+        state.gang, state.places, state.leaving, state.entry = gang, places, False, state.number
         state.messages.append({"gang": gang})
         if len(self.queues) > 1:
             self.events.append(LaneOpened(time=now, lane=lane, devices=gang.devices))
@@ -379,7 +388,7 @@ class Dispatch:
         self.replace(lane, now)
         state.number += 1
         state.entry, state.node, state.entered, state.failed_starts = state.number, node, True, 0
-        state.places, self._settled = places or state.places, None
+        state.places, state.leaving, self._settled = places or state.places, False, None
         return state.number
 
     def take(self, lane: str, last: int, now: float) -> Attempt | None:
@@ -431,7 +440,7 @@ class Dispatch:
         others = (
             (other, it)
             for other, it in self.desks.items()
-            if it.entered and it.slot and not it.closed and it.gang == state.gang
+            if it.entered and it.slot and not (it.closed or it.leaving) and it.gang == state.gang
         )
         return not any(not job.places & {other, it.node} for other, it in others)
 
@@ -510,7 +519,7 @@ class Dispatch:
     def _lose(
         self, lane: str, state: LaneState, cause: Cause, detail: str, now: float
     ) -> tuple[Job, bool] | None:
-        state.entered = False
+        state.entered, state.leaving, self._settled = False, True, None
         if state.attempt is None:
             return None
         return self._finish(lane, state, state.attempt, _END_OF[cause], detail, now)
@@ -640,7 +649,12 @@ class Dispatch:
         for lane in silent:
             self.lose(lane, "process", "its lane died", now)
             state = self.desks[lane]
-            state.slot, state.closed, state.gang, self._settled = False, True, None, None
+            state.slot, state.closed = False, True
+        for lane, state in self.desks.items():
+            if state.gang is not None and not state.slot and now - state.polled > LANE_SILENCE_SECONDS:
+                # Others get its room, also if it was lost between two trials.
+                state.closed = True
+                self.vacate(lane, now)
         return silent
 
     def pulse(self, now: float) -> None:

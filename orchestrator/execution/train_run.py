@@ -74,7 +74,9 @@ def run_train(
             name=name,
             storage_path=scratch,
             worker_runtime_env={} if gang.gpus else NO_GPU,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
         ),
     )
     trainer.on_loss = on_loss

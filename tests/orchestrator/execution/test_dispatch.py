@@ -438,3 +438,61 @@ def test_with_a_number_of_lanes_they_wait_for_machines_that_are_not_there_yet():
     made = mixed({}, 3, limit=3, a=ONE_CORE, b=ONE_CORE, c=PAIR, d=PAIR)
     assert sorted(told(made).values(), key=lambda gang: gang.size) == [ONE_CORE, PAIR, PAIR]
     assert mixed({}, 3, a=ONE_CORE, c=PAIR).poll("0", 1.0) is None
+
+
+def test_workers_that_were_lost_get_no_trial_any_more_although_they_ask():
+    made = dispatch_of("a")
+    last = lane_on(made, "x", "n1")
+    number, _ = take(made, "x", last)
+    made.lose("x", "process", "a worker died", 2.0)
+    assert made.leaves("x", number)
+    assert take(made, "x", number) is None
+    made.vacate("x", 3.0)
+    # Nor once the lane has another gang, whose workers are not there yet.
+    assert made.poll("x", 3.0) == {"gang": ONE_CORE}
+    assert made.leaves("x", number)
+    assert take(made, "x", number) is None
+    assert take(made, "x", made.enter("x", "n1", 4.0))[1] == "a"
+    assert made.desks["x"].attempt.job.losses == 1
+
+
+def test_a_lane_that_tune_loses_between_two_trials_holds_no_room():
+    nodes = {"n": Node(2, 0)}
+    made = mixed(nodes, 2, a=PAIR, b=ONE_CORE)
+    assert told(made) == {"0": PAIR}
+    number, _ = take(made, "0", made.enter("0", "n", 1.0, ("n", "n")))
+    made.end("0", number, "finished", "", 2.0)
+    # It is not heard of again, so it does not say that its workers have left.
+    assert made.poll("0", 2.0) == {"done": True}
+    made.settle(nodes, 2.0)
+    assert told(made) == {}
+    made.poll("0", 2.0)
+    late = 3.0 + LANE_SILENCE_SECONDS
+    made.poll("1", late)
+    made.tend(late)
+    made.settle(nodes, late)
+    assert made.poll("1", late) == {"gang": ONE_CORE}
+
+
+def test_a_lane_that_was_taken_for_dead_and_lives_gets_a_gang_again():
+    made = dispatch_of("a")
+    number, _ = take(made, "x", lane_on(made, "x", "n1"))
+    assert made.tend(LANE_SILENCE_SECONDS + 1.0) == ["x"]
+    assert made.poll("x", 70.0) == {"done": True}
+    made.open("x", 71.0)
+    assert made.leaves("x", number)
+    assert made.poll("x", 71.0) == {"gang": ONE_CORE}
+    assert take(made, "x", made.enter("x", "n1", 80.0))[1] == "a"
+
+
+def test_a_lane_that_waits_for_another_machine_does_not_keep_a_trial_from_a_lane_with_room():
+    nodes = {"n": Node(2, 0)}
+    made = mixed(nodes, 3, limit=3, a=PAIR, b=ONE_CORE, c=ONE_CORE)
+    # Both small trials wait for another machine.
+    assert told(made) == {"0": PAIR, "1": ONE_CORE, "2": ONE_CORE}
+    number, _ = take(made, "0", made.enter("0", "n", 1.0, ("n", "n")))
+    made.end("0", number, "finished", "", 2.0)
+    made.open("0", 2.0)
+    made.settle(nodes, 2.0, 3, asks=True)
+    # It never comes, so they get the room of the pair, whose workers leave.
+    assert made.leaves("0", number)
