@@ -185,6 +185,16 @@ def nodes() -> list[Node]:
     ]
 
 
+def staying_nodes() -> dict[str, Node]:
+    """Returns the machines of the connected cluster by id, without those that are being drained."""
+    leaving = ray._private.state.state.get_draining_nodes()
+    return {
+        node["NodeID"]: Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
+    }
+
+
 def clocks() -> "list[Clock]":
     """Reads the clock of every machine of the connected cluster."""
     from orchestrator.backends.base import Clock

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cost.devices import Machine
 from orchestrator.cost.shapes import Shape, ShapeTable, counted
 from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
-from orchestrator.trials.gang import Gang, Node, lane_plan
+from orchestrator.trials.admission import lanes_of
+from orchestrator.trials.gang import Node, lane_plan, usable_devices
 from orchestrator.trials.numerals import duration
 from orchestrator.trials.trial import Plan, Trial
 
@@ -121,8 +122,12 @@ class CostEstimate:
         count = sum(node.gpus if on_gpu else node.cpus for node in nodes)
         device = f"{count:g} {'GPU' if on_gpu else 'core'}{'s' * (count != 1)}"
         trials = "1 trial" if num_trials == 1 else f"{num_trials} trials"
-        lanes = ", then ".join(str(lanes) for lanes in self.lanes)
-        return f"{trials} will take about {central} ({low} to {high}) on {device}, {lanes} at a time"
+        return f"{trials} will take about {central} ({low} to {high}) on {device}, {self.lanes_text}"
+
+    @property
+    def lanes_text(self) -> str:
+        """The number of trials at a time in words, in order of size where it depends on their gang."""
+        return " or ".join(str(lanes) for lanes in dict.fromkeys(self.lanes)) + " at a time"
 
     def plain(self) -> dict[str, Any]:
         """Returns the values for JSON."""
@@ -168,18 +173,22 @@ def _storage(shapes: ShapeTable, nodes: Sequence[Node]) -> Storage:
     from trainables.training.checkpoint import KEPT
 
     resources = shapes.plan.sweep.resources
-    in_flight, weights, always, bests, most_lanes = 0, 0, 0, dict[tuple[str, str], int](), 0
-    for gang, members, lanes in lane_plan(shapes.trials, nodes, resources.lanes):
-        most_lanes = max(most_lanes, lanes)
+    in_flight, weights, always, bests = 0, 0, 0, dict[tuple[str, str], int]()
+    crews = lane_plan(shapes.trials, nodes, resources.lanes)
+    most_lanes = lanes_of(crews, nodes, resources.lanes)
+    for gang, members, lanes in crews:
+        largest = 0
         for trial in members:
             found, _ = counted(shapes.plan, shapes.shape(trial), bool(gang.gpus))
-            in_flight = max(in_flight, lanes * (KEPT + 1) * found.state)
+            largest = max(largest, found.state)
             if trial.role == "first_stage":
                 always += found.params
                 continue
             weights += found.params
             group = (trial.cell_name, trial.arm)
             bests[group] = max(bests.get(group, 0), found.params)
+        # At most so many of each gang at once, and no more than that of all together.
+        in_flight += lanes * (KEPT + 1) * largest
     kept = {
         "none": 0,
         "best": sum(bests.values()) + most_lanes * max(bests.values(), default=0),
@@ -227,21 +236,24 @@ def estimate(
     }
     known = all(cost.hours is not None for cost in costs.values())
     hours = sum((cost.hours for cost in costs.values() if cost.hours), NOTHING) if known else None
-    phases = lane_plan(shapes.trials, machine.nodes, plan.sweep.resources.lanes)
-    on_gpu = any(bool(phase.gang.gpus) for phase in phases)
-    wall = NOTHING
-    for _, members, lanes in phases:
+    asked = plan.sweep.resources.lanes
+    crews = lane_plan(shapes.trials, machine.nodes, asked)
+    on_gpu = any(bool(crew.gang.gpus) for crew in crews)
+    devices = usable_devices(crews, machine.nodes, asked)
+    wall, longest = NOTHING, NOTHING
+    for gang, members, lanes in crews:
         if known and lanes:
             runs = [_trial_seconds(costs[shapes.shape(trial)], trial) for trial in members]
             places = {trial.id: place for place, trial in enumerate(members)}
-            # A first stage of a larger gang has ended in an earlier phase.
+            # A first stage of a larger gang has ended earlier.
             waits = {places[t.id]: places[t.after] for t in members if t.after in places}
-            wall += Span(
-                *(
-                    makespan([getattr(run, end) for run in runs], lanes, waits) + _LANE_START_SECONDS
-                    for end in ("low", "central", "high")
-                )
-            )
+            alone = Span(*(makespan([getattr(run, end) for run in runs], lanes, waits) for end in _ENDS))
+            # Gangs run at the same time: another one has the devices that this one leaves.
+            share = min(1.0, lanes * gang.devices / devices) if devices else 1.0
+            wall += alone * share + Span(*[_LANE_START_SECONDS] * 3)
+            longest = max(longest, *runs, key=lambda run: run.central)
+    if longest.central > wall.central:
+        wall = longest
     stored = _storage(shapes, machine.nodes)
     price, currency = _price(plan, hours, on_gpu, price_per_gpu_hour)
     return CostEstimate(
@@ -249,14 +261,16 @@ def estimate(
         shapes=tuple(costs.values()),
         hours=hours,
         unit="GPU-hours" if on_gpu else "core-hours",
-        wall_hours=wall * (1 / 3600) if known and all(phase.lanes for phase in phases) else None,
-        lanes=tuple(phase.lanes for phase in phases),
+        wall_hours=wall * (1 / 3600) if known and all(crew.lanes for crew in crews) else None,
+        lanes=tuple(crew.lanes for crew in crews),
         checkpoint_gib=stored.checkpoint_gib,
         kept_gib=stored.kept_gib,
         price=price,
         currency=currency,
     )
 
+
+_ENDS = ("low", "central", "high")
 
 #: Seconds from the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker
 #: group.
@@ -291,12 +305,7 @@ def _shape_cost(
     if cost.seconds is None:
         return cost
     seconds = sum((_trial_seconds(cost, trial) for trial in members), NOTHING)
-    return dataclasses.replace(cost, hours=seconds * (units(gang) / 3600))
-
-
-def units(gang: Gang) -> float:
-    """Returns the number of GPUs of a gang, or of cores if it has none. Hours are counted in this unit."""
-    return gang.workers * (gang.gpus or gang.cpus)
+    return dataclasses.replace(cost, hours=seconds * (gang.devices / 3600))
 
 
 def _trial_seconds(cost: ShapeCost, trial: Trial) -> Span:

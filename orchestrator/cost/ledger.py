@@ -1,9 +1,11 @@
 """The ledger: every core- or GPU-second of a sweep, under one heading each.
 
 A lane has the devices of one gang. During a phase of a run, each lane is always in one of these states. So
-the headings add up to lanes x devices of a lane x wall time by construction.
+the headings add up to devices x wall time by construction. Where trials differ in gang, a lane has different
+devices at different times (`LaneOpened`), and devices that no lane has are queued.
 """
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ from orchestrator.trials.events import (
     DeviceUsed,
     EpochDone,
     Event,
+    LaneOpened,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -98,11 +101,16 @@ class _Attempt:
     ended: float | None = None
     end: str = ""
     device: str = ""
+    #: Devices that its lane has; 0 if all lanes of the phase have the same.
+    devices: float = 0.0
 
 
 @dataclass
 class _Phase:
-    """A part of a run with a fixed number of lanes. The first phase includes the start of Ray."""
+    """A part of a run with a fixed number of devices. The first phase includes the start of Ray.
+
+    `opened` has the lanes that got devices of their own, in order. All others have the same number.
+    """
 
     began: float
     ended: float
@@ -111,6 +119,8 @@ class _Phase:
     device: str
     preflight: float = 0.0
     attempts: list[_Attempt] = field(default_factory=list)
+    opened: list[LaneOpened] = field(default_factory=list)
+    lane_devices: dict[str, float] = field(default_factory=dict)
 
 
 def ledger(events: Iterable[Event]) -> Ledger:
@@ -155,6 +165,7 @@ class Accounts:
             case AttemptBegan():
                 if phases:
                     attempt = running[event.trial] = _Attempt(event.trial, event.lane, event.time)
+                    attempt.devices = phases[-1].lane_devices.get(event.lane, 0.0)
                     self._of_trial.setdefault(attempt.trial, []).append(attempt)
                     phases[-1].attempts.append(attempt)
             case DeviceUsed():
@@ -172,6 +183,10 @@ class Accounts:
                     _Phase(began, event.time, event.lanes, event.devices, event.device, self._preflight)
                 )
                 self._began, self._preflight = None, 0.0
+            case LaneOpened():
+                if phases:
+                    phases[-1].opened.append(event)
+                    phases[-1].lane_devices[event.lane] = event.devices
             case PreflightDone():
                 self._preflight += event.seconds
             case RetryWanted():
@@ -197,12 +212,12 @@ def _total(phases: list[_Phase]) -> Ledger:
     }
     reached: dict[str, int] = {}
     for phase in phases:
-        per_lane = phase.devices / phase.lanes
         in_trials = 0.0
         for attempt in phase.attempts:
+            per_lane = attempt.devices or phase.devices / phase.lanes
             ended = phase.ended if attempt.ended is None else attempt.ended
             seconds = max(0.0, ended - attempt.started)
-            in_trials += seconds
+            in_trials += seconds * per_lane
             on_it = total.trials_on.get(attempt.device, 0.0)
             total.trials_on[attempt.device] = on_it + seconds * per_lane
             if attempt.trial in fruitless or attempt.end == "discarded":
@@ -218,13 +233,32 @@ def _total(phases: list[_Phase]) -> Ledger:
             total.replayed += (seconds - silent) * share * per_lane
             total.useful += (seconds - silent) * (1 - share) * per_lane
             reached[attempt.trial] = max(reached.get(attempt.trial, 0), attempt.step)
-        room = max(0.0, phase.lanes * (phase.ended - phase.began) - in_trials - phase.preflight * phase.lanes)
-        starting = min(room, _starting_seconds(phase))
-        total.start_up += starting * per_lane
-        total.queued += (room - starting) * per_lane
+        room = max(0.0, phase.devices * (phase.ended - phase.began - phase.preflight) - in_trials)
+        if phase.opened:
+            starting = min(room, _starting_device_seconds(phase))
+        else:
+            starting = min(room, _starting_seconds(phase) * phase.devices / phase.lanes)
+        total.start_up += starting
+        total.queued += room - starting
         total.preflight += phase.preflight * phase.devices
         total.wall += phase.ended - phase.began - phase.preflight
     return total
+
+
+def _starting_device_seconds(phase: _Phase) -> float:
+    """Returns the device-seconds before the first lane, and from each lane's opening to its next trial."""
+    seconds = phase.devices * max(0.0, phase.opened[0].time - phase.began - phase.preflight)
+    starts: dict[str, list[float]] = {}
+    for attempt in phase.attempts:
+        starts.setdefault(attempt.lane, []).append(attempt.started)
+    until = {event.lane: phase.ended for event in phase.opened}
+    for event in reversed(phase.opened):
+        later = starts.get(event.lane, [])
+        at = bisect.bisect_left(later, event.time)
+        if at < len(later) and later[at] <= until[event.lane]:
+            seconds += event.devices * (later[at] - event.time)
+        until[event.lane] = event.time
+    return seconds
 
 
 def _starting_seconds(phase: _Phase) -> float:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ from orchestrator.store.logs import append_log
 from orchestrator.store.own_files import Machines, OneMachine, key_of, stack_path
 from orchestrator.store.weights import BestKept, KeptWeights, WeightStore
 from orchestrator.trials.events import Event, Notice, SessionClosed
+from orchestrator.trials.gang import Node
 from orchestrator.trials.outcomes import AttemptEnd
 from trainables.base import DeviceUse, Epoch
 from trainables.io.files import write_atomically
@@ -67,6 +68,8 @@ class Coordinator:
         machines: Machines | None = None,
         ended: Collection[str] = (),
         mark: str = "",
+        nodes: Callable[[], Mapping[str, Node]] = dict,
+        limit: int | None = None,
     ) -> None:
         """
         Args:
@@ -79,6 +82,8 @@ class Coordinator:
           machines: the own files of the machines that train; None if they train on this one only.
           ended: trials that ended for good in earlier runs.
           mark: content of the mark at the place of states; none if empty.
+          nodes: returns the machines that are there and stay, by name. Asked only if trials differ in gang.
+          limit: number of lanes at most, for which machines may still come. None takes those that fit.
         """
         self._folder = Path(folder)
         self._writer = Writer(self._folder)
@@ -94,6 +99,8 @@ class Coordinator:
         if mark:
             self._states.set_mark(mark)
         self._mark = mark
+        self._nodes, self._limit = nodes, limit
+        self._there: Mapping[str, Node] = {}
         self._hang_seconds = hang_seconds
         self._machines = machines or OneMachine(key_of(self._folder))
         self._ended = set(ended)
@@ -107,7 +114,11 @@ class Coordinator:
         self._tending: asyncio.Task[None] | None = None
 
     async def _commit(self) -> None:
-        """Makes new events durable. Retries for as long as the storage refuses them."""
+        """Lets lanes have the gangs they need now, and makes new events durable.
+
+        Retries for as long as the storage refuses them.
+        """
+        self._dispatch.settle(self._there, self._clock(), self._limit, asks=self._limit is not None)
         async with self._writing:
             if events := self._dispatch.take_events():
                 write: Callable[[], None] = functools.partial(self._writer.append, events)
@@ -149,7 +160,15 @@ class Coordinator:
     async def add(self, jobs: list[Job], ended: dict[str, tuple[AttemptEnd, str]] | None = None) -> None:
         """Adds trials, to be handed out in this order. See `Dispatch.add`."""
         self._dispatch.add(jobs, ended, self._clock())
+        await self._look()
         await self._commit()
+
+    async def _look(self) -> None:
+        """Looks which machines are there, if that matters."""
+        if len(self._dispatch.queues) > 1:
+            # An answer that does not come leaves the last one in force.
+            with contextlib.suppress(Exception):
+                self._there = await asyncio.to_thread(self._nodes)
 
     async def left(self) -> int:
         """Returns how many trials are still to end."""
@@ -172,6 +191,7 @@ class Coordinator:
         pulsed = self._clock()
         while True:
             await asyncio.sleep(TEND_SECONDS)
+            await self._look()
             self._dispatch.tend(self._clock())
             if self._clock() - pulsed >= PULSE_SECONDS:
                 pulsed = self._clock()
@@ -192,6 +212,13 @@ class Coordinator:
             await self._wait_for_change(version, timeout_seconds)
             message = self._dispatch.poll(lane, self._clock())
         return message
+
+    async def vacate(self, lane: str) -> None:
+        """Registers that the lane has no worker group any more, so that it can have another one."""
+        if self._dispatch.desks.get(lane, LaneState()).attempt is not None:
+            await self.lose(lane, "process", "a worker process died")
+        self._dispatch.vacate(lane, self._clock())
+        await self._commit()
 
     async def lose(self, lane: str, cause: Cause, detail: str) -> None:
         """Registers that the lane's worker group is gone."""
@@ -243,12 +270,13 @@ class Coordinator:
 
     # Called by workers.
 
-    async def enter(self, lane: str, node: str) -> int:
+    async def enter(self, lane: str, node: str, places: Sequence[str] = ()) -> int:
         """Registers a new worker group; called by its rank 0.
 
         Args:
           lane: the group's lane.
           node: id of the machine of rank 0.
+          places: those of all ranks.
 
         Returns:
           The number of the lane's last job before this group; its own jobs have larger numbers.
@@ -256,7 +284,7 @@ class Coordinator:
         # A hang of the group before is one only if its stacks are found, so this is more than `enter` does.
         if self._dispatch.desks.get(lane, LaneState()).attempt is not None:
             await self.lose(lane, "process", "a worker process died")
-        number = self._dispatch.enter(lane, node, self._clock())
+        number = self._dispatch.enter(lane, node, self._clock(), tuple(places))
         await self._commit()
         return number
 

@@ -5,15 +5,21 @@
                                             └─▶ events for the journal, messages for the slots
 
 Tune opens a slot on a lane for every trial that is left. The end of any trial closes one slot, not always the
-slot it began in: a trial that failed on one machine goes on elsewhere, and Tune need not know. This module
-uses no Ray, files or clock. Every call takes the time, so that a simulation can let weeks pass.
+slot it began in: a trial that failed on one machine goes on elsewhere, and Tune need not know.
+
+A lane is told its gang, and then starts a worker group. If all trials are of one gang, every lane gets that,
+and waits for its machines. If not, `settle` gives gangs to lanes as `admission` decides, and takes them back:
+workers leave, and the lane gets another gang. A lane whose group was lost gets a gang anew, too.
+
+This module uses no Ray, files or clock. Every call takes the time, so that a simulation can let weeks pass.
 """
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from orchestrator.trials.admission import OpenLane, admit
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
@@ -22,8 +28,10 @@ from orchestrator.trials.events import (
     EpochDone,
     Event,
     InFlight,
+    LaneOpened,
     Pulse,
 )
+from orchestrator.trials.gang import ONE_CORE, Gang, Node
 from orchestrator.trials.outcomes import RULES, AttemptEnd, fingerprint, held_up_by
 from trainables.base import DeviceUse, Epoch
 
@@ -69,6 +77,7 @@ class Job:
       after: the trial whose final weights it starts from; it waits for that trial to finish.
       is_first: whether other trials start from its final weights, which are then kept.
       order: its position among all trials of the run.
+      gang: the resources that it needs at once, with the number of GPUs decided.
     """
 
     trial: str
@@ -85,6 +94,7 @@ class Job:
     after: str = ""
     is_first: bool = False
     order: int = 0
+    gang: Gang = ONE_CORE
 
 
 def _how_often(job: Job) -> str:
@@ -118,6 +128,9 @@ class LaneState:
       entered: whether a worker group is there to take work.
       failed_starts: worker groups in a row that ended before they were there.
       closed: whether the lane takes no more trials.
+      gang: of its worker group, or of the one that it is told to start. None if it has neither.
+      places: the machine of each worker; before the group is there, where it is expected. Empty if unknown.
+      leaving: whether the worker group must leave, to make room for another lane.
       node: machine of rank 0.
       polled: time of the Tune actor's last poll.
       messages: for the slot, oldest first.
@@ -130,6 +143,9 @@ class LaneState:
     entered: bool = False
     failed_starts: int = 0
     closed: bool = False
+    gang: Gang | None = None
+    places: tuple[str, ...] = ()
+    leaving: bool = False
     node: str = ""
     polled: float = 0.0
     messages: deque[dict[str, Any]] = dataclasses.field(default_factory=deque)
@@ -144,7 +160,8 @@ class Dispatch:
           breaker: number of trials of an arm in a row with the same error after which the run stops.
         """
         self.desks: dict[str, LaneState] = {}
-        self.queue: deque[Job] = deque()
+        #: Trials that no lane has, by gang. Every gang of the run is a key.
+        self.queues: dict[Gang, deque[Job]] = {}
         self.events: list[Event] = []
         self.num_open = 0
         self.handing_out = True
@@ -155,6 +172,8 @@ class Dispatch:
         #: Final end of each first stage, and the cause; None before it has ended.
         self._firsts: dict[str, tuple[AttemptEnd, str] | None] = {}
         self._waiting: dict[str, list[Job]] = {}
+        #: The machines of the last `settle`; None if lanes or trials have changed since.
+        self._settled: Mapping[str, Node] | None = None
 
     def add(
         self,
@@ -169,19 +188,21 @@ class Dispatch:
           ended: end and cause of first stages that ended in earlier runs.
           now: the time at which trials end whose first stage left no weights.
         """
+        self._settled = None
         self._firsts.update(ended or {})
         for job in jobs:
             self.num_open += 1
             self._num_jobs += 1
             job.order = self._num_jobs
+            queue = self.queues.setdefault(job.gang, deque())
             if job.is_first:
                 self._firsts[job.trial] = None
             if not job.after:
-                self.queue.append(job)
+                queue.append(job)
             elif (first := self._firsts[job.after]) is None:
                 self._waiting.setdefault(job.after, []).append(job)
             elif first[0] == "finished":
-                self.queue.append(job)
+                queue.append(job)
             else:
                 self._end_without_attempt(job, *first, now)
 
@@ -210,7 +231,9 @@ class Dispatch:
         waiting = self._waiting.pop(job.trial, [])
         if end == "finished":
             # In the order given, so that a run that is cut short has both arms at the same points.
-            self.queue = deque(sorted((*self.queue, *waiting), key=lambda other: other.order))
+            for gang in {other.gang for other in waiting}:
+                both = (*self.queues[gang], *(other for other in waiting if other.gang == gang))
+                self.queues[gang] = deque(sorted(both, key=lambda other: other.order))
         else:
             for other in waiting:
                 self._end_without_attempt(other, end, detail, now)
@@ -225,10 +248,13 @@ class Dispatch:
     def open(self, lane: str, now: float) -> None:
         """Opens a slot: a Tune trial on a lane begins to wait for an end."""
         state = self.desks.setdefault(lane, LaneState())
-        state.slot, state.polled = True, now
-        state.messages.clear()
+        state.slot, state.polled, self._settled = True, now, None
+        # The lane has not heard of its gang yet.
+        state.messages = deque(message for message in state.messages if "gang" in message)
         if not self._work_left():
             self._close_slot(state)
+        else:
+            self._give_the_only_gang(lane, state, now)
 
     def poll(self, lane: str, now: float) -> dict[str, Any] | None:
         """Returns the next message for a slot. None if there is none. The call counts as a heartbeat."""
@@ -245,6 +271,71 @@ class Dispatch:
         """Makes the workers of a lane leave at their next request."""
         self.desks.setdefault(lane, LaneState()).closed = True
 
+    # Gangs of lanes.
+
+    def settle(
+        self, nodes: Mapping[str, Node], now: float, limit: int | None = None, asks: bool = False
+    ) -> None:
+        """Gives gangs to lanes without one, and takes others back, if the run has several gangs.
+
+        Args:
+          nodes: the machines that are there and stay, by name.
+          limit: number of lanes at most.
+          asks: whether lanes beyond what the machines have room for wait for more machines.
+        """
+        if len(self.queues) < 2 or not self.handing_out or self._settled == nodes:
+            return
+        self._settled = nodes
+        waiting = {gang: len(queue) for gang, queue in self.queues.items()}
+        lanes = {}
+        for name, state in self.desks.items():
+            if state.gang is None:
+                continue
+            is_idle = state.entered and state.attempt is None and not state.leaving and not state.closed
+            lanes[name] = OpenLane(state.gang, state.places, busy=not is_idle)
+            if not state.entered and not state.closed:
+                # It takes a trial as soon as it is there.
+                waiting[state.gang] = max(0, waiting[state.gang] - 1)
+        decision = admit(nodes, lanes, waiting, limit)
+        for name in decision.close:
+            self.desks[name].leaving = True
+        seats = deque(
+            name for name, it in self.desks.items() if it.slot and it.gang is None and not it.closed
+        )
+        for opened in decision.open:
+            waiting[opened.gang] -= 1
+            if seats:
+                self._give(seats.popleft(), opened.gang, opened.places, now)
+        if asks:
+            idle = Counter(lane.gang for name, lane in lanes.items() if not lane.busy)
+            wanted = [
+                gang
+                for gang in sorted(waiting, key=lambda gang: gang.size, reverse=True)
+                for _ in range(waiting[gang] - idle[gang])
+            ]
+            for gang in wanted[: len(seats)]:
+                self._give(seats.popleft(), gang, (), now)
+
+    def vacate(self, lane: str, now: float) -> tuple[Job, bool] | None:
+        """Registers that a lane has no worker group any more. Returns the same as `lose`."""
+        state = self.desks.setdefault(lane, LaneState())
+        ended = self._lose(lane, state, "process", "a worker process died", now)
+        state.gang, state.places, state.leaving, self._settled = None, (), False, None
+        if state.slot and self._work_left():
+            self._give_the_only_gang(lane, state, now)
+        return ended
+
+    def _give_the_only_gang(self, lane: str, state: LaneState, now: float) -> None:
+        if len(self.queues) == 1 and state.gang is None and not state.closed:
+            self._give(lane, next(iter(self.queues)), (), now)
+
+    def _give(self, lane: str, gang: Gang, places: tuple[str, ...], now: float) -> None:
+        state = self.desks[lane]
+        state.gang, state.places = gang, places
+        state.messages.append({"gang": gang})
+        if len(self.queues) > 1:
+            self.events.append(LaneOpened(time=now, lane=lane, devices=gang.devices))
+
     def _work_left(self) -> bool:
         return self.handing_out and self.num_open > 0
 
@@ -253,26 +344,33 @@ class Dispatch:
         state.messages.append({"done": True})
 
     def _close_some_slot(self, own: LaneState) -> None:
-        """Closes one slot, because a trial has ended: an idle one if this lane can use its own again."""
+        """Closes one slot, because a trial has ended: an idle one if this lane can use its own again.
+
+        Of the idle ones, first those whose lanes have no trial to wait for.
+        """
         if not self._work_left():
             for state in self.desks.values():
                 if state.slot and state.attempt is None:
                     self._close_slot(state)
+            return
+        if not own.slot:
             return
         idle = [
             state
             for state in self.desks.values()
             if state.slot and state.attempt is None and state is not own
         ]
-        if idle and self.queue and own.slot:
-            self._close_slot(idle[0])
-        elif own.slot:
+        if idle and own.gang is not None and self.queues[own.gang]:
+            self._close_slot(min(idle, key=lambda it: it.gang is not None and bool(self.queues[it.gang])))
+        else:
             self._close_slot(own)
 
     # Worker groups.
 
-    def enter(self, lane: str, node: str, now: float) -> int:
+    def enter(self, lane: str, node: str, now: float, places: tuple[str, ...] = ()) -> int:
         """Registers a new worker group. A trial still in flight was lost with the group before it.
+
+        `node` is the machine of rank 0, and `places` are those of all ranks.
 
         Returns:
           The number of the lane's last attempt before this group; its own attempts have larger numbers.
@@ -281,6 +379,7 @@ class Dispatch:
         self.replace(lane, now)
         state.number += 1
         state.entry, state.node, state.entered, state.failed_starts = state.number, node, True, 0
+        state.places, self._settled = places or state.places, None
         return state.number
 
     def take(self, lane: str, last: int, now: float) -> Attempt | None:
@@ -293,19 +392,22 @@ class Dispatch:
         return state.attempt if state.attempt is not None and state.number > last else None
 
     def leaves(self, lane: str, last: int) -> bool:
-        """Returns whether workers must leave: the lane is closed, or their group was replaced.
+        """Returns whether workers must leave: the lane is closed or gets another gang, or has a newer group.
 
         `last` is the number of their last attempt.
         """
         state = self.desks[lane]
-        return state.closed or last < state.entry
+        return state.closed or state.leaving or last < state.entry
 
     def _assign(self, lane: str, state: LaneState, now: float) -> None:
         if not self.handing_out:
             return
-        for index, job in enumerate(self.queue):
+        if state.gang is None:
+            return
+        queue = self.queues[state.gang]
+        for index, job in enumerate(queue):
             if self._suits(job, lane, state):
-                del self.queue[index]
+                del queue[index]
                 break
             if index == 64:  # a bound on the search, because many jobs may wait for another place
                 return
@@ -313,6 +415,7 @@ class Dispatch:
             return
         state.number += 1
         job.attempts += 1
+        self._settled = None
         state.attempt = Attempt(job, state.number, now, heard=now)
         self.events.append(
             AttemptBegan(trial=job.trial, attempt=job.attempts, lane=lane, node=state.node, time=now)
@@ -325,7 +428,11 @@ class Dispatch:
         """
         if not job.places or not job.places & {lane, state.node}:
             return True
-        others = ((other, it) for other, it in self.desks.items() if it.entered and it.slot and not it.closed)
+        others = (
+            (other, it)
+            for other, it in self.desks.items()
+            if it.entered and it.slot and not it.closed and it.gang == state.gang
+        )
         return not any(not job.places & {other, it.node} for other, it in others)
 
     def _attempt(self, lane: str, number: int) -> tuple[LaneState, Attempt] | None:
@@ -434,7 +541,7 @@ class Dispatch:
         weights: str = "",
     ) -> tuple[Job, bool]:
         job = attempt.job
-        state.attempt = None
+        state.attempt, self._settled = None, None
         again = self._tries_again(job, end)
         if end == "lost" and not again:
             end, detail = "failed", f"{detail}, {_how_often(job)}"
@@ -443,7 +550,7 @@ class Dispatch:
         if again:
             if end in ("failed", "lost"):
                 job.places |= {lane, state.node} - {""}
-            self.queue.appendleft(job)
+            self.queues[job.gang].appendleft(job)
             if not self.handing_out and state.slot:
                 self._close_slot(state)
         else:
@@ -533,7 +640,7 @@ class Dispatch:
         for lane in silent:
             self.lose(lane, "process", "its lane died", now)
             state = self.desks[lane]
-            state.slot, state.closed = False, True
+            state.slot, state.closed, state.gang, self._settled = False, True, None, None
         return silent
 
     def pulse(self, now: float) -> None:

@@ -4,12 +4,14 @@
                                           ▲                             │ ▲                   │
                                           └───────── next_event ────────┘ └──── row, end ─────┘
 
-A lane holds one long Ray Train run, whose controller is a thread of the lane (`train_run`). Its workers ask
-the Coordinator for a trial, train it, and ask for the next. So a trial does not pay for starting Python,
-torch, a process group and a CUDA context. The Coordinator is the journal's one writer: rank 0 sends it each
-epoch's row, and an acknowledged row is on disk. Tune sets the number of lanes and opens a slot per trial; its
-own state is disposable. Ray Train restarts a lane's workers when one dies. Only the Coordinator decides
-whether and where their trial runs again. If Tune loses lanes, the remaining trials run in another round.
+A lane is told by the Coordinator for what gang to start workers: one long Ray Train run, whose controller
+is a thread of the lane (`train_run`). The workers ask the Coordinator for a trial, train it, and ask for
+the next. So a trial does not pay for starting Python, torch, a process group and a CUDA context. The
+Coordinator is the journal's one writer: rank 0 sends it each epoch's row, and an acknowledged row is on
+disk. Tune sets the number of lanes and opens a slot per trial; its own state is disposable. A Ray Train run
+ends with the first loss of a worker, and when the Coordinator wants its room for another gang. Then the
+lane is told a gang again. Only the Coordinator decides whether and where a trial runs again. If Tune loses
+lanes, the remaining trials run in another round.
 
 Every process of a lane imports this module. A lane is a process on the head, which may have hundreds of them,
 so nothing that it imports may import torch or model code. The workers do so inside the functions of `worker`.
@@ -24,6 +26,7 @@ Facts of Ray 2.60 that shape this file:
   of each worker asks whether its machine is drained.
 """
 
+import itertools
 import threading
 import uuid
 from collections.abc import Iterable
@@ -45,14 +48,46 @@ _POLL_SECONDS = 2.0
 # Lanes, as Tune sees them
 
 
+class _Workers:
+    """One Ray Train run of a lane, in a thread."""
+
+    def __init__(self, coordinator: Any, lane: str, name: str, gang: Gang, settings: dict[str, Any]) -> None:
+        self._coordinator, self._lane = coordinator, lane
+        self._told = False
+        settings = settings | {"threads": gang.cpus, "device": "cuda" if gang.gpus else "cpu"}
+        self._thread = threading.Thread(target=self._fit, args=(name, gang, settings), daemon=True)
+        self._thread.start()
+
+    def _fit(self, name: str, gang: Gang, settings: dict[str, Any]) -> None:
+        from orchestrator.execution.train_run import run_train
+
+        try:
+            run_train(name, lane_loop, settings, gang, settings["scratch"], self._lose)
+        except BaseException as error:
+            if not self._told:
+                self._lose([error])
+
+    def _lose(self, errors: Iterable[BaseException]) -> None:
+        self._told = True
+        cause, detail = cause_of(errors)
+        ray.get(self._coordinator.lose.remote(self._lane, cause, detail))
+
+    def run(self) -> bool:
+        """Returns whether the workers are there, or are being started."""
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until they have left."""
+        self._thread.join(timeout=seconds)
+
+
 class Lane(tune.Trainable):  # type: ignore[misc]
-    """One Ray Train run that trains many trials, one after the other."""
+    """Workers that train many trials, one after the other."""
 
     def setup(
         self,
         config: dict[str, Any],
         clerk: Any,
-        gang: Gang,
         folder: str,
         key: str,
         scratch: str,
@@ -62,63 +97,53 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         must_reach: str,
         code: dict[str, bytes],
     ) -> None:
-        """Starts the worker group and opens the first slot."""
+        """Opens the first slot."""
         self._coordinator, self._lane = clerk, uuid.uuid4().hex[:8]
-        self._error: BaseException | None = None
-        ray.get(self._coordinator.open_slot.remote(self._lane))
-        settings = {
+        self._workers: _Workers | None = None
+        self._names = (f"lane-{self._lane}-{number}" for number in itertools.count())
+        self._settings = {
             "clerk": clerk,
             "lane": self._lane,
             "folder": folder,
             "key": key,
-            "threads": gang.cpus,
-            "device": "cuda" if gang.gpus else "cpu",
+            "scratch": scratch,
             "hang_seconds": hang_seconds,
             "checkpoints": checkpoints,
             "mark": mark,
             "must_reach": must_reach,
             "code": code,
         }
-        self._thread = threading.Thread(target=self._fit, args=(gang, settings, scratch), daemon=True)
-        self._thread.start()
-
-    def _fit(self, gang: Gang, settings: dict[str, Any], scratch: str) -> None:
-        from orchestrator.execution.train_run import run_train
-
-        try:
-            run_train(f"lane-{self._lane}", lane_loop, settings, gang, scratch, self._lose)
-        except BaseException as error:
-            self._error = error
-
-    def _lose(self, errors: Iterable[BaseException]) -> None:
-        cause, detail = cause_of(errors)
-        ray.get(self._coordinator.lose.remote(self._lane, cause, detail))
+        ray.get(self._coordinator.open_slot.remote(self._lane))
 
     def step(self) -> dict[str, Any]:
-        """Returns the next epoch of a trial, or its end."""
+        """Returns the next epoch of a trial, or its end. Meanwhile starts the workers that are asked for."""
         while True:
+            self._look_after()
             event = ray.get(self._coordinator.next_event.remote(self._lane, _POLL_SECONDS))
-            if event is not None:
+            if event is not None and "gang" in event:
+                name = next(self._names)
+                self._workers = _Workers(self._coordinator, self._lane, name, event["gang"], self._settings)
+            elif event is not None:
                 return dict(event)
-            if not self._thread.is_alive():
-                cause = self._error or "it returned"
-                ray.get(
-                    self._coordinator.lose.remote(self._lane, "process", f"the worker group ended: {cause}")
-                )
-                # This lane and its slot end here; the trial goes to another lane.
-                raise RuntimeError(f"the worker group ended: {cause}")
+
+    def _look_after(self) -> None:
+        """Tells the Coordinator once the workers have gone."""
+        if self._workers is not None and not self._workers.run():
+            self._workers = None
+            ray.get(self._coordinator.vacate.remote(self._lane))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Opens the next slot. Returns False if the worker group has died; Tune then makes a new lane."""
-        if not self._thread.is_alive():
-            return False
+        """Opens the next slot."""
+        self._look_after()
         ray.get(self._coordinator.open_slot.remote(self._lane))
         return True
 
     def cleanup(self) -> None:
-        """Releases the workers, so that lanes of another size have room."""
+        """Releases the workers, so that other lanes have room."""
         ray.get(self._coordinator.close_lane.remote(self._lane))
-        self._thread.join(timeout=20)
+        if self._workers is not None:
+            self._workers.wait(seconds=20)
+            self._look_after()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Does nothing, because the workers write checkpoints themselves."""

@@ -212,8 +212,8 @@ def samples_of_steps(
 
 
 def _lanes(plan: Plan, trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[Gang, int]:
-    phases = lane_plan(trials, nodes, plan.sweep.resources.lanes)
-    return {trial.gang: phase.lanes for phase in phases for trial in phase.trials}
+    crews = lane_plan(trials, nodes, plan.sweep.resources.lanes)
+    return {trial.gang: crew.lanes for crew in crews for trial in crew.trials}
 
 
 def _together(gang: Gang, lanes: int, nodes: Sequence[Node]) -> int:

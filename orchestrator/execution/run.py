@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.backends.placement_groups import remove_orphans, remove_own
-from orchestrator.backends.ray_cluster import ClusterError, nodes
+from orchestrator.backends.ray_cluster import ClusterError, nodes, staying_nodes
 from orchestrator.execution.coordinator import Coordinator, Judge
 from orchestrator.execution.dispatch import Job
 from orchestrator.execution.lane import Forget, Lane, Slots
@@ -23,8 +23,9 @@ from orchestrator.execution.machines import RayMachines
 from orchestrator.store.folder import functions_of
 from orchestrator.store.own_files import key_of
 from orchestrator.store.weights import WeightStore
+from orchestrator.trials.admission import lanes_of
 from orchestrator.trials.events import Event, PhaseBegan, PreflightDone, SessionBegan, SessionClosed
-from orchestrator.trials.gang import Gang, Phase, lane_plan
+from orchestrator.trials.gang import Crew, Node, lane_plan, usable_devices
 from orchestrator.trials.outcomes import AttemptEnd
 from orchestrator.trials.records import Record
 
@@ -78,12 +79,15 @@ class Run:
         self._must_reach = must_reach
         self._began, self._preflight_seconds = began or time.time(), preflight_seconds
         self._stopping, self._closing = threading.Event(), threading.Event()
-        cluster = nodes()
-        self.phases: list[Phase] = lane_plan(trials, cluster, resources.lanes)
-        for gang, members, count in self.phases:
+        self._nodes = nodes()
+        self.crews: list[Crew] = lane_plan(trials, self._nodes, resources.lanes)
+        for gang, members, count in self.crews:
             if count == 0:
-                have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in cluster)
+                have = ", ".join(f"{node.cpus:g} CPU {node.gpus:g} GPU" for node in self._nodes)
                 raise ClusterError(f"{len(members)} trial(s) need {gang}; the cluster has nodes of {have}")
+        #: Number of trials at a time, at most.
+        self.lanes = lanes_of(self.crews, self._nodes, resources.lanes)
+        self._devices = usable_devices(self.crews, self._nodes, resources.lanes)
         self._mark = uuid.uuid4().hex
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
@@ -108,11 +112,12 @@ class Run:
                 machines=RayMachines(key_of(self.folder)),
                 mark=self._mark,
                 ended={trial for trial, record in self._records.items() if record.settled},
+                nodes=staying_nodes,
+                limit=self._resources.lanes,
             )
         )
-        lanes = tuple(count for *_, count in self.phases)
         try:
-            self._note(SessionBegan(time=time.time(), began=self._began, lanes=lanes))
+            self._note(SessionBegan(time=time.time(), began=self._began, lanes=(self.lanes,)))
         except ActorDiedError as error:
             if error.actor_init_failed:
                 raise
@@ -156,9 +161,7 @@ class Run:
         scratch = Path(tempfile.mkdtemp(prefix="vitc-sweep-"))
         threading.Thread(target=_look_after, args=(self._closing,), daemon=True).start()
         try:
-            for gang, members, count in self.phases:
-                if not self._stopping.is_set():
-                    self._run_phase(gang, members, count, scratch)
+            self._run_lanes(scratch)
         except BaseException as error:
             self.error = error
         finally:
@@ -168,24 +171,31 @@ class Run:
                 remove_own()
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _run_phase(self, gang: Gang, members: list["Trial"], count: int, scratch: Path) -> None:
-        jobs, ended = jobs_of(members, self._records, self._resources.retries)
-        device = "GPU" if gang.gpus else "core"
-        devices = count * gang.workers * (gang.gpus or gang.cpus)
-        self._note(PhaseBegan(time=time.time(), lanes=count, devices=devices, device=device))
+    def _run_lanes(self, scratch: Path) -> None:
+        on_gpu = any(crew.gang.gpus for crew in self.crews)
+        only = "GPU" if all(crew.gang.gpus for crew in self.crews) else "core"
+        self._note(
+            PhaseBegan(
+                time=time.time(),
+                lanes=self.lanes,
+                devices=self._devices,
+                device="mixed" if on_gpu and only == "core" else only,
+            )
+        )
+        trials = [trial for crew in self.crews for trial in crew.trials]
+        jobs, ended = jobs_of(trials, self._records, self._resources.retries, self._nodes)
         for start in range(0, len(jobs), 1000):
             ray.get(self._coordinator.add.remote(jobs[start : start + 1000], ended))
         lane = tune.with_parameters(
             Lane,
             clerk=self._coordinator,
-            gang=gang,
             folder=str(self.folder),
             key=key_of(self.folder),
             scratch=str(scratch / "train"),
             hang_seconds=60 * self._resources.hang_minutes,
             checkpoints=self._resources.checkpoints,
             mark=self._mark,
-            code={digest: f.source() for digest, f in functions_of(members).items()},
+            code={digest: f.source() for digest, f in functions_of(trials).items()},
             must_reach=self._must_reach,
         )
         sliver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
@@ -198,12 +208,12 @@ class Run:
                 tune_config=tune.TuneConfig(
                     search_alg=Slots(left, self._stopping),
                     num_samples=left,
-                    max_concurrent_trials=min(count, left),
+                    max_concurrent_trials=min(self.lanes, left),
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name=f"tune-{uuid.uuid4().hex[:8]}",
-                    storage_path=str(scratch / gang_name(gang)),
+                    storage_path=str(scratch / "tune"),
                     verbose=0,
                     callbacks=[Forget()],
                 ),
@@ -211,7 +221,7 @@ class Run:
             before, left = left, ray.get(self._coordinator.left.remote())
             idle_rounds = idle_rounds + 1 if left == before else 0
         if left and not self._stopping.is_set():
-            raise RuntimeError(f"lanes of {gang} end without having run a trial; {left} trial(s) are left")
+            raise RuntimeError(f"lanes end without having run a trial; {left} trial(s) are left")
 
 
 def _look_after(closing: threading.Event) -> None:
@@ -223,9 +233,12 @@ def _look_after(closing: threading.Event) -> None:
 
 
 def jobs_of(
-    trials: Iterable["Trial"], records: Mapping[str, Record], retries: int
+    trials: Iterable["Trial"], records: Mapping[str, Record], retries: int, nodes: Sequence[Node] = ()
 ) -> tuple[list[Job], dict[str, tuple[AttemptEnd, str]]]:
-    """Returns trials as jobs for the Coordinator, and the end and cause of ended first stages."""
+    """Returns trials as jobs for the Coordinator, and the end and cause of ended first stages.
+
+    `nodes` are the machines that decide the trials' numbers of GPUs.
+    """
     jobs, ended = [], dict[str, tuple[AttemptEnd, str]]()
     for trial in trials:
         known = records.get(trial.id, Record())
@@ -243,11 +256,7 @@ def jobs_of(
                 group=f"{trial.cell_name} {trial.arm}",
                 after=trial.after,
                 is_first=trial.role == "first_stage",
+                gang=trial.gang.on(nodes),
             )
         )
     return jobs, ended
-
-
-def gang_name(gang: Gang) -> str:
-    """Returns a folder name for a gang."""
-    return f"{gang.workers}x{gang.cpus}cpu{gang.gpus or 0:g}gpu"

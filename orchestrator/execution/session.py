@@ -523,7 +523,7 @@ def _wanted(progress: Progress, nodes: Sequence[Node]) -> list[Gang]:
 
 
 def _lanes_at_most(run: "execution_run.Run") -> int:
-    return max(phase.lanes for phase in run.phases)
+    return run.lanes
 
 
 def _next_round(known: Folder) -> Plan | None:

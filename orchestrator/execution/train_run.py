@@ -48,7 +48,7 @@ def run_train(
     scratch: str,
     on_loss: OnLoss,
 ) -> None:
-    """Runs `loop` on the workers of a gang until it returns on all. A group that dies is started again.
+    """Runs `loop` on the workers of a gang until it returns on all.
 
     Args:
       name: of the run, unique in `scratch`.
@@ -56,10 +56,10 @@ def run_train(
       settings: pickled, and sent to the workers.
       gang: number of workers, and the CPUs and GPUs of each.
       scratch: a folder for the files of Ray Train.
-      on_loss: called with the errors of a group that has died or did not start, before the next one starts.
+      on_loss: called with the errors of a group that has died or did not start, before this raises.
 
     Raises:
-      ray.train.TrainingFailedError: the controller failed.
+      ray.train.TrainingFailedError: the group has died or did not start, or the controller failed.
     """
     resources = {"CPU": float(gang.cpus)} | ({"GPU": gang.gpus} if gang.gpus else {})
     trainer = _Trainer(
@@ -69,12 +69,12 @@ def run_train(
         scaling_config=ScalingConfig(
             num_workers=gang.workers, use_gpu=bool(gang.gpus), resources_per_worker=resources
         ),
-        # No limit for the group, because the Coordinator counts attempts per trial.
+        # The Coordinator counts attempts per trial, and decides what workers follow on a lane.
         run_config=RunConfig(
             name=name,
             storage_path=scratch,
             worker_runtime_env={} if gang.gpus else NO_GPU,
-            failure_config=FailureConfig(max_failures=-1),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
     trainer.on_loss = on_loss
@@ -86,7 +86,7 @@ class _Losses(WorkerGroupCallback):  # type: ignore[misc]
         self._on_loss = on_loss
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Reports a lost worker group at once, because the next group may take minutes."""
+        """Reports a lost worker group at once, because its end may take a while."""
         if worker_group_status.errors:
             self._on_loss(worker_group_status.errors.values())
 
@@ -122,7 +122,7 @@ class _Controller(TrainController):  # type: ignore[misc]
     on_loss: OnLoss
 
     def _start_worker_group(self, **settings: Any) -> None:
-        """Starts a group. Reports why it does not start; Ray Train would try again without a word."""
+        """Starts a group. Reports why it does not start."""
         try:
             super()._start_worker_group(**settings)
         except Exception as error:

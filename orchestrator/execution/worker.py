@@ -60,7 +60,10 @@ def lane_loop(settings: dict[str, Any]) -> None:
     context = this_process(rank, world_size, settings["threads"], settings["device"])
     coordinator, lane = settings["clerk"], settings["lane"]
     node = ray.get_runtime_context().get_node_id()
-    last = [ray.get(coordinator.enter.remote(lane, node)) if rank == 0 else 0]
+    places = [node] * world_size
+    if world_size > 1:
+        dist.all_gather_object(places, node)
+    last = [ray.get(coordinator.enter.remote(lane, node, places)) if rank == 0 else 0]
     if world_size > 1:
         dist.broadcast_object_list(last, src=0)
     number = last[0]

@@ -14,6 +14,7 @@ from orchestrator.trials.events import (
     DeviceUsed,
     EpochDone,
     Event,
+    LaneOpened,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -209,7 +210,15 @@ class Progress:
                 self.notices[event.detail] = self.notices.get(event.detail, 0) + 1
             case BreakerTripped():
                 self.breaker = event.detail
-            case PreflightDone() | PhaseBegan() | DeviceUsed() | SessionClosed() | Sealed() | Unknown():
+            case (
+                PreflightDone()
+                | PhaseBegan()
+                | LaneOpened()
+                | DeviceUsed()
+                | SessionClosed()
+                | Sealed()
+                | Unknown()
+            ):
                 pass
             case _:
                 assert_never(event)

@@ -166,7 +166,6 @@ def cost_table(cost: CostEstimate) -> FittedTable:
 
 def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
     """Returns the total cost, and warnings to read before the start."""
-    lanes = ", then ".join(str(count) for count in cost.lanes)
     text = Text()
     if cost.hours is None:
         text.append(
@@ -179,7 +178,7 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
         if cost.wall_hours is not None:
             low, high = duration(3600 * cost.wall_hours.low), duration(3600 * cost.wall_hours.high)
             text.append(f"; {duration(3600 * cost.wall_hours.central)} ({low} to {high}) from start to end")
-    text.append(f"; {lanes} at a time; checkpoints {cost.checkpoint_gib:.2g} GiB")
+    text.append(f"; {cost.lanes_text}; checkpoints {cost.checkpoint_gib:.2g} GiB")
     if cost.kept_gib:
         text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:

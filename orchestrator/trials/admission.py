@@ -2,15 +2,14 @@
 
 The largest gang that waits comes first, and smaller ones fill what it leaves. If the largest has no room,
 that of one lane is reserved for it: smaller trials there go on to their end, and none follows them. So the
-largest waits for trials in flight and for no others. This module has no state and no clock. Runs do not use
-it yet: their phases follow each other (`gang.lane_plan`).
+largest waits for trials in flight and for no others. This module has no state and no clock.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from orchestrator.trials.gang import Gang, Node
+from orchestrator.trials.gang import Crew, Gang, Node
 
 #: Fractions of a GPU are compared with this tolerance.
 _TINY = 1e-9
@@ -21,7 +20,7 @@ class OpenLane(NamedTuple):
 
     Attributes:
       gang: resources of each of its trials, with the number of GPUs decided.
-      places: the machine of each worker.
+      places: the machine of each worker. Empty if the lane waits for machines that are not there yet.
       busy: whether a trial is in flight on it.
     """
 
@@ -159,3 +158,32 @@ def _reservation(
             room.take(place, lane.gang, part=True)
     rank = {name: (*(-value for value in free.free(name, gang)), name) for name in nodes}
     return room.place(gang, sorted(nodes, key=rank.__getitem__))
+
+
+def lanes_of(crews: Sequence[Crew], nodes: Sequence[Node], lanes: int | None = None) -> int:
+    """Returns how many trials of a run may be in flight at once. `lanes` is as in `lane_plan`."""
+    if len(crews) == 1:
+        return crews[0].lanes
+    counts = {crew.gang: len(crew.trials) for crew in crews}
+    if lanes is not None:
+        return min(lanes, sum(counts.values()))
+    return most_lanes({str(number): node for number, node in enumerate(nodes)}, counts)
+
+
+def most_lanes(nodes: Mapping[str, Node], counts: Mapping[Gang, int]) -> int:
+    """Returns how many lanes may be open at once: the smallest gangs first, each once per trial.
+
+    Args:
+      nodes: all machines by name.
+      counts: number of trials by gang with the number of GPUs decided.
+    """
+    room, order, total = _Room(nodes), sorted(nodes), 0
+    for gang in sorted(counts, key=lambda gang: gang.size):
+        for _ in range(counts[gang]):
+            before = {name: (room.cpus[name], list(room.gpus[name])) for name in order}
+            if not room.place(gang, order):
+                for name, (cpus, gpus) in before.items():
+                    room.cpus[name], room.gpus[name] = cpus, gpus
+                break
+            total += 1
+    return total

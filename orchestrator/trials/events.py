@@ -58,6 +58,16 @@ class PhaseBegan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaneOpened:
+    """A lane has got its GPUs or cores, in a run whose trials need different numbers of them."""
+
+    kind: ClassVar[str] = "lane"
+    time: float
+    lane: str
+    devices: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionClosed:
     """A run has ended properly."""
 
@@ -192,6 +202,7 @@ _Plain = (
     Sealed
     | PreflightDone
     | PhaseBegan
+    | LaneOpened
     | SessionClosed
     | AttemptBegan
     | AttemptEnded
@@ -290,6 +301,7 @@ def trial_of(event: Event) -> str | None:
             | SessionBegan()
             | PreflightDone()
             | PhaseBegan()
+            | LaneOpened()
             | SessionClosed()
             | Pulse()
             | BreakerTripped()

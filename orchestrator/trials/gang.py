@@ -28,6 +28,11 @@ class Gang:
         gpus = -1.0 if self.gpus is None else self.gpus
         return self.workers * max(gpus, 1.0), self.workers, self.cpus, gpus
 
+    @property
+    def devices(self) -> float:
+        """The GPUs of all workers, or their cores if they have no GPUs."""
+        return self.workers * (self.gpus or self.cpus)
+
     def on(self, nodes: Sequence["Node"]) -> "Gang":
         """Returns the gang with its number of GPUs decided for a cluster."""
         if self.gpus is not None:
@@ -45,6 +50,10 @@ class Gang:
         if self.workers == 1:
             return f"{self.cpus} CPU{gpus}"
         return f"{self.workers} workers with {self.cpus} CPU{gpus} each"
+
+
+#: The smallest gang.
+ONE_CORE = Gang(1, 1, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +91,13 @@ def by_gang(trials: Iterable["Trial"]) -> dict[Gang, list["Trial"]]:
     return dict(sorted(groups.items(), key=lambda item: item[0].size, reverse=True))
 
 
-class Phase(NamedTuple):
-    """Trials that run in the same lanes. The phases of a run follow each other.
+class Crew(NamedTuple):
+    """Trials of one gang.
 
     Attributes:
       gang: resources of each trial, with the number of GPUs decided.
       trials: in the order in which they run.
-      lanes: number of trials at a time. 0 if the cluster has no room for one.
+      lanes: number of them at a time while no others run. 0 if the cluster has no room for one.
     """
 
     gang: Gang
@@ -96,17 +105,36 @@ class Phase(NamedTuple):
     lanes: int
 
 
-def lane_plan(trials: Iterable["Trial"], nodes: Sequence[Node], lanes: int | None = None) -> list[Phase]:
-    """Returns the phases in the order they run, the largest gang first.
+def lane_plan(trials: Iterable["Trial"], nodes: Sequence[Node], lanes: int | None = None) -> list[Crew]:
+    """Returns the trials by gang, the largest gang first.
 
     Args:
       trials: the trials to run, each once.
       nodes: machines of the cluster.
       lanes: number of trials at a time by the file (`resources.lanes`). None takes as many as fit.
     """
-    phases = []
+    crews = []
     for wanted, members in by_gang(trials).items():
         gang = wanted.on(nodes)
         count = lanes or num_lanes(gang, nodes, len(members))
-        phases.append(Phase(gang, members, min(count, len(members))))
-    return phases
+        crews.append(Crew(gang, members, min(count, len(members))))
+    return crews
+
+
+def usable_devices(crews: Sequence[Crew], nodes: Sequence[Node], lanes: int | None = None) -> float:
+    """Returns how many GPUs, or cores if no trial has a GPU, a run can keep busy at once.
+
+    Gangs with GPUs and gangs without count theirs together. `lanes` is as in `lane_plan`.
+    """
+    if len(crews) == 1:
+        return crews[0].lanes * crews[0].gang.devices
+    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
+    used = 0.0
+    for on_gpu, there in ((True, gpus), (False, cpus)):
+        same = [crew for crew in crews if bool(crew.gang.gpus) == on_gpu]
+        wanted = sum(len(crew.trials) * crew.gang.devices for crew in same)
+        if lanes is not None:
+            # Machines may come that are not there yet.
+            wanted = min(wanted, lanes * max((crew.gang.devices for crew in same), default=0.0))
+        used += wanted if lanes is not None and not there else min(wanted, there)
+    return used

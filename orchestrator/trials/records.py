@@ -12,6 +12,7 @@ from orchestrator.trials.events import (
     DeviceUsed,
     EpochDone,
     Event,
+    LaneOpened,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -115,6 +116,7 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 Pulse()
                 | PreflightDone()
                 | PhaseBegan()
+                | LaneOpened()
                 | SessionClosed()
                 | BreakerTripped()
                 | Notice()

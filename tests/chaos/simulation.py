@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.execution.dispatch import Dispatch, Job
 from orchestrator.store.journal import decode, encode
+from orchestrator.trials.admission import most_lanes
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
@@ -22,6 +23,7 @@ from orchestrator.trials.events import (
     SessionBegan,
     SessionClosed,
 )
+from orchestrator.trials.gang import Gang, Node
 from orchestrator.trials.records import Record, fold
 from trainables.base import Epoch
 
@@ -53,6 +55,7 @@ class Group:
     lane: str
     node: str
     alive: bool = True
+    places: tuple[str, ...] = ()
     number: int = 0
     attempt: int = 0
     trial: str | None = None
@@ -75,6 +78,7 @@ class Truth:
     """The true course of a run, to compare the ledger with."""
 
     steps_done: Counter[str] = field(default_factory=Counter)
+    #: Of cores.
     replayed_seconds: float = 0.0
     trained_seconds: float = 0.0
 
@@ -85,9 +89,11 @@ class World:
     def __init__(self, seed: int, kinds: Sequence[str] = FAULTS) -> None:
         self.random = random.Random(seed)
         self.kinds = kinds
-        num_trials, self.num_lanes, self.num_nodes = 12, 3, 2
+        num_trials, self.num_lanes = 12, 3
+        self.nodes = {f"node{number}": Node(2, 0) for number in range(2)}
         self.trials = [f"t{number:02d}" for number in range(num_trials)]
         self.after, self.diverging = stages(seed, self.trials)
+        self.gangs = gangs(seed, self.trials, set(self.after.values()))
         #: Kept final weights by trial.
         self.weights: dict[str, int] = {}
         self.step_seconds = self.random.uniform(0.5, 20)
@@ -135,6 +141,7 @@ class World:
         return fold(self.events())
 
     def commit(self) -> None:
+        self.dispatch.settle(self.nodes, self.now)
         self.disk += [encode(event).encode() for event in self.dispatch.take_events()]
 
     # A run of the command.
@@ -147,11 +154,16 @@ class World:
         self.agenda.clear()
         self.dispatch = Dispatch()
         self.lanes: dict[str, LaneActor] = {}
+        self.room = {name: node.cpus for name, node in self.nodes.items()}
         began = self.now
         self.now += self.random.uniform(1, 10)
         self.dispatch.events.append(SessionBegan(time=self.now, began=began))
-        lanes = min(self.num_lanes, len(left))
-        phase = PhaseBegan(time=self.now, lanes=lanes, devices=lanes, device="core")
+        counts = Counter(self.gangs[trial] for trial in left)
+        lanes = devices = min(self.num_lanes, len(left))
+        if len(counts) > 1:
+            lanes = most_lanes(self.nodes, counts)
+            devices = min(4, sum(gang.workers * count for gang, count in counts.items()))
+        phase = PhaseBegan(time=self.now, lanes=lanes, devices=devices, device="core")
         self.dispatch.events.append(phase)
         firsts = set(self.after.values())
         jobs = [
@@ -164,13 +176,14 @@ class World:
                 retries=1,
                 after=self.after.get(t, ""),
                 is_first=t in firsts,
+                gang=self.gangs[t],
             )
             for t in left
         ]
         ended = {t: (records[t].outcome, records[t].detail) for t in firsts if records[t].settled}
         self.dispatch.add(jobs, ended, self.now)
         self.commit()
-        self.slots = self.dispatch.num_open
+        self.slots, self.at_a_time = self.dispatch.num_open, lanes
         for _ in range(lanes):
             self.new_lane()
         self.later(5, self.tend)
@@ -191,7 +204,7 @@ class World:
         # A round of Tune is over when no lane has a slot; the remaining trials run in the next round.
         if not any(lane.alive and lane.has_slot for lane in self.lanes.values()) and not self.over:
             self.slots = self.dispatch.num_open
-            for _ in range(min(self.num_lanes, self.slots)):
+            for _ in range(min(self.at_a_time, self.slots)):
                 self.new_lane()
         self.later(5, self.tend)
 
@@ -205,7 +218,6 @@ class World:
         self.lanes[lane.name] = lane
         self.open_slot(lane)
         self.later(0, lambda: self.poll(lane))
-        self.later(self.random.uniform(5, 30), lambda: self.new_group(lane))
 
     def open_slot(self, lane: LaneActor) -> None:
         if self.slots:
@@ -221,18 +233,43 @@ class World:
         if not lane.alive:
             return
         message = self.dispatch.poll(lane.name, self.now)
-        if message is not None and message["done"]:
+        if message is not None and "gang" in message:
+            gang, until = message["gang"], self.now + 60
+            self.later(self.random.uniform(5, 30), lambda: self.new_group(lane, gang, until))
+        elif message is not None and message["done"]:
             self.open_slot(lane)
         self.later(self.random.uniform(0.1, 2), lambda: self.poll(lane))
 
     # Workers.
 
-    def new_group(self, lane: LaneActor) -> None:
+    def new_group(self, lane: LaneActor, gang: Gang, until: float) -> None:
+        """Starts a group where there is room, as Ray does: anywhere, and not always where it was expected."""
         if not lane.alive:
             return
-        group = lane.group = Group(lane.name, f"node{self.random.randrange(self.num_nodes)}")
-        group.number = self.dispatch.enter(lane.name, group.node, self.now)
+        free = [name for name, cpus in self.room.items() for _ in range(int(cpus))]
+        if len(free) < gang.workers:
+            if self.now < until:
+                self.later(2, lambda: self.new_group(lane, gang, until))
+            else:
+                self.dispatch.lose(lane.name, "node", "no room in time", self.now)
+                self.vacate(lane)
+            return
+        places = tuple(self.random.sample(free, gang.workers))
+        for place in places:
+            self.room[place] -= 1
+        group = lane.group = Group(lane.name, places[0], places=places)
+        group.number = self.dispatch.enter(lane.name, group.node, self.now, places)
         self.later(0, lambda: self.work(group))
+
+    def end_group(self, group: Group) -> None:
+        """Gives the room of a group back."""
+        for place in group.places:
+            self.room[place] += 1
+        group.places = ()
+
+    def vacate(self, lane: LaneActor) -> None:
+        if lane.alive:
+            self.dispatch.vacate(lane.name, self.now)
 
     def work(self, group: Group) -> None:
         """Runs one turn of a worker group: it takes a trial, or does a step of it."""
@@ -243,6 +280,12 @@ class World:
             if attempt is None:
                 if not self.dispatch.leaves(group.lane, group.number):
                     self.later(1, lambda: self.work(group))
+                else:
+                    group.alive = False
+                    self.end_group(group)
+                    lane = self.lanes[group.lane]
+                    if lane.group is group:
+                        self.vacate(lane)
                 return
             group.number, group.trial = attempt.number, attempt.job.trial
             # A KeyError shows that the weights to start from are missing.
@@ -258,9 +301,10 @@ class World:
         if not group.alive or group.trial is None:
             return
         trial = group.trial
-        self.truth.trained_seconds += self.step_seconds
+        core_seconds = self.step_seconds * self.gangs[trial].workers
+        self.truth.trained_seconds += core_seconds
         if self.truth.steps_done[trial] > group.step:
-            self.truth.replayed_seconds += self.step_seconds
+            self.truth.replayed_seconds += core_seconds
         group.value = (group.value * 31 + hash_of(f"{trial}/{group.step}")) % 1_000_003
         group.step += 1
         goes_on = self.dispatch.beat(group.lane, group.number, group.step, self.now)
@@ -315,17 +359,19 @@ class World:
             elif kind == "node" and lane.group and lane.group.alive:
                 self.hit(kind)
                 for other in living:
-                    if other.group and other.group.alive and other.group.node == lane.group.node:
+                    if other.group and other.group.alive and lane.group.node in other.group.places:
                         self.kill_group(other, "node")
             elif kind == "twin" and lane.group and lane.group.alive:
                 self.hit(kind)
                 self.tell_lost(lane, "process")
-                self.later(self.random.uniform(1, 20), lambda: self.new_group(lane))
+                self.end_group(lane.group)
+                self.later(self.random.uniform(1, 20), lambda: self.vacate(lane))
             elif kind == "lane":
                 self.hit(kind)
                 lane.alive = False
                 if lane.group:
                     lane.group.alive = False
+                    self.end_group(lane.group)
             elif kind == "zombie":
                 # The actor is dead; its workers do not know that and go on.
                 self.hit(kind)
@@ -338,10 +384,11 @@ class World:
     def kill_group(self, lane: LaneActor, cause: Any) -> None:
         assert lane.group is not None
         lane.group.alive = False
+        self.end_group(lane.group)
         delay = self.random.uniform(0, 5)
         if self.random.random() < 0.7:
             self.later(delay, lambda: self.tell_lost(lane, cause))
-        self.later(delay + self.random.uniform(5, 60), lambda: self.new_group(lane))
+        self.later(delay + self.random.uniform(1, 30), lambda: self.vacate(lane))
 
     def tell_lost(self, lane: LaneActor, cause: Any) -> None:
         if lane.alive:
@@ -362,6 +409,14 @@ def stages(seed: int, trials: Sequence[str]) -> tuple[dict[str, str], set[str]]:
         # A first stage that has a first stage itself.
         after[firsts[1]] = firsts[0]
     return after, {trial for trial in firsts if chance.random() < 0.2}
+
+
+def gangs(seed: int, trials: Sequence[str], firsts: set[str]) -> dict[str, Gang]:
+    """Returns the gang of each trial: of one core in every second sweep, else of 1, 2 or 4."""
+    chance = random.Random(f"gangs of {seed}")
+    sizes = (1, 2, 4) if seed % 2 else (1,)
+    # A first stage has the largest gang of the trials that start from it.
+    return {trial: Gang(max(sizes) if trial in firsts else chance.choice(sizes), 1, 0.0) for trial in trials}
 
 
 def row_of(trial: str, epoch: int, value: int) -> Epoch:

@@ -39,7 +39,6 @@ from orchestrator.trials.events import (
     SessionBegan,
     row_of,
 )
-from orchestrator.trials.gang import Gang, Phase
 from orchestrator.trials.joint_sweep import MergeError
 from orchestrator.trials.names import UnknownTrial
 from tests.support.sweeps import plan_with_data
@@ -467,7 +466,7 @@ def test_a_run_shows_its_trials_tells_the_command_and_ends_with_its_report(cli, 
         def __init__(
             self, folder, trials, records, resources, began=None, seconds=0.0, judge=None, must_reach=""
         ):
-            self.folder, self.trials, self.phases = folder, trials, [Phase(Gang(1, 1, None), list(trials), 2)]
+            self.folder, self.trials, self.lanes = folder, trials, 2
             self.error, self.done, self.left = None, False, []
 
         def start(self):

@@ -36,7 +36,7 @@ async def worker(clerk: Coordinator, lane: str, folder: Path, missing: list[int]
 async def tune(clerk: Coordinator, lane: str, slots: int) -> None:
     for _ in range(slots):
         await clerk.open_slot(lane)
-        while not (event := await clerk.next_event(lane, 0.5)) or not event["done"]:
+        while not (event := await clerk.next_event(lane, 0.5)) or not event.get("done"):
             pass
     await clerk.close_lane(lane)
 

@@ -1,9 +1,11 @@
 """Who runs what and who tries again: the rules, one by one; `test_chaos` has them all at once."""
 
+from collections import deque
 from typing import Any
 
 from orchestrator.execution.dispatch import LANE_SILENCE_SECONDS, MAX_LOSSES, Dispatch, Job
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped, DeviceUsed
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, BreakerTripped, DeviceUsed, LaneOpened
+from orchestrator.trials.gang import ONE_CORE, Gang, Node
 from orchestrator.trials.outcomes import fingerprint
 from tests.orchestrator.store.test_journal import row
 from trainables.base import DeviceUse
@@ -17,6 +19,8 @@ def dispatch_of(*trials: str, retries: int = 1, breaker: int = 5, **arms: str) -
 
 def lane_on(made: Dispatch, lane: str, node: str, now: float = 0.0) -> int:
     made.open(lane, now)
+    while (made.poll(lane, now) or {}).keys() == {"gang"}:
+        pass
     return made.enter(lane, node, now)
 
 
@@ -256,7 +260,8 @@ def test_how_first_stages_of_earlier_runs_ended_is_told():
 
 def test_work_per_event_does_not_grow_with_the_number_of_trials():
     made = dispatch_of(*(f"t{i}" for i in range(5000)))
-    made.queue = CountingQueue(made.queue)
+    [queue] = made.queues.values()
+    made.queues = {ONE_CORE: (counted := CountingQueue(queue))}
     last = lane_on(made, "x", "n1")
     for _ in range(5000):
         last, _ = take(made, "x", last)
@@ -265,10 +270,10 @@ def test_work_per_event_does_not_grow_with_the_number_of_trials():
         if made.num_open:
             made.open("x", 2.0)
             made.poll("x", 2.0)
-    assert made.queue.looked_at <= 2 * 5000
+    assert counted.looked_at <= 2 * 5000
 
 
-class CountingQueue(type(Dispatch().queue)):  # type: ignore[misc]
+class CountingQueue(deque):  # type: ignore[type-arg]
     """A deque that counts how often one looks at an element."""
 
     looked_at = 0
@@ -302,13 +307,16 @@ def test_worker_groups_that_never_start_end_the_run_with_their_reason():
     made = dispatch_of("a", "b")
     made.open("x", 0.0)
     for second in range(1, 3):
+        assert made.poll("x", 0.0) == {"gang": ONE_CORE}
         made.lose("x", "process", "a worker process died: ValueError: no GPU", float(second))
+        made.vacate("x", float(second))
         assert made.handing_out
     made.lose("x", "process", "a worker process died: ValueError: no GPU", 3.0)
     [told] = [event for event in made.events if isinstance(event, BreakerTripped)]
     assert told.detail == "3 worker groups in a row did not start: a worker process died: ValueError: no GPU"
     assert (told.arm, made.handing_out, made.num_open) == ("", False, 2)
     # The slot that waited for it is over, so the run ends.
+    assert made.poll("x", 3.0) == {"gang": ONE_CORE}
     assert made.poll("x", 3.0) == {"done": True}
 
 
@@ -342,3 +350,91 @@ def test_the_device_of_an_attempt_is_recorded_and_that_of_one_that_is_over_is_no
     made.uses("x", number, DeviceUse(name="too late"))
     [told] = [event for event in made.events if isinstance(event, DeviceUsed)]
     assert told == DeviceUsed(trial="a", attempt=1, use=DeviceUse(name="H100"))
+
+
+PAIR, FOUR = Gang(2, 1, 0.0), Gang(4, 1, 0.0)
+
+
+def mixed(nodes: dict[str, Node], seats: int, limit: int | None = None, **gangs: Gang) -> Dispatch:
+    """A run of trials by their gangs, after the first decision; its lanes are called 0, 1, 2..."""
+    made = Dispatch()
+    made.add(Job(trial, "arm", "", gang=gang) for trial, gang in gangs.items())
+    for seat in range(seats):
+        made.open(str(seat), 0.0)
+    made.settle(nodes, 0.0, limit, asks=limit is not None)
+    return made
+
+
+def told(made: Dispatch) -> dict[str, Gang]:
+    """The gangs that lanes are told now."""
+    messages = {lane: made.poll(lane, 1.0) for lane in made.desks}
+    return {lane: message["gang"] for lane, message in messages.items() if message and "gang" in message}
+
+
+def test_trials_of_several_gangs_run_at_the_same_time_the_largest_first():
+    made = mixed({"n": Node(3, 0)}, 3, a=ONE_CORE, b=ONE_CORE, c=PAIR)
+    assert told(made) == {"0": PAIR, "1": ONE_CORE}
+    pair, one = made.enter("0", "n", 1.0, ("n", "n")), made.enter("1", "n", 1.0, ("n",))
+    assert take(made, "0", pair)[1] == "c"
+    assert take(made, "1", one)[1] == "a"
+    opened = [(e.lane, e.devices) for e in made.events if isinstance(e, LaneOpened)]
+    assert opened == [("0", 2), ("1", 1)]
+
+
+def test_a_lane_whose_gang_has_no_trial_left_gets_another_one():
+    made = mixed({"n": Node(2, 0)}, 2, a=ONE_CORE, b=ONE_CORE, c=PAIR)
+    assert told(made) == {"0": PAIR}
+    number, trial = take(made, "0", made.enter("0", "n", 1.0, ("n", "n")))
+    assert trial == "c"
+    made.end("0", number, "finished", "", 2.0)
+    assert made.poll("0", 2.0) == {"done": True}
+    made.open("0", 2.0)
+    # Its workers would stay if nobody needed their room.
+    made.settle({"n": Node(2, 0)}, 2.0)
+    assert made.leaves("0", number)
+    made.vacate("0", 3.0)
+    made.settle({"n": Node(2, 0)}, 3.0)
+    assert told(made) == {"0": ONE_CORE, "1": ONE_CORE}
+
+
+def test_the_largest_waits_for_trials_in_flight_and_no_others_begin_there():
+    made = mixed({"n": Node(2, 0)}, 2, a=ONE_CORE, b=ONE_CORE, d=ONE_CORE)
+    assert told(made) == {"0": ONE_CORE, "1": ONE_CORE}
+    numbers = {lane: take(made, lane, made.enter(lane, "n", 1.0, ("n",)))[0] for lane in ("0", "1")}
+    # A pair that comes late, as after its first stage.
+    made.add([Job("c", "arm", "", gang=PAIR)])
+    made.settle({"n": Node(2, 0)}, 2.0)
+    made.end("0", numbers["0"], "finished", "", 3.0)
+    made.open("0", 3.0)
+    made.settle({"n": Node(2, 0)}, 3.0)
+    # Not the third trial of one core, for which there would be room.
+    assert take(made, "0", numbers["0"]) is None
+    assert made.leaves("0", numbers["0"])
+    made.vacate("0", 4.0)
+    made.end("1", numbers["1"], "finished", "", 5.0)
+    made.open("1", 5.0)
+    made.settle({"n": Node(2, 0)}, 5.0)
+    made.vacate("1", 6.0)
+    made.settle({"n": Node(2, 0)}, 6.0)
+    assert list(told(made).values()) == [PAIR]
+
+
+def test_a_lane_that_was_lost_with_its_machine_gets_a_gang_that_fits_on_those_that_are_left():
+    nodes = {"m": Node(4, 0), "n": Node(1, 0)}
+    made = mixed(nodes, 2, a=FOUR, b=ONE_CORE)
+    assert told(made) == {"0": FOUR, "1": ONE_CORE}
+    take(made, "0", made.enter("0", "m", 1.0, ("m",) * 4))
+    made.lose("0", "node", "its machine has gone", 2.0)
+    made.vacate("0", 3.0)
+    del nodes["m"]
+    made.settle({"n": Node(1, 0)}, 3.0)
+    assert told(made) == {}
+    # Another machine comes.
+    made.settle({"n": Node(1, 0), "o": Node(4, 0)}, 4.0)
+    assert told(made) == {"0": FOUR}
+
+
+def test_with_a_number_of_lanes_they_wait_for_machines_that_are_not_there_yet():
+    made = mixed({}, 3, limit=3, a=ONE_CORE, b=ONE_CORE, c=PAIR, d=PAIR)
+    assert sorted(told(made).values(), key=lambda gang: gang.size) == [ONE_CORE, PAIR, PAIR]
+    assert mixed({}, 3, a=ONE_CORE, c=PAIR).poll("0", 1.0) is None

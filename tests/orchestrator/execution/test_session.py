@@ -17,7 +17,7 @@ from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Writer
 from orchestrator.sweep.document import Override
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, Event
-from orchestrator.trials.gang import Gang, Node, Phase
+from orchestrator.trials.gang import Node
 from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan
 
@@ -75,12 +75,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Run:
         def __init__(self, folder: Path, trials: Any, *_: Any) -> None:
-            self.folder, self.left, self.phases, self.error = (
-                folder,
-                list(trials),
-                [Phase(Gang(1, 1, None), list(trials), 2)],
-                None,
-            )
+            self.folder, self.left, self.lanes, self.error = folder, list(trials), 2, None
 
         @property
         def done(self) -> bool:

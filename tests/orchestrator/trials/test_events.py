@@ -19,6 +19,7 @@ from orchestrator.trials.events import (
     EpochDone,
     Event,
     InFlight,
+    LaneOpened,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -61,6 +62,10 @@ LINES: list[tuple[Event, str]] = [
     (
         PhaseBegan(time=106.0, lanes=2, devices=4, device="core"),
         'bde2db6e {"kind":"phase","time":106.0,"lanes":2,"devices":4,"device":"core"}',
+    ),
+    (
+        LaneOpened(time=106.5, lane="1f2e3d4c", devices=2.0),
+        '74fa2511 {"kind":"lane","time":106.5,"lane":"1f2e3d4c","devices":2.0}',
     ),
     (
         AttemptBegan(trial="0a1b", attempt=1, lane="lane-0", node="9f3c", time=107.0),

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.sweep.document import Override
 from orchestrator.sweep.load import build_sweep, load_sweep
 from orchestrator.trials.confirm import Confirmation, with_confirmation
-from orchestrator.trials.gang import Gang, Node, Phase, by_gang, lane_plan, num_lanes
+from orchestrator.trials.gang import Crew, Gang, Node, by_gang, lane_plan, num_lanes
 from orchestrator.trials.plan import data_configs
 from orchestrator.trials.trial import unique_trials
 from tests.support.sweeps import base_tree, plan_with_data, sweep_tree
@@ -328,15 +328,15 @@ def test_large_gangs_go_first():
     assert str(next(iter(groups))) == "6 workers with 1 CPU, 1 GPU each"
 
 
-def test_a_lane_plan_has_a_phase_per_gang_with_as_many_lanes_as_there_is_room_for():
+def test_a_lane_plan_has_a_crew_per_gang_with_as_many_lanes_as_there_is_room_for():
     cells = {"s": {}, "l": {"resources.workers": 4}}
     trials = plan_of(tree=small(cells={"size": cells})).trials
     large, small_ones = [[t for t in trials if t.gang.workers == workers] for workers in (4, 1)]
     one, two = Gang(1, 1, 0.0), Gang(4, 1, 0.0)
     # Of ten cores four workers each take eight, and one each as many as there are trials.
-    assert lane_plan(trials, [Node(10, 0)]) == [Phase(two, large, 2), Phase(one, small_ones, 4)]
+    assert lane_plan(trials, [Node(10, 0)]) == [Crew(two, large, 2), Crew(one, small_ones, 4)]
     # The file's number counts, whatever there is, but never more than there are trials.
-    assert [phase.lanes for phase in lane_plan(trials, [Node(1, 0)], 3)] == [3, 3]
-    assert [phase.lanes for phase in lane_plan(trials, [Node(1, 0)], 9)] == [4, 4]
-    assert [phase.lanes for phase in lane_plan(trials, [Node(3, 0)])] == [0, 3]
-    assert [phase.gang.gpus for phase in lane_plan(trials, [Node(8, 8)])] == [1.0, 1.0]
+    assert [crew.lanes for crew in lane_plan(trials, [Node(1, 0)], 3)] == [3, 3]
+    assert [crew.lanes for crew in lane_plan(trials, [Node(1, 0)], 9)] == [4, 4]
+    assert [crew.lanes for crew in lane_plan(trials, [Node(3, 0)])] == [0, 3]
+    assert [crew.gang.gpus for crew in lane_plan(trials, [Node(8, 8)])] == [1.0, 1.0]
