@@ -32,12 +32,12 @@ test: install lint
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# The commands of cluster/README.md on machines that are made here, of namespaces: about 5 minutes on 2 cores.
+# The commands of cluster/README.md on machines that are made here, of namespaces: about 8 minutes on 2 cores.
 # Needs Linux and root; elsewhere it says so and ends well. Three machines: make cluster-test MACHINES=3
 cluster-test: install
 	$(BIN)/python -m tests.cluster --machines $(or $(MACHINES),2)
 
-# The job for Slurm on such machines, with programs in the place of Slurm's: about 4 minutes on 2 cores.
+# The job for Slurm on such machines, with programs in the place of Slurm's: about 6 minutes on 2 cores.
 slurm-test: install
 	$(BIN)/python -m tests.cluster --slurm
 

@@ -61,7 +61,7 @@ async def _serve(coordinator: Coordinator, num_trials: int) -> tuple[list[float]
         await coordinator.beat("lane", last, 0)
         await coordinator.row("lane", last, ROW)
         await coordinator.end("lane", last, "finished", "")
-        while not (message := await coordinator.next_event("lane", 1)) or not message["done"]:
+        while not (message := await coordinator.next_event("lane", 1)) or not message.get("done"):
             pass
         await coordinator.drain()
         await coordinator.open_slot("lane")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.cost.devices import listed_name
-from orchestrator.cost.estimate import GIB, CostEstimate, units
+from orchestrator.cost.estimate import GIB, CostEstimate
 from orchestrator.cost.shapes import ShapeTable, shape_key
 from orchestrator.cost.speed import NOTHING, Basis, Span, epoch_seconds
 from orchestrator.trials.gang import Node
@@ -54,7 +54,7 @@ def planned(plan: Plan, found: CostEstimate, made: str) -> Planned:
             seconds=cost.seconds,
             basis=cost.basis,
             peak_gib=cost.footprint.peak / GIB,
-            devices=units(cost.shape.gang.on(found.machine.nodes)),
+            devices=cost.shape.gang.on(found.machine.nodes).devices,
         )
         for cost in found.shapes
     }
@@ -210,7 +210,7 @@ def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]
     for trial in unique_trials(plan.trials):
         if (record := records.get(trial.id)) is None:
             continue
-        hours += _busy_seconds(record) / 3600 * units(trial.gang.on(nodes))
+        hours += _busy_seconds(record) / 3600 * trial.gang.on(nodes).devices
     return hours
 
 

@@ -330,8 +330,6 @@ def _script(folder: Path) -> str:
     # /tmp last, because `folder` is in it.
     for hidden, instead in sorted(own.items(), key=lambda item: item[0] == "/tmp"):
         lines.append(f"mount --rbind {shlex.quote(str(instead))} {shlex.quote(hidden)}")
-    python = shlex.quote(str(Path(sys.base_prefix) / "bin" / "python3"))
-    link = shlex.quote(next(path for path in sys.path if path.endswith("site-packages")))
     return "\n".join(
         [
             "set -eu",
@@ -343,18 +341,20 @@ def _script(folder: Path) -> str:
             "mount --bind /run/hosts /etc/hosts",
             f"hostname {folder.name}",
             "ip link set lo up",
-            *virtual_environment(f"{home}/{VENV}", python, link),
+            *virtual_environment(f"{home}/{VENV}"),
             "echo ready",
             f"exec {_program('sshd')} -D -e -f /run/sshd_config",
         ]
     )
 
 
-def virtual_environment(venv: str, python: str, link: str) -> list[str]:
+def virtual_environment(venv: str) -> list[str]:
     """Returns shell lines that make a virtual environment which links all packages of another one.
 
     It installs from local files only.
     """
+    python = shlex.quote(str(Path(sys.base_prefix) / "bin" / "python3"))
+    link = shlex.quote(next(path for path in sys.path if path.endswith("site-packages")))
     script = f"#!{venv}/bin/python\\nimport sys\\nfrom ray.scripts.scripts import main\\nsys.exit(main())\\n"
     return [
         "install() {",

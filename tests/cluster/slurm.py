@@ -102,10 +102,7 @@ class Slurm(Steps):
         if asked != f"requeue {JOB}\n":
             raise StepFailed(f"Slurm was asked {asked!r}")
         self._nothing_left()
-        self.ended = [
-            event.trial for event in self._events(self.out) if isinstance(event, AttemptEnded) and event.final
-        ]
-        return f"exit code 75, requeued; {len(self.ended)} trials had ended; no process is left"
+        return "exit code 75, requeued; no process is left"
 
     def again(self) -> str:
         """Runs the job that has come back to its end."""
@@ -115,15 +112,15 @@ class Slurm(Steps):
         if "ended 0" not in window.text():
             raise StepFailed(window.text())
         self._finished(self.out, 4, 10)
-        trials = open_folder(self.out).plan.trials
-        if outcomes_of(fold(read_journal(self.out).events)) != by_hand(trials):
-            raise StepFailed("rows and final weights are not those of undisturbed trials")
+        interrupted = {
+            e.trial for e in self._events(self.out) if isinstance(e, AttemptEnded) and e.end == "cancelled"
+        }
+        trial = next(trial for trial in open_folder(self.out).plan.trials if trial.id in interrupted)
+        found = outcomes_of(fold(read_journal(self.out).events))
+        if found[trial.id] != by_hand([trial])[trial.id]:
+            raise StepFailed("rows and final weights are not those of an undisturbed trial")
         later = [event.row.epoch for event in self._events(self.out)[began:] if isinstance(event, EpochDone)]
-        continued = later[0] > 1
-        return (
-            "exit code 0, rows and weights are those of undisturbed trials; the first epoch was "
-            f"{later[0]}{', from a checkpoint' if continued else ''}"
-        )
+        return f"exit code 0; a trial that was stopped is the undisturbed one; the first epoch was {later[0]}"
 
     def clean(self) -> str:
         """Looks for what is left on the nodes."""

@@ -134,7 +134,11 @@ class Steps:
             seconds,
             lambda: str(self._events(folder)[-3:]),
         )
-        ends = [e.end for e in self._events(folder) if isinstance(e, AttemptEnded) and e.final]
+        ends = [
+            event.end
+            for event in self._events(folder)
+            if isinstance(event, AttemptEnded) and event.final and event.end != "cancelled"
+        ]
         if ends != ["finished"] * trials:
             raise StepFailed(f"ends of trials: {ends}")
 

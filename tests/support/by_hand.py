@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Trial
 from trainables.base import TIMING_FIELDS, Epoch
-from trainables.context import Context
+from trainables.context import this_process
 from trainables.training.loop import train
 
 #: Rows without what depends on the clock, and the digest of the final weights.
@@ -21,7 +21,9 @@ def by_hand(trials: Iterable[Trial]) -> dict[str, Outcome]:
     found = {}
     for trial in trials:
         start = io.BytesIO(saved[trial.after]) if trial.after else None
-        epochs = [(plain(row), state) for row, state in train(trial.config, Context(), start=start)]
+        # As in a lane, because another number of threads may round differently.
+        context = this_process(threads=trial.gang.cpus)
+        epochs = [(plain(row), state) for row, state in train(trial.config, context, start=start)]
         state = epochs[-1][1]
         file = io.BytesIO()
         state.save(file)
