@@ -17,7 +17,7 @@ def test_sixty_simulated_sweeps_under_fire_end_as_if_undisturbed():
     ("method", "broken"),
     [
         # A group that is gone keeps its trial for ever.
-        ("lose", lambda self, lane, cause, detail, now: None),
+        ("_lose", lambda self, lane, state, cause, detail, now: None),
         # Rows are taken from whoever sends them.
         ("_attempt", lambda self, lane, number: (d := self.desks[lane]) and d.attempt and (d, d.attempt)),
         # Nobody looks after silent lanes.

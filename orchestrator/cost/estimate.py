@@ -20,7 +20,7 @@ from orchestrator.cost.devices import Machine
 from orchestrator.cost.shapes import Shape, ShapeTable, counted
 from orchestrator.cost.speed import NOTHING, Basis, Rates, Sample, Span, seconds_per_epoch
 from orchestrator.trials.admission import lanes_of
-from orchestrator.trials.gang import Gang, Node, lane_plan, usable_devices
+from orchestrator.trials.gang import Node, lane_plan, usable_devices
 from orchestrator.trials.numerals import duration
 from orchestrator.trials.trial import Plan, Trial
 
@@ -305,12 +305,7 @@ def _shape_cost(
     if cost.seconds is None:
         return cost
     seconds = sum((_trial_seconds(cost, trial) for trial in members), NOTHING)
-    return dataclasses.replace(cost, hours=seconds * (units(gang) / 3600))
-
-
-def units(gang: Gang) -> float:
-    """Returns the number of GPUs of a gang, or of cores if it has none. Hours are counted in this unit."""
-    return gang.workers * (gang.gpus or gang.cpus)
+    return dataclasses.replace(cost, hours=seconds * (gang.devices / 3600))
 
 
 def _trial_seconds(cost: ShapeCost, trial: Trial) -> Span:

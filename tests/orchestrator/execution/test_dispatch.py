@@ -465,13 +465,17 @@ def test_a_lane_that_tune_loses_between_two_trials_holds_no_room():
     # It is not heard of again, so it does not say that its workers have left.
     assert made.poll("0", 2.0) == {"done": True}
     made.settle(nodes, 2.0)
-    assert told(made) == {}
-    made.poll("0", 2.0)
-    late = 3.0 + LANE_SILENCE_SECONDS
-    made.poll("1", late)
+    assert made.poll("1", 2.0) == {"gang": ONE_CORE}
+    number, _ = take(made, "1", made.enter("1", "n", 3.0, ("n",)))
+    # A pair that comes late, as after its first stage.
+    made.add([Job("c", "arm", "", gang=PAIR)])
+    made.end("1", number, "finished", "", 4.0)
+    late = 5.0 + LANE_SILENCE_SECONDS
+    made.open("1", late)
     made.tend(late)
+    made.vacate("1", late)
     made.settle(nodes, late)
-    assert made.poll("1", late) == {"gang": ONE_CORE}
+    assert made.poll("1", late) == {"gang": PAIR}
 
 
 def test_a_lane_that_was_taken_for_dead_and_lives_gets_a_gang_again():
