@@ -143,8 +143,8 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         ray.get(self._coordinator.close_lane.remote(self._lane))
         if self._workers is not None:
             self._workers.wait(seconds=20)
-            # What has not left by then ends with this process.
-            ray.get(self._coordinator.vacate.remote(self._lane))
+        # What has not left by then ends with this process.
+        ray.get(self._coordinator.vacate.remote(self._lane))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Does nothing, because the workers write checkpoints themselves."""
