@@ -1,14 +1,16 @@
-"""Simulates large clusters on the real admission and Dispatch, and measures the Coordinator's cost per lane.
+"""Simulates large clusters on the real Dispatch, and measures the Coordinator's cost per lane.
 
     python -m benchmarks.scaling [--tables large mixes head] [--trials 10000] [--gpus 1000] [--seed 0]
 
-Three tables, of which `run` uses only what the third measures: it does not admit lanes of several gangs yet.
-The first is one sweep of one-GPU, four-GPU and eight-GPU trials on machines of eight GPUs: its time against a
-lower bound, the larger of the longest trial and the time in which the machines that have come give the
-trials' GPU-seconds. In its second row machines come one by one and some are preempted; a preempted trial
-starts over, and the bound knows no preemption. The second table is 50 mixes of gangs of 1, 2 and 4 CPUs on
-four machines of 2 CPUs. The third is the processor time of the real Coordinator by lanes, in this process and
-without Ray, so without the cost of a message. Trial lengths are made up. A deadlock ends the command.
+Three tables. The first is one sweep of one-GPU, four-GPU and eight-GPU trials on machines of eight GPUs: its
+time against a lower bound, the larger of the longest trial and the time in which the machines that have come
+give the trials' GPU-seconds. In its second row machines come one by one and some are preempted; a preempted
+trial starts over, and the bound knows no preemption. The second table is 50 mixes of gangs of 1, 2 and 4 CPUs
+on four machines of 2 CPUs. Both drive one Dispatch as Tune, lanes, workers and Ray do. Workers find their
+machines by themselves, give up after a minute without room, and take a minute to start (none in the second
+table). A message takes no time, and the trials' lengths are made up. A deadlock ends the command. The third
+table is the processor time of the real Coordinator by lanes, in this process and without Ray, so without the
+cost of a message.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,15 +30,36 @@ import psutil
 from benchmarks.flatness import ROW
 from orchestrator.execution.coordinator import Coordinator
 from orchestrator.execution.dispatch import Dispatch, Job
-from orchestrator.trials.admission import OpenLane, admit
+from orchestrator.trials.admission import most_lanes
 from orchestrator.trials.events import SessionBegan
 from orchestrator.trials.gang import Gang, Node
 
 GPUS_PER_NODE = 8
-#: Seconds from opening a lane to the first step of its first trial.
+#: Seconds from finding room to the first step of a lane's first trial.
 START_SECONDS = 60.0
+#: Seconds after which workers that find no room give up.
+PATIENCE_SECONDS = 60.0
 #: Seconds after which a preempted machine is there again.
 AWAY_SECONDS = 600.0
+
+
+@dataclass
+class Seat:
+    """A lane as Tune and Ray see it.
+
+    Attributes:
+      gang: of its workers, once it has been told.
+      asked: time at which these began to look for room.
+      places: the machine of each worker.
+      groups: number of worker groups so far.
+      last: number of its last attempt.
+    """
+
+    gang: Gang | None = None
+    asked: float = 0.0
+    places: tuple[str, ...] = ()
+    groups: int = 0
+    last: int = 0
 
 
 @dataclass
@@ -53,16 +77,23 @@ class World:
         self.now, self.count, self.attempts = 0.0, 0, 0
         self.agenda: list[tuple[float, int, str, str, int]] = []
         self.here = dict(self.nodes) if not self.arrivals else {}
-        self.lanes: dict[str, OpenLane] = {}
-        self.queues: dict[Gang, Dispatch] = {}
-        self.last: dict[str, int] = {}
-        self.left: dict[str, float] = {}
-        #: Device-seconds of machines that were there, and of trials that were not lost.
-        self.there = self.useful = 0.0
-        for number, (gang, seconds) in enumerate(self.trials):
-            trial = f"{number:016x}"
-            self.left[trial] = seconds
-            self.queues.setdefault(gang, Dispatch()).add([Job(trial, "arm", "{}")])
+        self.free = {name: size_of(node) for name, node in self.here.items()}
+        self.lengths = {f"{number:016x}": seconds for number, (_, seconds) in enumerate(self.trials)}
+        #: Device-seconds of machines that were there.
+        self.there = 0.0
+        #: Number of decisions, and the seconds that this process took for them.
+        self.decisions, self.deciding = 0, 0.0
+        self.dispatch, self.slots = Dispatch(), len(self.trials)
+        gangs = [gang for gang, _ in self.trials]
+        self.dispatch.add(
+            Job(trial, "arm", "{}", gang=gang) for trial, gang in zip(self.lengths, gangs, strict=True)
+        )
+        self.seats: dict[str, Seat] = {}
+        #: Lanes whose workers look for room, in the order in which they began to.
+        self.looking: dict[str, None] = {}
+        for number in range(most_lanes(self.nodes, Counter(gangs))):
+            self.seats[f"lane{number}"] = Seat()
+            self._open(f"lane{number}")
         for when, node in self.arrivals:
             self._later(when, "arrival", node)
         for when, node in self.preemptions:
@@ -74,68 +105,113 @@ class World:
 
     def run(self) -> float:
         """Runs all trials. Returns the time of the last end."""
-        self._decide()
-        while any(queue.num_open for queue in self.queues.values()):
+        self._settle()
+        while self.dispatch.num_open:
             if not self.agenda:
                 raise RuntimeError("deadlock: trials are left and nothing will happen")
             when, _, kind, name, number = heapq.heappop(self.agenda)
-            self.there += (when - self.now) * sum(size_of(node) for node in self.here.values())
+            self.there += (when - self.now) * sum(map(size_of, self.here.values()))
             self.now = when
-            if kind == "arrival":
-                self.here[name] = self.nodes[name]
-            elif kind == "preemption":
-                self._preempt(name)
-            elif name not in self.lanes or self.last[name] != number:
-                continue
-            else:
-                gang = self.lanes[name].gang
-                self.queues[gang].end(name, number, "finished", "", self.now)
-                self.queues[gang].take_events()
-                self.lanes[name] = self.lanes[name]._replace(busy=False)
-            self._decide()
+            seat = self.seats.get(name)
+            match kind:
+                case "arrival":
+                    self.here[name] = self.nodes[name]
+                    self.free[name] = size_of(self.nodes[name])
+                case "preemption":
+                    self._preempt(name)
+                case "start" if seat is not None and seat.groups == number:
+                    seat.last = self.dispatch.enter(name, seat.places[0], self.now, seat.places)
+                case "end":
+                    self.dispatch.end(name, number, "finished", "", self.now)
+                case "give up" if name in self.looking and seat is not None and seat.groups == number:
+                    self.dispatch.lose(name, "node", "no room in time", self.now)
+                    self._leave(name, seat)
+                case _:
+                    # Of a worker group that is gone.
+                    continue
+            self._settle()
         return self.now
+
+    def _settle(self) -> None:
+        """Lets everybody do what they are told, until there is nothing more to do."""
+        while True:
+            began = time.perf_counter()
+            self.dispatch.settle(self.here, self.now)
+            self.decisions, self.deciding = self.decisions + 1, self.deciding + time.perf_counter() - began
+            self.dispatch.take_events()
+            acted = [self._act(name, seat) for name, seat in list(self.seats.items())]
+            if not any(acted):
+                break
+        for name in list(self.looking):
+            self._find_room(name, self.seats[name])
+
+    def _act(self, name: str, seat: Seat) -> bool:
+        """Lets a lane and its workers do what they are told. Returns whether there was anything."""
+        state, acted = self.dispatch.desks[name], False
+        while state.messages:
+            acted, message = True, self.dispatch.poll(name, self.now) or {}
+            if "gang" in message:
+                seat.gang, seat.asked, seat.groups = message["gang"], self.now, seat.groups + 1
+                self.looking[name] = None
+                self._later(self.now + PATIENCE_SECONDS, "give up", name, seat.groups)
+            elif not self._open(name):
+                self.dispatch.close_lane(name)
+                self._leave(name, seat)
+                del self.seats[name]
+                return True
+        if not state.entered or state.attempt is not None:
+            return acted
+        if self.dispatch.leaves(name, seat.last):
+            self._leave(name, seat)
+            return True
+        if (attempt := self.dispatch.take(name, seat.last, self.now)) is None:
+            return acted
+        self.attempts, seat.last = self.attempts + 1, attempt.number
+        self._later(self.now + self.lengths[attempt.job.trial], "end", name, attempt.number)
+        return True
+
+    def _open(self, name: str) -> bool:
+        """Opens a slot on a lane, if Tune has one left."""
+        if self.slots:
+            self.slots -= 1
+            self.dispatch.open(name, self.now)
+            return True
+        return False
+
+    def _find_room(self, name: str, seat: Seat) -> None:
+        """Reserves the machines of a lane's workers if there is room: few machines, the fullest first."""
+        assert seat.gang is not None
+        each, places = seat.gang.devices / seat.gang.workers, list[str]()
+        whole = sorted((free, node) for node, free in self.free.items() if free >= seat.gang.devices)
+        parts = sorted((-free, node) for node, free in self.free.items())
+        for _, node in whole[:1] or parts:
+            places += [node] * min(int(self.free[node] // each), seat.gang.workers - len(places))
+        if len(places) < seat.gang.workers:
+            return
+        del self.looking[name]
+        seat.places = tuple(places)
+        for node in places:
+            self.free[node] -= each
+        self._later(self.now + self.start_seconds, "start", name, seat.groups)
+
+    def _leave(self, name: str, seat: Seat) -> None:
+        """Ends the workers of a lane, which gives their room back."""
+        self.looking.pop(name, None)
+        for node in seat.places:
+            if node in self.free and seat.gang is not None:
+                self.free[node] += seat.gang.devices / seat.gang.workers
+        seat.gang, seat.places, seat.groups = None, (), seat.groups + 1
+        self.dispatch.vacate(name, self.now)
 
     def _preempt(self, node: str) -> None:
         if self.here.pop(node, None) is None:
             return
-        for name in [name for name, lane in self.lanes.items() if node in lane.places]:
-            self._remove(name)
+        del self.free[node]
+        for name, seat in list(self.seats.items()):
+            if node in seat.places:
+                self.dispatch.lose(name, "node", "its machine was preempted", self.now)
+                self._leave(name, seat)
         self._later(self.now + AWAY_SECONDS, "arrival", node)
-
-    def _remove(self, name: str) -> None:
-        queue = self.queues[self.lanes.pop(name).gang]
-        queue.lose(name, "node", "its machine was preempted", self.now)
-        queue.close_lane(name)
-        queue.desks.pop(name)
-
-    def _decide(self) -> None:
-        waiting = {gang: len(queue.queue) for gang, queue in self.queues.items()}
-        decision = admit(self.here, self.lanes, waiting)
-        for name in decision.close:
-            self._remove(name)
-        started = set[str]()
-        for lane in decision.open:
-            self.count += 1
-            name = f"lane{self.count}"
-            self.lanes[name] = lane._replace(busy=False)
-            dispatch = self.queues[lane.gang]
-            dispatch.open(name, self.now)
-            self.last[name] = dispatch.enter(name, lane.places[0], self.now)
-            started.add(name)
-        for name, lane in self.lanes.items():
-            if not lane.busy and self.queues[lane.gang].queue:
-                self._start(name, lane, self.start_seconds if name in started else 0.0)
-
-    def _start(self, name: str, lane: OpenLane, delay: float) -> None:
-        dispatch = self.queues[lane.gang]
-        if not dispatch.desks[name].slot:
-            dispatch.open(name, self.now)
-        if (attempt := dispatch.take(name, self.last[name], self.now)) is None:
-            return
-        self.attempts += 1
-        self.last[name] = attempt.number
-        self.lanes[name] = lane._replace(busy=True)
-        self._later(self.now + delay + self.left[attempt.job.trial], "end", name, attempt.number)
 
 
 def size_of(node: Node) -> float:
@@ -143,14 +219,9 @@ def size_of(node: Node) -> float:
     return node.gpus or node.cpus
 
 
-def work_of(gang: Gang) -> float:
-    """Returns the devices of a gang."""
-    return gang.workers * (gang.gpus or gang.cpus)
-
-
 def bound(trials: list[tuple[Gang, float]], arrivals: list[float], devices: float) -> float:
     """Returns a time in which no schedule can end: arrivals in order, each with as many devices."""
-    work, there, now = sum(work_of(gang) * seconds for gang, seconds in trials), 0.0, 0.0
+    work, there, now = sum(gang.devices * seconds for gang, seconds in trials), 0.0, 0.0
     for when in sorted(arrivals):
         if there * (when - now) >= work:
             break
@@ -170,12 +241,12 @@ def large(num_trials: int, num_gpus: int, seed: int, faults: bool) -> None:
     world, began = World(nodes, trials, arrivals, lost), time.perf_counter()
     makespan = world.run()
     least = bound(trials, [when for when, _ in arrivals], GPUS_PER_NODE)
-    useful = sum(work_of(gang) * seconds for gang, seconds in trials)
+    useful = sum(gang.devices * seconds for gang, seconds in trials)
     what = f"arrivals, {len(lost)} preemptions" if faults else "all there"
     print(
         f"| {what} | {num_trials} | {num_gpus} | {world.attempts} | {makespan / 3600:.2f} "
         f"| {least / 3600:.2f} | {makespan / least:.2f} | {100 * (1 - useful / world.there):.1f} "
-        f"| {time.perf_counter() - began:.0f} |",
+        f"| {1e3 * world.deciding / world.decisions:.2f} | {time.perf_counter() - began:.0f} |",
         flush=True,
     )
 
@@ -189,7 +260,7 @@ def mixes(num_mixes: int) -> None:
         world = World({f"node{n}": Node(2, 0) for n in range(4)}, trials, start_seconds=0.0)
         makespan = world.run()
         ratios.append(makespan / bound(trials, [0.0], 8.0))
-        shares.append(sum(work_of(gang) * seconds for gang, seconds in trials) / (8 * makespan))
+        shares.append(sum(gang.devices * seconds for gang, seconds in trials) / (8 * makespan))
     print("\n| mixes | time / bound, mean | worst | busy %, mean | least |\n|---|---|---|---|---|")
     print(
         f"| {num_mixes} | {statistics.mean(ratios):.2f} | {max(ratios):.2f} "
@@ -248,9 +319,10 @@ def main() -> None:
     tables = options.tables or ("large", "mixes", "head")
     if "large" in tables:
         print(
-            "| machines | trials | GPUs | attempts | hours | bound | ratio | idle or lost % | simulated s |"
+            "| machines | trials | GPUs | attempts | hours | bound | ratio | idle or lost % | ms a decision "
+            "| simulated in s |"
         )
-        print("|---|---|---|---|---|---|---|---|---|", flush=True)
+        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
         for faults in (False, True):
             large(options.trials, options.gpus, options.seed, faults)
     if "mixes" in tables:

@@ -287,7 +287,7 @@ class Dispatch:
         """
         if len(self.queues) < 2 or not self.handing_out or self._settled == nodes:
             return
-        self._settled = nodes
+        self._settled = dict(nodes)
         waiting = {gang: len(queue) for gang, queue in self.queues.items()}
         asking = Counter[Gang]()
         lanes = {}

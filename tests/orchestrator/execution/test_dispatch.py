@@ -427,10 +427,11 @@ def test_a_lane_that_was_lost_with_its_machine_gets_a_gang_that_fits_on_those_th
     made.lose("0", "node", "its machine has gone", 2.0)
     made.vacate("0", 3.0)
     del nodes["m"]
-    made.settle({"n": Node(1, 0)}, 3.0)
+    made.settle(nodes, 3.0)
     assert told(made) == {}
-    # Another machine comes.
-    made.settle({"n": Node(1, 0), "o": Node(4, 0)}, 4.0)
+    # Another machine comes, into the same dictionary.
+    nodes |= {"o": Node(4, 0)}
+    made.settle(nodes, 4.0)
     assert told(made) == {"0": FOUR}
 
 
