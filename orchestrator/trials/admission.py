@@ -6,7 +6,7 @@ largest waits for trials in flight and for no others. This module has no state a
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.trials.gang import Crew, Gang, Node
@@ -37,51 +37,86 @@ class Admission(NamedTuple):
 
 
 class _Room:
-    """The free CPUs of each machine, and the free part of each of its GPUs."""
+    """What is free on each machine: CPUs, whole GPUs, and parts of GPUs that are in use.
+
+    Whole GPUs are counted and not listed, because a large cluster has thousands of them.
+    """
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self.cpus = {name: node.cpus for name, node in nodes.items()}
-        self.gpus = {name: [1.0] * int(node.gpus) for name, node in nodes.items()}
+        self.whole = {name: int(node.gpus) for name, node in nodes.items()}
+        self.parts: dict[str, list[float]] = {name: [] for name in nodes}
 
     def free(self, name: str, gang: Gang) -> tuple[float, float]:
         """Returns the GPUs and CPUs that are free on a machine, at most those of the gang."""
-        gpus = sum(part for part in self.gpus[name] if part >= min(gang.gpus or 0.0, 1.0) - _TINY)
+        gpus: float = self.whole[name]
+        if self.parts[name]:
+            each = min(gang.gpus or 0.0, 1.0) - _TINY
+            gpus += sum(part for part in self.parts[name] if part >= each)
         return min(gpus, (gang.gpus or 0.0) * gang.workers), min(self.cpus[name], gang.cpus * gang.workers)
 
     def take(self, name: str, gang: Gang, part: bool = False) -> bool:
         """Takes one worker's resources if they are free. With `part`, takes what is free of them."""
         if name not in self.cpus:
             return False
-        gpus, wanted = self.gpus[name], gang.gpus or 0.0
-        each = min(wanted, 1.0)
-        # The fullest GPU that has room, so that others stay whole.
-        fitting = sorted((free, index) for index, free in enumerate(gpus) if wanted and free >= each - _TINY)
-        count = int(wanted) if wanted >= 1 else 1 if wanted else 0
-        if not part and (self.cpus[name] < gang.cpus or len(fitting) < count):
+        wanted = gang.gpus or 0.0
+        if 0 < wanted < 1:
+            return self._take_shared(name, gang, wanted, part)
+        if not part and (self.cpus[name] < gang.cpus or self.whole[name] < int(wanted)):
             return False
         self.cpus[name] = max(0.0, self.cpus[name] - gang.cpus)
-        for _, index in fitting[:count]:
-            gpus[index] = max(0.0, gpus[index] - each)
+        self.whole[name] = max(0, self.whole[name] - int(wanted))
+        return True
+
+    def _take_shared(self, name: str, gang: Gang, wanted: float, part: bool) -> bool:
+        parts = self.parts[name]
+        # The fullest GPU that has room, so that others stay whole.
+        fitting = min(((free, at) for at, free in enumerate(parts) if free >= wanted - _TINY), default=None)
+        if not part and (self.cpus[name] < gang.cpus or (fitting is None and not self.whole[name])):
+            return False
+        self.cpus[name] = max(0.0, self.cpus[name] - gang.cpus)
+        if fitting is not None:
+            parts[fitting[1]] = max(0.0, fitting[0] - wanted)
+        elif self.whole[name]:
+            self.whole[name] -= 1
+            parts.append(1 - wanted)
         return True
 
     def take_all(self, places: Sequence[str], gang: Gang) -> bool:
         """Takes a lane's resources at given places. Takes nothing if they are not all free."""
-        before = {name: (self.cpus[name], list(self.gpus[name])) for name in places if name in self.cpus}
+        before = self._state_of(place for place in places if place in self.cpus)
         if all(self.take(name, gang) for name in places):
             return True
-        for name, (cpus, gpus) in before.items():
-            self.cpus[name], self.gpus[name] = cpus, gpus
+        self._restore(before)
         return False
 
-    def place(self, gang: Gang, order: Sequence[str]) -> tuple[str, ...]:
-        """Takes a lane's resources on the first machines of an order. Returns its places, or none at all."""
+    def place(self, gang: Gang, order: Iterable[str]) -> tuple[str, ...]:
+        """Takes a lane's resources on the first machines of an order.
+
+        Returns:
+          Its places. None at all, and takes nothing, if there is no room.
+        """
         places: list[str] = []
+        before: dict[str, _State] = {}
         for name in order:
+            before |= self._state_of([name])
             while len(places) < gang.workers and self.take(name, gang):
                 places.append(name)
             if len(places) == gang.workers:
                 return tuple(places)
+        self._restore(before)
         return ()
+
+    def _state_of(self, names: Iterable[str]) -> dict[str, "_State"]:
+        return {name: (self.cpus[name], self.whole[name], [*self.parts[name]]) for name in names}
+
+    def _restore(self, before: Mapping[str, "_State"]) -> None:
+        for name, (cpus, whole, parts) in before.items():
+            self.cpus[name], self.whole[name], self.parts[name] = cpus, whole, parts
+
+
+#: Free CPUs, whole GPUs and parts of GPUs of one machine.
+_State = tuple[float, int, list[float]]
 
 
 def admit(
@@ -119,10 +154,7 @@ def admit(
                 left, spare = left - 1, spare - 1
         while left and spare > 0:
             rank = {name: (held[name], *room.free(name, gang), name) for name in nodes}
-            before = {name: (room.cpus[name], list(room.gpus[name])) for name in nodes}
             if not (places := room.place(gang, sorted(nodes, key=rank.__getitem__))):
-                for name, (cpus, gpus) in before.items():
-                    room.cpus[name], room.gpus[name] = cpus, gpus
                 break
             opened.append(OpenLane(gang, places, busy=True))
             left, spare = left - 1, spare - 1
@@ -150,9 +182,8 @@ def _reservation(
     Machines with the most free room come first. Nothing takes it meanwhile, so the next decision agrees.
     """
     room = _Room(nodes)
-    stay = [
-        lane for name, lane in lanes.items() if name in kept or (lane.busy and lane.gang.size >= gang.size)
-    ]
+    sizes = {lane.gang: lane.gang.size >= gang.size for lane in lanes.values()}
+    stay = [lane for name, lane in lanes.items() if name in kept or (lane.busy and sizes[lane.gang])]
     for lane in (*stay, *opened):
         for place in lane.places:
             room.take(place, lane.gang, part=True)
@@ -180,10 +211,7 @@ def most_lanes(nodes: Mapping[str, Node], counts: Mapping[Gang, int]) -> int:
     room, order, total = _Room(nodes), sorted(nodes), 0
     for gang in sorted(counts, key=lambda gang: gang.size):
         for _ in range(counts[gang]):
-            before = {name: (room.cpus[name], list(room.gpus[name])) for name in order}
             if not room.place(gang, order):
-                for name, (cpus, gpus) in before.items():
-                    room.cpus[name], room.gpus[name] = cpus, gpus
                 break
             total += 1
     return total
