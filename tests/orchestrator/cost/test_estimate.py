@@ -270,6 +270,23 @@ def test_without_any_source_the_hours_are_unknown_and_the_memory_is_not():
     json.dumps(found.plain())
 
 
+def test_trials_of_several_sizes_share_the_devices():
+    cells = {"size": {"small": {}, "large": {"resources.workers": 2}}}
+    plan = plan_of(cells=cells)
+    found = estimate(plan, described("4xA100"), samples_for(plan, device="A100-80GB"))
+    # 6 trials of each size, of 4 epochs of 36 s, fill four GPUs for 18 trials' time / 4.
+    assert found.hours.central == pytest.approx((6 * 2 + 6) * 4 * 36 / 3600)
+    assert found.lanes == (2, 4)
+    least = (6 * 2 + 6) / 4 * 4 * 36
+    # Crew by crew they take three rounds of pairs and two of single ones; a start of lanes for each size.
+    assert least + 2 * 15 <= 3600 * found.wall_hours.central <= (3 + 2) * 4 * 36 + 2 * 15
+    assert found.time_text(12).endswith("on 4 GPUs, 2 or 4 at a time")
+    # With one size there is one number.
+    alone = plan_of()
+    told = estimate(alone, described("4xA100"), samples_for(alone, device="A100-80GB")).time_text(6)
+    assert told.endswith("on 4 GPUs, 4 at a time")
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("jobs", [[3, 1, 4, 1, 5], [2, 2, 2], [9, 1, 1, 1, 1, 1]])
 def test_the_end_is_found_as_by_a_clock_that_ticks(jobs, lanes):

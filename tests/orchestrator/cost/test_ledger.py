@@ -9,6 +9,7 @@ from orchestrator.trials.events import (
     DeviceUsed,
     Event,
     InFlight,
+    LaneOpened,
     PhaseBegan,
     PreflightDone,
     Pulse,
@@ -128,3 +129,46 @@ def test_the_time_of_attempts_is_told_by_device():
         closed=170.0,
     )
     assert ledger(events).trials_on == {"NVIDIA L4": 2 * 40.0, "Tesla T4": 2 * 20.0, "": 2 * 10.0}
+
+
+def test_lanes_of_several_sizes_count_by_their_own_devices():
+    def opened(lane: str, devices: float, time: float) -> LaneOpened:
+        return LaneOpened(time=time, lane=lane, devices=devices)
+
+    events = [
+        SessionBegan(time=105.0, began=100.0, lanes=(4,)),
+        PhaseBegan(time=105.0, lanes=4, devices=4, device="GPU"),
+        # One of two GPUs beside one of one GPU. The fourth GPU has nothing to do.
+        opened("x", 2, 106.0),
+        opened("y", 1, 106.0),
+        AttemptBegan(trial="small", attempt=1, lane="y", time=110.0),
+        AttemptBegan(trial="large", attempt=1, lane="x", time=120.0),
+        end("small", "finished", 110.0, 140.0, (0, 50), 140.0),
+        # The lane of one GPU becomes one of two.
+        opened("y", 2, 142.0),
+        AttemptBegan(trial="other", attempt=1, lane="y", time=150.0),
+        end("large", "lost", 120.0, 160.0, (0, 40), 160.0, final=False),
+        opened("x", 2, 162.0),
+        AttemptBegan(trial="large", attempt=2, lane="x", time=165.0),
+        end("large", "finished", 165.0, 185.0, (40, 60), 185.0),
+        end("other", "finished", 150.0, 200.0, (0, 50), 200.0),
+        SessionClosed(time=200.0),
+    ]
+    spent = ledger(events)
+    useful = 1 * (140 - 110) + 2 * (160 - 120) + 2 * (200 - 150) + 2 * (185 - 165)
+    # All four until the first lane opened, and each lane from its opening to its next trial.
+    starting = 4 * 6 + 2 * 14 + 1 * 4 + 2 * 8 + 2 * 3
+    assert spent == Ledger("GPU", useful=useful, start_up=starting, queued=400 - useful - starting)
+    assert spent.total == 4 * spent.wall == 400.0
+    assert spent.trials_on == {"": useful}
+
+
+def test_without_openings_all_lanes_have_the_same_devices_as_in_earlier_versions():
+    events = session(
+        100.0,
+        AttemptBegan(trial="a", attempt=1, lane="x", time=120.0),
+        end("a", "finished", 120.0, 180.0, (0, 50), 180.0),
+        closed=190.0,
+    )
+    # The second lane never had a trial.
+    assert ledger(events) == Ledger("core", useful=2 * 60.0, queued=2 * 10.0, start_up=2 * (20.0 + 90.0))

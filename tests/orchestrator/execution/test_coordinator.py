@@ -10,7 +10,8 @@ from orchestrator.execution import coordinator
 from orchestrator.execution.coordinator import Coordinator
 from orchestrator.execution.dispatch import Job
 from orchestrator.store.journal import read_journal
-from orchestrator.trials.events import AttemptEnded, Notice, SessionBegan
+from orchestrator.trials.events import AttemptEnded, LaneOpened, Notice, SessionBegan
+from orchestrator.trials.gang import Gang, Node
 from orchestrator.trials.records import fold
 from tests.orchestrator.store.test_journal import row
 
@@ -134,3 +135,68 @@ def test_a_trial_that_ends_with_its_worker_group_leaves_no_checkpoint(tmp_path):
     asyncio.run(run_out_of_memory())
     assert fold(read_journal(tmp_path).events)["t"].outcome == "out_of_memory"
     assert not list(checkpoint.glob("*.ckpt"))
+
+
+def test_lanes_get_gangs_by_the_machines_that_are_there(tmp_path):
+    pair = Gang(2, 1, 0.0)
+    there = {"m": Node(2, 0)}
+    asked = []
+
+    def nodes() -> dict[str, Node]:
+        asked.append(1)
+        if not there:
+            raise ConnectionError("the head does not answer")
+        return dict(there)
+
+    async def told(clerk: Coordinator, lane: str) -> object:
+        event = await clerk.next_event(lane, 0.01)
+        return None if event is None else event.get("gang", event)
+
+    async def run() -> None:
+        clerk = Coordinator(str(tmp_path), nodes=nodes)
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
+        await clerk.add([Job("a", "arm", "{}", gang=pair), Job("b", "arm", "{}")])
+        for lane in ("x", "y"):
+            await clerk.open_slot(lane)
+        # Two CPUs: the pair, and nothing beside it.
+        assert (await told(clerk, "x"), await told(clerk, "y")) == (pair, None)
+        last, job = await clerk.take("x", await clerk.enter("x", "m", ["m", "m"]))
+        assert job["trial"] == "a"
+
+        # Its machine goes. That is known with the loss, and so is that another one has come.
+        there.clear()
+        there["n"] = Node(1, 0)
+        await clerk.lose("x", "node", "its machine has gone")
+        assert await clerk.take("x", last) is None
+        await clerk.vacate("x")
+        assert {await told(clerk, "x"), await told(clerk, "y")} == {Gang(1, 1, 0.0), None}
+
+        # A cluster that does not answer has the machines of its last answer.
+        there.clear()
+        await clerk.lose("z", "node", "its machine has gone")
+        assert await told(clerk, "x") is await told(clerk, "y") is None
+
+    asyncio.run(run())
+    events = read_journal(tmp_path).events
+    assert [event.devices for event in events if isinstance(event, LaneOpened)] == [2, 1]
+    [ended] = [event for event in events if isinstance(event, AttemptEnded)]
+    assert (ended.trial, ended.end, ended.final) == ("a", "preempted", False)
+    assert len(asked) >= 3
+
+
+def test_workers_that_end_without_a_word_cost_their_trial_an_attempt_and_the_lane_starts_others(tmp_path):
+    async def run() -> None:
+        clerk = Coordinator(str(tmp_path))
+        await clerk.note(SessionBegan(time=0.0, began=0.0))
+        await clerk.add([Job("a", "arm", "{}")])
+        await clerk.open_slot("x")
+        assert await clerk.next_event("x", 0.01) == {"gang": Gang(1, 1, 0.0)}
+        await clerk.take("x", await clerk.enter("x", "m"))
+        await clerk.vacate("x")
+        assert await clerk.next_event("x", 0.01) == {"gang": Gang(1, 1, 0.0)}
+        _, job = await clerk.take("x", await clerk.enter("x", "m"))
+        assert job["attempt"] == 2
+
+    asyncio.run(run())
+    ends = [event.end for event in read_journal(tmp_path).events if isinstance(event, AttemptEnded)]
+    assert ends == ["lost"]
