@@ -1,5 +1,6 @@
 """Lanes on a real Ray: results do not depend on the lane, a fault costs one trial, nothing is repeated."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -79,11 +80,13 @@ def rows_without_times(record: Record) -> list[dict[str, Any]]:
 
 def train_workers() -> list[psutil.Process]:
     """Those of the cluster that this process has started."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any("RayTrainWorker" in part for part in process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        # Some end meanwhile.
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
 #: Starting a lane takes longer than dozens of trials: those that may share one are run by one.
