@@ -280,7 +280,7 @@ async def _lane(coordinator: Coordinator, lane: str, rounds: int, beats: int) ->
             await coordinator.beat(lane, last, step)
         await coordinator.row(lane, last, ROW)
         await coordinator.end(lane, last, "finished", "")
-        while not (await coordinator.next_event(lane, 1) or {"done": True})["done"]:
+        while not (await coordinator.next_event(lane, 1) or {"done": True}).get("done"):
             pass
         await coordinator.open_slot(lane)
 
@@ -302,7 +302,8 @@ def head_loads(lane_numbers: tuple[int, ...], rounds: int = 4, beats: int = 20) 
     for lanes in lane_numbers:
         with tempfile.TemporaryDirectory() as folder:
             cpu, memory = asyncio.run(_load(folder, lanes, rounds, beats))
-        # Of each trial: take, its beats, row, end, the slot's two messages and its opening.
+        # Of each trial: take, its beats, row, end, the slot's two messages and its opening. A lane hears
+        # of its gang, and its workers enter, only once.
         calls = lanes * rounds * (beats + 6)
         cost = f"{1e3 * cpu / calls:.3f} | {calls / cpu:.0f} | {1024 * memory / lanes:.0f}"
         yield f"| {lanes} | {calls} | {cost} |"

@@ -37,7 +37,7 @@ class Admission(NamedTuple):
 
 
 class _Room:
-    """What is free on each machine: CPUs, whole GPUs, and parts of GPUs that are in use.
+    """The free room of each machine: CPUs, whole GPUs, and parts of GPUs that are in use.
 
     Whole GPUs are counted and not listed, because a large cluster has thousands of them.
     """
