@@ -48,6 +48,7 @@ def run_through(folder: Path, keep: str, ends=ENDS, place: str | None = None) ->
     async def go() -> None:
         await clerk.note(SessionBegan(time=0.0, began=0.0))
         await clerk.add([Job(trial, "arm", "{}", group=group) for trial, group, _ in ends])
+        await clerk.open_slot("lane")
         last = await clerk.enter("lane", "node")
         for trial, _, error in ends:
             await clerk.open_slot("lane")

@@ -224,6 +224,7 @@ class Lane:
             settings["key"] = "small-1"
             loop.run(clerk.note(SessionBegan(time=time.time(), began=time.time())))
             loop.run(clerk.add(*run.jobs_of(todo, records, retries=0)))
+            loop.run(clerk.open_slot("x"))
             number = loop.run(clerk.enter("x", "node"))
             while loop.run(clerk.left()):
                 loop.run(clerk.open_slot("x"))
