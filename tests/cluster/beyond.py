@@ -92,7 +92,7 @@ class Beyond(Steps):
 
     def same(self) -> str:
         """Waits for the end. Nothing shows that a machine was lost, and nothing is where it should not be."""
-        self._finished(self.out, 4, 240)
+        self._finished(self.out, 4, 480)
         self._until(
             lambda: not any("vitc-sweep run" in line for line in self.head.processes()), 60, lambda: "it runs"
         )
@@ -114,7 +114,7 @@ class Beyond(Steps):
         """Lets the reader of the output leave after a line."""
         self.piped = self.head.home / "runs" / "piped"
         window = self._by_ssh(f"{RUN} {SHORT} --out ~/runs/piped | head -1; echo ended ${{PIPESTATUS[0]}}")
-        self._until(lambda: "ended 0" in window.text(), 200, window.text)
+        self._until(lambda: "ended 0" in window.text(), 400, window.text)
         window.hang_up()
         self._finished(self.piped, 4, 10)
         return "4 of 4 trials finished, exit code 0"

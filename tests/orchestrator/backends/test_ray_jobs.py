@@ -18,7 +18,7 @@ from orchestrator.trials.events import AttemptEnded, SessionClosed
 from tests.support.ports import free_port
 from tests.support.sweeps import sweep_tree, tiny_base
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 #: Seconds after which a command hangs, however busy the machine is; idle ones take tens of seconds.
 PATIENCE = 600

@@ -26,6 +26,7 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_a_run_waits_for_is_told_then_given_up_and_a_machine_that_comes_late_ends_it(tmp_path, late):
     (address, opens), folder = late, tmp_path / "tiny"
     run = ("run", sweep_file(tmp_path, 1), "--out", folder, "--no-mlflow", "--address", address)

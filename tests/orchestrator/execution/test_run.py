@@ -256,6 +256,7 @@ def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path, cluster
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_gpu_that_torch_cannot_use_is_refused_or_ends_the_run_and_a_trial_without_one_stays_off_it(
     tmp_path,
 ):
