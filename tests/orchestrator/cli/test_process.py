@@ -97,6 +97,15 @@ def test_a_width_that_is_none_is_not_used(monkeypatch, columns):
     assert done.stdout == run("examples").stdout
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test changes of the environment without pytest's help is undone, too."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
 
 
