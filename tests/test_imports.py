@@ -85,7 +85,8 @@ OWNERS = {
     | {"execution.train_run", "execution.process_group"},
     "optuna": {"execution.samplers"},
     "mlflow": {"monitor.tracking"},
-    "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"},
+    "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"}
+    | {"report.steady_matplotlib"},
     "jinja2": {"report.page"},
     "typer": {"cli"},
     "rich": {"cli", "monitor.terminal", "monitor.live", "monitor.fitted_table"},

@@ -10,10 +10,24 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))
 
+from trainables.errors import UserError
+from trainables.io.streams import steady_streams
+from trainables.io.surroundings import check_surroundings
+
+# Before torch is imported, as some variables keep it from loading.
+if __name__ == "__main__":
+    steady_streams()
+    try:
+        check_surroundings()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
 import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
@@ -29,7 +43,6 @@ from trainables.context import this_process
 from trainables.gpu import gpu_fault, visible_device
 from trainables.io.code import trusting_code
 from trainables.io.faults import branches, fault_lines, placed
-from trainables.io.streams import steady_streams
 from trainables.io.yaml import YamlError, load_document
 from trainables.lookup import Lookup, explained, with_absolute_paths
 from trainables.training.checkpoint import LEAST_SECONDS, SHARE, Checkpointer, Store
@@ -44,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m trainables", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file with the fields of TrainConfig")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result (default 1)")
+    parser.add_argument(
+        "--threads", type=_threads, default=1, help="CPU threads; part of the result (default 1)"
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="where it computes (default: a GPU if one is seen)"
     )
@@ -55,11 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder or URI (s3://, gs://) that keeps the state; goes on from it",
     )
     parser.add_argument(
-        "--checkpoint-share", type=float, default=SHARE, help="part of the time for it (default %(default)s)"
+        "--checkpoint-share",
+        type=_above_0,
+        default=SHARE,
+        help="part of the time for it (default %(default)s)",
     )
     parser.add_argument(
         "--checkpoint-seconds",
-        type=float,
+        type=_seconds,
         default=LEAST_SECONDS,
         help="least seconds between two (default %(default)s)",
     )
@@ -99,6 +117,24 @@ def main(arguments: list[str] | None = None) -> int:
     if store is not None and code in (0, 1):
         store.clear()
     return code
+
+
+def _threads(text: str) -> int:
+    if not 0 < int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 4096, is {text}")
+    return int(text)
+
+
+def _above_0(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, is {text}")
+    return float(text)
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0, is {text}")
+    return float(text)
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, store: Store | None) -> int:
@@ -147,5 +183,4 @@ def _instead_of_sigterm() -> Iterator[Callable[[], bool]]:
 
 
 if __name__ == "__main__":
-    steady_streams()
     raise SystemExit(main())

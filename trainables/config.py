@@ -64,7 +64,10 @@ class Ema(Frozen):
         0.078, gt=0, le=1, description="Share of the run that the average looks back on; the paper's value."
     )
     every_steps: int = Field(
-        32, gt=0, description="Optimizer steps between two updates; short runs update more often."
+        32,
+        gt=0,
+        le=1_000_000,
+        description="Optimizer steps between two updates; short runs update more often.",
     )
 
     def interval(self, total_steps: int) -> int:
@@ -120,7 +123,9 @@ class Divergence(Frozen):
     A run whose final error is within `margin_pct` of chance counts as diverged at its end.
     """
 
-    margin_pct: float = Field(1.0, ge=0, description="Percentage points below chance that still are chance.")
+    margin_pct: float = Field(
+        1.0, ge=0, le=100, description="Percentage points below chance that still are chance."
+    )
     window: Duration = Field(Share(share=0.5), description="How long it may stay there: epochs, or as `50%`.")
 
 
@@ -150,11 +155,16 @@ class TrainConfig(Frozen):
     mixup: Mixup | None = Field(None, description="Mixup and CutMix; none if left out.")
     optim: Optim = Field(description="The optimizer, with its learning rate and weight decay.")
     schedule: Cosine = Field(description="Length of the run, and the learning rate over it.")
-    batch_size: int = Field(gt=0, description="Images per optimizer step, over all workers of the trial.")
+    batch_size: int = Field(
+        gt=0, le=1_000_000, description="Images per optimizer step, over all workers of the trial."
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability given to all classes alike.")
     ema: Ema | None = Field(None, description="Averaging of weights; none if left out.")
     precise_bn_images: int = Field(
-        0, ge=0, description="Training images from which BN statistics are computed again before evaluation."
+        0,
+        ge=0,
+        le=10**9,
+        description="Training images from which BN statistics are computed again before evaluation.",
     )
     sync_batch_norm: bool = Field(False, description="BN statistics over all workers instead of each alone.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.io.faults import Branch, below, items
+from trainables.io.surroundings import check_folder
 from trainables.presets import expand
 
 
@@ -33,11 +34,13 @@ class Lookup:
     @classmethod
     def beside(cls, file: Path) -> "Lookup":
         """Searches the folder of a file, then the current folder."""
+        check_folder()
         return cls([file.parent.absolute(), Path.cwd()])
 
     @classmethod
     def here(cls) -> "Lookup":
         """Searches the current folder."""
+        check_folder()
         return cls([Path.cwd()])
 
     @classmethod

@@ -14,15 +14,20 @@ if TYPE_CHECKING:  # settings are read without torch
 
 
 class _Base(Frozen):
-    lr: float = Field(gt=0, description="Peak learning rate, for a batch of `lr_batch_size`.")
+    lr: float = Field(gt=0, le=1e30, description="Peak learning rate, for a batch of `lr_batch_size`.")
     lr_batch_size: int | None = Field(
-        None, gt=0, description="Batch size that `lr` is quoted for; left out, lr is used unchanged."
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Batch size that `lr` is quoted for; left out, lr is used unchanged.",
     )
     lr_scaling: Literal["linear", "sqrt"] = Field(
         "linear", description="How lr follows from lr_batch_size to batch_size."
     )
     weight_decay: float = Field(
-        ge=0, description="Not on biases nor on gains of norms; on positions and class token, as the paper."
+        ge=0,
+        le=1e30,
+        description="Not on biases nor on gains of norms; on positions and class token, as the paper.",
     )
 
     def peak_lr(self, batch_size: int) -> float:
@@ -120,7 +125,7 @@ class LAMB(_Base):
     name: Literal["lamb"] = "lamb"
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
-    eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
+    eps: float = Field(1e-6, gt=0, le=1, description="Added to the root of the second moment.")
 
     def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
@@ -218,7 +223,7 @@ def in_epochs(duration: float | Share, epochs: int) -> float:
 class Cosine(Frozen):
     """Half a cosine from the peak to a floor, whose start is multiplied by a linear warm-up."""
 
-    epochs: int = Field(gt=0, description="Length of the run.")
+    epochs: int = Field(gt=0, le=1_000_000, description="Length of the run.")
     warmup: Duration = Field(Share(share=0.1), description="Length of the warm-up: epochs, or as `10%`.")
     warmup_start: float = Field(0.1, ge=0, le=1, description="First learning rate over the peak one.")
     floor: float = Field(0.005, ge=0, le=1, description="Last learning rate over the peak one.")

@@ -9,6 +9,7 @@ from orchestrator.cli import process
 from orchestrator.cli.meant import Verbs
 from trainables.errors import Unavailable, UserError
 from trainables.io.streams import printable
+from trainables.io.surroundings import check_folder
 
 app = typer.Typer(
     name="vitc-sweep",
@@ -32,13 +33,23 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+#: Verbs that load torch or keep copies of data.
+_LOADING = {"plan", "preflight", "run", "confirm", "retry", "data", "models"}
+
+
 @app.callback()
 def _every_verb(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if "--help" in sys.argv:
+        return
+    if context.invoked_subcommand in _LOADING:
+        process.check()
+    else:
+        check_folder()
 
 
 #: Headings of the verbs in --help: define a sweep, run it, watch it, read its results.

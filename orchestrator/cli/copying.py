@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli.app import ANSWER, BAD_INPUT, INCOMPLETE, app
 from orchestrator.cli.meant import on_disk
-from orchestrator.cli.options import SweepFolder
+from orchestrator.cli.options import SweepFolder, finite
 from orchestrator.cli.watchers import Signals
 
 if TYPE_CHECKING:
@@ -37,7 +37,12 @@ def sync_up(
     address: Bucket,
     every: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="MINUTES", help="Repeat until the run in the folder has ended."),
+        typer.Option(
+            min=0.01,
+            metavar="MINUTES",
+            callback=finite,
+            help="Repeat until the run in the folder has ended.",
+        ),
     ] = None,
 ) -> None:
     """Copies results, of a running sweep too, to an object store. Only what has changed is sent.

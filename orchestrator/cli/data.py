@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from orchestrator.cli.app import data_app
-from orchestrator.cli.options import make_console
+from orchestrator.cli.options import make_console, say_reading, show
 from orchestrator.cli.watchers import Signals
 
 if TYPE_CHECKING:
@@ -52,15 +53,16 @@ def data_import(
     console = make_console()
 
     def say(line: str) -> None:
-        print(line, flush=True)
+        show(line)
+        sys.stdout.flush()
 
     with Signals(), _progress(console) as tell:
         workers = workers or usable_cpus()
         result = import_folder(source, target, on_bad_image, overwrite, workers, tell, say)
     for line in _lines(source, result):
-        print(line)
+        show(line)
     for line in left_out_lines(source, result.left_out):
-        print(line)
+        show(line)
 
 
 @contextlib.contextmanager
@@ -121,6 +123,7 @@ def _some(names: Sequence[str], most: int) -> str:
 @data_app.command("info", epilog="Example: vitc-sweep data info photos.parquet")
 def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet file, folder or URI.")]) -> None:
     """Prints the classes and size of a data set, and how a sweep splits it."""
+    say_reading(path)
     from pydantic import TypeAdapter
 
     from trainables.config import Data, DataConfig
@@ -129,9 +132,9 @@ def data_info(path: Annotated[str, typer.Argument(help="digits, or a Parquet fil
     adapter: TypeAdapter[DataConfig] = TypeAdapter(Data)
     info = adapter.validate_python(expand("data", path)).info()
     shown = _some(info.class_names, 8)
-    print(f"{info.name}: {info.num_classes} classes ({shown}), fingerprint {info.fingerprint}")
+    show(f"{info.name}: {info.num_classes} classes ({shown}), fingerprint {info.fingerprint}")
     for split, where in info.splits.items():
-        print(f"  {split:6}{info.sizes[split]:>9} images  {where}")
+        show(f"  {split:6}{info.sizes[split]:>9} images  {where}")
     print(f"  the same answer for all images has {info.chance_error_pct:.1f} % error")
     for notice in info.notices:
-        print(f"note: {notice}")
+        show(f"note: {notice}")

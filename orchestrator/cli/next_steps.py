@@ -38,11 +38,32 @@ def after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
     count = len({result.trial.id for result in failed})
     why = "all for one cause" if len(causes) == 1 else f"for {len(causes)} causes"
     told = "1 trial failed." if count == 1 else f"{count} trials failed, {why}."
-    return [
+    lines = [
         told,
         f"why: {again('why', folder, {})} {name_of(failed[0].trial)}",
         f"try again: {again('retry', folder, {})} --failed",
     ]
+    if any(result.state in ("invalid", "out_of_memory") for result in failed):
+        lines.append(f"with other settings: {with_settings(folder, 'KEY=VALUE')}")
+    return lines
+
+
+def with_settings(folder: Path, setting: str) -> str:
+    """Returns the command that asks the question of a folder of results with another setting."""
+    options = {"set": setting, "out": folder.with_name(f"{folder.name}-2")}
+    return again("run", folder / "sweep.yaml", options)
+
+
+def retry_with_settings(folder: Path, settings: Sequence[str]) -> str:
+    """Returns what to do in place of `retry --set`."""
+    moved = {"set": list(settings), "out": folder}
+    elsewhere = {"set": list(settings), "out": folder.with_name(f"{folder.name}-2")}
+    return (
+        "`retry` runs the trials of the folder as they are. A place (data.path, resources) changes no trial: "
+        f"run\n  {again('run', folder / 'sweep.yaml', moved)}\n  {again('retry', folder, {})} --failed\n"
+        "Any other setting makes other trials, which want another folder:\n"
+        f"  {again('run', folder / 'sweep.yaml', elsewhere)}"
+    )
 
 
 def _confirmation(opened: "Folder", results: "Sequence[Result]") -> list[str]:

@@ -1,10 +1,13 @@
 """Arguments and options that verbs share, and how they print."""
 
+import functools
 import io
+import math
 import os
 import re
 import shlex
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
@@ -12,10 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from orchestrator.cli.meant import on_disk, question_file, results_folder
+from orchestrator.cli.process import NOTIFY
 from trainables.errors import UserError
+from trainables.io.reading import listen
+from trainables.io.streams import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from rich.console import Console
 
@@ -72,13 +78,21 @@ Sets = Annotated[
 ]
 
 
+def finite(number: float | None) -> float | None:
+    """Returns a number that an option was given. Raises `BadParameter` for nan and infinity."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"must be a finite number, is {number}")
+    return number
+
+
 def to_disk(path: Path | None) -> Path | None:
     """Returns what `on_disk` does, for options that may be left out."""
     return path and on_disk(path)
 
 
 Out = Annotated[
-    Path | None, typer.Option(callback=to_disk, help="Folder of the results [default: runs/<name>].")
+    Path | None,
+    typer.Option(callback=to_disk, help="Folder of the results [default: runs/NAME, after the file]."),
 ]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
 Address = Annotated[
@@ -91,6 +105,7 @@ WaitMinutes = Annotated[
     float,
     typer.Option(
         min=0,
+        callback=finite,
         help="Minutes to wait while no machine is there that a trial fits on; then end with exit code 1.",
     ),
 ]
@@ -99,11 +114,23 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print only the path of the report; errors go to standard error."),
 ]
+
+
+def _notify_target(context: typer.Context, target: str | None) -> str | None:
+    """Returns the target of messages. Raises `BadParameter` if none can go there."""
+    from orchestrator.monitor.notify import target_fault
+
+    if target and not context.resilient_parsing and (fault := target_fault(target)):
+        raise typer.BadParameter(fault)
+    return target
+
+
 Notify = Annotated[
     str | None,
     typer.Option(
+        callback=_notify_target,
         metavar="URL|COMMAND",
-        envvar="VITC_SWEEP_NOTIFY",
+        envvar=NOTIFY,
         show_envvar=False,
         help="Send a message at the first result, when a run stops itself, and at the end: POST JSON to a "
         "URL, or run a command with the JSON on its standard input. $NAMES are taken from the environment "
@@ -117,21 +144,36 @@ Check = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def make_console(quiet: bool = False) -> "Console":
-    from rich.console import Console
+@functools.cache
+def _console_class() -> "type[Console]":
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
-    if quiet:
-        return Console(quiet=True)
+    class Steady(Console):
+        """A console whose terminal no text can steer. Its own colours and cursor moves are no text."""
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> "Iterable[Segment]":
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text, keep="\n"), style, control)
+
+    return Steady
+
+
+def make_console(quiet: bool = False, stderr: bool = False) -> "Console":
+    """Returns the console of a command."""
+    make = _console_class()
+    if quiet or stderr:
+        return make(quiet=quiet, stderr=stderr)
     # Wide enough for tables if the output is not a terminal.
     columns = os.environ.get("COLUMNS", "")
-    return Console(width=None if sys.stdout.isatty() else int(columns) if columns.isdigit() else 160)
+    return make(width=None if sys.stdout.isatty() else int(columns) if columns.isdigit() else 160)
 
 
 def log_console(file: io.TextIOBase) -> "Console":
     """Returns a console that writes plain text to a file."""
-    from rich.console import Console
-
-    return Console(file=cast(TextIO, file), width=160, force_terminal=False, color_system=None)
+    return _console_class()(file=cast(TextIO, file), width=160, force_terminal=False, color_system=None)
 
 
 def both(console: "Console", log: "Console") -> "Console":
@@ -149,14 +191,44 @@ def both(console: "Console", log: "Console") -> "Console":
 def say(console: "Console", text: str, style: str | None = None) -> None:
     """Prints a line without markup and without wrapping, so that paths can be copied."""
     if console.quiet and style in ("red", "yellow"):
-        print(text, file=sys.stderr)
+        print(printable(text, keep="\n"), file=sys.stderr)
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def say_reading(path: Path, quiet: bool = False) -> None:
-    """Tells a person at a terminal that a verb has begun, as its libraries take seconds to load."""
-    if sys.stderr.isatty() and not quiet:
-        print(f"reading {path} and its data", file=sys.stderr)
+def show(text: str, file: TextIO | None = None) -> None:
+    """Prints lines that others may have written, such as those of a bundle. They cannot steer a terminal."""
+    print(printable(text, keep="\n\t"), file=file, flush=file is not None)
+
+
+def say_reading(path: Path | str, quiet: bool = False) -> None:
+    """Tells a person at a terminal that a verb has begun, as its libraries take seconds to load.
+
+    Tells everybody who is not to be left in peace how far the read of large or distant data is.
+    """
+    if quiet:
+        return
+    if sys.stderr.isatty():
+        show(f"reading {path} and its data", sys.stderr)
+    listen(ReadingLines())
+
+
+class ReadingLines:
+    """Prints, now and then, how far a long read is. A short one prints nothing."""
+
+    #: Seconds from the first word of a read to its first line, and between two lines.
+    FIRST_SECONDS, NEXT_SECONDS = 2.0, 10.0
+
+    def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._clock = clock
+        self._next: float | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = self._clock()
+        if self._next is None:
+            self._next = now + self.FIRST_SECONDS
+        elif now >= self._next:
+            self._next = now + self.NEXT_SECONDS
+            show(f"reading {what}: {done:,} of {total:,} images", sys.stderr)
 
 
 def again(verb: str, place: Path, options: "Mapping[str, object]") -> str:

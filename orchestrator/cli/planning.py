@@ -19,6 +19,7 @@ from orchestrator.cli.options import (
     WaitMinutes,
     asked_file,
     example_files,
+    finite,
     make_console,
     say,
     say_reading,
@@ -57,7 +58,8 @@ def plan(
         typer.Option("--measure/--no-measure", help="Time this CPU for a second if no speed of it is known."),
     ] = True,
     price_per_gpu_hour: Annotated[
-        float | None, typer.Option(min=0, help="Price, in place of resources.price in the file.")
+        float | None,
+        typer.Option(min=0, callback=finite, help="Price, in place of resources.price in the file."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help=f"List every trial, even if there are more than {_MAX_LISTED}.")
@@ -384,17 +386,15 @@ def preflight(
     nothing behind. Ends with exit code 0 if the sweep can start, or with 2 and a list of all errors.
     """
     say_reading(file)
-    from rich.console import Console
-
     from orchestrator.execution.session import try_out
-    from orchestrator.monitor.observers import MlflowObserver
+    from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
     from orchestrator.monitor.terminal import rows_table
 
     asked = asked_file(file, sets, points)
     plan = asked.plan()
     # Standard output has only the JSON.
-    console = Console(stderr=True) if as_json else make_console()
-    observers = [Terminal(console), *([MlflowObserver()] if track else [])]
+    console = make_console(stderr=as_json)
+    observers = [Terminal(console), NotifyObserver(), *([MlflowObserver()] if track else [])]
     for observer in observers:
         observer.planned(plan, plan.trials)
     with Signals():

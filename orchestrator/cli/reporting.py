@@ -9,7 +9,7 @@ import typer
 from orchestrator.cli.app import ANSWER, INCOMPLETE, OK, app
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.meant import each_results_folder
-from orchestrator.cli.options import AsJson, SweepFolder, make_console, say, to_disk
+from orchestrator.cli.options import AsJson, SweepFolder, make_console, say, show, to_disk
 
 
 @app.command(rich_help_panel=ANSWER, epilog="Example: vitc-sweep report runs/lr_wd")
@@ -61,7 +61,7 @@ def compare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(callback=to_disk, help="Folder of the comparison [default: runs/<name>+<name>]."),
+        typer.Option(callback=to_disk, help="Folder of the comparison [default: runs/NAME+NAME]."),
     ] = None,
 ) -> None:
     """Compares the arms of different sweeps in one report, as if they were arms of one sweep.
@@ -98,7 +98,10 @@ def verify(
     from orchestrator.evidence import verify as evidence_verify
 
     found = evidence_verify.verify(path)
-    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(found.lines()))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        show("\n".join(found.lines()))
     raise typer.Exit(OK if found.ok else INCOMPLETE)
 
 
@@ -108,7 +111,7 @@ def bundle(
     out: Annotated[
         Path | None,
         typer.Option(
-            callback=to_disk, help="Archive to write, or folder to put it in [default: <name>.tar.gz]."
+            callback=to_disk, help="Archive to write, or folder to put it in [default: NAME.tar.gz]."
         ),
     ] = None,
 ) -> None:
@@ -121,7 +124,7 @@ def bundle(
 
     target = evidence_bundle.bundle(folder, out or Path())
     found = evidence_verify.verify(target)
-    print("\n".join([*found.lines(), f"bundle: {target}"]))
+    show("\n".join([*found.lines(), f"bundle: {target}"]))
     raise typer.Exit(OK if found.ok else INCOMPLETE)
 
 
@@ -132,7 +135,7 @@ def export(
     folder: SweepFolder,
     format: Annotated[str, typer.Option(help="parquet or csv.")] = "parquet",
     out: Annotated[
-        Path | None, typer.Option(callback=to_disk, help="File to write [default: FOLDER/results.<format>].")
+        Path | None, typer.Option(callback=to_disk, help="File to write [default: FOLDER/results.FORMAT].")
     ] = None,
 ) -> None:
     """Writes one row per trial: ids, every resolved setting, outcome, errors, epochs, seconds, cost."""

@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli.app import RUN, app
 from orchestrator.cli.jobs import FolderOrJob, JobsAddress, stop_job
+from orchestrator.cli.next_steps import retry_with_settings
 from orchestrator.cli.options import (
     Address,
     Check,
@@ -29,6 +30,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.watchers import Watchers
 from orchestrator.execution.waiting import WAIT_MINUTES
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +112,7 @@ def confirm(
     )
     from orchestrator.store.folder import load_confirmation, open_folder, save_confirmation
 
+    say_reading(folder, quiet)
     console = make_console(quiet)
     known = open_folder(folder)
     if only_plan:
@@ -176,6 +179,7 @@ def retry(
     check: Check = True,
     notify: Notify = None,
     quiet: Quiet = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
 ) -> None:
     """Runs chosen trials again from their beginning, and all other missing trials.
 
@@ -190,6 +194,9 @@ def retry(
     from orchestrator.trials.trial import unique_trials
 
     open_folder(folder)
+    if sets:
+        raise UserError(retry_with_settings(folder, sets))
+    say_reading(folder, quiet)
     options = {"outcome": outcome, "trial": trial, "address": address} | _waits(wait_minutes)
     command = again("retry", folder, options) + (" --failed" if failed else "")
     with Watchers(make_console(quiet), track, notify, command) as watchers, watchers.holding(folder) as lease:

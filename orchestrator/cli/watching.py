@@ -17,7 +17,17 @@ from orchestrator.cli.app import INCOMPLETE, INTERRUPTED, OK, WATCH, app
 from orchestrator.cli.jobs import FolderOrJob, JobsAddress, attach_job, print_job_output
 from orchestrator.cli.meant import in_order
 from orchestrator.cli.next_steps import after_failures
-from orchestrator.cli.options import AsJson, OneTrial, SweepFolder, again, make_console, say, trial_ids
+from orchestrator.cli.options import (
+    AsJson,
+    OneTrial,
+    SweepFolder,
+    again,
+    finite,
+    make_console,
+    say,
+    show,
+    trial_ids,
+)
 from orchestrator.monitor.observer import Round
 from trainables.io.streams import end_with_reader
 
@@ -217,7 +227,7 @@ def why(
     # The log of an earlier attempt would look like the cause of a later one's end.
     last = [attempt.number for attempt in attempts[-1:] if not attempt.discarded]
     excerpt = last_lines([log for log in logs_of(folder, found.id) if log.attempt in last], lines)
-    print("\n".join(story(result, attempts, str(folder), opened.plan.steps(found), excerpt)))
+    show("\n".join(story(result, attempts, str(folder), opened.plan.steps(found), excerpt)))
 
 
 def _failures(folder: Path, results: "Sequence[Result]") -> "Iterator[Text | str]":
@@ -242,7 +252,9 @@ def ui(
     host: Annotated[
         str, typer.Option(help="Address to serve on; the default is this machine only.")
     ] = "127.0.0.1",
-    every: Annotated[float, typer.Option(min=0, help="Least seconds between two reports of a sweep.")] = 30,
+    every: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Least seconds between two reports of a sweep.")
+    ] = 30,
     track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Also serve MLflow's pages.")] = True,
 ) -> None:
     """Serves live reports of all sweeps in a folder, and MLflow's pages of their runs.

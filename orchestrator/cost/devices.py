@@ -101,10 +101,9 @@ def described(text: str) -> Machine:
     Raises:
       ValueError: the GPU is not in the table.
     """
-    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip())
-    assert match is not None or not text.strip()
+    match = re.fullmatch(r"(?:(\d{1,6})\s*x\s*)?([a-z].*)", text.strip(), re.IGNORECASE)
     count, name = (int(match[1] or 1), match[2]) if match else (0, "")
-    if name.lower() in ("cpu", "cpus"):
+    if name.lower() in ("cpu", "cpus") and count:
         return Machine(processor(), (Node(float(count), 0.0),))
     device = device_called(name)
     if device is None or count < 1:

@@ -22,6 +22,7 @@ from orchestrator.trials.events import AttemptEnded, Event, Notice, SessionBegan
 from orchestrator.trials.names import name_of
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.trial import Trial
+from trainables.io.streams import printable
 
 #: Seconds between two reads of a journal that another process writes.
 LOOK_SECONDS = 0.5
@@ -398,7 +399,8 @@ def print_logs(
                 who = "" if log.rank is None else f", rank {log.rank}"
                 print(f"== attempt {log.attempt}{who}: {log.what} ({log.path.name})")
             current, shown[log.path] = log.path, shown.get(log.path, 0) + len(added)
-            print(added.decode(errors="replace"), end="" if added.endswith(b"\n") else "\n", flush=True)
+            text = printable(added.decode(errors="replace"), keep="\n\t\r")
+            print(text, end="" if added.endswith(b"\n") else "\n", flush=True)
         if is_over or not goes_on:
             return bool(shown)
         sleep(LOOK_SECONDS)

@@ -3,7 +3,9 @@
 import json
 import os
 import queue
+import re
 import shlex
+import shutil
 import socket
 import subprocess
 import threading
@@ -130,6 +132,27 @@ class Notifier:
             return f"the webhook at {urlsplit(self._target).hostname}"
         # Split at blanks, because shlex may fail on the command that this message is about.
         return f"the command {Path(self._target.split()[0]).name}"
+
+
+def target_fault(target: str) -> str:
+    """Returns why no message can go to a target, else an empty text. Does not repeat what may be a secret."""
+    target = os.path.expandvars(target).strip()
+    if "://" in target.partition(" ")[0]:
+        if unset := re.search(r"\$\{?(\w+)", target):
+            return f"names the variable {unset[1]}, which is not set"
+        try:
+            parts = urlsplit(target)
+            named = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            named = False
+        return "" if named and _is_url(target) else "must be the URL of an http or https server, or a command"
+    try:
+        words = shlex.split(target)
+    except ValueError:
+        return "must be a command: a quotation mark is not closed"
+    if not words:
+        return "is empty"
+    return "" if shutil.which(words[0]) else f"there is no command called {words[0]!r} here"
 
 
 def _is_url(target: str) -> bool:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.monitor.notify import Notifier
+from orchestrator.monitor.notify import Notifier, target_fault
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.tracking import Tracker, tracking_uri, unanswered
 from orchestrator.trials.events import Event
+from orchestrator.trials.trial import Plan, Trial
+from trainables.errors import UserError
 
 #: Seconds for MLflow to catch up at the end, and after an early stop, when a person waits.
 _FINISH_SECONDS, _STOP_SECONDS = 30.0, 3.0
@@ -23,7 +25,7 @@ class MlflowObserver(Observer):
 
     def fault(self, folder: Path) -> str:
         """Returns why the tracking server accepts no runs, else an empty text."""
-        return unanswered(tracking_uri(folder))
+        return unanswered(tracking_uri(folder), folder.resolve().parent)
 
     def begin(self, round: Round) -> None:
         """Ends the previous round. If no trials are left to run, a store that was down catches up here."""
@@ -100,6 +102,15 @@ class NotifyObserver(Observer):
         """
         self._target = target
         self._notifier: Notifier | None = None
+
+    def planned(self, plan: Plan, trials: Sequence[Trial]) -> None:
+        """Checks that messages can go to the target.
+
+        Raises:
+          UserError: they cannot.
+        """
+        if (target := self._target or plan.sweep.notify) and (fault := target_fault(target)):
+            raise UserError(f"notify: {fault}")
 
     def begin(self, round: Round) -> None:
         """Opens the channel, unless there is nothing to run."""

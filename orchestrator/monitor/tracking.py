@@ -33,6 +33,7 @@ from typing import Any, Literal, TypeVar, assert_never
 from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.analysis.shift import shift_errors_in
+from orchestrator.monitor.sqlite_store import sqlite_fault
 from orchestrator.stats.corruption import corruption_error
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event
 from orchestrator.trials.outcomes import SETTLED
@@ -88,7 +89,7 @@ _OUTCOME_ORDER = {"running": 0, "unfinished": 1}
 
 def tracking_uri(sweep_dir: Path) -> str:
     """Returns the store in use: `MLFLOW_TRACKING_URI`, or else an SQLite file next to the sweeps."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+    if uri := os.environ.get("MLFLOW_TRACKING_URI", "").strip():
         return uri
     path = str(sweep_dir.resolve().parent / "mlflow.db")
     # Elsewhere a question mark would begin the URL's query, and the database would lie in another place.
@@ -102,18 +103,27 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
 
 
-def unanswered(uri: str) -> str:
+def unanswered(uri: str, made: Path | None = None) -> str:
     """Returns why a tracking store accepts no runs, else an empty text. Creates a run and deletes it.
 
-    An SQLite file is not tried, because it is on the storage of the results and takes seconds to set up.
+    In an SQLite file it creates none, because setting one up takes seconds.
+
+    Args:
+      uri: the store.
+      made: a folder that will be made before the first run is written.
     """
-    if sqlite_path(uri):
-        return ""
+    if path := sqlite_path(uri):
+        fault = sqlite_fault(path, made)
+        return f"MLflow accepts no runs: {fault}" if fault else ""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
     try:
+        # It fails on some variables, too.
+        from mlflow import MlflowClient
+        from mlflow.utils import logging_utils
+
+        # What is told of it is told once, below.
+        logging_utils.disable_logging()
         client = MlflowClient(uri)
         # The experiment called Default may have been deleted, so any other is as good.
         known = client.search_experiments(max_results=1)

@@ -6,6 +6,10 @@ marker, so that black-and-white prints stay readable. A cross is always a diverg
 
 from collections.abc import Mapping, Sequence
 
+from orchestrator.report import steady_matplotlib  # noqa: F401
+
+# isort: split
+
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure

@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.report import steady_matplotlib  # noqa: F401
+
+# isort: split
+
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes

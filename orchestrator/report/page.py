@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.report import steady_matplotlib  # noqa: F401
+
+# isort: split
+
 import jinja2
 import numpy as np
 from markupsafe import Markup, escape

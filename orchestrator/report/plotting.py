@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, ParamSpec
 from xml.etree import ElementTree
 
+from orchestrator.report import steady_matplotlib  # noqa: F401
+
+# isort: split
+
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes

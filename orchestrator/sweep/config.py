@@ -47,8 +47,8 @@ class Budget(Frozen):
 class Resources(Frozen):
     """Resources of one trial, and how many trials run at a time."""
 
-    workers: int = Field(1, gt=0, description="Processes that train one model together (DDP).")
-    cpus_per_worker: int = Field(1, gt=0, description="CPU cores, and CPU threads, of each.")
+    workers: int = Field(1, gt=0, le=100_000, description="Processes that train one model together (DDP).")
+    cpus_per_worker: int = Field(1, gt=0, le=100_000, description="CPU cores, and CPU threads, of each.")
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
@@ -56,14 +56,20 @@ class Resources(Frozen):
         "the cluster has GPUs, else none.",
     )
     lanes: int | None = Field(
-        None, gt=0, description="Trials at a time; left out: as many as fit. Set it where the cluster grows."
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Trials at a time; left out: as many as fit. Set it where the cluster grows.",
     )
-    retries: int = Field(1, ge=0, description="How often a trial that failed is tried again.")
+    retries: int = Field(1, ge=0, le=1000, description="How often a trial that failed is tried again.")
     breaker: int = Field(
         5, gt=1, description="Trials of an arm that end with one error in a row before the run stops."
     )
     hang_minutes: float = Field(
-        30, gt=0, description="A trial that makes no step for this long is ended and tried again."
+        30,
+        gt=0,
+        le=1_000_000,
+        description="A trial that makes no step for this long is ended and tried again.",
     )
     checkpoints: SharedPlace | None = Field(
         None,
@@ -124,7 +130,7 @@ class Halving(Frozen):
     https://arxiv.org/abs/1810.05934
     """
 
-    grace_epochs: int = Field(gt=0, description="Epochs that every trial gets.")
+    grace_epochs: int = Field(gt=0, le=1_000_000, description="Epochs that every trial gets.")
     reduction_factor: float = Field(
         3, gt=1, description="The factor f: one trial in f goes on after grace_epochs times 1, f, f^2, ..."
     )

@@ -139,7 +139,13 @@ def _bounds(schema: Schema) -> Iterator[str]:
         ("maximum", "to"),
     ):
         if (end := schema.get(key)) is not None:
-            yield f"{word} {end:g}" if end < 2**31 else f"{word} 2^{end.bit_length() - 1}"
+            yield f"{word} {_number(end)}"
+
+
+def _number(end: float) -> str:
+    if end < 2**31:
+        return f"{end:,.10g}"
+    return f"2^{end.bit_length() - 1}" if isinstance(end, int) else f"{end:g}"
 
 
 def _default(field: Schema) -> str:

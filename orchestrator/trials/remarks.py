@@ -11,7 +11,13 @@ from trainables.optim import in_epochs
 
 def remarks(plan: Plan) -> list[str]:
     """Returns sentences about the data, settings without effect, and comparisons that can say nothing."""
-    return [*_of_data(plan), *_of_drawn_settings(plan.sweep), *_of_schedules(plan), *_of_repeats(plan)]
+    return [
+        *_of_data(plan),
+        *_of_drawn_settings(plan.sweep),
+        *_of_schedules(plan),
+        *_of_batches(plan),
+        *_of_repeats(plan),
+    ]
 
 
 def _of_data(plan: Plan) -> Iterator[str]:
@@ -48,6 +54,19 @@ def _of_schedules(plan: Plan) -> Iterator[str]:
         warmup, epochs = in_epochs(config.schedule.warmup, config.schedule.epochs), config.schedule.epochs
         if warmup >= epochs:
             yield f"{arm}: the learning rate only rises: {warmup:g} epochs of warm-up in a run of {epochs}"
+
+
+def _of_batches(plan: Plan) -> Iterator[str]:
+    """Yields arms whose batches are larger than the data, so that some of their batch sizes are the same."""
+    for arm, trials in _by_arm(plan).items():
+        sizes = {trial.id: plan.infos[trial.config.data].sizes["train"] for trial in trials}
+        if large := [trial for trial in trials if trial.config.batch_size > sizes[trial.id]]:
+            worst = max(large, key=lambda trial: trial.config.batch_size)
+            yield (
+                f"{arm}: an epoch is one step of all {sizes[worst.id]:,} training images, as batch_size is "
+                f"{worst.config.batch_size:,}"
+                + ("" if len(large) == len(trials) else f" in {len(large)} trials")
+            )
 
 
 def _of_repeats(plan: Plan) -> Iterator[str]:

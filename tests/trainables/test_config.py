@@ -415,3 +415,50 @@ def test_a_model_of_the_same_family_keeps_what_was_set_when_its_name_changes():
     assert tree["model"] == {"family": "zoo", "name": "other", "image_size": 32, "arguments": {"name": "y"}}
     set_paths(tree, {"model.family": "vit"})
     assert tree["model"] == {"family": "vit"}
+
+
+#: Numbers without an end: what lies above the data takes all of them, what lies above the sweep is refused as
+#: too many trials, and hours, prices and seeds of a design may be any.
+ENDLESS = {
+    *("Parquet.train_limit", "Corruptions.images", "Expected.classes", "Expected.train", "Expected.val"),
+    *("Expected.test", "Cosine.warmup", "Divergence.window", "TrainConfig.clip_grad_norm"),
+}
+
+
+def numbers_in(schema, place=""):
+    """Yields every number in a JSON Schema, with its place as `Type.field`."""
+    for name, definition in schema.get("$defs", {}).items():
+        yield from numbers_in(definition, name)
+    for name, field in schema.get("properties", {}).items():
+        nodes = [field]
+        while nodes:
+            node = nodes.pop()
+            if node.get("type") in ("integer", "number"):
+                yield f"{place or 'TrainConfig'}.{name}", node
+            nodes += [one for key in ("anyOf", "oneOf", "prefixItems") for one in node.get(key, [])]
+            nodes += [node["items"]] if isinstance(node.get("items"), dict) else []
+
+
+def test_every_number_of_a_run_has_an_end():
+    found = dict(numbers_in(TrainConfig.model_json_schema()))
+    assert len(found) > 60
+    without = {
+        place
+        for place, node in found.items()
+        if not {"maximum", "exclusiveMaximum", "const", "enum"} & node.keys()
+    }
+    assert without == ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("schedule.epochs", 1e18), ("batch_size", 10**18), ("model.depth", 10**5), ("optim.lr", 1e300)],
+)
+def test_an_absurd_number_is_refused_at_its_place(path, value):
+    tree = {"model": {"family": "vit", "size": "nano"}, "data": "digits", "batch_size": 8}
+    tree |= {"optim": {"name": "adamw", "lr": 0.1, "weight_decay": 0}, "schedule": {"epochs": 1}, path: value}
+    with pytest.raises(ValidationError) as refused:
+        TrainConfig.model_validate(tree)
+    [fault] = faults_of(refused.value)
+    assert fault.path == path
+    assert "must be less than or equal to" in fault.rule

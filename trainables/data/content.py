@@ -7,6 +7,7 @@ under the file's address, size, time of change and footer.
 import contextlib
 import fcntl
 import hashlib
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from trainables.io.files import replacing
 from trainables.io.machine import cache_folder
+from trainables.io.reading import tell_read
 
 #: Bytes of one digest.
 WIDTH = 16
@@ -98,8 +100,12 @@ _known: dict[str, NDArray[np.uint8]] = {}
 
 
 def _computed(filesystem: pyarrow.fs.FileSystem, name: str, column: str) -> NDArray[np.uint8]:
+    digests, done = [], 0
     with pq.ParquetFile(name, filesystem=filesystem) as file:
-        digests = [digests_of(batch) for batch in image_batches(file, column)]
+        for batch in image_batches(file, column):
+            digests.append(digests_of(batch))
+            done += len(batch)
+            tell_read(posixpath.basename(name), done, file.metadata.num_rows)
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, WIDTH)
 
 

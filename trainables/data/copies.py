@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from trainables.base import DataError
-from trainables.io.machine import cache_folder
-
-#: Names the limit of all copies together, in GB of 10^9 bytes.
-LIMIT = "VITC_SWEEP_CACHE_GB"
+from trainables.io.machine import CACHE_LIMIT, cache_folder, cache_limit
 
 #: Without a limit, this share of the disk stays free.
 _FREE_SHARE = 0.05
@@ -96,7 +93,7 @@ def _make_room(root: Path, num_bytes: int) -> None:
     if num_bytes > limit:
         raise DataError(
             f"{root}: a copy of the data takes {_gb(num_bytes)}, and the limit is {_gb(limit)}: raise "
-            f"{LIMIT}, or name a folder on a larger disk by VITC_SWEEP_CACHE"
+            f"{CACHE_LIMIT}, or name a folder on a larger disk by VITC_SWEEP_CACHE"
         )
     for path in sorted(sizes, key=lambda path: path.stat().st_mtime_ns if path.exists() else 0):
         if sum(sizes.values()) + num_bytes <= limit:
@@ -110,7 +107,7 @@ def _make_room(root: Path, num_bytes: int) -> None:
     if sum(sizes.values()) + num_bytes > limit:
         raise DataError(
             f"{root}: a copy of the data takes {_gb(num_bytes)}, the limit is {_gb(limit)}, and copies of "
-            f"{_gb(sum(sizes.values()))} are in use: raise {LIMIT}, or run fewer data sets at a time"
+            f"{_gb(sum(sizes.values()))} are in use: raise {CACHE_LIMIT}, or run fewer data sets at a time"
         )
 
 
@@ -137,14 +134,12 @@ def _size(path: Path) -> int:
 
 
 def _limit(root: Path, used: int) -> float:
-    if text := os.environ.get(LIMIT):
-        try:
-            limit = float(text)
-        except ValueError:
-            limit = -1.0
-        if not 0 < limit < float("inf"):
-            raise DataError(f"{LIMIT}: must be a number of GB above 0, is {text!r}")
-        return limit * 1e9
+    try:
+        limit = cache_limit()
+    except ValueError as error:
+        raise DataError(f"{CACHE_LIMIT}: {error}") from error
+    if limit is not None:
+        return limit
     disk = shutil.disk_usage(root)
     return used + disk.free - _FREE_SHARE * disk.total
 

@@ -25,6 +25,31 @@ MAX_SCANS = 100
 #: Formats that are read. Other formats of PIL are rare, and some start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
+#: Beginnings of files, and positions of them, by which images of FORMATS are known. Of TIFF and BMP they say
+#: too little.
+_BEGINNINGS = (
+    (0, b"\xff\xd8\xff"),
+    (0, b"\x89PNG\r\n\x1a\n"),
+    (0, b"GIF8"),
+    (8, b"WEBP"),
+    (4, b"ftypavif"),
+    (0, b"\0\0\0\x0cjP  "),
+    (0, b"\xff\x4f\xff\x51"),
+)
+
+#: A file of fewer bytes holds no more than the name of its kind.
+_LEAST_BYTES = 20
+
+_DAMAGED = "it is cut off or damaged"
+
+#: What PIL's decoders say of a file that is cut off or damaged, which tells people nothing.
+_UNCLEAR = (
+    "could not create decoder object",
+    "broken data stream when reading image file",
+    "Truncated File Read",
+    "unrecognized data stream contents when reading image file",
+)
+
 #: What a repository holds in place of a file that Git LFS has not fetched, and what messages say of it.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 OF_LFS = "a pointer of Git LFS and not the file itself; `git lfs pull` fetches it"
@@ -63,6 +88,11 @@ def share_large(lock: contextlib.AbstractContextManager[object]) -> None:
     """Lets all processes that share a lock decode one large image at a time, instead of one each."""
     global _LARGE
     _LARGE = lock
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Returns whether bytes begin as an image of a kind that is read, though it may be cut off or damaged."""
+    return len(data) >= _LEAST_BYTES and any(data.startswith(text, at) for at, text in _BEGINNINGS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -162,9 +192,13 @@ def decode(data: bytes) -> Image.Image:
             raise DataError("does not decode: it is empty") from error
         if data.startswith(LFS_POINTER):
             raise DataError(f"does not decode: it is {OF_LFS}") from error
+        if begins_as_image(data):
+            raise DataError(f"does not decode: {_DAMAGED}") from error
         # PIL's own message would only name the address of a buffer.
         raise DataError("does not decode: it is no image of a kind that is known") from error
     # On hostile bytes PIL raises any exception of its format plug-ins: OSError, SyntaxError, struct.error...
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
+        if told in _UNCLEAR or told.startswith("Expected to read"):
+            told = f"{_DAMAGED} ({told})"
         raise DataError(f"does not decode: {told[:200]}") from error

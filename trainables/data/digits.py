@@ -22,7 +22,7 @@ class Digits(Frozen):
     val_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images used for selection.")
     test_share: float = Field(1 / 6, gt=0, lt=0.5, description="Share of all images kept for the end.")
     split_seed: int = Field(
-        0, ge=0, description="Which images go to which split; no trial's seed changes it."
+        0, ge=0, lt=2**63, description="Which images go to which split; no trial's seed changes it."
     )
 
     def info(self) -> DataInfo:

@@ -1,5 +1,6 @@
 """Tells images from other files by their content."""
 
+import functools
 import io
 import mimetypes
 import warnings
@@ -8,7 +9,7 @@ from typing import IO
 
 from PIL import Image
 
-from trainables.data.decode import FORMATS
+from trainables.data.decode import FORMATS, begins_as_image
 
 #: A file of such a name is an image, and a bad one if it does not decode.
 IMAGE_EXTENSIONS = {
@@ -54,6 +55,15 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS or is_readable(path)
 
 
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Returns the extensions of names of images that the installed PIL reads. Some builds lack a library."""
+    known = Image.registered_extensions().items()
+    return frozenset(IMAGE_EXTENSIONS) | {
+        extension for extension, kind in known if kind in FORMATS and kind in Image.OPEN
+    }
+
+
 def is_raw(name: str) -> bool:
     """Returns whether a name is of a camera's raw photograph."""
     return Path(name).suffix.lower() in _RAW_EXTENSIONS
@@ -84,8 +94,10 @@ def reason_to_leave_out(name: str, head: bytes) -> str:
     if is_raw(name) or any(head.startswith(text, at) for at, text in _BEGINNINGS):
         return NOT_READ
     suffix = Path(name).suffix.lower()
-    if suffix in IMAGE_EXTENSIONS:
+    if suffix in IMAGE_EXTENSIONS or begins_as_image(head):
         return ""
+    if suffix in image_extensions():
+        return NO_IMAGE
     is_other = (
         suffix in _OTHER_EXTENSIONS
         or Image.registered_extensions().get(suffix) in Image.OPEN

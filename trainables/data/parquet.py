@@ -80,7 +80,9 @@ class Parquet(Frozen):
     train_limit: int | None = Field(
         None, gt=0, description="Train on this many images only, the classes in proportion; all if left out."
     )
-    split_seed: int = Field(0, ge=0, description="Which images are held out; no trial's seed changes it.")
+    split_seed: int = Field(
+        0, ge=0, lt=2**63, description="Which images are held out; no trial's seed changes it."
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="error: an image that does not decode ends the trial. skip: leave out and count."
     )

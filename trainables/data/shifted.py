@@ -14,7 +14,7 @@ from pydantic import Field
 from trainables.base import DataError, Frozen
 from trainables.data.base import Images
 from trainables.data.decode import decode
-from trainables.data.kinds import IMAGE_EXTENSIONS, is_raw, is_readable
+from trainables.data.kinds import image_extensions, is_raw, is_readable
 from trainables.data.parquet_table import read_table
 from trainables.data.tree import is_hidden
 from trainables.io.storage import Place, open_filesystem
@@ -131,7 +131,7 @@ def _is_image(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
     """Returns whether a file is an image by its name, or by its content if its name does not say so."""
     if is_raw(path):
         return False
-    if PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS:
+    if PurePosixPath(path).suffix.lower() in image_extensions():
         return True
     try:
         with filesystem.open_input_file(path) as file:

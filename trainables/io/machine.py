@@ -4,8 +4,11 @@ import contextlib
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+#: Variables that name another folder for copies, and the limit of all copies together, in GB of 10^9 bytes.
+CACHE, CACHE_LIMIT = "VITC_SWEEP_CACHE", "VITC_SWEEP_CACHE_GB"
 
 
 def cache_folder() -> Path:
@@ -14,9 +17,26 @@ def cache_folder() -> Path:
     The variable VITC_SWEEP_CACHE overrides it. It is among the temporary files for a user without a home
     folder, as containers have them.
     """
-    path = os.path.expanduser(os.environ.get("VITC_SWEEP_CACHE") or "~/.cache/vitc-sweep")
+    path = os.path.expanduser(os.environ.get(CACHE) or "~/.cache/vitc-sweep")
     # A home that is not known stays `~`.
     return Path(tempfile.gettempdir(), "vitc-sweep-cache") if path.startswith("~") else Path(path)
+
+
+def cache_limit(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Returns the limit of all copies in bytes. None if there is none but the disk.
+
+    Raises:
+      ValueError: it is no such number.
+    """
+    if not (text := environment.get(CACHE_LIMIT)):
+        return None
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 < limit < float("inf"):
+        raise ValueError(f"must be a number of GB above 0, is {text!r}")
+    return limit * 1e9
 
 
 def processor() -> str:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import unicodedata
 from typing import Any, TextIO, cast
 
 
@@ -34,10 +35,20 @@ def printable(text: object, keep: str = "") -> str:
       text: the text.
       keep: characters that stay as they are.
     """
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
-        character if character.isprintable() or character in keep else ascii(character)[1:-1]
-        for character in str(text)
+        character
+        if character.isprintable() or character in keep or _joins(character)
+        else ascii(character)[1:-1]
+        for character in text
     )
+
+
+def _joins(character: str) -> bool:
+    """Returns whether a character is a space or a joiner of letters, which Python calls not printable."""
+    return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
 
 
 def end_with_reader() -> None:

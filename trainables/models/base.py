@@ -158,7 +158,7 @@ Arguments = Annotated[dict[str, Any], Field(default_factory=_Arguments), AfterVa
 class CountedFamily(ModelFamily):
     """A family for square images whose cost is counted on the meta device, where nothing is allocated."""
 
-    image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
+    image_size: int = Field(224, gt=0, le=8192, description="Side of the square input, pixels.")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last block.")
 
     @property

@@ -4,7 +4,7 @@ Source of shapes and costs: Xiao et al. 2021, table 2, and the authors' configs.
 the "fast scaling" variants of Dollar et al. 2021, not those of the model zoo.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,9 @@ from trainables.models.base import CountedFamily
 
 if TYPE_CHECKING:
     from torch import nn
+
+StageDepth = Annotated[int, Field(gt=0, le=1000)]
+StageWidth = Annotated[int, Field(gt=0, le=65_536)]
 
 #: depths, widths, group width, training resolution.
 _REGNETY: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
@@ -33,9 +36,9 @@ class RegNetYConfig(CountedFamily):
     size: Literal["nano", "1gf", "4gf", "16gf", "32gf"] | None = Field(
         None, description="Named sizes fill depths, widths, group_width and image_size."
     )
-    depths: tuple[int, int, int, int] = Field(description="Blocks per stage.")
-    widths: tuple[int, int, int, int] = Field(description="Channels per stage.")
-    group_width: int = Field(gt=0, description="Channels per group of the 3x3 convolutions.")
+    depths: tuple[StageDepth, StageDepth, StageDepth, StageDepth] = Field(description="Blocks per stage.")
+    widths: tuple[StageWidth, StageWidth, StageWidth, StageWidth] = Field(description="Channels per stage.")
+    group_width: int = Field(gt=0, le=65_536, description="Channels per group of the 3x3 convolutions.")
 
     @model_validator(mode="before")
     @classmethod
@@ -85,12 +88,14 @@ class RegNetZConfig(CountedFamily):
     size: Literal["nano", "4gf"] | None = Field(
         None, description="Named sizes fill depths, widths, group_width, head_width and image_size."
     )
-    depths: tuple[int, int, int, int] = Field(description="Blocks per stage.")
-    widths: tuple[int, int, int, int] = Field(
+    depths: tuple[StageDepth, StageDepth, StageDepth, StageDepth] = Field(description="Blocks per stage.")
+    widths: tuple[StageWidth, StageWidth, StageWidth, StageWidth] = Field(
         description="Channels per stage; 4 times as many inside a block."
     )
-    group_width: int = Field(gt=0, description="Channels per group of the 3x3 convolutions.")
-    head_width: int = Field(gt=0, description="Channels of the 1x1 convolution before the classifier.")
+    group_width: int = Field(gt=0, le=65_536, description="Channels per group of the 3x3 convolutions.")
+    head_width: int = Field(
+        gt=0, le=65_536, description="Channels of the 1x1 convolution before the classifier."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,9 @@ Norm = Literal["batch", "layer", "none"]
 Activation = Literal["relu", "gelu", "none"]
 
 
+Side = Annotated[int, Field(le=8192)]
+
+
 class Stem(Frozen):
     """Convolutions, each with normalisation and activation, then one convolution to the width.
 
@@ -20,11 +23,13 @@ class Stem(Frozen):
     padded by 1 and all others are not, as in the paper's table 3.
     """
 
-    channels: tuple[int, ...] = Field((), description="Output channels of each convolution.")
-    kernels: tuple[int, ...] = Field((), description="Kernel side of each convolution; 3 each if left out.")
-    strides: tuple[int, ...] = Field((), description="Stride of each convolution; 2 each if left out.")
-    projection: int = Field(1, gt=0, description="Stride, and kernel side, of the last convolution.")
-    projection_kernel: int | None = Field(
+    channels: tuple[Annotated[int, Field(le=65_536)], ...] = Field(
+        (), description="Output channels of each convolution."
+    )
+    kernels: tuple[Side, ...] = Field((), description="Kernel side of each convolution; 3 each if left out.")
+    strides: tuple[Side, ...] = Field((), description="Stride of each convolution; 2 each if left out.")
+    projection: int = Field(1, gt=0, le=8192, description="Stride, and kernel side, of the last convolution.")
+    projection_kernel: Side | None = Field(
         None, description="An odd kernel above the last stride, padded by half of itself: patches overlap."
     )
     norm: Norm = Field("batch", description="Normalisation after each; none gives the convolutions biases.")
@@ -34,7 +39,9 @@ class Stem(Frozen):
     )
     projection_norm: Norm = Field("none", description="Normalisation after the last convolution.")
     projection_activation: Activation = Field("none", description="Activation after the last convolution.")
-    replaces_blocks: int = Field(1, ge=0, description="Transformer blocks left out to pay for the stem.")
+    replaces_blocks: int = Field(
+        1, ge=0, le=1000, description="Transformer blocks left out to pay for the stem."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -50,12 +50,16 @@ class ViTConfig(ModelFamily):
         description="The stem keeps the weights it starts with; batch norm in it still takes statistics. "
         "convolutions: all but its last layer, the projection to the width.",
     )
-    image_size: int = Field(224, gt=0, description="Side of the square input, pixels.")
-    patch_size: int = Field(16, gt=0, description="Side of the square that becomes one token, pixels.")
-    width: int = Field(gt=0, description="Length of a token vector.")
-    depth: int = Field(gt=0, description="Blocks of the patchify model; a conv stem takes one of them away.")
-    heads: int = Field(gt=0, description="Attention heads.")
-    mlp_ratio: float = Field(gt=0, description="Hidden width of the MLP over width.")
+    image_size: int = Field(224, gt=0, le=8192, description="Side of the square input, pixels.")
+    patch_size: int = Field(
+        16, gt=0, le=8192, description="Side of the square that becomes one token, pixels."
+    )
+    width: int = Field(gt=0, le=65_536, description="Length of a token vector.")
+    depth: int = Field(
+        gt=0, le=1000, description="Blocks of the patchify model; a conv stem takes one of them away."
+    )
+    heads: int = Field(gt=0, le=65_536, description="Attention heads.")
+    mlp_ratio: float = Field(gt=0, le=1000, description="Hidden width of the MLP over width.")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth."
     )

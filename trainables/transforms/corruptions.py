@@ -381,7 +381,7 @@ class Corruptions(Frozen):
     images: int | None = Field(
         None, gt=0, description="Corrupt this many images, the classes in proportion; all if left out."
     )
-    seed: int = Field(0, ge=0, description="Which noise; no trial's seed changes it.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Which noise; no trial's seed changes it.")
 
     def change(self, kind: Kind, severity: Severity) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
         """Returns a function that corrupts an image, given its row in the split."""

@@ -27,10 +27,17 @@ class Paper(Frozen):
         0.0, ge=0, le=1, description="Probability that a rectangle becomes noise; DeiT: 0.25."
     )
     repeats: int = Field(
-        1, gt=0, description="Augmented copies of an image in a row; an epoch has 1/repeats of the images."
+        1,
+        gt=0,
+        le=100,
+        description="Augmented copies of an image in a row; an epoch has 1/repeats of the images.",
     )
-    pca_std: float = Field(0.1, ge=0, description="AlexNet colour jitter along ImageNet's colour axes.")
-    eval_resize: float = Field(256 / 224, ge=1, description="Shorter side over image_size at evaluation.")
+    pca_std: float = Field(
+        0.1, ge=0, le=10, description="AlexNet colour jitter along ImageNet's colour axes."
+    )
+    eval_resize: float = Field(
+        256 / 224, ge=1, le=4, description="Shorter side over image_size at evaluation."
+    )
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:

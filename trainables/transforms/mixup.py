@@ -13,8 +13,10 @@ if TYPE_CHECKING:  # settings are read without torch
 class Mixup(Frozen):
     """Mixup or CutMix, chosen at random for each batch, with one mixing weight per batch and rank."""
 
-    mixup_alpha: float = Field(0.8, ge=0, description="Beta parameter of mixup; 0 switches it off.")
-    cutmix_alpha: float = Field(1.0, ge=0, description="Beta parameter of CutMix; 0 switches it off.")
+    mixup_alpha: float = Field(0.8, ge=0, le=1000, description="Beta parameter of mixup; 0 switches it off.")
+    cutmix_alpha: float = Field(
+        1.0, ge=0, le=1000, description="Beta parameter of CutMix; 0 switches it off."
+    )
 
     def apply(
         self, images_BCHW: "Tensor", labels_B: "Tensor", num_classes: int, seed: int

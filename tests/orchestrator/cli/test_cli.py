@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +21,7 @@ import yaml
 
 from orchestrator.cli import app
 from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
-from orchestrator.cli.options import folders, trial_ids
+from orchestrator.cli.options import ReadingLines, folders, trial_ids
 from orchestrator.cli.watching import _mlflow_pages
 from orchestrator.cost.speed import Rates
 from orchestrator.execution.preflight import PreflightResult
@@ -614,6 +614,38 @@ def test_every_verb_has_help_with_an_example(cli, verb):
     assert code == 0
     assert "vitc-sweep" in out
     assert verb in ("",) or "Example: vitc-sweep " + verb in " ".join(out.split())
+    # Help is Markdown, in which a word in angle brackets is not shown.
+    assert "runs/]" not in out
+
+
+def test_no_word_of_the_help_is_lost():
+    for words, command in commands(typer.main.get_command(app)):
+        texts = [command.help or "", *(getattr(one, "help", None) or "" for one in command.params)]
+        assert not re.search("<[a-z]", " ".join(texts)), words
+
+
+FRACTIONS = [
+    (words, command, option)
+    for words, command in commands(typer.main.get_command(app))
+    for option in command.params
+    if float in (hint := get_type_hints(command.callback)[option.name], *get_args(hint))
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(("words", "command", "option"), FRACTIONS, ids=lambda one: getattr(one, "name", ""))
+def test_no_option_takes_a_number_that_is_none(words, command, option, value, tmp_path):
+    # Every argument is a file that is there, so that the option alone is at fault.
+    (file := tmp_path / "x.yaml").touch()
+    arguments = [str(file) for one in command.params if one.param_type_name == "argument"]
+    with pytest.raises(BaseException, match=r"greater|finite|Invalid") as refused:
+        command.make_context(" ".join(words), [*arguments, option.opts[0], value])
+    assert type(refused.value).__name__ in ("BadParameter", "UsageError")
+    assert refused.value.param.name == option.name
+
+
+def test_there_are_options_with_fractions():
+    assert {option.name for *_, option in FRACTIONS} >= {"wait_minutes", "price_per_gpu_hour", "every"}
 
 
 @pytest.mark.parametrize(
@@ -741,6 +773,16 @@ def test_a_person_is_told_what_is_read_before_the_libraries_are(cli, tmp_path, m
     code, out, err = cli(verb, file)
     assert (code, out) == (2, "")
     assert err.startswith(f"reading {file} and its data\n")
+
+
+def test_a_long_read_is_told_now_and_then_and_a_short_one_is_not(capsys):
+    seconds = iter([0.0, 1.9, 2.0, 11.9, 12.0, 100.0])
+    lines = ReadingLines(lambda: next(seconds))
+    for done in range(1, 7):
+        lines("a\x1b.parquet", 1000 * done, 6000)
+    assert capsys.readouterr().err.splitlines() == [
+        f"reading a\\x1b.parquet: {done} of 6,000 images" for done in ("3,000", "5,000", "6,000")
+    ]
 
 
 def test_preflight_ends_with_how_long_the_sweep_will_take(cli, tmp_path, monkeypatch):

@@ -37,8 +37,8 @@ def cli(
     return call
 
 
-def folder_of(path: Path, detail_of: Callable[[Trial], str | None], **changes) -> Folder:
-    """A sweep whose trials have all ended: finished, or failed with a detail."""
+def folder_of(path: Path, detail_of: Callable[[Trial], str | None], end: str = "failed", **changes) -> Folder:
+    """A sweep whose trials have all ended: finished, or failed with a detail (or another end)."""
     plan = plan_of(**changes)
     save_question(path, plan)
     writer = Writer(path)
@@ -49,7 +49,7 @@ def folder_of(path: Path, detail_of: Callable[[Trial], str | None], **changes) -
         ended = AttemptEnded(
             trial=trial.id,
             attempt=1,
-            end="failed" if detail else "finished",
+            end=end if detail else "finished",
             detail=detail or "",
             seconds=30.0,
             time=30.0,
@@ -113,6 +113,26 @@ def test_failures_of_several_causes_are_counted(tmp_path):
         return {0: "OSError: on fire", 1: "KeyError: x"}.get(trial.point)
 
     assert steps(folder_of(tmp_path / "small", detail))[0] == "4 trials failed, for 2 causes."
+
+
+def test_failures_of_a_setting_are_followed_by_the_command_that_changes_one(tmp_path):
+    opened = folder_of(tmp_path / "small", lambda _: "no such layer", end="invalid")
+    file, *options = commands_in(steps(opened))["run"]
+    assert load_sweep(Path(file)).design == opened.plan.sweep.design
+    assert options == ["--set", "KEY=VALUE", "--out", str(tmp_path / "small-2")]
+
+
+def test_retry_with_a_setting_names_the_commands_that_do_it(cli, tmp_path):
+    opened = folder_of(tmp_path / "my runs", lambda _: "DataError: gone")
+    code, out, err = cli("retry", opened.path, "--failed", "--set", "data.path=/a b", "--set", "batch_size=8")
+    assert (code, out) == (2, "")
+    question, same, other = opened.path / "sweep.yaml", str(opened.path), str(tmp_path / "my runs-2")
+    settings = ["--set", "data.path=/a b", "--set", "batch_size=8"]
+    assert [shlex.split(line) for line in err.splitlines() if line.startswith("  ")] == [
+        ["vitc-sweep", "run", str(question), *settings, "--out", same],
+        ["vitc-sweep", "retry", same, "--failed"],
+        ["vitc-sweep", "run", str(question), *settings, "--out", other],
+    ]
 
 
 @pytest.mark.usefixtures("no_pdfs")

@@ -1,6 +1,8 @@
 """Surroundings that must not break the tool: streams, terminals, environment variables, containers."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,20 +15,29 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.columns import Columns
+from rich.console import Group
+from rich.panel import Panel
+from rich.text import Text
 
+from orchestrator import load_sweep
 from orchestrator.backends import local
 from orchestrator.cli import process
-from orchestrator.cli.options import again, make_console
+from orchestrator.cli.options import _console_class, again, log_console, make_console, say
 from orchestrator.cli.watchers import Signals, Watchers
 from orchestrator.execution.preflight_child import Child
+from orchestrator.monitor.terminal import rows_table
 from orchestrator.report import plotting
 from orchestrator.store import provenance
 from orchestrator.trials.gang import Gang
 from tests.support.sweeps import plan_of, sweep_tree
 from trainables.base import DataError
 from trainables.data.parquet import Parquet
+from trainables.errors import UserError
 from trainables.io.children import own_program
 from trainables.io.machine import cache_folder
+from trainables.io.streams import printable
+from trainables.io.surroundings import check_surroundings
 from trainables.io.yaml import YamlError, parse_yaml
 from trainables.profiling.dry_run import Request
 
@@ -109,22 +120,33 @@ def environment():
 TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
 
 
-NAMES = st.sampled_from(["COLUMNS", "LINES", "MPLBACKEND", "HOME", "LOGNAME", "TMPDIR"])
+SIZES = ["COLUMNS", "LINES", "TERMINAL_WIDTH", "JUPYTER_COLUMNS", "JUPYTER_LINES"]
+OURS = ["VITC_SWEEP_CACHE", "VITC_SWEEP_CACHE_GB", "VITC_SWEEP_NOTIFY"]
+OTHERS = ["MPLBACKEND", "HOME", "LOGNAME", "TMPDIR", "SOURCE_DATE_EPOCH", "PYTORCH_VERSION"]
+VARIABLES = st.dictionaries(
+    st.sampled_from([*SIZES, *OURS, *OTHERS]), TEXTS | st.sampled_from(["5", "/dev/null"])
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.dictionaries(st.sampled_from(["COLUMNS", "LINES", "MPLBACKEND", "HOME", "LOGNAME", "TMPDIR"]), TEXTS)
-)
-def test_any_environment_is_made_usable(monkeypatch, variables):
+@given(VARIABLES)
+def test_any_environment_is_made_usable_or_refused_by_name(monkeypatch, variables):
     with monkeypatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
         process.prepare()
-        assert int(os.environ.get("COLUMNS", "80")) >= 40
+        for name in SIZES:
+            assert int(os.environ.get(name, "80")) >= 5
         assert "MPLBACKEND" not in os.environ
         assert os.path.expanduser("~") != "~"
         local.ray_folder()
+        try:
+            process.check()
+        except UserError as error:
+            # What a variable holds may be on several lines.
+            named = [name for name in OURS if re.search(f"^{name}: ", str(error), re.MULTILINE)]
+            assert named
+            assert all(name in variables for name in named)
 
 
 def test_a_user_without_home_and_name_has_some(monkeypatch):
@@ -330,3 +352,135 @@ def test_a_message_does_not_steer_the_terminal(tmp_path):
     assert done.returncode == 2
     assert b"\\x1b[31mred" in done.stderr
     assert b"\x1b" not in done.stderr
+
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil"
+STEERING = set("\x1b\x07\x9b\u202e")
+
+
+def test_a_question_does_not_steer_the_terminal(tmp_path):
+    done = run("plan", sweep_file(tmp_path, f"A or B{ESCAPES}?"), "--no-measure")
+    assert done.returncode == 0
+    shown = done.stdout.decode()
+    # The library drops the bell.
+    assert r"A or B\x1b[2J\x1b]0;owned\x9b31m\u202eevil?" in shown
+    assert not set(shown) & STEERING
+
+
+def test_nothing_that_a_console_prints_steers_the_terminal(capsys):
+    text = Text.assemble(("x" + ESCAPES, "red"))
+    console = make_console()
+    for one in (
+        "x" + ESCAPES,
+        text,
+        rows_table([{ESCAPES: ESCAPES}]),
+        Panel(text),
+        Group(text, Columns([text])),
+    ):
+        console.print(one, markup=False)
+    say(make_console(quiet=True), ESCAPES, "red")
+    log = io.StringIO()
+    log_console(log).print(text)
+    shown = "".join(capsys.readouterr()) + log.getvalue()
+    assert shown.count(r"\x1b[2J") > 7
+    assert not set(shown) & STEERING
+
+
+def test_colours_of_our_own_are_left(monkeypatch):
+    console = _console_class()(file=(file := io.StringIO()), force_terminal=True, color_system="standard")
+    console.print("a", style="red")
+    assert file.getvalue() == "\x1b[31ma\x1b[0m\n"
+
+
+def test_what_people_write_is_printable():
+    assert printable("Est-ce mieux\u00a0? 猫\u3000白 👨\u200d👩\u200d👧 می\u200cخواهم") == (
+        "Est-ce mieux\u00a0? 猫\u3000白 👨\u200d👩\u200d👧 می\u200cخواهم"
+    )
+
+
+# --- what is looked at before anything is loaded ------------------------------------------------------
+
+
+def test_all_faulty_variables_are_told_at_once_before_anything_is_loaded(tmp_path):
+    faulty = {
+        "VITC_SWEEP_CACHE_GB": "much",
+        "VITC_SWEEP_NOTIFY": "mail 'open",
+        "VITC_SWEEP_CACHE": str(sweep_file(tmp_path)),
+        "PYTORCH_CUDA_ALLOC_CONF": "garbage",
+        "TORCH_LOGS": "garbage",
+    }
+    done = run("plan", sweep_file(tmp_path), **faulty)
+    assert (done.returncode, done.stdout) == (2, b"")
+    lines = done.stderr.decode().splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == [
+        "VITC_SWEEP_CACHE_GB",
+        "VITC_SWEEP_CACHE",
+        "VITC_SWEEP_NOTIFY",
+    ]
+    assert lines[3].startswith(
+        "torch cannot be loaded with PYTORCH_CUDA_ALLOC_CONF=garbage, TORCH_LOGS=garbage: "
+    )
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("TORCH_LOGS", "garbage", "Invalid log settings: garbage"),
+        ("TORCH_LOGS_FORMAT", "x", "Invalid format 'x'"),
+        ("TORCHINDUCTOR_COMPILE_THREADS", "x", "invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_a_variable_that_keeps_torch_from_loading_is_named_with_the_cause(name, value, told):
+    with pytest.raises(UserError) as refused:
+        check_surroundings(environment=os.environ | {name: value, "TORCH_HOME": "/x"})
+    [line] = str(refused.value).splitlines()
+    assert line.startswith(f"torch cannot be loaded with {name}={value}: {told}")
+
+
+def test_variables_that_are_right_are_no_fault(tmp_path):
+    right = {
+        "VITC_SWEEP_CACHE_GB": "2.5",
+        "VITC_SWEEP_CACHE": str(tmp_path / "not yet"),
+        "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128",
+    }
+    check_surroundings(environment=os.environ | right)
+
+
+def test_harmless_variables_of_containers_load_nothing(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    names = ("TORCH_HOME", "PYTORCH_VERSION", "TORCH_CUDA_ARCH_LIST", "PYTORCH_BUILD_NUMBER", "TORCH_NCCL_X")
+    check_surroundings(environment=dict.fromkeys(names, "x"))
+
+
+def test_a_cache_is_the_same_for_workers_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITC_SWEEP_CACHE", "cache")
+    process.prepare()
+    assert os.environ["VITC_SWEEP_CACHE"] == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vitc-sweep plan x.yaml",
+        "vitc-sweep status x",
+        "python -m orchestrator examples",
+        "python -m trainables x.yaml",
+    ],
+)
+def test_a_current_folder_that_was_deleted_is_one_message(command, tmp_path):
+    line = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {command}"
+    path = f"{COMMAND.parent}:{os.environ['PATH']}"
+    done = run(shell=line, PATH=path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr == b"the current folder was deleted, or cannot be reached: change to another one\n"
+
+
+def test_the_library_says_so_too(tmp_path, monkeypatch):
+    file = sweep_file(tmp_path)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="current folder was deleted"):
+        load_sweep(file)

@@ -319,7 +319,9 @@ def test_a_gpu_is_known_by_the_name_its_driver_gives(name, key):
     assert device_called(name) == key
 
 
-@pytest.mark.parametrize("text", ["8xB9000", "0xH100", ""])
+@pytest.mark.parametrize(
+    "text", ["8xB9000", "0xH100", "-1xH100", "99999999999xH100", "1e9xcpu", "0xcpu", "-4xcpu", ""]
+)
 def test_an_unknown_machine_is_refused_with_the_known_ones(text):
     with pytest.raises(ValueError, match="one of V100, T4"):
         described(text)

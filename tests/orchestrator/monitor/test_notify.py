@@ -14,12 +14,14 @@ from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
 from orchestrator.monitor import notify
 from orchestrator.monitor.notify import Notifier
+from orchestrator.monitor.observers import NotifyObserver
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import save_question
 from orchestrator.sweep.document import Override
 from orchestrator.sweep.load import load_sweep
 from orchestrator.trials.events import BreakerTripped
 from orchestrator.trials.trial import Plan
+from trainables.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 
@@ -137,3 +139,31 @@ def test_the_key_of_the_file_is_not_written_to_the_folder(plan, tmp_path):
     save_question(tmp_path / "x", Plan(sweep, plan.trials, plan.infos))
     for path in (tmp_path / "x").rglob("*"):
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("htp://hooks.example.org/hunter2", "must be the URL of an http or https server, or a command"),
+        ("https:///hunter2", "must be the URL of an http or https server, or a command"),
+        ("https://[::1/hunter2", "must be the URL of an http or https server, or a command"),
+        (
+            "https://hooks.example.org/$NO_SUCH_TOKEN/hunter2",
+            "names the variable NO_SUCH_TOKEN, which is not set",
+        ),
+        ("sh -c 'hunter2", "must be a command: a quotation mark is not closed"),
+        ("no-such-command hunter2", "there is no command called 'no-such-command' here"),
+        ("  ", "is empty"),
+    ],
+)
+def test_a_target_that_cannot_be_reached_is_told_before_the_run_without_secrets(plan, target, told):
+    with pytest.raises(UserError) as refused:
+        NotifyObserver(target).planned(plan, plan.trials)
+    assert str(refused.value) == f"notify: {told}"
+
+
+@pytest.mark.parametrize(
+    "target", [None, "https://hooks.example.org:8443/a", "sh -c 'mail -s x'", sys.executable]
+)
+def test_a_target_that_may_be_reached_is_no_fault(plan, target):
+    NotifyObserver(target).planned(plan, plan.trials)

@@ -1,7 +1,11 @@
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -619,3 +623,66 @@ def test_two_first_uses_at_once_both_arrive(tmp_path: Path, plan: Plan, empty_st
         tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
     assert [tracker.close(60) for tracker in trackers] == [None, None]
     assert [len(Seen(place).trials) for place in places] == [1, 1]
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"question: this is no database, it is a sweep file\n" * 100)
+
+
+def of_another_version(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as store:
+        store.executescript(
+            "CREATE TABLE alembic_version (version_num); INSERT INTO alembic_version VALUES ('old')"
+        )
+
+
+def cut_off(path: Path) -> None:
+    of_another_version(path)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+FAULTS = {
+    "garbage": (garbage, "file is not a database"),
+    "cut off": (cut_off, "malformed"),
+    "another version": (of_another_version, "mlflow db upgrade"),
+    "a folder": (Path.mkdir, "is no file"),
+    "read-only": (lambda path: path.symlink_to("/proc/version"), "may not be written|not a database|unable"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_file_that_cannot_be_the_store_is_told_before_the_run(name: str, tmp_path: Path) -> None:
+    spoil, told = FAULTS[name]
+    (path := tmp_path / "mlflow.db").parent.mkdir(exist_ok=True)
+    spoil(path)
+    before = path.read_bytes() if path.is_file() else b""
+    fault = unanswered(f"sqlite:///{path}")
+    assert fault.startswith("MLflow accepts no runs: ")
+    assert re.search(told, fault)
+    assert "\n" not in fault
+    assert not path.is_file() or path.read_bytes() == before
+
+
+def test_a_store_whose_folder_is_missing_is_told_unless_the_run_makes_it(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/none/mlflow.db"
+    assert unanswered(uri) == f"MLflow accepts no runs: there is no folder {tmp_path}/none"
+    assert unanswered(uri, tmp_path / "none") == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_works_or_is_at_work_is_no_fault(tmp_path: Path, empty_store: Path) -> None:
+    path = shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    assert unanswered(f"sqlite:///{path}") == ""
+    (tmp_path / "new.db").touch()
+    assert unanswered(f"sqlite:///{tmp_path}/new.db") == ""
+
+
+def test_a_variable_that_stops_mlflow_is_a_fault_and_no_traceback() -> None:
+    code = "from orchestrator.monitor.tracking import unanswered; print(unanswered('http://127.0.0.1:9'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MLFLOW_LOGGING_LEVEL": "none", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "accepts no runs: ValueError: Unknown level" in done.stdout, done.stderr

@@ -23,6 +23,17 @@ def adamw(**settings: Any) -> dict[str, Any]:
             {"base": base_tree(schedule={"epochs": 3, "warmup": 5})},
             "p: the learning rate only rises: 5 epochs of warm-up in a run of 3",
         ),
+        (
+            {"base": base_tree(batch_size=1200)},
+            "p: an epoch is one step of all 1,199 training images, as batch_size is 1,200",
+        ),
+        (
+            {
+                "base": base_tree(optim=adamw(lr=0.1)),
+                "vary": {"batch_size": {"choice": [64, 128, 2000, 4000]}},
+            },
+            "p: an epoch is one step of all 1,199 training images, as batch_size is 4,000 in 2 trials",
+        ),
         ({"arms": {"a": {"model.stem": "conv"}, "b": {"model.stem": "conv"}}}, "b is the same as a in all"),
         ({"arms": {"a": {"model.stem": "conv"}}}, "there is one arm, so nothing is compared"),
         (

@@ -18,6 +18,7 @@ from PIL import Image
 import trainables.data.cache
 import trainables.data.parquet_table
 from trainables.base import DataError
+from trainables.data import content
 from trainables.data.base import drawn_from, held_out
 from trainables.data.cache import collect
 from trainables.data.decode import decode
@@ -27,6 +28,7 @@ from trainables.data.packing import import_folder
 from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
 from trainables.io.machine import cache_folder
+from trainables.io.reading import listen
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -216,6 +218,18 @@ def test_the_fingerprint_stays_when_files_move_and_changes_with_labels_and_pixel
     assert fingerprint("b/moved.parquet") == original
     assert fingerprint("c/set.parquet", labels=[*labels[:-2], 1, 0]) != original
     assert fingerprint("d/set.parquet", images=[images[5], *images[1:]]) != original
+
+
+def test_who_listens_is_told_how_far_the_read_for_a_fingerprint_is(write_parquet, marked, monkeypatch):
+    monkeypatch.setattr(content, "_BATCH_BYTES", 1)
+    path = write_parquet("set.parquet", marked(6), [0, 1] * 3)
+    told = []
+    listen(lambda *what: told.append(what))
+    try:
+        Parquet(path=str(path)).info()
+    finally:
+        listen(None)
+    assert told == [("set.parquet", done, 6) for done in range(1, 7)]
 
 
 # --- pictures of all kinds ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import tracemalloc
 import zlib
@@ -91,6 +92,22 @@ def test_other_kinds_of_images_are_left_out_by_content_and_name(tmp_path, name):
     root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
     plant(root, f"cat/{name}", data=OTHER[name])
     assert reasons(imported(root, "out.parquet"), root) == {f"cat/{name}": "a kind of image that is not read"}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("extension", ["", "."])
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "JPEG", "PNG", "WEBP", "GIF"])
+def test_an_image_that_is_cut_off_is_named_as_such_and_not_as_another_kind(tmp_path, kind, extension, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer := io.BytesIO(), kind)
+    whole, name = (
+        buffer.getvalue(),
+        "photo" + (extension and {"JPEG2000": ".jp2"}.get(kind, f".{kind.lower()}")),
+    )
+    root = plant(tmp_path / "tree", "cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+    plant(root, f"cat/{name}", data=whole[: max(24, int(share * len(whole)))])
+    fault = fault_of(root)
+    assert re.match(rf"ROOT/cat/{re.escape(name)} does not decode: .*(cut off|truncated)", fault), fault
 
 
 def test_a_raw_photograph_is_left_out_although_its_thumbnail_could_be_read(tmp_path):

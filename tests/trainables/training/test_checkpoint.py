@@ -549,3 +549,17 @@ def test_nothing_of_a_trial_is_alive_when_its_memory_is_given_back(
     worker._run_job(job, 1, settings, on_gpu)
     assert [told[0] for told in clerk.ends] == [end]
     assert seen == [[None] * 4]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [(f"--checkpoint-{one}", value) for one in ("share", "seconds") for value in ("nan", "inf", "-1", "x")]
+    + [("--checkpoint-share", "0"), ("--threads", "0"), ("--threads", "-1"), ("--threads", "9" * 30)],
+)
+def test_an_option_that_is_no_such_number_is_one_message(option, value, capsys):
+    from trainables.__main__ import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["x.yaml", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert f"argument {option}: " in capsys.readouterr().err
