@@ -196,12 +196,12 @@ class Beyond(Steps):
         return result.output
 
     def _keys(self, prefix: str) -> list[str]:
-        """Returns the keys in the bucket that begin so."""
+        """Returns the keys of the files in the bucket that begin so, without the markers of folders."""
         listed = self._s3(
             "print(*(o['Key'] for p in c.get_paginator('list_objects_v2').paginate(Bucket='bucket', "
             f"Prefix='{prefix}') for o in p.get('Contents', [])))"
         )
-        return listed.split()
+        return [key for key in listed.split() if not key.endswith("/")]
 
     def _files_of(self, trials: list[str]) -> list[Path]:
         """Returns the files of trials on all machines, but for their logs in the results."""
