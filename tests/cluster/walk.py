@@ -12,6 +12,9 @@ from tests.cluster.machines import Answers, Lab, Machine, Terminal
 
 ROOT = Path(__file__).parents[2]
 
+#: Limits of time are for a machine with nothing beside the test. Several times as long shows a hang as well.
+PATIENCE = 3
+
 #: What makes README's sweep a small one: 8 trials of some 10 seconds.
 SMALL = "--points 2 --set schedule.epochs=10"
 
@@ -62,6 +65,7 @@ class Steps:
         folder: str = "project",
     ) -> str:
         """Runs a command on the user's machine and returns its output."""
+        seconds *= PATIENCE
         result = self.desk.run(f"cd {folder}; {self._note(command)}", answers, seconds)
         if result.status or result.timed_out or expect not in result.output:
             why = f"not ended in {seconds:.0f} s" if result.timed_out else f"exit status {result.status}"
@@ -71,10 +75,10 @@ class Steps:
     def _until(
         self, true: Callable[[], bool], seconds: float, seen: Callable[[], str], pause: float = 0.5
     ) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE * seconds
         while not true():
             if time.monotonic() > deadline:
-                raise StepFailed(f"not within {seconds:.0f} s:\n{seen()}")
+                raise StepFailed(f"not within {PATIENCE * seconds:.0f} s:\n{seen()}")
             time.sleep(pause)
 
     def _events(self, folder: Path) -> list[Event]:
