@@ -65,7 +65,12 @@ class Beyond(Steps):
         states: list[str] = []
 
         def saved(trial: str, epochs: int) -> bool:
-            states[:] = [key for key in self._keys("states/states/") if f"/{trial}/checkpoint/" in key]
+            # The name of a state begins with the number of whole epochs in it.
+            states[:] = [
+                key
+                for key in self._keys(f"states/states/{trial}/checkpoint/")
+                if int(Path(key).name.split("-")[0]) > 0
+            ]
             return epochs >= 3 and bool(states)
 
         self.interrupted, self.lost_node = self._lose(self.out, saved)
