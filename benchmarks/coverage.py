@@ -1,6 +1,6 @@
 """Measures the coverage of the report's intervals and decisions on planted populations with known truth.
 
-    python -m benchmarks.coverage [--repeats 1000] [--quick] [--cells]
+    python -m benchmarks.coverage [--repeats 1000] [--quick] [--cells] [--looks 8,16,32,64]
 
 For every interval and band of the report, it prints the coverage: the share of planted sweeps in which the
 interval contains the truth. It also prints the rate of refusals and the width. An interval claims 95 %. 93 %
@@ -28,13 +28,15 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import signal as scipy_signal
 from scipy import special
 from scipy import stats as scipy_stats
 
 from benchmarks.populations import POPULATIONS, Population, draw_points, null
 from orchestrator.analysis import basin, gaps, noise, window_audit
-from orchestrator.stats import best_of, intervals, measures, significance, surrogate
+from orchestrator.stats import best_of, intervals, measures, surrogate
 from orchestrator.stats import confirmed as stats_confirmed
+from orchestrator.stats.paired import NetShare, SignedRanks
 
 Floats = NDArray[np.float64]
 Bounds = tuple[Floats, Floats]
@@ -232,7 +234,7 @@ def decided(name: measures.Measure, differences: Floats, alpha: float = ALPHA) -
     else:
         p_values, favoured = signed_ranks(differences)
     agree = True if favoured is None else favoured * differences.mean(axis=1) > 0
-    return np.asarray(enough & (p_values < alpha) & agree)
+    return np.asarray(enough & (p_values <= alpha) & agree)
 
 
 def check_twins(rng: np.random.Generator) -> None:
@@ -259,8 +261,8 @@ def check_twins(rng: np.random.Generator) -> None:
     p_values, sums = signed_ranks(distinct)
     for row, sample in enumerate(distinct):
         np.testing.assert_allclose(
-            (significance.signed_rank_p(sample), significance.signed_rank_sum(sample)),
-            (p_values[row], sums[row]),
+            (SignedRanks.of(sample).p_value, np.sign(SignedRanks.of(sample).interval(ALPHA).value)),
+            (p_values[row], np.sign(sums[row])),
         )
 
 
@@ -337,6 +339,51 @@ def common_rows(truths: Sequence[Truth], errors: Sequence[Floats], bars: Floats,
                 f"plain t of the {said} difference", values, values - half, values + half,
                 truth[1] - truth[0], "guard",
             )  # fmt: skip
+
+
+def typical_rows(
+    population: Population, errors: Sequence[Floats], bars: Floats, label: str = "unconfirmed"
+) -> Iterator[Row]:
+    """Yields rows of the intervals that belong to the deciding tests, at the pairs that differ."""
+    for name, said in COMMON:
+        differences = scores_of(name, errors[1], bars) - scores_of(name, errors[0], bars)
+        test = NetShare if measures.MEASURES[name].test == "mcnemar" else SignedRanks
+        found = [test.of(row).interval(ALPHA) for row in differences]
+        kind = "net share" if test is NetShare else "typical difference"
+        yield of(found, f"{kind} of {said}, {label}", typical_truth(population, name, bars))
+
+
+def typical_truth(population: Population, name: measures.Measure, bars: Floats) -> Floats:
+    """Returns the truth about the pairs that differ, for each reference, interpolated between 9 of them.
+
+    For shares it is the net share. Else it is the median of (d + d') / 2 of two independent differences. Its
+    distribution is that of d convolved with itself, from 2^20 differences in 2^14 bins.
+    """
+    sample = typical_sample(population)
+    grid = np.linspace(bars.min(), bars.max() + 1e-9, 9) if name != "error" else bars[:1]
+    found = []
+    for bar in grid:
+        scores = [scores_of(name, arm[None], np.array([bar]))[0] for arm in sample]
+        differences = scores[1] - scores[0]
+        differing = differences[np.abs(differences) > intervals.DIFFERS]
+        if measures.MEASURES[name].test == "mcnemar":
+            found.append(float(np.sign(differing).mean()) if differing.size else 0.0)
+            continue
+        counts, edges = np.histogram(differing, 2**14)
+        twice = np.cumsum(scipy_signal.fftconvolve(counts, counts))
+        at = np.interp(twice[-1] / 2, twice, np.arange(twice.size))
+        width = edges[1] - edges[0]
+        # Bin i of the convolution is the sum of two differences around 2 * edges[0] + (i + 1) * width.
+        found.append(float(edges[0] + (at + 0.5) * width / 2 + width / 4))
+    return np.asarray(np.interp(bars, grid, found)) if len(grid) > 1 else np.full(bars.shape, found[0])
+
+
+@functools.cache
+def typical_sample(population: Population) -> tuple[Floats, Floats]:
+    """Returns a very large draw of both arms at the same points."""
+    rng = np.random.default_rng(11)
+    points = rng.random((2**20, 2))
+    return population.errors_pct(points, rng, 0), population.errors_pct(points, rng, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -644,6 +691,7 @@ def measure_coverage(
                 rows.append(Row("diverged", diverged.mean(axis=1), *shares(diverged), truths[0].diverged))
                 bars = np.minimum(*(arm.min(axis=1) for arm in errors))
                 rows += common_rows(truths, errors, bars, "unconfirmed")
+                rows += typical_rows(population, some, bars[: len(few)])
                 rows += confirmed_rows(truths, some, confirmations)
                 rows += gap_rows(truths, some, again)
                 rows += view_rows(truths, few, some, bars[: len(few)])
@@ -777,8 +825,17 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1000, help="sweeps per cell (default: 1000)")
     parser.add_argument("--quick", action="store_true", help="200 sweeps, n = 16 and 32 only")
     parser.add_argument("--cells", action="store_true", help="every cell, too")
+    parser.add_argument("--looks", help="instead, verdicts over looks at these numbers of points: 8,16,32,64")
     arguments = parser.parse_args()
     began = time.perf_counter()
+    if arguments.looks:
+        # Imported here, because it builds on this module.
+        from benchmarks import coverage_looks
+
+        numbers = [int(number) for number in arguments.looks.split(",")]
+        broken = coverage_looks.report(numbers, 300 if arguments.quick else arguments.repeats)
+        print("\n".join(broken) if broken else "every verdict over looks keeps its promise")
+        return 1 if broken else 0
     found = measure_coverage(200, (16, 32)) if arguments.quick else measure_coverage(arguments.repeats)
     if arguments.cells:
         print(cell_table(found.cells), end="\n\n")

@@ -66,7 +66,9 @@ class Population:
         return float(found.fun)
 
 
-def _bowl(peak: float, curve: float, edge: float = np.inf, at: float = 0.0) -> Surface:
+def bowl(peak: float, curve: float, edge: float = np.inf, at: float = 0.0) -> Surface:
+    """Returns a surface that is quadratic in x and w, and diverges where x is beyond the edge."""
+
     def surface(x: Floats, w: Floats) -> tuple[Floats, Floats]:
         off = x - at
         return peak + curve * off**2 + 0.6 * w**2 + 0.5 * off * w, (x > edge).astype(np.float64)
@@ -99,9 +101,9 @@ def _heavy_tail(peak: float, shape: float) -> Surface:
 
 
 POPULATIONS = (
-    Population("bowl", "a Gaussian bowl: quadratic, normal noise", (_bowl(21, 2.2), _bowl(20.9, 1.8))),
+    Population("bowl", "a Gaussian bowl: quadratic, normal noise", (bowl(21, 2.2), bowl(20.9, 1.8))),
     Population(
-        "cliff", "the bowl, diverging beyond an edge of lr", (_bowl(21, 2.2, 1.15), _bowl(20.9, 1.8, 1.25))
+        "cliff", "the bowl, diverging beyond an edge of lr", (bowl(21, 2.2, 1.15), bowl(20.9, 1.8, 1.25))
     ),
     Population(
         "plateau", "all alike up to an edge of lr, then diverging", (_plateau(20, 0.7), _plateau(20, 1.0))
@@ -113,7 +115,7 @@ POPULATIONS = (
     Population("heavy tail", "errors with a power-law tail", (_heavy_tail(20, 1.4), _heavy_tail(20, 1.1))),
     Population(
         "shifted", "the second arm's optimum is 0.8 decades of lr away, and it diverges later",
-        (_bowl(21, 2.2, 1.15, -0.4), _bowl(21, 2.2, 1.25, 0.4)),
+        (bowl(21, 2.2, 1.15, -0.4), bowl(21, 2.2, 1.25, 0.4)),
     ),
 )  # fmt: skip
 
@@ -143,3 +145,36 @@ def draw_points(design: str, num_repeats: int, num_points: int, rng: np.random.G
     return np.stack(
         [qmc.Sobol(2, scramble=True, rng=rng).random_base2(exponent)[:num_points] for _ in range(num_repeats)]
     )
+
+
+def swapped(population: Population) -> Population:
+    """Returns the population with its arms exchanged, so that every difference has the other sign."""
+    first, second = population.arms
+    return Population(
+        f"{population.name}, swapped", population.means, (second, first), population.noise_sd_pct
+    )
+
+
+#: Two arms that differ by about 0.2 of area, as a cell that others may disagree with.
+CLEAR = (
+    Population("clear bowl", "bowls of different width", (bowl(21, 5), bowl(20.9, 2))),
+    Population("clear cliff", "the same, diverging", (bowl(21, 5, 1.15), bowl(20.9, 2, 1.3))),
+)
+
+
+def differing_cells(num_cells: int) -> list[Population]:
+    """Returns cells that differ: the curvature of the second arm's bowl is log-normal around the first's."""
+    rng = np.random.default_rng(num_cells)
+    curves = 4 * np.exp(rng.normal(-0.3, 0.4, num_cells))
+    return [
+        Population("differing", "bowls of random width", (bowl(21, 4), bowl(20.9, float(curve))))
+        for curve in curves
+    ]
+
+
+def rarely_diverging_cells(num_cells: int) -> list[Population]:
+    """Returns bowls of which every fourth diverges beyond an edge, at 3 % of the points, in the first arm."""
+    return [
+        Population("one diverges", "bowls, rarely diverging", (bowl(21, 2.2, edge), bowl(20.9, 1.8)))
+        for edge in (1.41 if cell % 4 == 0 else np.inf for cell in range(num_cells))
+    ]

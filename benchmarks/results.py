@@ -128,7 +128,7 @@ round."""
 
 def _section(path: Path, figures: Path) -> str:
     folder = open_folder(path)
-    found = gather(folder.plan, folder.records)
+    found = gather(folder.plan, folder.records, declared=folder.declared)
     sweep = found.plan.sweep
     trials = {result.trial.id: result for result in found.results}
     ended = sum(result.state in RULES for result in trials.values())

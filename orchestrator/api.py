@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from orchestrator.analysis.contrasts import contrasts
+from orchestrator.analysis.contrasts import Decision, contrasts_of
 from orchestrator.analysis.summary import summarise
 from orchestrator.execution.waiting import WAIT_MINUTES
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
@@ -87,6 +87,7 @@ def run_sweep(
     address: str | None = None,
     check: bool = True,
     wait_minutes: float = WAIT_MINUTES,
+    until: Literal["settled"] | None = None,
 ) -> SessionEnd:
     """Runs the remaining trials of a sweep. It prints nothing; observers receive all that happens.
 
@@ -101,6 +102,8 @@ def run_sweep(
       address: a running Ray cluster; None starts one on this machine.
       check: whether to try every shape before the first trial.
       wait_minutes: longest time without a machine that a trial fits on, after which it gives up.
+      until: "settled" extends the sweep look by look, and stops as soon as its question is settled or it is
+        out of points (`design.max_points`). None runs the points of the file.
 
     Returns:
       How it ended. The report is written by `write_report`, not here.
@@ -116,9 +119,9 @@ def run_sweep(
 
     file = _loaded(sweep)
     folder = Path(out) if out else Path("runs") / file.sweep.name
-    plan, preparation = prepare(file, folder, observers, address, check, wait_minutes)
+    plan, preparation = prepare(file, folder, observers, address, check, wait_minutes, until)
     with lease.held(folder) as held:
-        return Session(held, observers, address, wait_minutes).run_rounds(plan, preparation)
+        return Session(held, observers, address, wait_minutes).run_rounds(plan, preparation, until)
 
 
 def stop_sweep(folder: Path | str, drain: bool = False) -> None:
@@ -188,10 +191,13 @@ class Verdict:
       cell: the setting under which they are compared.
       measure: the measure that is compared; docs/statistics.md defines it.
       arm, base_arm: the arm, and the first arm of the sweep, which it is compared to.
-      better: the better of the two. None if that is not settled.
-      difference: the measure of `arm` minus that of `base_arm`. None without a pair of results.
-      low, high: the ends of its 95 % interval. None if there is none.
-      p: p-value of the paired test, adjusted by Holm's method if several contrasts share the question.
+      decision: `better`, `alike`, or `open`.
+      better: the better of the two. None if they are alike or that is not settled.
+      difference: the typical difference, `arm` minus `base_arm`, by the test that decides; if they are alike,
+        that of the means. None before the first look.
+      low, high: the ends of the interval that belongs to the decision. None if there is none.
+      p: p-value of the paired test, valid for all looks so far, and adjusted by Holm's method if several
+        contrasts share the question.
       sentence: the verdict as a sentence.
     """
 
@@ -199,6 +205,7 @@ class Verdict:
     measure: Measure
     arm: str
     base_arm: str
+    decision: Decision
     better: str | None
     difference: float | None
     low: float | None
@@ -214,16 +221,18 @@ def read_verdicts(folder: Path | str) -> list[Verdict]:
       FolderError: the folder is no sweep.
     """
     opened = open_folder(Path(folder))
-    compared = contrasts(summarise(results_of(opened.plan, opened.records)), opened.plan.sweep.primary)
+    summaries = summarise(results_of(opened.plan, opened.records))
+    compared = contrasts_of(summaries, opened.plan.sweep, opened.declared)
     verdicts = []
     for contrast in headline(compared):
-        difference = contrast.difference
+        difference = contrast.within if contrast.decision == "alike" else contrast.shift
         verdicts.append(
             Verdict(
                 contrast.cell,
                 contrast.measure,
                 contrast.arm,
                 contrast.base_arm,
+                contrast.decision,
                 contrast.better,
                 None if difference is None else difference.value,
                 None if difference is None else difference.low,

@@ -101,13 +101,13 @@ def events_of(trial: Trial, began: float) -> Iterator[dict[str, Any]]:
 
 
 def write_folder(folder: Path, plan: Plan) -> None:
-    save_question(folder, plan)
+    # It declares the question in the first file of the journal.
+    save_question(folder, plan, made=0.0)
     save_confirmation(folder, CONFIRMED)
     events: list[dict[str, Any]] = [{"kind": "session", "lanes": [2], "time": 0.0}]
     for number, trial in enumerate({trial.id: trial for trial in plan.trials}.values()):
         events += events_of(trial, 12.5 * number)
-    (folder / "journal").mkdir()
-    with (folder / "journal" / "000001.jsonl").open("wb") as file:
+    with (folder / "journal" / "000002.jsonl").open("wb") as file:
         for event in events:
             text = json.dumps(event, separators=(",", ":")).encode()
             file.write(f"{zlib.crc32(text):08x} ".encode() + text + b"\n")

@@ -38,15 +38,15 @@ MAY_IMPORT = {
         # Arrays in, numbers out.
         "stats": "base",
         # Asks. Whatever is in `trainables` may be imported from here on, see LIBRARY.
-        "sweep": "",
-        "trials": "sweep",
+        "sweep": "stats",
+        "trials": "stats sweep",
         "cost": "sweep trials",
         # Runs and answers.
         "store": "sweep trials cost",
         "backends": "sweep trials cost",
         "analysis": "stats sweep trials cost",
         "monitor": "stats sweep trials cost store backends analysis",
-        "execution": "sweep trials cost store backends monitor",
+        "execution": "stats sweep trials cost store backends analysis monitor",
         "report": "stats sweep trials cost analysis",
         "evidence": "stats sweep trials cost store analysis report",
         "api": "stats sweep trials cost store backends analysis execution monitor report evidence",

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.analysis.basin import Basin, basin, landscapes
-from orchestrator.analysis.contrasts import Contrast, PeakContrast, contrasts, peak_contrasts
+from orchestrator.analysis.contrasts import Contrast, PeakContrast, contrasts_of, looks_of, peak_contrasts
+from orchestrator.analysis.exchange import ArmExchange, exchanges
 from orchestrator.analysis.gaps import Gap, GapContrast, gaps
 from orchestrator.analysis.noise import NoiseSummary, noise, noise_floor_pp
+from orchestrator.analysis.pooled import Pooled, pooled
 from orchestrator.analysis.power import Detectable, detectable
 from orchestrator.analysis.sensitivity import Importances, Transfer, importances, transfers
 from orchestrator.analysis.shift import ShiftSummary, shift_summaries
@@ -19,7 +21,9 @@ from orchestrator.cost.actual import Planned
 from orchestrator.cost.ledger import Ledger
 from orchestrator.stats.best_of import Optimism, TuningCurve, optimism, tuning_curve
 from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.looks import Looks
 from orchestrator.stats.surrogate import Landscape
+from orchestrator.trials.declared import Declared
 from orchestrator.trials.records import Record, Result, results_of
 from orchestrator.trials.trial import Plan, Trial, TrialCost
 
@@ -36,6 +40,7 @@ class CellDetails:
 
     cell: str
     curves: dict[str, TuningCurve]
+    exchanges: list[ArmExchange]
     optimism: dict[str, Optimism | None]
     basins: list[Basin]
     edges: list[EdgeCheck]
@@ -54,6 +59,8 @@ class Findings:
       evidence: the slow statistics by cell, in the order of the sweep; empty until they are computed.
       spent: use of the devices' time; None if there is no journal of its own.
       planned: expected costs from before the first trial; None if the plan was not recorded.
+      looks: the numbers of points at which verdicts are taken.
+      declared: what was declared before the results, and what was changed after them; None if unknown.
       The modules of their types describe the other attributes.
     """
 
@@ -70,10 +77,13 @@ class Findings:
     power: list[Detectable]
     cost: Callable[[Trial], TrialCost]
     deep: frozenset[str]
+    looks: Looks
     evidence: tuple[CellDetails, ...] = ()
     shifts: tuple[ShiftSummary, ...] = ()
+    pooled: tuple[Pooled, ...] = ()
     spent: Ledger | None = None
     planned: Planned | None = None
+    declared: Declared | None = None
 
     def of(self, cell: str) -> list[Summary]:
         """Returns the summaries of the arms of a cell."""
@@ -82,6 +92,11 @@ class Findings:
     def grounds(self, cell: str) -> list[Landscape]:
         """Returns the landscapes of the arms of a cell."""
         return [landscape for landscape in self.landscapes if landscape.cell == cell]
+
+    @property
+    def exchanges(self) -> list[ArmExchange]:
+        """Every arm against the first one of its cell; empty until the evidence is computed."""
+        return [one for part in self.evidence for one in part.exchanges]
 
     def with_evidence(self, evidence: Iterable[CellDetails]) -> "Findings":
         """Returns the findings with the slow statistics added."""
@@ -93,11 +108,13 @@ def gather(
     records: Mapping[str, Record],
     spent: Ledger | None = None,
     planned: Planned | None = None,
+    declared: Declared | None = None,
 ) -> Findings:
     """Computes all but the evidence, which several processes may compute cell by cell."""
     results = results_of(plan, records)
     summaries = summarise(results)
-    compared = contrasts(summaries, plan.sweep.primary)
+    compared = contrasts_of(summaries, plan.sweep, declared)
+    looks, num_points = looks_of(plan.sweep, declared), plan.sweep.design.num_points(plan.sweep.levels())
     found_gaps, gap_contrasts = gaps(results, summaries)
     first = [contrast.cell for contrast in compared if contrast.primary]
     cells = list(dict.fromkeys([*first, *plan.sweep.cell_names()]))
@@ -115,9 +132,12 @@ def gather(
         power=detectable(plan),
         cost=costs_of(plan),
         shifts=tuple(shift_summaries(results, summaries)),
+        pooled=tuple(pooled(summaries, looks, num_points)),
         deep=frozenset(cells if len(cells) <= MAX_DEEP_CELLS else cells[:NUM_DEEP_CELLS]),
         spent=spent,
         planned=planned,
+        looks=looks,
+        declared=declared,
     )
 
 
@@ -136,6 +156,7 @@ def evidence_of(found: Findings, cell: str) -> CellDetails:
         curves={
             arm: tuning_curve(list(s.errors_pct.values())) for arm, s in summaries.items() if s.errors_pct
         },
+        exchanges=exchanges(found.results, found.of(cell), found.cost),
         optimism={
             arm: (
                 # No optimism for a search, because there is no model of how its sampler chose the points.

@@ -1,8 +1,11 @@
 """Says in words what the points of a plan can settle, before any of them has run."""
 
-from orchestrator.analysis.power import Planted, detectable, smallest_difference
+from orchestrator.analysis.contrasts import looks_of
+from orchestrator.analysis.power import detectable
 from orchestrator.stats.intervals import MIN_SAMPLE
 from orchestrator.stats.measures import Measure
+from orchestrator.stats.power import Planted, smallest_difference
+from orchestrator.sweep.design import RandomDesign, SobolDesign
 from orchestrator.trials.trial import Plan
 
 #: The measure that is said of: the one that a sweep decides by unless its file declares another.
@@ -32,6 +35,20 @@ def what_points_settle(plan: Plan) -> list[str]:
         (f"{', '.join(names)}: " if len(cells) > 1 else "") + _sentence(count)
         for count, names in cells.items()
     ]
+
+
+def how_it_grows(plan: Plan) -> list[str]:
+    """Returns sentences about what the number of points was chosen for, and about the looks."""
+    design, said = plan.sweep.design, []
+    if isinstance(design, RandomDesign | SobolDesign) and (chosen := design.chosen_for) is not None:
+        said.append(f"detect {chosen.detect:g} at power {chosen.power:g}: {chosen.points} points")
+    *first, last = looks_of(plan.sweep).points
+    if first and plan.sweep.search is None and len(plan.sweep.arms) > 1:
+        said.append(
+            f"Looks at {', '.join(map(str, first))} and {last} points: a verdict is taken at each, and "
+            "`--until settled` stops at the first that decides."
+        )
+    return said
 
 
 def _sentence(count: int) -> str:

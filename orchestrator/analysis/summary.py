@@ -69,6 +69,7 @@ class Summary:
       errors_pct: by point, the mean over the replicates with a result. Points without a result are absent.
         Empty if the distribution is refused.
       blocks: by point, the independent block of the design.
+      open_point: the first point of which a run has not ended yet. None if all have ended.
       num_incomplete: points with results of some replicates only.
       diverged: share of diverged trials among those in the EDF. Its exact interval counts a point's
         replicates as one trial. None without a result.
@@ -93,6 +94,7 @@ class Summary:
     other_states: dict[str, dict[str, int]]
     errors_pct: dict[int, float]
     blocks: dict[int, int]
+    open_point: int | None
     num_incomplete: int
     diverged: Estimate | None
     best: Best | None
@@ -252,6 +254,7 @@ def _summary(cell: str, arm: str, found: _Population, confirmed: bool, common: f
         other_states=found.other_states,
         errors_pct=errors,
         blocks={result.trial.point: result.trial.block for result in found.sweep},
+        open_point=min((r.trial.point for r in found.sweep if not r.record.settled), default=None),
         num_incomplete=found.num_incomplete,
         diverged=share_estimate(num_diverged / found.num_counted, len(errors)) if found.num_counted else None,
         best=_best(tried),

@@ -29,8 +29,9 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
     opened = open_folder(folder)
     results = results_of(opened.plan, opened.records)
     console.print(answer_table(summary_table(opened.plan, opened.records)))
-    for sentence in json.loads((report.parent / "summary.json").read_text("utf-8"))["answer"]:
-        console.print(f"\n{sentence}", markup=False, highlight=False)
+    # The third sentence, how it was decided, is for the report.
+    for sentence in json.loads((report.parent / "summary.json").read_text("utf-8"))["answer"][:2]:
+        console.print(sentence, markup=False, highlight=False)
     # A trial that a search has ended early is not a failure.
     bad = [r for r in results if r.rule is None or not (r.rule.in_edf or r.censored)]
     if bad:
@@ -44,7 +45,7 @@ def conclude(console: "Console", folder: Path, mirror: "MlflowObserver | None" =
             f"`vitc-sweep why {folder} TRIAL`",
             "red",
         )
-    say(console, f"\nreport: {report}")
+    say(console, f"report: {report}")
     for line in next_steps(opened, results):
         say(console, line)
     if console.quiet:

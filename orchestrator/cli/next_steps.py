@@ -9,7 +9,6 @@ from orchestrator.cli.options import again
 if TYPE_CHECKING:
     from orchestrator.store.folder import Folder
     from orchestrator.trials.records import Result
-    from orchestrator.trials.trial import Plan
 
 
 def next_steps(opened: "Folder", results: "Sequence[Result]") -> list[str]:
@@ -26,7 +25,7 @@ def next_steps(opened: "Folder", results: "Sequence[Result]") -> list[str]:
         return after_failures(opened.path, failed)
     if any(not result.record.settled for result in results):
         return []
-    return [*_confirmation(opened, results), *_more_points(opened.path, opened.plan)]
+    return [*_confirmation(opened, results), *_more_points(opened)]
 
 
 def after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
@@ -75,11 +74,21 @@ def _confirmation(opened: "Folder", results: "Sequence[Result]") -> list[str]:
     return [f"next: {command}   (each arm's best settings with fresh seeds; --plan only counts them)"]
 
 
-def _more_points(folder: Path, plan: "Plan") -> list[str]:
-    design = plan.sweep.design
-    points = getattr(design, "points", None)
-    if points is None or plan.sweep.search is not None or not getattr(design, "extendable", False):
+def _more_points(opened: "Folder") -> list[str]:
+    from orchestrator.analysis.contrasts import looks_of
+    from orchestrator.analysis.until import needed_by_spread
+    from orchestrator.trials.rounds import looks_taken
+
+    sweep, points = opened.plan.sweep, opened.plan.sweep.design.num_points(opened.plan.sweep.levels())
+    if (looks := looks_taken(opened.events)) and looks[-1].points == points and not looks[-1].goes_on:
+        # A run has stopped there by itself, and has said why.
         return []
-    options = {"out": folder, "points": 2 * points}
-    command = again("run", folder / "sweep.yaml", options)
-    return [f"or: {command}   (twice the points settle smaller differences)"]
+    if sweep.search is not None or not getattr(sweep.design, "extendable", False):
+        return []
+    following = looks_of(sweep, opened.declared).following(points)
+    if following is None:
+        return []
+    command = again("run", opened.path / "sweep.yaml", {"out": opened.path, "points": following})
+    needed = needed_by_spread(opened.plan, opened.records, opened.declared)
+    said = [] if needed is None else [needed.text]
+    return [*said, f"or: {command}   (the next verdict is at {following} points)"]

@@ -94,6 +94,31 @@ Out = Annotated[
     Path | None,
     typer.Option(callback=to_disk, help="Folder of the results [default: runs/NAME, after the file]."),
 ]
+MaxPoints = Annotated[
+    int | None,
+    typer.Option(
+        "--max-points", min=1, help="The most points it may be extended to: --set design.max_points=N."
+    ),
+]
+#: The values of `--until`.
+SETTLED = "settled"
+
+
+def _until(word: str | None) -> str | None:
+    """Returns what `--until` was given. Raises `BadParameter` for another word."""
+    if word not in (None, SETTLED):
+        raise typer.BadParameter(f"must be {SETTLED}, is {word}")
+    return word
+
+
+Until = Annotated[
+    str | None,
+    typer.Option(
+        callback=_until,
+        metavar=SETTLED,
+        help="Add points by itself, look by look, and stop as soon as the question is settled.",
+    ),
+]
 Points = Annotated[int | None, typer.Option(min=1, help="Points per arm and cell, instead of the file's.")]
 Address = Annotated[
     str | None,
@@ -253,7 +278,9 @@ def example_files() -> dict[str, str]:
     return dict(sorted(texts.items(), key=lambda item: (item[0].count("/"), item[0])))
 
 
-def asked_file(file: Path, sets: list[str] | None, points: int | None) -> "AskedFile":
+def asked_file(
+    file: Path, sets: list[str] | None, points: int | None, max_points: int | None = None
+) -> "AskedFile":
     """Returns a sweep file as the command line names it, with what was set on top.
 
     Raises:
@@ -267,4 +294,7 @@ def asked_file(file: Path, sets: list[str] | None, points: int | None) -> "Asked
         if name in example_files():
             raise UserError(f"{file}: no such file. To copy it here:  vitc-sweep examples {name}")
 
-    return AskedFile(file, tuple(Override.parse(text) for text in sets or ()), points)
+    overrides = [Override.parse(text) for text in sets or ()]
+    if max_points is not None:
+        overrides.append(Override("design.max_points", max_points))
+    return AskedFile(file, tuple(overrides), points)

@@ -68,7 +68,7 @@ def plan(
 ) -> None:
     """Lists the trials of a sweep and their expected cost. Starts nothing, writes nothing."""
     say_reading(file)
-    from orchestrator.analysis.settles import what_points_settle
+    from orchestrator.analysis.settles import how_it_grows, what_points_settle
     from orchestrator.cost.devices import described, this_machine
     from orchestrator.cost.estimate import estimate
     from orchestrator.cost.plan_warnings import plan_warnings
@@ -94,7 +94,7 @@ def plan(
         told = {
             "name": made.sweep.name,
             "cost": {**cost.plain(), "warnings": warnings},
-            "settles": what_points_settle(made),
+            "settles": [*how_it_grows(made), *what_points_settle(made)],
             "removed": removed,
             "remarks": remarks(made),
             "trials": trials,
@@ -126,11 +126,11 @@ def plan(
 
 def _print_settles(console: "Console", made: "Plan") -> None:
     """Prints what the points can settle: in words, and by measure if there is anything."""
-    from orchestrator.analysis.settles import assumptions, what_points_settle
+    from orchestrator.analysis.settles import assumptions, how_it_grows, what_points_settle
     from orchestrator.monitor.terminal import rows_table
 
     console.print()
-    for line in what_points_settle(made):
+    for line in [*how_it_grows(made), *what_points_settle(made)]:
         console.print(line, style="bold", markup=False, highlight=False)
     if not (differences := _detectable(made)):
         return

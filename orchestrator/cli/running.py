@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from orchestrator.cli.next_steps import retry_with_settings
 from orchestrator.cli.options import (
     Address,
     Check,
+    MaxPoints,
     Notify,
     Out,
     Points,
@@ -20,6 +21,7 @@ from orchestrator.cli.options import (
     SweepFile,
     SweepFolder,
     Track,
+    Until,
     WaitMinutes,
     again,
     asked_file,
@@ -51,6 +53,8 @@ def run(
     out: Out = None,
     sets: Sets = None,
     points: Points = None,
+    until: Until = None,
+    max_points: MaxPoints = None,
     address: Address = None,
     wait_minutes: WaitMinutes = WAIT_MINUTES,
     track: Track = True,
@@ -61,23 +65,27 @@ def run(
 ) -> None:
     """Runs a sweep to its end and writes its report.
 
-    Run the same command again after an interruption, or with more points: only missing trials run. Ends with
+    Run the same command again after an interruption, or with more points: only missing trials run. With
+    --until settled it adds points by itself, at the looks that `plan` names, and stops at the first that
+    decides; no trial beyond a look begins before all trials up to it have ended. Ends with
     exit code 0 if every trial has a result, 1 if trials have failed or are missing, 2 if the input is wrong.
     """
     say_reading(file, quiet)
     from orchestrator.execution.session import Session, prepare
 
-    asked = asked_file(file, sets, points)
+    asked = asked_file(file, sets, points, max_points)
     # The file that a folder of results keeps is continued there.
     kept = file.parent if file.name == "sweep.yaml" and (file.parent / "record.json").is_file() else None
     folder = out or kept or Path("runs") / asked.sweep.name
-    options = {"out": out, "points": points, "address": address, "set": sets} | _waits(wait_minutes)
+    extends = {"points": points, "until": until, "max-points": max_points}
+    options = {"out": out, **extends, "address": address, "set": sets} | _waits(wait_minutes)
     # Of a job, `--again` is the command that submits it.
     command = continued_by or again("run", file, options)
+    settled: Literal["settled"] | None = "settled" if until else None
     with Watchers(make_console(quiet), track, notify, command) as watchers:
-        plan, preparation = prepare(asked, folder, watchers.all, address, check, wait_minutes)
+        plan, preparation = prepare(asked, folder, watchers.all, address, check, wait_minutes, settled)
         with watchers.holding(folder) as lease:
-            end = Session(lease, watchers.all, address, wait_minutes).run_rounds(plan, preparation)
+            end = Session(lease, watchers.all, address, wait_minutes).run_rounds(plan, preparation, settled)
             raise typer.Exit(watchers.conclude(folder, end))
 
 

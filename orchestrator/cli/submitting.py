@@ -10,11 +10,13 @@ from orchestrator.cli.app import RUN, app
 from orchestrator.cli.jobs import ADDRESS_HELP, attach_job, dashboard
 from orchestrator.cli.options import (
     Check,
+    MaxPoints,
     Notify,
     Points,
     Sets,
     SweepFile,
     Track,
+    Until,
     again,
     asked_file,
     say_reading,
@@ -51,6 +53,8 @@ def submit(
     ] = None,
     sets: Sets = None,
     points: Points = None,
+    until: Until = None,
+    max_points: MaxPoints = None,
     track: Track = True,
     check: Check = True,
     notify: Notify = None,
@@ -64,13 +68,15 @@ def submit(
     say_reading(file)
     from orchestrator.store.parcel import QUESTION, pack
 
-    asked = asked_file(file, sets, points)
+    asked = asked_file(file, sets, points, max_points)
     parcel = pack(asked.path, asked.overrides, points, notify)
     from orchestrator.backends.ray_jobs import Jobs
 
     folder = out or f"~/runs/{parcel.name}"
-    command = again("submit", file, {"address": address, "out": out, "points": points, "set": sets})
+    extends = {"points": points, "until": until, "max-points": max_points}
+    command = again("submit", file, {"address": address, "out": out, **extends, "set": sets})
     entry = ["vitc-sweep", "run", QUESTION, "--address", "auto", "--out", folder, "--again", command]
+    entry += ["--until", until] if until else []
     entry += ["--no-mlflow"] * (not track) + ["--no-preflight"] * (not check)
     jobs = Jobs(address)
     with tempfile.TemporaryDirectory() as place:

@@ -52,12 +52,12 @@ class Terminal(Observer):
 
     def planned(self, plan: "Plan", trials: "Sequence[Trial]") -> None:
         """Prints what is compared, and what so many points can settle."""
-        from orchestrator.analysis.settles import what_points_settle
+        from orchestrator.analysis.settles import how_it_grows, what_points_settle
 
         if plan.sweep.question:
             self._print(plan.sweep.question, "bold")
         if trials:
-            for line in what_points_settle(plan):
+            for line in [*how_it_grows(plan), *what_points_settle(plan)]:
                 self._print(line)
 
     def _print(self, text: str, style: str | None = None) -> None:
@@ -70,7 +70,8 @@ class Terminal(Observer):
             say(self._console, f"{round.folder}: nothing to do, all {total} trials have ended\n")
             return
         if round.of > 1:
-            say(self._console, f"round {round.number} of {round.of}", "bold")
+            of = f"{round.of}" if round.plan.sweep.search is not None else f"at most {round.of}"
+            say(self._console, f"round {round.number} of {of}", "bold")
         already = total - len(round.trials)
         say(
             self._console,

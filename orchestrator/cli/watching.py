@@ -18,6 +18,7 @@ from orchestrator.cli.jobs import FolderOrJob, JobsAddress, attach_job, print_jo
 from orchestrator.cli.meant import in_order
 from orchestrator.cli.next_steps import after_failures
 from orchestrator.cli.options import (
+    SETTLED,
     AsJson,
     OneTrial,
     SweepFolder,
@@ -66,8 +67,11 @@ def status(
     from orchestrator.monitor.live import NOBODY, follow, view
     from orchestrator.monitor.progress import Progress
     from orchestrator.monitor.terminal import ledger_table
+    from orchestrator.report.changes import change_sentences
     from orchestrator.store.folder import open_folder
     from orchestrator.store.lease import holder
+    from orchestrator.trials.events import to_json
+    from orchestrator.trials.rounds import look_lines
 
     if watch and as_json:
         raise typer.BadParameter("choose one of --watch and --json")
@@ -101,19 +105,25 @@ def status(
                     "ended": progress.ended,
                     "at_work": at_work,
                     "ledger": {"device": spent.device, **spent.rows()},
+                    "changes": change_sentences(opened.declared),
                     "cells": cells,
+                    "looks": [to_json(look) for look in spent.looks],
                 }
             )
         )
         return
     for notice in opened.notices:
         say(console, f"note: {notice}", "yellow")
+    for sentence in change_sentences(opened.declared):
+        say(console, f"note: {sentence}", "yellow")
     clock = time.time() if at_work else None
     state = "running" if at_work and progress.time_left is None else "" if at_work else NOBODY
     console.print(view(progress, folder, width=console.width, clock=clock, state=state))
     if spent.total:
         console.print()
         console.print(ledger_table(spent))
+    for line in look_lines(spent.looks):
+        say(console, line)
 
 
 @app.command(rich_help_panel=WATCH, epilog="Example: vitc-sweep attach runs/lr_wd")
@@ -125,9 +135,10 @@ def attach(folder: FolderOrJob, address: JobsAddress = None) -> None:
     """
     if address is not None:
         attach_job(str(folder), address)
-    from orchestrator.store.journal import FolderError
+    from orchestrator.store.journal import FolderError, read_journal
     from orchestrator.store.lease import exit_code, holder
     from orchestrator.store.output import OutputTail, output_path
+    from orchestrator.trials.rounds import goes_until_settled
 
     end_with_reader()
     number = holder(folder)
@@ -148,9 +159,10 @@ def attach(folder: FolderOrJob, address: JobsAddress = None) -> None:
         raise typer.Exit(INTERRUPTED) from None
     code = exit_code(folder)
     if code is None:
+        until = SETTLED if goes_until_settled(read_journal(folder).events) else None
         print(
             f"{folder}: nobody holds it any more, and the run has not said how it ended: it was killed. "
-            f"To go on:  {again('run', folder / 'sweep.yaml', {'out': folder})}",
+            f"To go on:  {again('run', folder / 'sweep.yaml', {'out': folder, 'until': until})}",
             file=sys.stderr,
         )
     raise typer.Exit(INCOMPLETE if code is None else code)

@@ -55,7 +55,9 @@ def make(folder: Path, target: Path) -> None:
     }
     write_atomically(target / "state.json", json.dumps(state))
     details = report_details(opened)
-    write_report(opened.plan, opened.records, target, details, planned=opened.planned)
+    write_report(
+        opened.plan, opened.records, target, details, planned=opened.planned, declared=opened.declared
+    )
 
 
 _PROGRAM = "from pathlib import Path; from orchestrator.cli.web import make; make(*map(Path, sys.argv[1:]))"

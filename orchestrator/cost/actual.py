@@ -214,6 +214,36 @@ def spent_hours(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]
     return hours
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Trials that a sweep does without, and the hours that they would have taken."""
+
+    trials: int
+    hours: float
+    unit: str
+
+
+def saved(plan: Plan, longer: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> Saved:
+    """Returns what the trials of a longer plan would have cost, by the mean of those like them that have run.
+
+    Trials are alike that share arm and cell. `nodes` are the machines that decide numbers of GPUs.
+    """
+    there = {trial.id for trial in plan.trials}
+    more = [trial for trial in unique_trials(longer.trials) if trial.id not in there]
+    hours: dict[tuple[str, str], list[float]] = {}
+    for trial in unique_trials(plan.trials):
+        if (record := records.get(trial.id)) is not None and record.busy_seconds:
+            spent = record.busy_seconds / 3600 * trial.gang.on(nodes).devices
+            hours.setdefault((trial.cell_name, trial.arm), []).append(spent)
+    means = {key: statistics.fmean(values) for key, values in hours.items()}
+    on_gpu = any(bool(trial.gang.on(nodes).gpus) for trial in more)
+    return Saved(
+        len(more),
+        sum(means.get((trial.cell_name, trial.arm), 0.0) for trial in more),
+        "GPU-hours" if on_gpu else "core-hours",
+    )
+
+
 def within_budget(plan: Plan, records: Mapping[str, Record], nodes: Sequence[Node]) -> bool:
     """Returns whether a run may start another trial: the hours spent are below the file's budget."""
     budget = plan.sweep.budget

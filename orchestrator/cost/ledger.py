@@ -16,10 +16,13 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    Chained,
+    DeclarationMade,
     DeviceUsed,
     EpochDone,
     Event,
     LaneOpened,
+    LookTaken,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -29,8 +32,10 @@ from orchestrator.trials.events import (
     SessionBegan,
     SessionClosed,
     Unknown,
+    UntilSettled,
     time_of,
 )
+from orchestrator.trials.rounds import looks_taken
 
 #: Outcomes without a result. All time of such trials counts as lost.
 _FRUITLESS = frozenset({"failed", "invalid", "out_of_memory"})
@@ -64,6 +69,7 @@ class Ledger:
       wall: seconds from the first command to the end of the last, without the checks and the time between
         runs. It is no heading.
       trials_on: the device-seconds of attempts by the name of their device; "" if it is unknown. No heading.
+      looks: of runs that extend the sweep by themselves. The last one says what it has saved. No heading.
     """
 
     device: str = "core"
@@ -75,6 +81,7 @@ class Ledger:
     preflight: float = 0.0
     wall: float = field(default=0.0, compare=False)
     trials_on: dict[str, float] = field(default_factory=dict, compare=False)
+    looks: tuple[LookTaken, ...] = field(default=(), compare=False)
 
     @property
     def total(self) -> float:
@@ -86,7 +93,7 @@ class Ledger:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("device", "wall", "trials_on")
+            if f.name not in ("device", "wall", "trials_on", "looks")
         }
 
 
@@ -139,6 +146,7 @@ class Accounts:
         self._of_trial: dict[str, list[_Attempt]] = {}
         self._began: float | None = None
         self._preflight = 0.0
+        self._looks: list[LookTaken] = []
 
     def observe(self, events: Iterable[Event]) -> None:
         """Adds events, in the order of the journal."""
@@ -193,14 +201,18 @@ class Accounts:
                 # The user has discarded the work of these attempts.
                 for attempt in self._of_trial.pop(event.trial, []):
                     attempt.end = "discarded"
-            case SessionClosed() | BreakerTripped() | Notice() | Sealed() | Unknown():
+            case LookTaken():
+                self._looks.append(event)
+            case SessionClosed() | BreakerTripped() | UntilSettled() | Notice() | Unknown():
+                pass
+            case Sealed() | Chained() | DeclarationMade():
                 pass
             case _:
                 assert_never(event)
 
     def total(self) -> Ledger:
         """Returns the ledger so far. The work grows with the number of attempts."""
-        return _total(self._phases)
+        return dataclasses.replace(_total(self._phases), looks=looks_taken(self._looks))
 
 
 def _total(phases: list[_Phase]) -> Ledger:

@@ -1,5 +1,6 @@
 """Comparison of the arms of several sweeps in one report."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -60,7 +61,11 @@ def comparable(folders: Sequence[Folder]) -> bool:
 def _parts(folders: Sequence[Folder]) -> dict[str, tuple[Folder, Part]]:
     parts: dict[str, tuple[Folder, Part]] = {}
     for opened in folders:
-        parts[_free_name(opened, parts)] = (opened, Part(opened.plan, opened.records))
+        plan, declared = opened.plan, opened.declared
+        # What was changed after the results were known was not declared beforehand here either.
+        if declared is not None and not declared.primary_was_declared:
+            plan = dataclasses.replace(plan, sweep=plan.sweep.model_copy(update={"primary": None}))
+        parts[_free_name(opened, parts)] = (opened, Part(plan, opened.records))
     return parts
 
 
@@ -79,7 +84,7 @@ def _is_comparison(folder: Path) -> bool:
 
 
 def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder]) -> None:
-    save_question(folder, merged.plan)
+    save_question(folder, merged.plan, declare=False)
     if merged.confirmation:
         save_confirmation(folder, merged.confirmation)
     for name, source in sources.items():

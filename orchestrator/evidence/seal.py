@@ -162,6 +162,7 @@ def write_report_into(opened: Folder, copy: Path) -> None:
         details,
         spent if spent.total else None,
         opened.planned,
+        opened.declared,
     )
 
 

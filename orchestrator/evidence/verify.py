@@ -8,6 +8,8 @@ the digest was changed as well, it finds the change by its effect on the report.
 
 A manifest is no signature, because a user with write access can seal the folder again. The `fingerprint` is
 the SHA-256 of the manifest, and identifies a seal. A paper that quotes it makes later changes detectable.
+
+What was declared beforehand is checked by the journal itself (`evidence.declarations`).
 """
 
 import csv
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.evidence.bundle import open_bundle
+from orchestrator.evidence.declarations import chain_faults, declaration_faults
 from orchestrator.evidence.seal import (
     MANIFEST,
     MAX_SHOWN,
@@ -157,6 +160,8 @@ class _Check:
                 self.check_lines(name)
         if self.manifest:
             self.check_seal(self.manifest)
+        for parts in [*chain_faults(self.folder, self.notes), *declaration_faults(self.folder)]:
+            self.fault(*parts)
         self.recompute()
         names = {
             "files": "files",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.backends.local import check_temporary_folder, ray_folder
 from orchestrator.cost.actual import within_budget
@@ -44,19 +44,25 @@ from orchestrator.store.folder import (
 )
 from orchestrator.store.journal import FolderError
 from orchestrator.store.lease import Lease, check_free
+from orchestrator.sweep.config import Sweep
 from orchestrator.trials.confirm import Confirmation, choose, with_confirmation
 from orchestrator.trials.events import AttemptEnded, EpochDone, Event
 from orchestrator.trials.gang import Gang, Node
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import results_of
 from orchestrator.trials.remarks import remarks
+from orchestrator.trials.rounds import look_lines
 from orchestrator.trials.search import next_round, num_rounds, rounds_given
 from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan, Trial, unique_trials
 from trainables.errors import Unavailable
+from trainables.io.faults import Fault
 
 if TYPE_CHECKING:
     from orchestrator.execution import run as execution_run
+
+#: When a run that extends its sweep by itself stops.
+Until = Literal["settled"]
 
 #: Seconds between two polls for events.
 _LOOK_SECONDS = 0.25
@@ -88,8 +94,11 @@ def prepare(
     address: str | None = None,
     check: bool = True,
     wait_minutes: float = WAIT_MINUTES,
+    until: Until | None = None,
 ) -> tuple[Plan, Preparation]:
     """Plans a sweep for its folder, and tries the trials left to run. Writes nothing.
+
+    With `until`, the trials up to the last look are planned and tried, too.
 
     Raises:
       Unavailable: no machine came that a trial fits on.
@@ -103,10 +112,16 @@ def prepare(
         before, sweep = sweep, merge_points(folder, sweep)
         if sweep != before:
             _notice(observers, f"{folder} was extended before; it keeps its larger number of points")
-    whole = file.plan(sweep)
+    known = open_folder(folder) if _is_sweep(folder) else None
+    longest = sweep
+    if until:
+        if faults := _faults_of_until(sweep):
+            raise file.error(faults)
+        longest = _at_last_look(sweep, known)
+    whole = file.plan(longest)
     plan = plan_of(folder, sweep, known_infos(folder, whole.infos))
     preparation = Preparation()
-    left = left_of(plan, open_folder(folder) if _is_sweep(folder) else None)
+    left = left_of(plan, known)
     for observer in observers:
         observer.planned(plan, left)
     if check:
@@ -114,8 +129,22 @@ def prepare(
             # Rounds of a search that are not chosen yet have the same shapes.
             left = list(whole.trials)
         # Before the folder is created, so that a sweep that cannot start leaves no folder.
-        preparation = checked(file, plan, left, folder, observers, address, wait_minutes)
+        later = whole.trials if until else ()
+        preparation = checked(file, plan, left, folder, observers, address, wait_minutes, later)
     return plan, preparation
+
+
+def _faults_of_until(sweep: Sweep) -> list[Fault]:
+    from orchestrator.analysis.until import faults_of_until
+
+    return faults_of_until(sweep)
+
+
+def _at_last_look(sweep: Sweep, known: Folder | None) -> Sweep:
+    from orchestrator.execution.looks import extended, looks_in
+
+    last = looks_in(sweep, known)[-1]
+    return extended(sweep, max(last, sweep.design.num_points(sweep.levels())))
 
 
 def checked(
@@ -126,8 +155,9 @@ def checked(
     observers: Sequence[Observer] = (),
     address: str | None = None,
     wait_minutes: float = WAIT_MINUTES,
+    later: Sequence[Trial] = (),
 ) -> Preparation:
-    """Tries trials before they run. There may be none.
+    """Tries trials before they run. There may be none. `later` are trials that may follow them.
 
     Raises:
       Unavailable: no machine came that a trial fits on. Nothing was written.
@@ -137,7 +167,7 @@ def checked(
     preparation = Preparation()
     if not trials:
         return preparation
-    outcome = try_out(plan, trials, folder, observers, address, wait_minutes)
+    outcome = try_out(plan, trials, folder, observers, address, wait_minutes, later)
     if outcome.faults:
         raise file.error(outcome.faults)
     if outcome.expected:
@@ -152,12 +182,16 @@ def try_out(
     observers: Sequence[Observer] = (),
     address: str | None = None,
     wait_minutes: float = WAIT_MINUTES,
+    later: Sequence[Trial] = (),
 ) -> PreflightResult:
     """Runs the preflight on the machines of the trials. The caller reports the faults.
+
+    The shapes of `later` trials are tried, too. The time that is expected is without them.
 
     Raises:
       Unavailable: no machine came that a trial fits on.
     """
+    tried = unique_trials([*trials, *later])
     for remark in remarks(plan):
         _notice(observers, f"note: {remark}", "warning")
     if address is None:
@@ -167,7 +201,7 @@ def try_out(
         machine = this_machine()
         nodes: Sequence[Node] = machine.nodes
         with Child(machine.has_gpus, 60 * plan.sweep.resources.hang_minutes) as child:
-            outcome = preflight(plan, trials, nodes, child, folder)
+            outcome = preflight(plan, tried, nodes, child, folder)
     else:
         from orchestrator.backends import ray_cluster
         from orchestrator.execution import preflight_workers
@@ -178,7 +212,7 @@ def try_out(
         try:
             outcome = preflight(
                 plan,
-                trials,
+                tried,
                 nodes,
                 functools.partial(preflight_workers.check_start, watch=watch),
                 folder,
@@ -287,22 +321,27 @@ class Session:
         self._wait_minutes, self._gave_up = wait_minutes, False
         self._end = SessionEnd("broke off")
         self._told_alone = False
+        self._until: Until | None = None
+        self._nodes: Sequence[Node] = ()
 
-    def run_rounds(self, plan: Plan, preparation: Preparation) -> SessionEnd:
+    def run_rounds(self, plan: Plan, preparation: Preparation, until: Until | None = None) -> SessionEnd:
         """Runs the rest of a plan to its end, round by round if it is a search.
+
+        With `until`, the plan is extended look by look until its question is settled. A look is taken when
+        all trials up to it have ended, and no trial beyond it begins before.
 
         Raises:
           ClusterError: the cluster cannot run the trials.
           FolderError: the folder holds results of another question.
         """
-        folder, rounds = self._lease.folder, num_rounds(plan.sweep)
+        folder, self._until = self._lease.folder, until
         with self._closing():
             known = open_folder(folder) if _is_sweep(folder) else None
             for text in known.notices if known else ():
                 _notice(self._observers, f"note: {text}", "warning")
             has_run = False
             while True:
-                given = rounds_given(plan)
+                given, rounds = self._place(plan, known)
                 trials = left_of(plan, known)
                 if trials:
                     self._run(self._round(plan, trials, known, given, rounds), preparation)
@@ -310,11 +349,11 @@ class Session:
                     if self._end.how == "stopped":
                         return self._end
                 else:
-                    save_question(folder, plan)
-                if given == rounds:
+                    self._save_question(folder, plan)
+                if given == rounds and not until:
                     break
                 known = open_folder(folder)
-                if (longer := _next_round(known)) is None:
+                if (longer := self._next_look(known) if until else _next_round(known)) is None:
                     break
                 plan, preparation = longer, Preparation()
             if not has_run:
@@ -322,6 +361,28 @@ class Session:
                     observer.begin(self._round(plan, (), known))
                 self._end = SessionEnd("nothing to do", "", len(plan.trials), len(plan.trials))
             return self._end
+
+    def _place(self, plan: Plan, known: Folder | None) -> tuple[int, int]:
+        """Returns the number of the plan's round, and how many there may be."""
+        if not self._until:
+            return rounds_given(plan), num_rounds(plan.sweep)
+        from orchestrator.execution.looks import looks_in
+
+        points, looks = (
+            plan.sweep.design.num_points(plan.sweep.levels()),
+            looks_in(plan.sweep, known),
+        )
+        return sum(look < points for look in looks) + 1, max(len(looks), 1)
+
+    def _next_look(self, known: Folder) -> Plan | None:
+        """Takes a look and tells what was seen. Returns the plan up to the next look, if there is one."""
+        from orchestrator.execution.looks import next_look
+
+        taken, longer = next_look(known, self._nodes or this_machine().nodes)
+        if taken is not None:
+            for line in look_lines([taken]):
+                _notice(self._observers, line)
+        return longer
 
     def run_trials(
         self, plan: Plan, trials: Sequence[Trial], known: Folder, preparation: Preparation
@@ -415,9 +476,18 @@ class Session:
         # Only before the first attempt, because a later plan would already know its outcome.
         if preparation.checked and not any(record.attempts for record in round.records.values()):
             record_plan(round.folder, plan, nodes, preparation.checked)
-        save_question(round.folder, plan)
+        self._save_question(round.folder, plan)
+        self._nodes = nodes
+        if self._until:
+            from orchestrator.execution.looks import note_until
+
+            note_until(round.folder)
         run.start()
         return run
+
+    def _save_question(self, folder: Path, plan: Plan) -> None:
+        for text in save_question(folder, plan):
+            _notice(self._observers, f"note: {text}", "warning")
 
     def _check_states(self, plan: Plan, folder: Path) -> None:
         """Tells, without a preflight, of machines that do not reach the place of states.

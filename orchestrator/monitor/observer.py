@@ -20,7 +20,7 @@ Level = Literal["detail", "info", "warning"]
 
 @dataclass(frozen=True)
 class Round:
-    """Trials that are to run together. Only a search has more than one round.
+    """Trials that are to run together. A search has several rounds, as has a run until all is settled.
 
     Attributes:
       plan: the whole sweep as far as it is known.
@@ -28,7 +28,7 @@ class Round:
       folder: the sweep's folder.
       events: the journal so far.
       records: the records by trial. The session updates them.
-      number, of: the place of this round among all, from 1.
+      number, of: the place of this round among all, from 1. A run until all is settled may need fewer.
     """
 
     plan: "Plan"

@@ -11,10 +11,13 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    Chained,
+    DeclarationMade,
     DeviceUsed,
     EpochDone,
     Event,
     LaneOpened,
+    LookTaken,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -24,6 +27,7 @@ from orchestrator.trials.events import (
     SessionBegan,
     SessionClosed,
     Unknown,
+    UntilSettled,
     time_of,
 )
 from orchestrator.trials.outcomes import fingerprint
@@ -216,7 +220,11 @@ class Progress:
                 | LaneOpened()
                 | DeviceUsed()
                 | SessionClosed()
+                | UntilSettled()
+                | LookTaken()
                 | Sealed()
+                | Chained()
+                | DeclarationMade()
                 | Unknown()
             ):
                 pass

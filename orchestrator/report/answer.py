@@ -1,6 +1,5 @@
-"""The answer of a report in two sentences, and its caveats."""
+"""The answer of a report in three sentences, and its caveats."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,7 +17,7 @@ from orchestrator.report.text import (
     share_text,
 )
 from orchestrator.stats.intervals import CONFIDENCE
-from orchestrator.stats.measures import MEASURES, MeasureInfo
+from orchestrator.stats.measures import MEASURES, Measure
 from orchestrator.sweep.config import Primary
 from orchestrator.trials.numerals import percent, short
 from orchestrator.trials.records import Result, by_cell_and_arm
@@ -28,23 +27,27 @@ from orchestrator.trials.records import Result, by_cell_and_arm
 
 def answer(
     summaries: Sequence[Summary], compared: Sequence[Contrast], peaks: Sequence[PeakContrast] = ()
-) -> tuple[str, str]:
-    """Returns the answer: which arm is robust over more settings, and which has the lowest error.
+) -> tuple[str, str, str]:
+    """Returns the answer in three sentences; a sentence is empty if there is nothing to say.
 
-    The first sentence is about the contrast declared beforehand, or about the default one in every cell.
+    The first says which arm works at more settings: by the contrast declared beforehand, or by the default
+    one in every cell. The second says which has the lowest error. The third says how the first was decided.
     """
     if not any(summary.errors_pct for summary in summaries):
         reasons = sorted({s.refused["delta_edf"] for s in summaries if "delta_edf" in s.refused})
         if reasons and any(summary.best or summary.confirmed for summary in summaries):
             first = f"No verdict on robustness: {'; '.join(reasons)}."
-            return first, _second_sentence(summaries, peaks)
+            return first, _second_sentence(summaries, peaks), ""
         if reasons:
-            return f"There is no answer: {'; '.join(reasons)}.", ""
-        return "There is no answer yet: no trial has a result.", ""
+            return f"There is no answer: {'; '.join(reasons)}.", "", ""
+        return "There is no answer yet: no trial has a result.", "", ""
     asked = headline(compared)
-    cells = {contrast.cell for contrast in asked} or {summary.cell for summary in summaries}
+    if not asked:
+        return "The sweep has one arm, so nothing is compared.", _second_sentence(summaries, peaks), ""
+    cells = {contrast.cell for contrast in asked}
     mine = [summary for summary in summaries if summary.cell in cells]
-    return _first_sentence(asked, compared), _second_sentence(mine, peaks)
+    claims = [_claim(asked, compared, arm) for arm in dict.fromkeys(contrast.arm for contrast in asked)]
+    return " ".join(claims), _second_sentence(mine, peaks), _how(asked)
 
 
 def headline(compared: Sequence[Contrast]) -> list[Contrast]:
@@ -53,105 +56,130 @@ def headline(compared: Sequence[Contrast]) -> list[Contrast]:
     return asked or [contrast for contrast in compared if contrast.measure == Primary().measure]
 
 
-def _in_cell(cell: str) -> str:
-    return "" if cell == "all" else f" in {cell}"
-
-
-def _verb(info: MeasureInfo) -> tuple[str, str]:
-    """Returns the verb phrase for a settled and for an open contrast."""
-    if not info.higher_is_better:
-        return "has a lower mean error than", "has the lower mean error"
-    if info.common:
-        return "is robust over a larger share of settings than", "is robust over a larger share of settings"
-    return "is more forgiving of its settings than", "is more forgiving of its settings"
-
-
-def _first_sentence(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> str:
-    if not asked:
-        return "The sweep has one arm, so nothing is compared."
-    info = MEASURES[asked[0].measure]
-    verb, question = _verb(info)
-    if len(asked) == 1:
-        return verdict_sentence(asked[0], compared)
-    parts = []
-    for arm in dict.fromkeys(contrast.arm for contrast in asked):
-        mine = [contrast for contrast in asked if contrast.arm == arm]
-        base = mine[0].base_arm
-        wins, losses, rest = (
-            [contrast.cell for contrast in mine if contrast.better == better] for better in (arm, base, None)
-        )
-        said = [
-            f"{winner} {verb} {loser} in {_listed(cells, len(mine))}"
-            for winner, loser, cells in ((arm, base, wins), (base, arm, losses))
-            if cells
-        ]
-        if rest and not said:
-            said.append(f"whether {arm} or {base} {question} is not settled in any cell")
-        elif rest:
-            said.append(f"not settled in {_listed(rest, len(mine))}")
-        parts.append(", ".join(said))
-    # A sentence begins with a capital letter; the name of an arm keeps its case.
-    text = re.sub("^whether ", "Whether ", "; ".join(parts))
-    tests = " and ".join(sorted({TESTS[contrast.test] for contrast in asked}))
-    return (
-        f"{text} (by {info.means}; {tests}, Holm-adjusted, and 95{PERCENT} intervals of paired differences)."
-    )
-
-
-def _described(contrast: Contrast, compared: Sequence[Contrast]) -> str:
-    """Returns a clause on the areas from each arm's own reference, which decide nothing; empty if none."""
-    for other in compared:
-        info = MEASURES[other.measure]
-        alike = (other.cell, other.arm) == (contrast.cell, contrast.arm)
-        if alike and not info.decides and info.within_pp is None and other.value is not None:
-            return (
-                f"; measured from each arm's own best, the areas are {share_text(other.value)} and "
-                f"{share_text(other.base_value)} (a description, not a test)"
-            )
-    return ""
-
-
-def _one_contrast(contrast: Contrast, verb: str, asked: str, described: str) -> str:
-    numbers = _numbers(contrast, described)
-    if contrast.better:
-        loser = contrast.base_arm if contrast.better == contrast.arm else contrast.arm
-        said = f"{contrast.better} {verb} {loser}{_in_cell(contrast.cell)}"
-    else:
-        said = (
-            f"Whether {contrast.arm} or {contrast.base_arm} {asked}{_in_cell(contrast.cell)} is not "
-            f"settled, as {contrast.because}"
-        )
-    return f"{said}: {numbers}." if numbers else f"{said}."
-
-
-def _numbers(contrast: Contrast, described: str) -> str:
-    """Returns the values of both arms and their difference, with interval and test; empty without pairs."""
-    if contrast.difference is None:
-        return ""
-    measure = contrast.measure
-    value, base_value = measure_text(contrast.value, measure), measure_text(contrast.base_value, measure)
-    difference = measure_text(contrast.difference.value, measure, sign=True)
-    if interval := interval_text(contrast.difference, measure, sign=True):
-        difference += f" (95{PERCENT} interval {interval})"
-    p_value = contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted
-    if p_value is not None:
-        difference += f", {TESTS[contrast.test]} {p_equals(p_value)}"
-        if contrast.num_in_family > 1:
-            difference += f" after Holm over {contrast.num_in_family}"
-    return (
-        f"{MEASURES[measure].means} {value} for {contrast.arm} against {base_value} for "
-        f"{contrast.base_arm}, difference {difference}, {contrast.num_pairs} pairs{described}"
-    )
-
-
 def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:
-    """Returns one contrast as a sentence.
+    """Returns one contrast as a sentence, with how it was decided.
 
     Args:
       contrast: the contrast to describe.
       compared: all contrasts of the sweep.
     """
-    return _one_contrast(contrast, *_verb(MEASURES[contrast.measure]), _described(contrast, compared))
+    return f"{_claim([contrast], compared, contrast.arm)} {_how([contrast])}".rstrip()
+
+
+def _in_cell(cell: str) -> str:
+    return "" if cell == "all" else f" in {cell}"
+
+
+def _claim(asked: Sequence[Contrast], compared: Sequence[Contrast], arm: str) -> str:
+    """Returns the verdict on one arm against the first one, over the cells that were asked about."""
+    mine = [contrast for contrast in asked if contrast.arm == arm]
+    base, info = mine[0].base_arm, MEASURES[mine[0].measure]
+    alone = len({contrast.arm for contrast in asked}) == 1
+    more = "is the more robust" if info.higher_is_better else "has the lower mean error"
+    than = "is more robust than" if info.higher_is_better else "has a lower mean error than"
+    cells: dict[tuple[str, str | None], list[str]] = {}
+    for contrast in mine:
+        cells.setdefault((contrast.decision, contrast.better), []).append(contrast.cell)
+
+    def where(found: list[str]) -> str:
+        return _in_cell(found[0]) if len(mine) == 1 else f" in {_listed(found, len(mine))}"
+
+    # Of more than two arms, a winner is only better than the first one.
+    parts = [
+        f"{winner} {more if alone else f'{than} {loser}'}{where(found)}"
+        for winner, loser in ((arm, base), (base, arm))
+        if (found := cells.get(("better", winner)))
+    ]
+    if found := cells.get(("alike", None)):
+        parts.append(f"{base} and {arm} are alike{where(found)}")
+    if (found := cells.get(("open", None))) and parts:
+        parts.append(f"not settled{where(found)}")
+    elif found:
+        nowhere = where(found) if len(mine) == 1 else " in any cell"
+        parts.append(f"Which of {base} and {arm} {more} is not settled{nowhere}")
+    return f"{'; '.join(parts)}: {_seen(mine, compared)}{_open_end(mine)}."
+
+
+def _seen(mine: Sequence[Contrast], compared: Sequence[Contrast]) -> str:
+    """Returns what was seen of both arms, in settings out of settings, or in percent of error.
+
+    The arm that the verdict favours is named first, else the one that did better.
+    """
+    by_error, wanted = mine[0].measure == "error", {(c.cell, c.arm) for c in mine}
+    shown: Measure = "error" if by_error else "within_common_bar"
+    rows = [c for c in compared if c.measure == shown and (c.cell, c.arm) in wanted and c.num_pairs]
+    if not rows:
+        return "no setting has a result in both arms"
+    favoured = {c.better for c in mine} - {None}
+    total = sum(c.num_pairs for c in rows)
+    sums = {
+        mine[0].arm: sum((c.value or 0) * c.num_pairs for c in rows),
+        mine[0].base_arm: sum((c.base_value or 0) * c.num_pairs for c in rows),
+    }
+    first, second = sorted(sums, key=lambda arm: (favoured != {arm}, sums[arm] if by_error else -sums[arm]))
+    settings = f"{total} settings" if total > 1 else "1 setting"
+    if by_error:
+        means = {arm: f"{percent(value / total)}{PERCENT}" for arm, value in sums.items()}
+        return f"{first} {means[first]}, {second} {means[second]} on average over {settings}"
+    nearer = "by smaller distances; " if favoured == {first} and sums[first] <= sums[second] else ""
+    return (
+        f"{nearer}{first} comes within {MEASURES[shown].within_pp:g} points of the best error at "
+        f"{sums[first]:.0f} of {settings}, {second} at {sums[second]:.0f}"
+    )
+
+
+def _open_end(mine: Sequence[Contrast]) -> str:
+    """Returns why one contrast is open, and when its next verdict is; empty for several."""
+    if len(mine) > 1 or mine[0].decision != "open":
+        return ""
+    (contrast,) = mine
+    said = f" ({contrast.because})"
+    if contrast.look is not None and contrast.next_look is not None:
+        said += f"; the next verdict is at {contrast.next_look} points"
+    return said
+
+
+def _how(asked: Sequence[Contrast]) -> str:
+    """Returns how the verdicts were decided: measure, test and its interval."""
+    known = [contrast for contrast in asked if contrast.look is not None and contrast.shift is not None]
+    if not known:
+        return ""
+    info = MEASURES[known[0].measure]
+    declared = "declared beforehand" if known[0].primary else "not declared beforehand"
+    how = f"Decided by {info.symbol} ({info.means}), {declared}"
+    if len(known) > 1:
+        tests = " and ".join(sorted({TESTS[contrast.test] for contrast in known}))
+        return f"{how}: {tests} tests, adjusted by Holm over {known[0].num_in_family}."
+    return f"{how}: {_numbers(known[0])}."
+
+
+def _numbers(contrast: Contrast) -> str:
+    """Returns the values of both arms, the difference of the deciding test with its interval, and p."""
+    measure, shift, within = contrast.measure, contrast.shift, contrast.within
+    values = (
+        f"{measure_text(contrast.value, measure)} for {contrast.arm} against "
+        f"{measure_text(contrast.base_value, measure)} for {contrast.base_arm}"
+    )
+    if contrast.decision == "alike" and within is not None:
+        margin = measure_text(contrast.margin, measure, sign=True).lstrip("+")
+        mean = measure_text(within.value, measure, sign=True)
+        return (
+            f"{values}; the mean differs by {mean} ({interval_text(within, measure, sign=True)}), within the "
+            f"margin of {margin}, by two one-sided tests at {contrast.look} points"
+        )
+    if shift is None:
+        return values
+    kind = "net share of the settings that differ" if contrast.test == "mcnemar" else "typical difference"
+    number = measure_text(shift.value, measure, sign=True)
+    if interval := interval_text(shift, measure, sign=True):
+        number += f" ({interval})"
+    p_value = contrast.p_value if contrast.p_adjusted is None else contrast.p_adjusted
+    said = "" if p_value is None else f", {TESTS[contrast.test]} {p_equals(p_value)}"
+    if contrast.num_in_family > 1:
+        said += f" after Holm over {contrast.num_in_family}"
+    return (
+        f"{values}; {kind} {number}{said}, {contrast.num_differing} differing pairs of {contrast.look} points"
+    )
 
 
 def _listed(cells: Sequence[str], total: int) -> str:
@@ -203,7 +231,11 @@ def _confirmed_peak(found: Sequence[Summary], peaks: Sequence[PeakContrast]) -> 
     split = "test" if any(peak.split == "test" for peak in mine) else "val"
     compared = [_peak_contrast(peak) for peak in mine if peak.split == split]
     tail = f"; on the {SPLIT_NAMES[split]} split {', '.join(compared)}" if compared else ""
-    return f"Lowest error on the selection split{_in_cell(cell)}, confirmed: {', '.join(texts)}{tail}."
+    winners = {told_apart(peak) for peak in mine if peak.split == split}
+    best = pairs[0][0].arm
+    if len(pairs) == 2 and winners == {best}:
+        return f"{best} has the lower error{_in_cell(cell)}, confirmed: {', '.join(texts)}{tail}."
+    return f"Lowest error{_in_cell(cell)}, confirmed: {', '.join(texts)}{tail}."
 
 
 def told_apart(peak: PeakContrast) -> str | None:
@@ -255,10 +287,9 @@ def _unconfirmed_peak(cell: str, summaries: Sequence[Summary]) -> str:
         texts.append(f"{summary.arm} {percent(best.val_error_pct)}{PERCENT}{after}")
     why = [f"{s.arm}: {s.refused['confirmed']}" for s in summaries if "confirmed" in s.refused]
     reasons = f" ({'; '.join(why)})" if why else ""
-    return (
-        f"Lowest error on the selection split{_in_cell(cell)}: {', '.join(texts)}; each is "
-        f"one run, the best of its arm, unconfirmed{reasons}."
-    )
+    if len(texts) == 1:
+        return f"Lowest error{_in_cell(cell)}: {texts[0]}; one run, unconfirmed{reasons}."
+    return f"Lowest error{_in_cell(cell)}: {', '.join(texts)}; each is one run, unconfirmed{reasons}."
 
 
 def _unconfirmed_cells(by_cell: Mapping[str, Sequence[Summary]], others: bool) -> str:

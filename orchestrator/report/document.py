@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.analysis.contrasts import Contrast
+from orchestrator.analysis.exchange import UNITS, ArmExchange
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
+from orchestrator.analysis.pooled import Pooled
 from orchestrator.analysis.summary import Summary, summarise
 from orchestrator.report.answer import answer, caveats, device_caveats, headline, stage_caveats
+from orchestrator.report.changes import change_sentences
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.trials.outcomes import RULES
@@ -38,6 +41,7 @@ def document_of(found: Findings) -> Row:
         "question": sweep.question,
         "answer": list(answer(found.summaries, found.contrasts, found.peaks)),
         "caveats": [
+            *change_sentences(found.declared),
             *caveats([check for part in evidence for check in part.edges], asked),
             *stage_caveats(found.results),
             *device_caveats(found.results),
@@ -48,6 +52,7 @@ def document_of(found: Findings) -> Row:
         "contrasts": [
             plain(contrast) | {"decides": MEASURES[contrast.measure].decides} for contrast in found.contrasts
         ],
+        "pooled": [plain(row) | {"disagreeing": list(row.disagreeing)} for row in found.pooled],
         "peak_contrasts": found.peaks,
         "tuning": [
             {
@@ -61,6 +66,7 @@ def document_of(found: Findings) -> Row:
             for part in evidence
             for arm, curve in part.curves.items()
         ],
+        "exchange": [_exchange_json(one) for one in found.exchanges],
         "basins": [item for part in evidence for item in part.basins],
         "importances": [item for part in evidence for item in part.importances],
         "transfers": [item for part in evidence for item in part.transfers],
@@ -140,6 +146,19 @@ def _multiply_adds(record: Record, cost: TrialCost) -> int:
     return len(record.rows) * cost.train_flops // cost.epochs
 
 
+def _exchange_json(one: ArmExchange) -> Row:
+    return {
+        "cell": one.cell,
+        "arm": one.arm,
+        "base_arm": one.base_arm,
+        "rate": one.rate,
+        "reverse": one.reverse,
+        "chances": [{"budget": k, **plain(chance)} for k, chance in one.chances.items()],
+        "cost_ratios": [{"unit": unit, "value": ratio} for unit, ratio in one.cost_ratios.items()],
+        "quotes": [quote for unit in UNITS if (quote := one.quote(unit)) is not None],
+    }
+
+
 def _summary_json(summary: Summary) -> Row:
     best = summary.best
     fields = {
@@ -175,6 +194,7 @@ def flat_tables(found: Findings, document: Row) -> dict[str, list[Row]]:
         "results": results_rows(found.plan, found.records),
         "summary": [_flat_summary(summary) for summary in found.summaries],
         "contrasts": [_flat_contrast(contrast) for contrast in found.contrasts],
+        "pooled": [_flat_pooled(row) for row in found.pooled],
         "cost": document["cost"]["per_arm"],
     }
     rows |= {key: [_flat(item) for item in document[key]] for key in _FLAT}
@@ -184,6 +204,15 @@ def flat_tables(found: Findings, document: Row) -> dict[str, list[Row]]:
         for arm, curve in part.curves.items()
         for k in range(1, curve.largest_budget + 1)
         if (best := curve.at(k)) is not None
+    ]
+    rows["exchange"] = [
+        {"cell": one.cell, "arm": arm, "base_arm": base_arm, **_flat(rate)}
+        for one in found.exchanges
+        for arm, base_arm, way in (
+            (one.arm, one.base_arm, one.rate),
+            (one.base_arm, one.arm, one.reverse),
+        )
+        for rate in way.rates
     ]
     rows["audits"] = [
         {"cell": audit.cell, "base_arm": audit.base_arm, "arm": audit.arm, **_flat(verdict)}
@@ -344,13 +373,43 @@ def _flat_summary(summary: Summary) -> Row:
     return row
 
 
+#: Attributes of a contrast that are estimates.
+_ESTIMATES = ("difference", "shift", "within")
+
+
 def _flat_contrast(contrast: Contrast) -> Row:
     row = {
         field.name: getattr(contrast, field.name)
         for field in dataclasses.fields(contrast)
-        if field.name != "difference"
+        if field.name not in _ESTIMATES
     }
-    return row | estimate_columns("difference", contrast.difference)
+    for name in _ESTIMATES:
+        row |= estimate_columns(name, getattr(contrast, name))
+    return row
+
+
+def _flat_pooled(row: Pooled) -> Row:
+    cells = row.heterogeneity
+    return {
+        "measure": row.measure,
+        "base_arm": row.base_arm,
+        "arm": row.arm,
+        "num_cells": len(row.cells),
+        "num_points": row.num_points,
+        "num_left_out": row.num_left_out,
+        **estimate_columns("over", row.over),
+        "interval_over": row.interval_over,
+        **estimate_columns("new_cell", row.new_cell),
+        "better": row.better,
+        "because": row.because,
+        "p_value": row.p_value,
+        "p_adjusted": row.p_adjusted,
+        "num_in_family": row.num_in_family,
+        "between_sd": cells and cells.between_sd,
+        "i_squared": cells and cells.i_squared,
+        "p_alike": cells and cells.p_value,
+        "disagreeing": "; ".join(row.disagreeing),
+    }
 
 
 # ----------------------------------------------------------------------------------------------- plain values

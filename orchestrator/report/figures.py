@@ -5,6 +5,7 @@ marker, so that black-and-white prints stay readable. A cross is always a diverg
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from orchestrator.report import steady_matplotlib  # noqa: F401
 
@@ -18,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.gaps import Gap
+from orchestrator.analysis.pooled import Pooled
 from orchestrator.analysis.summary import Summary, landmarks
 from orchestrator.report.plotting import (
     BACKED,
@@ -36,7 +38,7 @@ from orchestrator.report.plotting import (
     styled,
 )
 from orchestrator.stats.best_of import TuningCurve
-from orchestrator.stats.intervals import share_interval
+from orchestrator.stats.intervals import Estimate, share_interval
 from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, deltas, edf
 from orchestrator.trials.records import Result
 from trainables.base import WORST_PCT
@@ -82,6 +84,45 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
         ylim=(0, 1.02),
         xlabel="Delta: error over the arm's reference (pp)",
         ylabel="share of points",
+    )
+    axes.set_xticks([0, 1, 2, 4, 6, 8, 10])
+    framed(figure, handles)
+    return figure
+
+
+@styled
+def common_edf(summaries: Sequence[Summary]) -> Figure:
+    """Draws the share of points within x of the best error of all arms, x from 0 to 10 pp; a line per arm.
+
+    The mean height of a line is the arm's common area, by which a sweep is decided. A dotted line marks the
+    common bar.
+
+    Args:
+      summaries: the arms of one cell.
+    """
+    figure = Figure(figsize=(4.5, figure_height(len(summaries))))
+    axes = figure.subplots()
+    handles: list[Artist] = []
+    for index, summary in enumerate(summaries):
+        errors = list(summary.errors_pct.values())
+        line = {"color": colour_of(index), "ls": line_of(index)}
+        handles.append(Line2D([], [], label=f"{summary.arm} (n = {len(errors)})", **line))
+        if errors and summary.common_reference_pct is not None:
+            # A setting below a confirmed reference is at it.
+            above = np.maximum(deltas(errors, summary.common_reference_pct), 0)
+            steps, shares = edf(above)
+            inside = steps <= AREA_LIMIT_PP
+            x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
+            y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
+            axes.step(x, y, where="post", lw=1.8, **line)
+    if not any(summary.errors_pct for summary in summaries):
+        draw_empty(axes)
+    axes.axvline(MEASURES["within_common_bar"].within_pp or 0, color=GREY, lw=0.9, ls=":")
+    axes.set(
+        xlim=(0, AREA_LIMIT_PP),
+        ylim=(0, 1.02),
+        xlabel="points of error above the best of all arms",
+        ylabel="share of settings",
     )
     axes.set_xticks([0, 1, 2, 4, 6, 8, 10])
     framed(figure, handles)
@@ -292,51 +333,81 @@ def curves(arms: Mapping[str, Sequence[Result]]) -> Figure:
     return figure
 
 
+@dataclass(frozen=True, slots=True)
+class _DifferenceRow:
+    label: str
+    primary: bool
+    arm: str
+    difference: Estimate | None
+    settled: bool
+    line: str = "-"
+
+
 @styled
-def differences(contrasts: Sequence[Contrast], measure: Measure) -> Figure:
+def differences(contrasts: Sequence[Contrast], measure: Measure, pooled: Sequence[Pooled] = ()) -> Figure:
     """Draws the difference of every arm to the reference arm with its interval, a row per cell and arm.
 
-    Filled markers are settled, hollow ones are not. Right of 0 the arm is better than the reference arm, for
-    every measure.
+    For a measure that decides, the interval is that of the test that decides. Filled markers are settled,
+    hollow ones are not. Right of 0 the arm is better than the reference arm, for every measure. Below the
+    cells are the means over them, and dotted the prediction for a new cell.
 
     Args:
       contrasts: contrasts of any measures. At least one must be of `measure`.
       measure: the measure to draw.
+      pooled: the same over cells, of any measures.
     """
-    rows = [contrast for contrast in contrasts if contrast.measure == measure]
+    found = [contrast for contrast in contrasts if contrast.measure == measure]
+    arms = list(dict.fromkeys(contrast.arm for contrast in found))
+    base, several = found[0].base_arm, len(arms) > 1
+    rows = [
+        _DifferenceRow(
+            f"{one.cell} · {one.arm}" if several else one.cell,
+            one.primary,
+            one.arm,
+            one.within if one.decision == "alike" else one.shift or one.difference,
+            one.decision != "open",
+        )
+        for one in found
+    ]
+    for over in pooled:
+        if over.measure == measure:
+            who = f" · {over.arm}" if several else ""
+            rows.append(
+                _DifferenceRow(f"over these cells{who}", False, over.arm, over.over, bool(over.better))
+            )
+            if over.new_cell is not None and over.new_cell.low is not None:
+                rows.append(_DifferenceRow(f"in a new cell{who}", False, over.arm, over.new_cell, False, ":"))
     sign = 1 if MEASURES[measure].higher_is_better else -1
     figure = Figure(figsize=(4.5, 1.15 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    arms = list(dict.fromkeys(contrast.arm for contrast in rows))
     reach = 0.0
-    for y, contrast in enumerate(rows):
-        if (difference := contrast.difference) is None:
+    for y, row in enumerate(rows):
+        if (difference := row.difference) is None:
             axes.text(0, y, "no pairs yet", ha="center", va="center", color=GREY, fontsize=8)
             continue
         # The reference arm takes the first colour, as everywhere else.
-        index = arms.index(contrast.arm) + 1
+        index = arms.index(row.arm) + 1
         ends = [end * sign for end in (difference.low, difference.high) if end is not None]
-        axes.plot(ends, [y] * len(ends), color=colour_of(index), lw=2, solid_capstyle="butt")
+        axes.plot(ends, [y] * len(ends), color=colour_of(index), lw=2, ls=row.line, solid_capstyle="butt")
         axes.plot(
             [difference.value * sign],
             [y],
             marker=marker_of(index),
             ms=6.5,
             mec=colour_of(index),
-            mfc=colour_of(index) if contrast.better else "white",
+            mfc=colour_of(index) if row.settled else "white",
             mew=1.4,
         )
         reach = max(reach, abs(difference.value), *map(abs, ends))
     reach = 1.12 * reach or 1.0
-    base = rows[0].base_arm
     axes.axvline(0, color="black", lw=0.9)
+    if len(rows) > len(found):
+        axes.axhline(len(found) - 0.72, color=GREY, lw=0.6)
     axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.6, -0.85), yticks=[])
-    several = len(arms) > 1
     for y, row in enumerate(rows):
-        label = f"{row.cell} · {row.arm}" if several else row.cell
         # Above its interval, because a long name next to it would take width from the intervals.
         axes.annotate(
-            clipped(f"{label} (primary)" if row.primary else label, 58),
+            clipped(f"{row.label} (primary)" if row.primary else row.label, 58),
             (0, y),
             xycoords=("axes fraction", "data"),
             xytext=(0, 6),

@@ -28,14 +28,15 @@ from threadpoolctl import threadpool_limits
 
 from orchestrator.analysis.basin import Basin
 from orchestrator.analysis.findings import CellDetails, Findings, evidence_of, gather
-from orchestrator.analysis.power import Planted
-from orchestrator.analysis.summary import by_arm
+from orchestrator.analysis.summary import Summary, by_arm
 from orchestrator.cost.actual import Planned
 from orchestrator.cost.ledger import Ledger
 from orchestrator.report import figures, figures_parameters, plotting
 from orchestrator.report.answer import headline
 from orchestrator.report.document import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.report.table import Line, Table, to_latex, to_markdown
+from orchestrator.report.tables_exchange import exchange_table, exchange_text
+from orchestrator.report.tables_pooled import headline_pooled, pooled_sentence, pooled_table
 from orchestrator.report.tables_results import (
     contrast_table,
     paper_table,
@@ -64,10 +65,13 @@ from orchestrator.report.tables_windows import (
     transfer_table,
 )
 from orchestrator.report.text import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, where_text
+from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import MEASURES
+from orchestrator.stats.power import Planted
 from orchestrator.stats.surrogate import Landscape, useful_surrogate
 from orchestrator.sweep.config import cell_name
 from orchestrator.sweep.space import Cell
+from orchestrator.trials.declared import Declared
 from orchestrator.trials.numerals import duration, percent, short
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record
@@ -92,6 +96,7 @@ def write_report(
     details: Mapping[str, Any],
     spent: Ledger | None = None,
     planned: Planned | None = None,
+    declared: Declared | None = None,
 ) -> Path:
     """Writes report.html, summary.json, tables/* and figures/* into a folder.
 
@@ -105,6 +110,7 @@ def write_report(
       details: versions, hardware and time, printed as text at the end.
       spent: the use of the devices' time.
       planned: the estimate made before the first trial.
+      declared: what was declared before the results, and what was changed after them.
 
     Returns:
       The path of report.html.
@@ -112,7 +118,7 @@ def write_report(
     Raises:
       OSError: the folder cannot be written to.
     """
-    found = gather(plan, records, spent, planned)
+    found = gather(plan, records, spent, planned, declared)
     drawings = _shared_drawings(found)
     parts = _each_cell(found)
     drawings += [drawing for part in parts for drawing in part.drawings]
@@ -139,8 +145,17 @@ def write_report(
             _write(folder / "tables" / f"{table.name}.tex", to_latex(table))
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     _write(folder / "summary.json", text + "\n")
+    by_kind = _by_kind(drawings)
+    top = _top(found, by_kind["common"])
+    by_kind["common"] = [drawing for drawing in by_kind["common"] if drawing not in top]
     html = _template().render(
-        _page(found, document), drawings=_by_kind(drawings), tables=tables, own=own, details=details
+        _page(found, document),
+        drawings=by_kind,
+        top=top,
+        num_more=len(by_kind["common"]),
+        tables=tables,
+        own=own,
+        details=details,
     )
     _write(folder / "report.html", html)
     return folder / "report.html"
@@ -212,12 +227,15 @@ class _Drawing:
         return Markup(self.svg)
 
 
-_KINDS = ("differences", "edf", "tuning", "paired", "parameter", "plane", "curves", "gaps")
+#: Most figures at the top of the page.
+MAX_TOP = 4
+
+_KINDS = ("common", "differences", "edf", "tuning", "paired", "parameter", "plane", "curves", "gaps")
 
 
 def _num_figures(plan: Plan) -> int:
     """Returns an upper bound of the number of figures. The results decide which are drawn."""
-    return len(plan.sweep.all_cells()) * (5 + len(plan.sweep.vary)) + 3
+    return len(plan.sweep.all_cells()) * (6 + len(plan.sweep.vary)) + 3
 
 
 def _drawing(plan: Plan, kind: str, names: Iterable[str], title: str, figure: Figure) -> _Drawing:
@@ -234,7 +252,7 @@ def _shared_drawings(found: Findings) -> list[_Drawing]:
     # Next to the measure that decides, the area from each arm's own reference as a description.
     shown += [measure for measure, info in MEASURES.items() if not info.decides and info.within_pp is None]
     for measure in dict.fromkeys(shown) if found.contrasts else []:
-        figure = figures.differences(found.contrasts, measure)
+        figure = figures.differences(found.contrasts, measure, found.pooled)
         info = MEASURES[measure]
         title = info.means + ("" if info.decides else " (describes, does not decide)")
         drawings.append(_drawing(found.plan, "differences", [measure], title, figure))
@@ -260,6 +278,7 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
     def add(kind: str, names: Iterable[str], title: str, figure: Figure) -> None:
         drawings.append(_drawing(plan, kind, names, title, figure))
 
+    add("common", [name], _within_bar(mine, name), figures.common_edf(mine))
     add("edf", [name], name, figures.delta_edf(mine))
     add("tuning", [name], name, figures.tuning_curves(evidence.curves))
     if len(mine) > 1:
@@ -284,6 +303,25 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
         add("plane", [name], name, figure)
     add("curves", [name], name, figures.curves(arms))
     return drawings
+
+
+def _top(found: Findings, drawings: Sequence[_Drawing]) -> list[_Drawing]:
+    """Returns the figures of the deciding measure for the cells of the answer, for the top of the page."""
+    cells = {contrast.cell for contrast in headline(found.contrasts)}
+    names = found.plan.sweep.cell_names()
+    return [drawing for name, drawing in zip(names, drawings, strict=True) if name in cells][:MAX_TOP]
+
+
+def _within_bar(summaries: Sequence[Summary], cell: str) -> str:
+    """Returns the caption: how many settings of each arm come within the common bar."""
+    bar = MEASURES["within_common_bar"].within_pp
+    counted = [
+        f"{s.arm} at {s.measures['within_common_bar'].value * len(s.errors_pct):.0f} of {len(s.errors_pct)}"
+        for s in summaries
+        if s.errors_pct
+    ]
+    where = "" if cell == "all" else f"{cell}: "
+    return f"{where}within {bar:g} points of the best error: {', '.join(counted)}" if counted else cell
 
 
 def _surface(ground: Landscape, around: Basin, paths: tuple[str, str]) -> figures_parameters.Surface | None:
@@ -319,6 +357,12 @@ def _by_kind(drawings: Iterable[_Drawing]) -> dict[str, list[_Drawing]]:
 # --------------------------------------------------------------------------------------------------- the page
 
 
+def _listed_looks(looks: Looks) -> str:
+    """Returns "16, 32 and 64"."""
+    *most, last = map(str, looks.points)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def _page(found: Findings, document: Row) -> Row:
     """Returns the template's variables without figures, tables and details."""
     plan = found.plan
@@ -331,12 +375,15 @@ def _page(found: Findings, document: Row) -> Row:
         "summaries": found.summaries,
         "contrasts": found.contrasts,
         "over_blocks": any(contrast.interval_over == "blocks" for contrast in found.contrasts),
+        "looks": _listed_looks(found.looks),
         "num_decide": sum(MEASURES[contrast.measure].decides for contrast in found.contrasts),
         "flips": sum(len(audit.flips) for part in found.evidence for audit in part.audits),
         "references": REFERENCES,
         "reference_kinds": sorted({s.reference_kind for s in found.summaries if s.reference_kind}),
         "planted": Planted(),
         "describes": DESCRIBES,
+        "over_cells": pooled_sentence(headline_pooled(found)),
+        "exchange": exchange_text(found),
         "pdf": _num_figures(plan) <= MAX_PDFS,
         "troubled": [r for r in distinct if r.state in RULES and r.state != "finished"],
         "open": [r for r in distinct if r.state not in RULES],
@@ -460,9 +507,11 @@ TABLES: tuple[Callable[[Findings], Table], ...] = (
     peak_table,
     robustness_table,
     contrast_table,
+    pooled_table,
     peak_contrast_table,
     search_table,
     tuning_table,
+    exchange_table,
     basin_table,
     importance_table,
     transfer_table,

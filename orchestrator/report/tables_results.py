@@ -98,9 +98,11 @@ def robustness_table(found: Findings) -> Table:
     return table
 
 
-_HOLDS_ZERO = (
-    "Some settled rows have an interval that contains 0: the test finds a difference on the observed pairs; "
-    "the interval of the mean also allows for divergences of one arm that no observed pair shows."
+_TWO_INTERVALS = (
+    "Typical difference: of the pairs that differ, with the interval of the test that decides, at the level "
+    "that looks and family leave it. For shares it is the share of these pairs that favours the arm, minus "
+    "the other share. Mean difference: of all pairs; its interval also allows for divergences of one arm "
+    "that were not drawn, so it is wide at few points. It decides whether arms are alike."
 )
 
 
@@ -115,8 +117,9 @@ def contrast_table(found: Findings) -> Table:
             "Measure",
             f"#{base}",
             "#Arm",
-            "#Difference",
-            "#Pairs",
+            "#Typical difference",
+            "#Mean difference",
+            "#Points",
             "#p",
             "#p by Holm",
             "Verdict",
@@ -124,17 +127,21 @@ def contrast_table(found: Findings) -> Table:
     )
     for c in found.contrasts:
         info = MEASURES[c.measure]
-        pairs = Text(str(c.num_pairs), f"{c.num_unpaired} unpaired" if c.num_unpaired else "")
+        lacks = f"{c.num_unpaired} unpaired" if c.num_unpaired else ""
+        pairs = Text(str(c.num_pairs if c.look is None else c.look), lacks)
         if c.better:
             verdict = Text(f"{c.better} is better", strong=True)
+        elif c.decision == "alike":
+            margin = measure_text(c.margin, c.measure, sign=True).lstrip("+")
+            verdict = Text("alike", f"within {margin}", strong=True)
         elif info.decides:
             verdict = Text("not settled", c.because)
         else:
             verdict = Text("describes")
             table.note(f"Rows that describe: {DESCRIBES}")
-        note_no_interval(table, [c.difference])
-        if c.better and c.difference and (c.difference.low or 0) <= 0 <= (c.difference.high or 0):
-            table.note(_HOLDS_ZERO)
+        note_no_interval(table, [c.shift, c.difference])
+        if c.shift is not None:
+            table.note(_TWO_INTERVALS)
         holm = Text(p_text(c.p_adjusted), f"over {c.num_in_family}" if c.num_in_family > 1 else "")
         table.add(
             c.cell,
@@ -142,7 +149,8 @@ def contrast_table(found: Findings) -> Table:
             Text(info.symbol, "primary" if c.primary else ""),
             measure_text(c.base_value, c.measure),
             measure_text(c.value, c.measure),
-            shown(c.difference, c.measure, sign=True),
+            shown(c.shift, c.measure, sign=True) if info.decides else "–",
+            shown(c.within if c.decision == "alike" else c.difference, c.measure, sign=True),
             pairs,
             Text(p_text(c.p_value), TESTS[c.test]) if info.decides else "–",
             holm if info.decides else "–",

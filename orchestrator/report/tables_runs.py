@@ -3,15 +3,18 @@
 from collections import Counter
 
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.power import POWER, Detectable
+from orchestrator.analysis.power import Detectable
+from orchestrator.analysis.until import needed_points
 from orchestrator.cost.actual import Planned, planned_actual
 from orchestrator.cost.ledger import MEANINGS
 from orchestrator.cost.speed import Basis, Span
 from orchestrator.report.document import Row, cost_per_arm
 from orchestrator.report.table import Table, Text
 from orchestrator.stats.measures import MEASURES, Measure
+from orchestrator.stats.power import POWER
 from orchestrator.trials.numerals import duration, short
 from orchestrator.trials.outcomes import RULES
+from orchestrator.trials.rounds import look_lines
 
 _AGAIN = {
     "never": "never",
@@ -60,6 +63,9 @@ def power_table(found: Findings) -> Table:
         ("Cells", "Measure", "#Points", "#Reference arm, assumed", "#By closed form", "#By simulation"),
     )
     groups: dict[tuple[Measure, int], list[Detectable]] = {}
+    needed = needed_points(found.plan.sweep, found.summaries, found.looks)
+    if needed is not None:
+        table.note(f"{needed.text[0].upper()}{needed.text[1:]}.")
     for one in found.power:
         groups.setdefault((one.measure, one.num_points), []).append(one)
     all_cells = set(found.plan.sweep.cell_names())
@@ -120,6 +126,8 @@ def ledger_table(found: Findings) -> Table:
     if len(found.spent.trials_on) > 1:
         parts = [f"{seconds:.0f} on {name or 'unknown'}" for name, seconds in found.spent.trials_on.items()]
         table.note(f"{device}-seconds of trials by device: {', '.join(parts)}.")
+    for line in look_lines(found.spent.looks):
+        table.note(f"{line[0].upper()}{line[1:]}.")
     return table
 
 

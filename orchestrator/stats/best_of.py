@@ -89,7 +89,7 @@ class TuningCurve:
         )
 
 
-def _checked(errors_pct: Sequence[float] | Floats) -> Floats:
+def checked_errors(errors_pct: Sequence[float] | Floats) -> Floats:
     """Returns the errors in ascending order, after a check that they are percentages."""
     ordered = np.sort(np.asarray(errors_pct, dtype=np.float64))
     if ordered.size == 0:
@@ -126,7 +126,7 @@ def best_of(errors_pct: Sequence[float] | Floats, budgets: Sequence[int] | None 
 
     Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", https://arxiv.org/abs/2004.13705
     """
-    ordered = _checked(errors_pct)
+    ordered = checked_errors(errors_pct)
     ks = _checked_budgets(budgets, ordered.size)
     # In chunks, because all budgets of thousands of trials at once would be a matrix of gigabytes.
     chunks = [best_of_weights(ordered.size, ks[i : i + 256]) @ ordered for i in range(0, ks.size, 256)]
@@ -214,7 +214,12 @@ def _calibrated(num_trials: int, confidence: float) -> tuple[tuple[float, ...], 
 
     # Bonferroni's level gives too wide a band, and the level of a single interval too narrow a one.
     bounds = math.log(alpha / num_trials), math.log(alpha)
-    log_miss = bounds[1] if num_trials == 1 else optimize.brentq(excess, *bounds, xtol=1e-6)
+    if num_trials == 1:
+        log_miss = bounds[1]
+    elif excess(bounds[0]) <= 0:  # Bonferroni's level is exact for two trials, up to rounding
+        log_miss = bounds[0]
+    else:
+        log_miss = optimize.brentq(excess, *bounds, xtol=1e-6)
     low, high = _highest_density(num_trials, math.exp(log_miss))
     return tuple(low.tolist()), tuple(high.tolist())
 
@@ -257,12 +262,12 @@ def largest_budget(num_trials: int, confidence: float = CONFIDENCE) -> int:
     _, high = order_statistic_band(num_trials, confidence)
     # The largest k with 1 - 0.5^(1/k) > high_1; the loop corrects a k that rounding made too large.
     budget = int(math.log(0.5) / math.log1p(-high[0])) if high[0] < 1 else 0
-    while budget > 0 and _median_level(np.array([budget]))[0] <= high[0]:
+    while budget > 0 and median_level(np.array([budget]))[0] <= high[0]:
         budget -= 1
     return budget
 
 
-def _median_level(budgets: NDArray[np.int64]) -> Floats:
+def median_level(budgets: NDArray[np.int64]) -> Floats:
     """Returns the level 1 - 0.5^(1/k) of the error quantile that is the median of the best of k."""
     return np.asarray(-np.expm1(math.log(0.5) / budgets))
 
@@ -284,8 +289,8 @@ def median_band(
     Raises:
       ValueError: as `best_of` and `order_statistic_band`.
     """
-    ordered = _checked(errors_pct)
-    levels = _median_level(_checked_budgets(budgets, ordered.size))
+    ordered = checked_errors(errors_pct)
+    levels = median_level(_checked_budgets(budgets, ordered.size))
     low, high = order_statistic_band(ordered.size, confidence)
     bounded = np.concatenate([[SUPPORT_PCT[0]], ordered, [SUPPORT_PCT[1]]])
     return (
@@ -308,9 +313,9 @@ def tuning_curve(errors_pct: Sequence[float] | Floats, confidence: float = CONFI
     Raises:
       ValueError: as `best_of` and `order_statistic_band`.
     """
-    ordered = _checked(errors_pct)
+    ordered = checked_errors(errors_pct)
     low, high = median_band(ordered, confidence=confidence)
-    levels = _median_level(np.arange(1, ordered.size + 1))
+    levels = median_level(np.arange(1, ordered.size + 1))
     return TuningCurve(
         num_trials=ordered.size,
         confidence=confidence,
@@ -375,7 +380,7 @@ def optimism(errors_pct: Sequence[float] | Floats, noise_sd_pct: float | None) -
     Source: Rasines and Young 2023, "Splitting strategies for post-selection inference", Biometrika 110, for
       the split by added noise; Kiefer and Wolfowitz 1956, Ann. Math. Stat. 27, 887-906, for g.
     """
-    ordered = _checked(errors_pct)
+    ordered = checked_errors(errors_pct)
     if noise_sd_pct is None:
         return None
     if not 0 <= noise_sd_pct < math.inf:

@@ -53,8 +53,10 @@ def share_interval(count: float, total: int) -> tuple[float, float]:
     return low, high
 
 
-def bounded_mean(values: Sequence[float] | NDArray[np.float64], ends: tuple[float, float]) -> Estimate:
-    """Returns the mean of bounded values with its 95 % interval.
+def bounded_mean(
+    values: Sequence[float] | NDArray[np.float64], ends: tuple[float, float], confidence: float = CONFIDENCE
+) -> Estimate:
+    """Returns the mean of bounded values with its interval.
 
     The interval is Student's t of the sample plus two values, one at each end of the range. Rare divergences
     make this necessary. If one setting in thirty diverges in one arm alone, most sweeps of 16 points have no
@@ -65,6 +67,7 @@ def bounded_mean(values: Sequence[float] | NDArray[np.float64], ends: tuple[floa
     Args:
       values: one per point; for paired data, the differences.
       ends: lowest and highest possible value.
+      confidence: of the interval.
 
     Returns:
       The plain mean. Its interval is within the ends and may be off-centre. There is no interval below
@@ -84,7 +87,7 @@ def bounded_mean(values: Sequence[float] | NDArray[np.float64], ends: tuple[floa
     mean = float(sample.mean())
     if sample.size < MIN_SAMPLE:
         return Estimate(mean, because=f"{sample.size} points, {MIN_SAMPLE} are needed")
-    low, high = with_both_ends(mean, np.mean(sample**2), sample.size, ends)
+    low, high = with_both_ends(mean, np.mean(sample**2), sample.size, ends, None, confidence)
     return Estimate(mean, float(low), float(high))
 
 
@@ -92,8 +95,9 @@ def block_mean(
     values: Sequence[float] | NDArray[np.float64],
     blocks: Sequence[int],
     ends: tuple[float, float] | None = None,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """Returns the mean of points in independent blocks, with Student's 95 % interval over the blocks.
+    """Returns the mean of points in independent blocks, with Student's interval over the blocks.
 
     Points of a scrambled Sobol block are spread evenly, so their mean is more accurate than that of
     independent draws. Only the spread between blocks shows this accuracy. A handful of blocks is too few for
@@ -106,6 +110,7 @@ def block_mean(
         block means.
       ends: lowest and highest possible value. If given, the interval allows for rare events that were not
         drawn, as in `bounded_mean`.
+      confidence: of the interval.
 
     Returns:
       The plain mean over points. There is no interval below MIN_SAMPLE blocks. Without `ends`, there is also
@@ -129,14 +134,20 @@ def block_mean(
         return Estimate(mean, because="all values are alike")
     error = math.sqrt(totals.size / (totals.size - 1) * float(totals @ totals)) / sample.size
     if ends is not None:
-        low, high = with_both_ends(mean, sample.size * error**2 + mean**2, sample.size, ends, totals.size - 1)
+        mean_square = sample.size * error**2 + mean**2
+        low, high = with_both_ends(mean, mean_square, sample.size, ends, totals.size - 1, confidence)
         return Estimate(mean, float(low), float(high))
-    half = float(special.stdtrit(totals.size - 1, (1 + CONFIDENCE) / 2)) * error
+    half = float(special.stdtrit(totals.size - 1, (1 + confidence) / 2)) * error
     return Estimate(mean, mean - half, mean + half)
 
 
 def with_both_ends(
-    mean: Any, mean_square: Any, count: float, ends: tuple[Any, Any], freedom: float | None = None
+    mean: Any,
+    mean_square: Any,
+    count: float,
+    ends: tuple[Any, Any],
+    freedom: float | None = None,
+    confidence: float = CONFIDENCE,
 ) -> tuple[Any, Any]:
     """Returns the interval of `bounded_mean` from a sample's moments and its (effective) number of points.
 
@@ -147,5 +158,5 @@ def with_both_ends(
     middle = (count * mean + low + high) / total
     variance = (count * mean_square + low**2 + high**2) / total - middle**2
     freedom = count - 1 if freedom is None else freedom
-    half = special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(np.maximum(variance, 0) / total)
+    half = special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(np.maximum(variance, 0) / total)
     return np.maximum(middle - half, low), np.minimum(middle + half, high)

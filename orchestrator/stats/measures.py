@@ -24,19 +24,27 @@ class MeasureInfo:
       means: definition for the report.
       higher_is_better: False if lower is better.
       within_pp: the t of an F(t), None for other measures.
+      margin: arms whose difference is smaller count as alike, unless the sweep file declares another margin.
+        None for a measure that decides nothing.
       common: measured from the lowest reference of all arms in the cell, instead of the arm's own.
-      decides: a contrast of this measure can be settled. A measure from each arm's own reference cannot: an
-        error in a reference shifts all pairs alike, which no test over pairs detects. Between equal arms,
-        such a contrast would be settled in nearly half of all sweeps (`python -m benchmarks.coverage`).
-        So it is descriptive and has no verdict.
     """
 
     symbol: str
     means: str
     higher_is_better: bool = True
     within_pp: float | None = None
+    margin: float | None = None
     common: bool = False
-    decides: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """True if a contrast of this measure can have a verdict.
+
+        A measure from each arm's own reference cannot: an error in a reference shifts all pairs alike, which
+        no test over pairs detects. Between equal arms, such a contrast would be settled in nearly half of all
+        sweeps (`python -m benchmarks.coverage`). So it is descriptive.
+        """
+        return self.margin is not None
 
     @property
     def own(self) -> bool:
@@ -57,21 +65,21 @@ MEASURES: dict[Measure, MeasureInfo] = {
         "common area",
         "normalised area under the distribution function of error, from the better arm's reference to "
         f"{AREA_LIMIT_PP:g} pp above it",
+        margin=0.1,
         common=True,
-        decides=True,
     ),
     "within_common_bar": MeasureInfo(
         "common bar",
         "share of points within 4 pp of the better arm's reference, one bar for all arms",
         within_pp=4.0,
+        margin=0.1,
         common=True,
-        decides=True,
     ),
     "error": MeasureInfo(
         "mean error",
         "mean error over points (%), a diverged one counting 100",
         higher_is_better=False,
-        decides=True,
+        margin=1.0,
     ),
     "area_under_delta_edf": MeasureInfo(
         "area", f"normalised area under the Delta-EDF from 0 to {AREA_LIMIT_PP:g} pp"

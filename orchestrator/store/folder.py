@@ -32,7 +32,8 @@ from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.document import SweepError, with_absolute_places
 from orchestrator.sweep.load import build_sweep
 from orchestrator.trials.confirm import Confirmation, with_confirmation
-from orchestrator.trials.events import Event, RetryWanted
+from orchestrator.trials.declared import Declaration, Declared, declared_of, num_results, same
+from orchestrator.trials.events import DeclarationMade, Event, RetryWanted
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan, Suggestion, Trial
@@ -62,6 +63,11 @@ class Folder:
     notices: list[str]
     record: dict[str, Any]
     planned: Planned | None = None
+
+    @property
+    def declared(self) -> Declared | None:
+        """The declaration before the results. None before both of them, and for a comparison."""
+        return None if "sources" in self.record else declared_of(self.events, self.plan.sweep)
 
 
 def open_folder(path: Path, to_run: bool = False) -> Folder:
@@ -242,19 +248,62 @@ def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None
     writer.close()
 
 
-def save_question(path: Path, plan: Plan) -> None:
-    """Writes sweep.yaml and record.json: the question, the data and the code. Called before anything runs.
+def save_question(path: Path, plan: Plan, declare: bool = True, made: float | None = None) -> list[str]:
+    """Writes the question, the data and the code, and what they declare. Called before anything runs.
+
+    The caller holds the folder.
+
+    Args:
+      path: the folder.
+      plan: of the question.
+      declare: whether the journal records the declaration. A comparison of sweeps declares nothing itself.
+      made: time of the declaration, in seconds since 1970; now if left out.
+
+    Returns:
+      A sentence for each thing that is declared otherwise now, after results are known.
 
     Raises:
       FolderError: the folder holds results of another question. Nothing is written then.
     """
+    events = read_journal(path).events
     if (path / "sweep.yaml").is_file():
-        _check_same_question(path, plan)
+        _check_same_question(path, plan, events)
     save_record(path, plan)
+    # Before sweep.yaml: after a crash between the two, the next session finds nothing to declare.
+    changed = _declare(path, plan.sweep, events, made) if declare else []
     sweep = plan.sweep.model_dump(mode="json", exclude_unset=True)
     sweep["vary"] = {name: window.plain() for name, window in plan.sweep.vary.items()}
     # sweep.yaml makes it a folder of results, which needs the record.
     write_atomically(path / "sweep.yaml", yaml.safe_dump(_plain(sweep), sort_keys=False, allow_unicode=True))
+    return changed
+
+
+def _declare(path: Path, sweep: Sweep, events: Sequence[Event], made: float | None) -> list[str]:
+    """Records the declaration in the journal, if it is not the last one there. Returns what changed."""
+    declaration, known = Declaration.of(sweep), declared_of(events)
+    if known is not None and same(known.now, declaration):
+        return []
+    found = [declaration]
+    if known is None and (path / "sweep.yaml").is_file() and num_results(events):
+        # An earlier version began the folder. What it asked is recorded first, once it is changed.
+        with contextlib.suppress(SweepError, YamlError):
+            asked = Declaration.of(build_sweep(load_yaml(path / "sweep.yaml"), "sweep.yaml"))
+            if same(asked, declaration):
+                return []
+            found.insert(0, asked)
+    writer = Writer(path)
+    # Again, because of what a run that was taken for dead has added, that counts which the writer has sealed.
+    sealed = read_journal(path).events
+    results = num_results(sealed)
+    if known is not None and results:
+        found = [dataclasses.replace(declaration, looks=known.declaration.looks)]
+    made = time.time() if made is None else made
+    fresh = [DeclarationMade(made=made, results=results, declaration=one.to_json()) for one in found]
+    writer.append(fresh)
+    writer.close()
+    after = declared_of([*sealed, *fresh])
+    num_before = len(known.changes) if known else 0
+    return [change.sentence for change in after.changes[num_before:]] if after else []
 
 
 def save_record(path: Path, plan: Plan) -> None:
@@ -306,8 +355,8 @@ def _plain_info(info: DataInfo) -> dict[str, Any]:
     }
 
 
-def _check_same_question(path: Path, plan: Plan) -> None:
-    old = fold(read_journal(path).events)
+def _check_same_question(path: Path, plan: Plan, events: Sequence[Event]) -> None:
+    old = fold(events)
     planned = {trial.id for trial in plan.trials}
     if strays := [trial_id for trial_id, record in old.items() if record.outcome and trial_id not in planned]:
         changes = "".join(f"\n  {line}" for line in _changes(path, plan))
@@ -346,6 +395,9 @@ def _changes(path: Path, plan: Plan) -> list[str]:
 def _only_grows(key: str, old: Any, new: Any) -> bool:
     if key in ("design.points", "replicates", "noise.points", "noise.seeds"):
         return old is None or (new is not None and new >= old)
+    if key.startswith(("design.chosen_for", "design.max_points")):
+        # No point follows from it.
+        return True
     # A new arm, level or window.
     return old is None and new is not None and key.partition(".")[0] in ("arms", "cells", "noise")
 
@@ -357,7 +409,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
 def merge_points(path: Path, sweep: Sweep) -> Sweep:
     """Returns the sweep with the folder's number of points, if that is larger.
 
-    A sweep that was extended once stays extended.
+    A sweep that was extended once stays extended. A number that was chosen to detect a difference stays.
 
     Raises:
       FolderError: the number of points differs, and the design is of a kind that cannot be extended.
@@ -376,6 +428,19 @@ def merge_points(path: Path, sweep: Sweep) -> Sweep:
             f"{path}: a {sweep.design.kind} design cannot be extended: with {now} points instead of {before} "
             "all of them move. Choose another folder with --out, or `design.kind: sobol`, which grows"
         )
-    if before is None or now is None or before <= now or old.design.kind != sweep.design.kind:
+    if before is None or now is None or old.design.kind != sweep.design.kind:
         return sweep
-    return sweep.model_copy(update={"design": sweep.design.model_copy(update={"points": before})})
+    was, wanted = (getattr(one.design, "chosen_for", None) for one in (old, sweep))
+    if was and wanted and (was.detect, was.power) == (wanted.detect, wanted.power):
+        # Another version may choose another number for the same wish.
+        kept = {"points": before, "chosen_for": was}
+    elif before > now:
+        kept = {"points": before}
+    else:
+        return sweep
+    if (most := getattr(sweep.design, "max_points", None)) is not None and most < before:
+        raise FolderError(
+            f"{path}: has {before} points already, and design.max_points is {most}: it must be at least "
+            f"{before}"
+        )
+    return sweep.model_copy(update={"design": sweep.design.model_copy(update=kept)})

@@ -3,19 +3,21 @@
 A line is the CRC-32 of its JSON, a space, and the JSON. A line whose checksum is wrong was torn by a crash or
 damaged by a disk; reading skips it and reports that. Nothing is ever rewritten. A new `run` starts a new
 file, so a torn line is always the last of its file. A file begins by sealing the earlier ones, because a
-writer that was taken for dead may still append to them: lines after the sealed size are ignored.
+writer that was taken for dead may still append to them: lines after the sealed size are ignored. Its second
+line is their digest, so a line that is changed or put in later shows in every file after it.
 """
 
+import hashlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.trials.events import AttemptEnded, Event, Sealed, from_json, to_json
+from orchestrator.trials.events import AttemptEnded, Chained, Event, Sealed, from_json, to_json
 from trainables.errors import UserError
 from trainables.io.files import sync_folder
 from trainables.io.json import parse_json
@@ -66,6 +68,39 @@ def seal_of(path: Path) -> dict[str, int] | None:
         return None
     first = decode(line)
     return dict(first.sizes) if isinstance(first, Sealed) else {}
+
+
+def chain_of(path: Path) -> tuple[dict[str, int], str] | None:
+    """Returns the sealed sizes and the digest with which a file of the journal begins.
+
+    None if it has none: it is the first file, an earlier version wrote it, or a crash cut it off there.
+    """
+    with path.open("rb") as file:
+        lines = [file.readline(), file.readline()]
+    first, second = (decode(line) for line in lines)
+    if not isinstance(first, Sealed) or not isinstance(second, Chained):
+        return None
+    return dict(first.sizes), second.sha256
+
+
+def digest_of(journal: Path, sizes: Mapping[str, int]) -> str:
+    """Returns the SHA-256 of files of a journal up to these sizes in bytes, with their names and sizes.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name, size in sorted(sizes.items()):
+        digest.update(f"{name} {size}\n".encode())
+        with (journal / name).open("rb") as file:
+            while size > 0 and (data := file.read(min(size, _CHUNK_BYTES))):
+                digest.update(data)
+                size -= len(data)
+    return digest.hexdigest()
+
+
+#: Bytes of a journal that are read at a time for its digest.
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -180,7 +215,7 @@ class Tail:
             event = decode(line)
             if event is None:
                 file.damaged += 1
-            elif not isinstance(event, Sealed):
+            elif not isinstance(event, Sealed | Chained):
                 events.append(event)
         return events
 
@@ -206,7 +241,8 @@ class Writer:
         self._torn = False
         sync_folder(journal)
         if before:
-            self.append([Sealed(sizes={path.name: path.stat().st_size for path in before})])
+            sizes = {path.name: path.stat().st_size for path in before}
+            self.append([Sealed(sizes=sizes), Chained(sha256=digest_of(journal, sizes))])
 
     def append(self, events: Sequence[Event]) -> None:
         """Writes events. On return they survive the process; ends of trials also survive the machine.

@@ -107,6 +107,9 @@ def _search_faults(sweep: Sweep) -> Iterator[Fault]:
     if search.sampler != "design" and isinstance(sweep.design, GridDesign):
         rule = "the first round of a search is drawn: sobol, random or latin"
         yield Fault("design.kind", rule, sweep.design.kind)
+    if (most := getattr(sweep.design, "max_points", None)) is not None:
+        rule = "is for verdicts on all settings, and `search` looks for the best one; leave one of them out"
+        yield Fault("design.max_points", rule, str(most))
     if search.halving is not None:
         if sweep.replicates > 1 or sweep.noise is not None:
             rule = "needs complete runs, and `search.halving` ends some of them early"

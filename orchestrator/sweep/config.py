@@ -121,6 +121,13 @@ class Primary(Frozen):
         "area_common", description="A measure that all arms of a cell take from one reference."
     )
     cell: str | None = Field(None, description="The cell, by its name in the plan; all if left out.")
+    margin: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Arms that differ by less count as alike, in the measure's unit; left out: 0.1 of area "
+        "or share, 1 percentage point of error.",
+    )
 
 
 class Halving(Frozen):

@@ -12,12 +12,12 @@ points that are independent of each other.
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from trainables.base import Frozen, derive_seed
 
@@ -42,7 +42,74 @@ class _Drawn(Frozen):
         return 0
 
 
-class RandomDesign(_Drawn):
+class ChosenFor(Frozen):
+    """The aim that the number of points was chosen for, and that number, which later versions keep."""
+
+    detect: float = Field(gt=0, le=100, description="As `design.detect`.")
+    power: float = Field(ge=0.5, le=0.99, description="As `design.power`.")
+    points: int = Field(gt=0, description="The number of points that was chosen.")
+
+
+class _Extendable(_Drawn):
+    #: 0 until the file is loaded, if `detect` chooses the number.
+    points: int = Field(default_factory=int, gt=0, description="Points per arm and cell. Or set `detect`.")
+    detect: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        validate_default=True,
+        description="In place of `points`: a difference between arms to be found, in the unit of the primary "
+        "measure. It chooses the number of points.",
+    )
+    power: float | None = Field(
+        None,
+        ge=0.5,
+        le=0.99,
+        description="The share of sweeps in which a difference of `detect` is found; left out: 0.8.",
+    )
+    chosen_for: ChosenFor | None = Field(
+        None, description="What `points` was chosen for; a run writes it in place of `detect` and `power`."
+    )
+    max_points: int | None = Field(
+        None,
+        gt=0,
+        description="The most points this sweep may be extended to. Verdicts are taken at `points`, doubled "
+        "until this number. If equal to `points`, there is one verdict with the whole 5 %; left out: "
+        "4 times `points`, and most of the 5 % is for the first verdict.",
+    )
+
+    @field_validator("detect")
+    @classmethod
+    def _points_or_detect(cls, detect: float | None, others: ValidationInfo) -> float | None:
+        # A faulty number of points is absent here, and a fault of its own.
+        points = others.data.get("points")
+        if points and detect is not None:
+            raise ValueError("set either points or detect, which chooses their number")
+        if points == 0 and detect is None:
+            raise ValueError("is missing, and points as well: set one of the two")
+        return detect
+
+    @field_validator("power", "chosen_for")
+    @classmethod
+    def _of_its_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return value
+        if info.field_name == "power" and info.data.get("detect", 0.0) is None:
+            raise ValueError("is the power to find a difference: set detect, too")
+        if info.field_name == "chosen_for" and info.data.get("detect") is not None:
+            raise ValueError("is of a number of points: set points, not detect")
+        return value
+
+    @field_validator("max_points")
+    @classmethod
+    def _not_below_points(cls, max_points: int | None, others: ValidationInfo) -> int | None:
+        points = others.data.get("points", 1)
+        if max_points is not None and max_points < points:
+            raise ValueError(f"must be at least points, which is {points} (got {max_points})")
+        return max_points
+
+
+class RandomDesign(_Extendable):
     """Independent uniform draws: the paper's design."""
 
     kind: Literal["random"] = "random"
@@ -60,7 +127,7 @@ _FIRST_DIMENSIONS = {"optim.lr": 0, "optim.weight_decay": 1}
 _NUM_DIMENSIONS = 512
 
 
-class SobolDesign(_Drawn):
+class SobolDesign(_Extendable):
     """A scrambled Sobol sequence: as unbiased as random draws, but evenly spread; best with 2^k points.
 
     A parameter's name decides its coordinate of the sequence. If two names hash to one coordinate, the later

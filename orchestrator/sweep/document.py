@@ -246,7 +246,17 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, 
             result[key] = _merged(before, value, (*path, key))
         else:
             result[key] = value
-    return result
+    return _told_once(result, over) if path == ("design",) else result
+
+
+#: What says the number of points of a design, and what says it in another way or goes with that.
+_OTHER_WAYS = {"points": {"detect", "power", "chosen_for"}, "detect": {"points", "chosen_for"}}
+
+
+def _told_once(design: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a design without what `over`, which was merged over it, says in another way."""
+    dropped = {key for way in over for key in _OTHER_WAYS.get(way, ()) if over[way] is not None}
+    return {key: value for key, value in design.items() if key in over or key not in dropped}
 
 
 # -------------------------------------------------------------------------------------- the command line
@@ -275,6 +285,8 @@ def with_overrides(
             below = tree.get(branch)
             tree[branch] = below = dict(below) if isinstance(below, dict) else {}
             _replace(below, key, override.value)
+            if branch == "design":
+                tree[branch] = _told_once(below, {key: override.value})
         path = override.key if first in known else f"base.{override.key}"
         places = {key: place for key, place in places.items() if not key.startswith(f"{path}.")}
         places[path] = override.place
@@ -282,7 +294,7 @@ def with_overrides(
         # Paths from files are absolute by now, so this changes only those of the overrides.
         tree = with_absolute_places(tree, lookup)
     if points is not None and isinstance(tree.get("design"), dict):
-        tree["design"] = tree["design"] | {"points": points}
+        tree["design"] = _told_once(tree["design"] | {"points": points}, {"points": points})
         places["design.points"] = f"--points {points}"
     return Source(source.name, tree, places, source.in_vain, {**source.relative, **lookup.relative})
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from orchestrator.sweep.checks import RUN_PATHS, check, concerns
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.document import Override, Source, SweepError, read_source, with_overrides
+from orchestrator.sweep.sizing import with_points
 from orchestrator.sweep.space import DOMAIN_WORDS, WANTED
 from trainables.io.code import trusting_code
 from trainables.io.faults import Fault, faults_in, nearest, nearest_path, shorten
@@ -77,9 +78,12 @@ def _built(source: Source) -> Sweep:
     except ValidationError as error:
         faults = [_as_written(fault) for fault in faults_in(error, Sweep)]
         raise source.error(faults + _faults_of_the_rest(source.tree, faults)) from error
-    if faults := check(sweep):
+    sized = with_points(sweep)
+    if isinstance(sized, Fault):
+        raise source.error([sized, *_faults_of_the_rest(source.tree, [sized])])
+    if faults := check(sized):
         raise source.error(faults)
-    return sweep
+    return sized
 
 
 def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:

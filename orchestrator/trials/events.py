@@ -22,6 +22,31 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chained:
+    """The SHA-256 of the journal's earlier files up to their sealed sizes, in hexadecimal digits."""
+
+    kind: ClassVar[str] = "chain"
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclarationMade:
+    """The question declares something that no earlier event does. Written before the session's trials start.
+
+    Attributes:
+      made: time in seconds since 1970. It has another name than in other events, because it is no sign of
+        life of a run, not even to versions that do not know this kind.
+      results: number of trials with an epoch or an end before it.
+      declaration: as plain values; see `trials.declared.Declaration`.
+    """
+
+    kind: ClassVar[str] = "declared"
+    made: float
+    results: int
+    declaration: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionBegan:
     """A run has started.
 
@@ -178,6 +203,43 @@ class BreakerTripped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UntilSettled:
+    """A run is about to begin that extends the sweep by itself, look by look, until its question is settled.
+
+    `made` is the time in seconds since 1970. As in `DeclarationMade`, it is no sign of life.
+    """
+
+    kind: ClassVar[str] = "until"
+    made: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookTaken:
+    """A run that extends the sweep by itself has looked at the results.
+
+    Attributes:
+      made: time in seconds since 1970. As in `DeclarationMade`, it is no sign of life.
+      points: points per arm and cell that it looked at.
+      last: the number of points of the last look.
+      goes_on: whether the sweep is extended to the next look.
+      detail: what the results say, in one line.
+      trials_saved: trials up to the last look that are not needed. 0 if the sweep goes on.
+      hours_saved: the hours that these would have taken, by those that have run.
+      unit: of the hours, "GPU-hours" or "core-hours".
+    """
+
+    kind: ClassVar[str] = "look"
+    made: float
+    points: int
+    last: int
+    goes_on: bool
+    detail: str
+    trials_saved: int = 0
+    hours_saved: float = 0.0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """A message to the user. It is not written to the journal."""
 
@@ -200,6 +262,8 @@ class Unknown:
 #: Kinds whose JSON is the kind and their fields.
 _Plain = (
     Sealed
+    | Chained
+    | DeclarationMade
     | PreflightDone
     | PhaseBegan
     | LaneOpened
@@ -208,6 +272,8 @@ _Plain = (
     | AttemptEnded
     | RetryWanted
     | BreakerTripped
+    | UntilSettled
+    | LookTaken
     | Notice
 )
 Event = _Plain | SessionBegan | DeviceUsed | EpochDone | Pulse | Unknown
@@ -281,7 +347,9 @@ def _values(record: Any) -> dict[str, Any]:
 def time_of(event: Event) -> float | None:
     """Returns the time of an event, in seconds since 1970. None for kinds without a time."""
     match event:
-        case DeviceUsed() | EpochDone() | Sealed() | Notice():
+        case DeviceUsed() | EpochDone() | Sealed() | Chained() | Notice():
+            return None
+        case DeclarationMade() | UntilSettled() | LookTaken():
             return None
         case Unknown():
             return event.tree.get("time")
@@ -298,6 +366,8 @@ def trial_of(event: Event) -> str | None:
             return event.tree.get("trial")
         case (
             Sealed()
+            | Chained()
+            | DeclarationMade()
             | SessionBegan()
             | PreflightDone()
             | PhaseBegan()
@@ -305,6 +375,8 @@ def trial_of(event: Event) -> str | None:
             | SessionClosed()
             | Pulse()
             | BreakerTripped()
+            | UntilSettled()
+            | LookTaken()
             | Notice()
         ):
             return None

@@ -173,7 +173,8 @@ def _differences(parts: Mapping[str, Part], first: str, other: str) -> Iterator[
 
 
 def _design_differences(a: Sweep, b: Sweep, first: str, other: str) -> Iterator[str]:
-    fields_a, fields_b = a.design.model_dump(), b.design.model_dump()
+    # No point follows from how far a design may be extended, or from why it has so many.
+    fields_a, fields_b = (sweep.design.model_dump(exclude={"max_points", "chosen_for"}) for sweep in (a, b))
     for key in dict.fromkeys([*fields_a, *fields_b]):
         of_a, of_b = fields_a.get(key, "unset"), fields_b.get(key, "unset")
         if of_a == of_b:

@@ -9,10 +9,13 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    Chained,
+    DeclarationMade,
     DeviceUsed,
     EpochDone,
     Event,
     LaneOpened,
+    LookTaken,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -22,6 +25,7 @@ from orchestrator.trials.events import (
     SessionBegan,
     SessionClosed,
     Unknown,
+    UntilSettled,
 )
 from orchestrator.trials.outcomes import RULES, SETTLED, Outcome, Rule
 from trainables.base import DeviceUse, Epoch
@@ -119,8 +123,12 @@ def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict
                 | LaneOpened()
                 | SessionClosed()
                 | BreakerTripped()
+                | UntilSettled()
+                | LookTaken()
                 | Notice()
                 | Sealed()
+                | Chained()
+                | DeclarationMade()
                 | Unknown()
             ):
                 pass

@@ -80,7 +80,7 @@ def test_a_gap_is_the_claimed_arms_minus_the_others():
 
 
 def write(path, plan, trials):
-    save_question(path, plan)
+    save_question(path, plan, declare=False)
     (path / "journal").mkdir()
     events = []
     for trial in trials:

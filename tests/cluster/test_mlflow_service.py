@@ -24,7 +24,7 @@ SMALL = ROOT / "tests" / "fixtures" / "folder_v0" / "small"
 RUNS = 4
 DATABASE_PASSWORD, ADMIN_PASSWORD, USER_PASSWORD = "of-the-database", "of-the-administrator", "of-the-sweeps"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(400)]
 
 
 def postgres_programs() -> Path | None:

@@ -13,6 +13,7 @@ import orchestrator
 from orchestrator import api
 from orchestrator.api import read_results, read_verdicts
 from orchestrator.cli.app import main
+from orchestrator.stats.looks import Looks
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
@@ -101,11 +102,11 @@ def test_the_verdict_is_that_of_the_report(finished):
     assert (verdict.arm, verdict.base_arm, verdict.cell) == (told["arm"], told["base_arm"], "all")
     assert verdict.better == told["better"] == "c"
     assert (verdict.difference, verdict.low, verdict.high) == pytest.approx(
-        tuple(told["difference"][key] for key in ("value", "low", "high"))
+        tuple(told["shift"][key] for key in ("value", "low", "high"))
     )
-    # Eight pairs that all lie on one side: 2 / 2^8.
-    assert verdict.p == pytest.approx(2 / 2**8)
-    assert verdict.sentence == summary["answer"][0]
+    # Eight pairs that all lie on one side, 2 / 2^8, at the first of three looks.
+    assert verdict.p == pytest.approx(Looks.of(8).adjusted([2 / 2**8]))
+    assert verdict.sentence == f"{summary['answer'][0]} {summary['answer'][2]}"
 
 
 def test_a_sweep_without_results_has_no_verdict(place):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import special
 
-from orchestrator.analysis.power import ALPHA, POWER
 from orchestrator.stats.best_of import CONFIDENCE, SUPPORT_PCT, Floats, order_statistic_band
+from orchestrator.stats.power import ALPHA, POWER
 
 
 def mean_band(

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from orchestrator.analysis.power import (
+from orchestrator.analysis.power import detectable
+from orchestrator.stats.measures import MEASURES, point_scores
+from orchestrator.stats.paired import SignedRanks
+from orchestrator.stats.power import (
     Planted,
     _both,
     _draws,
     _moments,
     _simulated_power,
-    detectable,
     paired_t_power,
 )
-from orchestrator.stats.measures import MEASURES, point_scores
-from orchestrator.stats.significance import signed_rank_p
 from tests.orchestrator.analysis.test_contrasts import make
 from tests.support.oracles import points_for_paired_shares, points_for_two_shares
 
@@ -148,7 +148,7 @@ def test_the_simulated_verdict_is_the_verdict_of_signed_ranks():
     settled = []
     for one, two in zip(4.0 * base[:200], mean_pp * other[:200], strict=True):
         scores = [point_scores("area_under_delta_edf", delta, 0.0) for delta in (one, two)]
-        settled.append(signed_rank_p(scores[1] - scores[0]) < 0.05)
+        settled.append(SignedRanks.of(scores[1] - scores[0]).p_value < 0.05)
     # Of the first 200 of 1,000 simulated sweeps; standard error 0.03.
     power = _simulated_power("area_under_delta_edf", num_points, planted, mean_pp)
     assert np.mean(settled) == pytest.approx(power, abs=0.1)

@@ -1,10 +1,12 @@
 """What a plan says that its points can settle, against the power that it is computed from."""
 
+import numpy as np
 import pytest
 
-from orchestrator.analysis.power import Planted, _simulated_power, detectable
+from orchestrator.analysis.power import detectable
 from orchestrator.analysis.settles import assumptions, what_points_settle
-from orchestrator.stats.significance import signed_rank_p
+from orchestrator.stats.paired import SignedRanks
+from orchestrator.stats.power import Planted, _simulated_power
 from tests.orchestrator.analysis.test_contrasts import make
 
 
@@ -25,7 +27,11 @@ def test_enough_points_are_said_to_settle_what_the_table_shows_and_four_times_as
 def test_too_few_points_are_said_to_settle_nothing_and_how_many_would(points, said):
     (line,) = what_points_settle(make(points=points))
     # Six pairs of one sign have a p-value of 2 / 2^6, five one of 2 / 2^5.
-    assert signed_rank_p([1.0, 2, 3, 4, 5]) > 0.05 > signed_rank_p([1.0, 2, 3, 4, 5, 6])
+    assert (
+        SignedRanks.of(np.array([1.0, 2, 3, 4, 5])).p_value
+        > 0.05
+        > SignedRanks.of(np.array([1.0, 2, 3, 4, 5, 6])).p_value
+    )
     assert line.startswith(f"{said} settle nothing: 6 are the least, 8 settle a difference of 0.29 in ")
     assert line.endswith(", 32 one of 0.14.")
 

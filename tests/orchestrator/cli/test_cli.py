@@ -360,7 +360,7 @@ def test_a_trial_that_is_not_there_is_one_message_with_the_nearest(cli, partial,
 def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(cli, partial, monkeypatch):
     asked = []
 
-    def try_out(plan, todo, folder, observers, address, wait_minutes):
+    def try_out(plan, todo, folder, observers, address, wait_minutes, later):
         asked.append({trial.id for trial in todo})
         return PreflightResult(2, (), (Fault("base.data", "the images are gone"),), 1.0, None)
 
@@ -381,7 +381,7 @@ def test_what_would_end_retried_or_confirmed_trials_is_told_and_nothing_written(
     # With what failed all that is missing, and not what has finished.
     assert asked.pop() == {failed, *rest}
     assert files() == before
-    row = dataclasses.replace(open_folder(partial).events[1].row, epoch=1)
+    row = dataclasses.replace(open_folder(partial).events[2].row, epoch=1)
     writer = Writer(partial)
     writer.append([RetryWanted(trial=failed, time=1.0)])
     for trial_id in (failed, *rest):

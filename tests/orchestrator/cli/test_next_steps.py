@@ -141,7 +141,9 @@ def test_the_end_of_a_command_names_them(cli, tmp_path):
     code, out, _ = cli("report", opened.path)
     assert code == 0
     assert out.splitlines()[-2].startswith(f"next: vitc-sweep confirm {opened.path}   (")
+    # Four points are the first look.
     assert out.splitlines()[-1].startswith("or: vitc-sweep run ")
+    assert out.splitlines()[-1].endswith("--points 8   (the next verdict is at 8 points)")
 
 
 def test_a_confirmation_is_counted_before_it_is_started(cli, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def runs(tmp_path: Path) -> Path:
     """A folder with one sweep under way and one that has not begun."""
     plan = large_plan(1, 2, epochs=2)
     for name in ("half", "fresh"):
-        save_question(tmp_path / "runs" / name, plan)
+        save_question(tmp_path / "runs" / name, plan, declare=False)
         (tmp_path / "runs" / name / "journal").mkdir()
     events = made_up_run(plan, lanes=2)
     (tmp_path / "runs/half/journal/000001.jsonl").write_text("".join(map(encode, events)))

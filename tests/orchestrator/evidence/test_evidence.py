@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import html
 import io
 import json
 import re
@@ -27,7 +28,15 @@ from orchestrator.store.folder import Folder, open_folder, save_confirmation, sa
 from orchestrator.store.journal import FolderError, Writer, encode, tree_of
 from orchestrator.store.provenance import provenance, source_root
 from orchestrator.trials.confirm import Confirmation, with_confirmation
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, Unknown, row_of
+from orchestrator.trials.declared import Declaration
+from orchestrator.trials.events import (
+    AttemptBegan,
+    AttemptEnded,
+    DeclarationMade,
+    EpochDone,
+    Unknown,
+    row_of,
+)
 from orchestrator.trials.trial import Plan
 from tests.support.sweeps import base_tree, plan_from
 
@@ -47,7 +56,7 @@ def plan_of(**changes: Any) -> Plan:
 
 def run_all(folder: Path, plan: Plan) -> Path:
     """A sweep folder whose trials have all finished, at an error that follows from point and arm."""
-    save_question(folder, plan)
+    save_question(folder, plan, made=0.0)
     writer = Writer(folder)
     for trial in plan.trials:
         final = 10.25 + 1.5 * trial.point + 20.125 * (trial.arm == "vit_p")
@@ -177,7 +186,7 @@ def reseal(folder: Path, name: str) -> None:
 
 def edit_event(folder: Path, edit: Callable[[dict[str, Any]], bool]) -> tuple[int, dict[str, Any]]:
     """Changes the first event that `edit` changes, with its checksum; gives its line and the event."""
-    path = folder / "journal" / "000001.jsonl"
+    path = folder / "journal" / "000002.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         event = tree_of(line)
@@ -230,8 +239,8 @@ def test_an_untouched_sweep_verifies_and_nothing_is_written(copied):
     found = verify(copied)
     assert (found.faults, found.ok) == ((), True)
     assert contents(copied) == before
-    # 16 trials of an attempt, three epochs and an end.
-    assert found.counts["journal lines"] == 80
+    # What was declared, the head of the next file, and 16 trials of an attempt, three epochs and an end.
+    assert found.counts["journal lines"] == 1 + 2 + 80
     assert found.counts["trials"] == 16
     # 16 rows and a head, of more than 30 columns each, are in results.csv alone.
     assert found.counts["table and summary values"] > 17 * 30
@@ -260,7 +269,7 @@ def test_writing_the_report_again_gives_the_same_seal(copied):
 
 
 def test_a_changed_digit_in_the_journal_fails_its_checksum_and_the_line_is_named(sealed):
-    path = sealed / "journal" / "000001.jsonl"
+    path = sealed / "journal" / "000002.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     at = next(n for n, line in enumerate(lines) if '"epoch":3' in line)
     trial = json.loads(lines[at][9:])["trial"]
@@ -268,7 +277,7 @@ def test_a_changed_digit_in_the_journal_fails_its_checksum_and_the_line_is_named
     path.write_text("".join(lines))
     faults = [str(fault) for fault in verify(sealed).faults]
     expected = f"its checksum does not match (epoch of trial {trial}, epoch 3)"
-    assert faults[0] == f"journal/000001.jsonl, line {at + 1}: {expected}"
+    assert faults[0] == f"journal/000002.jsonl, line {at + 1}: {expected}"
     # And it shows where it counted.
     assert any(f.startswith(f"report/tables/results.csv, trial {trial}") for f in faults)
 
@@ -277,14 +286,14 @@ def test_a_changed_digit_with_a_checksum_that_fits_fails_the_seal_and_the_line_i
     number, event = edit_event(sealed, last_error_plus_one)
     faults = [str(fault) for fault in verify(sealed).faults]
     assert faults[0] == (
-        f"journal/000001.jsonl, line {number}: is not what was sealed "
+        f"journal/000002.jsonl, line {number}: is not what was sealed "
         f"(epoch of trial {event['trial']}, epoch 3)"
     )
 
 
 def test_a_changed_digit_with_checksum_and_seal_that_fit_shows_in_the_row_it_made(sealed):
     _, event = edit_event(sealed, last_error_plus_one)
-    reseal(sealed, "journal/000001.jsonl")
+    reseal(sealed, "journal/000002.jsonl")
     found = verify(sealed)
     [fault] = [f for f in found.faults if f.file.endswith("results.csv") and "column error_pct" in f.place]
     assert fault.place == f"trial {event['trial']}, cell all, arm vit_p, column error_pct"
@@ -392,23 +401,45 @@ def test_lines_that_came_later_are_said_and_do_not_count(sealed):
     writer = Writer(sealed)
     writer.append([AttemptBegan(trial="0" * 16, attempt=1, lane="lane", time=0.0)])
     writer.close()
-    with (sealed / "journal" / "000001.jsonl").open("ab") as file:
+    with (sealed / "journal" / "000002.jsonl").open("ab") as file:
         file.write(encode(AttemptBegan(trial="1" * 16, attempt=1, lane="lane", time=0.0)).encode())
     found = verify(sealed)
     assert found.ok
-    assert any("000001.jsonl: 1 line(s) were appended" in note for note in found.notes)
-    assert any("000002.jsonl: was begun after" in note for note in found.notes)
+    assert any("000002.jsonl: 1 line(s) were appended" in note for note in found.notes)
+    assert any("000003.jsonl: was begun after" in note for note in found.notes)
 
 
 @pytest.mark.usefixtures("no_pdfs")
 def test_a_tail_torn_by_a_crash_is_no_fault(tmp_path):
     folder = run_all(tmp_path / "torn", plan_of(design={"kind": "sobol", "points": 1}))
-    path = folder / "journal" / "000001.jsonl"
+    path = folder / "journal" / "000002.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
     write_sealed_report(folder)
     found = verify(folder)
     assert found.ok
     assert any("was cut off by a crash" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("no_pdfs")
+def test_a_change_of_what_was_declared_is_in_the_report_and_a_back_dated_one_is_a_fault(tmp_path):
+    folder = run_all(tmp_path / "small", plan_of(primary={"measure": "error"}))
+    other = plan_of(primary={"measure": "area_common"})
+    save_question(folder, other, made=12.5)
+    write_sealed_report(folder)
+    assert verify(folder).ok
+    document = json.loads((folder / "report" / "summary.json").read_text())
+    assert document["caveats"][0] == (
+        "Changed after 16 results: primary was error in all cells, now area_common in all cells."
+    )
+    assert not any(contrast["primary"] for contrast in document["contrasts"])
+    assert document["caveats"][0] in html.unescape((folder / "report" / "report.html").read_text())
+    # The first declaration is written anew as if it had been the second one, and all is sealed again.
+    path = folder / "journal" / "000001.jsonl"
+    forged = DeclarationMade(made=0.0, results=0, declaration=Declaration.of(other.sweep).to_json())
+    path.write_bytes(encode(forged).encode())
+    write_sealed_report(folder)
+    faults = [str(fault) for fault in verify(folder).faults]
+    assert any("the files of the journal before this one were changed" in fault for fault in faults)
 
 
 def test_what_is_missing_or_was_added_is_named(sealed):
@@ -423,14 +454,14 @@ def test_what_is_missing_or_was_added_is_named(sealed):
 
 
 def test_a_lost_line_and_a_lost_journal_are_named(sealed):
-    path = sealed / "journal" / "000001.jsonl"
+    path = sealed / "journal" / "000002.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:6] + lines[7:]))
     faults = [str(fault) for fault in verify(sealed).faults]
-    assert "journal/000001.jsonl: has 79 lines, 80 were sealed" in faults
-    assert any(fault.startswith("journal/000001.jsonl, line 7: ") for fault in faults)
+    assert "journal/000002.jsonl: has 81 lines, 82 were sealed" in faults
+    assert any(fault.startswith("journal/000002.jsonl, line 7: ") for fault in faults)
     path.unlink()
-    assert "journal/000001.jsonl: is missing" in [str(fault) for fault in verify(sealed).faults]
+    assert "journal/000002.jsonl: is missing" in [str(fault) for fault in verify(sealed).faults]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +474,7 @@ def test_a_lost_line_and_a_lost_journal_are_named(sealed):
 )
 def test_an_event_that_makes_no_sense_is_a_fault_and_no_traceback(sealed, event):
     (sealed / "report" / "manifest.json").unlink()
-    with (sealed / "journal" / "000001.jsonl").open("ab") as file:
+    with (sealed / "journal" / "000002.jsonl").open("ab") as file:
         file.write(encode(Unknown(event)).encode())
     assert any("cannot be computed from the journal" in str(fault) for fault in verify(sealed).faults)
 

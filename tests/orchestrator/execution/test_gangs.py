@@ -26,7 +26,7 @@ from orchestrator.trials.trial import Plan
 from tests.orchestrator.execution.test_lanes import plan_of, train_workers
 from tests.support.by_hand import by_hand, outcomes_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

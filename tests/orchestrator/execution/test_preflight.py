@@ -432,7 +432,7 @@ def test_a_run_begins_with_it_unless_told_not_to(tmp_path, monkeypatch):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     timings = []
 
-    def run_rounds(session: Session, plan: Plan, preparation: Preparation) -> None:
+    def run_rounds(session: Session, plan: Plan, preparation: Preparation, until: object) -> None:
         timings.append((preparation.began, preparation.seconds))
         raise SystemExit(1)
 

@@ -143,6 +143,7 @@ def test_after_a_kill_of_everything_run_again_repeats_nothing_and_ends_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_reader_that_leaves_and_a_terminal_that_goes_away_end_nothing(tmp_path):
     file = sweep_file(tmp_path, 1)
     command = Path(sys.executable).with_name("vitc-sweep")
@@ -165,6 +166,7 @@ def test_a_reader_that_leaves_and_a_terminal_that_goes_away_end_nothing(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path, cluster):
     # So long that a trial is in flight whenever the run is stopped.
     file, folder = sweep_file(tmp_path, 2, epochs=20), tmp_path / "runs" / "tiny"
@@ -207,6 +209,7 @@ def test_a_stop_takes_seconds_says_how_to_go_on_and_going_on_does(tmp_path, clus
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path, cluster):
     tree = yaml.safe_load(sweep_file(tmp_path, 4, epochs=4).read_text())
     tree["search"] = {"sampler": "tpe", "round": 2, "halving": {"grace_epochs": 1, "reduction_factor": 2}}
@@ -239,6 +242,7 @@ def test_a_search_goes_round_by_round_and_on_with_more_points(tmp_path, cluster)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_runs_on_a_cluster_of_two_nodes_by_its_address(tmp_path, cluster):
     # So long that the lane that is up first does not do it all.
     file, folder = sweep_file(tmp_path, 2, epochs=50), tmp_path / "runs" / "tiny"

@@ -286,7 +286,7 @@ def test_in_a_terminal_the_view_is_live_and_leaves_nothing_but_notices_behind(pl
 
 def test_a_follower_sees_what_is_added_and_a_new_run_begin(plan, tmp_path):
     folder, events = tmp_path / "large", made_up_run(plan, lanes=2)
-    save_question(folder, plan)
+    save_question(folder, plan, declare=False)
     journal = folder / "journal" / "000001.jsonl"
     journal.parent.mkdir()
     journal.write_text("".join(encode(event) for event in events[:50]))
@@ -314,7 +314,7 @@ def test_a_follower_sees_what_is_added_and_a_new_run_begin(plan, tmp_path):
 
 def test_following_a_folder_that_nobody_runs_ends_at_once_and_writes_nothing(plan, tmp_path):
     folder = tmp_path / "large"
-    save_question(folder, plan)
+    save_question(folder, plan, declare=False)
     (folder / "journal").mkdir()
     (folder / "journal" / "000001.jsonl").write_text(
         "".join(encode(event) for event in made_up_run(plan, lanes=2))

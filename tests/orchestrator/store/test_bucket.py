@@ -123,7 +123,7 @@ def first_state(folder: Path) -> None:
     """Four of eight trials have ended, one with weights; others have left what is not copied."""
     few = plan(4)
     folder.mkdir()
-    save_question(folder, few)
+    save_question(folder, few, declare=False)
     keep(folder, few.trials[0].id)
     append(folder, few, slice(0, 4))
     write_report(folder, "first", "old table")
@@ -136,7 +136,7 @@ def first_state(folder: Path) -> None:
 def second_state(folder: Path) -> None:
     """The sweep has grown to 16 trials. Another file has sealed the first; better weights replaced others."""
     more = plan(8)
-    save_question(folder, more)
+    save_question(folder, more, declare=False)
     keep(folder, more.trials[10].id)
     append(folder, more, slice(4, 12))
     WeightStore(folder).delete_kept(plan(4).trials[0].id)
@@ -182,7 +182,7 @@ def check_whole(copy: Path, at_least: set[str]) -> None:
     assert at_least <= ended
     assert opened.notices == []
     # What `run` does first, with the question as it is there.
-    save_question(copy, opened.plan)
+    save_question(copy, opened.plan, declare=False)
     assert ended <= {trial.id for trial in opened.plan.trials}
     kept = {weights.trial for weights in WeightStore(copy).kept()}
     # Best of a group: the first trial that ended with weights until the eleventh has.
@@ -415,7 +415,7 @@ def test_a_running_folder_is_copied_while_a_run_writes_to_it(tmp_path, s3):
     """What is in the journal when a copy begins is in the copy; the run keeps its lease."""
     few = plan(64)
     (source := tmp_path / "small").mkdir()
-    save_question(source, few)
+    save_question(source, few, declare=False)
     done = threading.Event()
 
     def run() -> None:
@@ -533,7 +533,7 @@ def test_the_results_of_another_sweep_or_of_a_later_state_are_not_overwritten(tm
     # The same question, run elsewhere.
     append_at = tmp_path / "twin"
     append_at.mkdir()
-    save_question(append_at, plan(4))
+    save_question(append_at, plan(4), declare=False)
     writer = Writer(append_at)
     writer.append([AttemptBegan(trial=plan(4).trials[0].id, attempt=1, lane="other", time=9.0)])
     writer.close()
@@ -569,7 +569,7 @@ def test_a_store_that_gives_no_rights_is_named(tmp_path, capsys, monkeypatch):
 
 def test_copies_repeat_until_the_run_has_ended(tmp_path, s3, capsys, monkeypatch):
     (source := tmp_path / "small").mkdir()
-    save_question(source, plan(4))
+    save_question(source, plan(4), declare=False)
     append(source, plan(4), slice(0, 1))
     address = s3.address("every")
     ended = threading.Event()

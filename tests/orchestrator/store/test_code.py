@@ -69,7 +69,7 @@ def file(tmp_path, monkeypatch) -> Path:
 def saved(file: Path) -> tuple[Plan, Path]:
     plan, folder = plan_with_data(load_sweep(file)), file.parent / "runs"
     folder.mkdir()
-    save_question(folder, plan)
+    save_question(folder, plan, declare=False)
     return plan, folder
 
 
@@ -184,7 +184,7 @@ def test_a_round_of_a_search_is_on_record_before_it_is_asked_for(file, monkeypat
     file.write_text(yaml.safe_dump(tree))
     plan = SweepFile(file).plan()
     folder = file.parent / "runs"
-    save_question(folder, make_plan(plan.sweep, plan.infos, ()))
+    save_question(folder, make_plan(plan.sweep, plan.infos, ()), declare=False)
     known = open_folder(folder, to_run=True)
     suggestion = Suggestion("all", "own", 2, "tpe", {"optim.lr": 0.5, "model.arguments.width": 0.2})
     monkeypatch.setattr(session, "next_round", lambda *_: [suggestion])

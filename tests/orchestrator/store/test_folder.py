@@ -134,7 +134,7 @@ def test_the_record_holds_no_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@example.org")
     save_question(tmp_path, plan_of())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 2
+    assert len(files) == 3
     assert not any(b"hunter2" in path.read_bytes() for path in files)
 
 

@@ -15,11 +15,14 @@ from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
     BreakerTripped,
+    Chained,
+    DeclarationMade,
     DeviceUsed,
     EpochDone,
     Event,
     InFlight,
     LaneOpened,
+    LookTaken,
     Notice,
     PhaseBegan,
     PreflightDone,
@@ -29,6 +32,7 @@ from orchestrator.trials.events import (
     SessionBegan,
     SessionClosed,
     Unknown,
+    UntilSettled,
     from_json,
     time_of,
     to_json,
@@ -51,6 +55,11 @@ LAST = Epoch(
 #: One of every kind with its line; all but rows as written when events were plain dictionaries.
 LINES: list[tuple[Event, str]] = [
     (Sealed(sizes={"000001.jsonl": 4096}), '2180cda6 {"kind":"seal","sizes":{"000001.jsonl":4096}}'),
+    (Chained(sha256="9f86d081"), '5185948e {"kind":"chain","sha256":"9f86d081"}'),
+    (
+        DeclarationMade(made=104.0, results=17, declaration={"points": 16, "primary": None}),
+        '3166ad08 {"kind":"declared","made":104.0,"results":17,"declaration":{"points":16,"primary":null}}',
+    ),
     (
         SessionBegan(time=105.0, began=100.0, lanes=(2, 1)),
         'ab03784b {"kind":"session","time":105.0,"began":100.0,"lanes":[2,1]}',
@@ -113,6 +122,18 @@ LINES: list[tuple[Event, str]] = [
     ),
     (RetryWanted(trial="0a1b", time=140.0), '59a4a219 {"kind":"retry","trial":"0a1b","time":140.0}'),
     (SessionClosed(time=150.0), '347e30ad {"kind":"close","time":150.0}'),
+    (
+        UntilSettled(made=104.0),
+        '9fb862e5 {"kind":"until","made":104.0}',
+    ),
+    (
+        LookTaken(
+            made=148.0, points=32, last=64, goes_on=False, detail="c is better than p", trials_saved=64,
+            hours_saved=3.25, unit="GPU-hours",
+        ),
+        '1651c32b {"kind":"look","made":148.0,"points":32,"last":64,"goes_on":false,'
+        '"detail":"c is better than p","trials_saved":64,"hours_saved":3.25,"unit":"GPU-hours"}',
+    ),
     (
         Notice(detail="cannot write to runs/x: full; waiting"),
         '4dfeb53a {"kind":"notice","detail":"cannot write to runs/x: full; waiting"}',

@@ -340,6 +340,7 @@ def test_what_starts_from_a_run_without_weights_ends_with_it_and_comes_back_with
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_run_that_is_killed_between_the_stages_goes_on_and_ends_as_one_that_was_not(tmp_path, cluster):
     file, folder = tmp_path / "staged.json", tmp_path / "runs" / "staged"

@@ -29,6 +29,7 @@ NOT_FOR_A_SCHEMA = {
     "extends_itself",
     "fault_in_the_extended_file",
     "name_that_empties",
+    "looks_of_a_search",
     "names_that_lead_nowhere",
     "said_twice",
     "set_on_top",
