@@ -747,30 +747,78 @@ def cell_table(cells: Iterable[Cell]) -> str:
     return "\n".join(lines)
 
 
-def summary(found: Measured) -> str:
-    """Returns a summary with a line per interval, decision, population and edge."""
+def interval_lines(cells: Sequence[Cell], head: str = "interval") -> list[str]:
+    """Returns a table with a line per statistic and its worst cell; guards are last."""
     lines = [
-        f"{'interval':44}{'cells':>6}{'below 93':>9}{'fails':>6}{'worst %':>8}{'mean %':>7}"
+        f"{head:50}{'cells':>6}{'below 93':>9}{'fails':>6}{'worst %':>8}{'mean %':>7}"
         f"{'refused %':>10}{'width':>7}   worst cell"
     ]
     for kind in ("report", "guard"):
-        for statistic in dict.fromkeys(cell.statistic for cell in found.cells if cell.kind == kind):
-            group = [cell for cell in found.cells if cell.statistic == statistic]
+        for statistic in dict.fromkeys(cell.statistic for cell in cells if cell.kind == kind):
+            group = [cell for cell in cells if cell.statistic == statistic]
             refused = 1 - sum(cell.num_stated for cell in group) / sum(cell.num_repeats for cell in group)
             stated = [cell for cell in group if cell.num_stated]
             if not stated:
-                lines.append(f"{statistic:44}{0:6}{'':30}{100 * refused:10.1f}")
+                lines.append(f"{statistic:50}{0:6}{'':30}{100 * refused:10.1f}")
                 continue
             # By probability, because a cell of ten intervals easily misses by many points.
             worst = min(stated, key=lambda cell: (cell.doubt, cell.coverage))
             widths = [cell.width for cell in stated if math.isfinite(cell.width)]
             lines.append(
-                f"{statistic:44}{len(stated):6}{sum(cell.coverage < LEAST for cell in stated):9}"
+                f"{statistic:50}{len(stated):6}{sum(cell.coverage < LEAST for cell in stated):9}"
                 f"{sum(cell.fails for cell in stated):6}{100 * worst.coverage:8.1f}"
                 f"{100 * np.mean([cell.coverage for cell in stated]):7.1f}{100 * refused:10.1f}"
                 f"{np.median(widths) if widths else math.nan:7.2f}   {worst.population}, {worst.design}, "
                 f"n = {worst.num_points}" + (" (guard)" if kind == "guard" else "")
             )
+    return lines
+
+
+def interval_faults(cells: Sequence[Cell]) -> list[str]:
+    """Returns a line for each cell that fails, and for each guard that fails nowhere."""
+    said = [
+        f"{cell.statistic}: {100 * cell.coverage:.1f} % of {cell.num_stated} on {cell.population}, "
+        f"{cell.design}, n = {cell.num_points}"
+        for cell in cells
+        if cell.kind == "report" and cell.fails
+    ]
+    guards = [cell for cell in cells if cell.kind == "guard"]
+    return said + [
+        f"{statistic} (guard) holds everywhere: this benchmark cannot tell"
+        for statistic in dict.fromkeys(cell.statistic for cell in guards)
+        if not any(cell.fails for cell in guards if cell.statistic == statistic)
+    ]
+
+
+def alarm_faults(alarms: Iterable[Alarms]) -> list[str]:
+    """Returns a line for each decision that is made too often."""
+    return [
+        f"{alarm.decision}: in {100 * alarm.rate:.1f} % on {alarm.population}, {alarm.design}, "
+        f"n = {alarm.num_points}, where there is no difference"
+        for alarm in alarms
+        if alarm.fails
+    ]
+
+
+def command_line(doc: str | None, repeats: int, unit: str, quick: str) -> argparse.ArgumentParser:
+    """Returns the options that the benchmarks of coverage share: --repeats and --quick."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"sweeps per {unit} (default: {repeats})"
+    )
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
+
+
+def conclude(broken: Sequence[str], promise: str) -> int:
+    """Prints the faults, or that the promise holds. Returns the exit code."""
+    print("\n".join(broken) if broken else promise)
+    return 1 if broken else 0
+
+
+def summary(found: Measured) -> str:
+    """Returns a summary with a line per interval, decision, population and edge."""
+    lines = interval_lines(found.cells)
     lines.append(
         f"\n{'decided where there is no difference':44}{'cells':>6}{'above 5':>9}{'fails':>6}{'worst %':>8}"
         f"{'mean %':>7}{'alike, iid %':>14}"
@@ -796,34 +844,12 @@ def summary(found: Measured) -> str:
 
 def faults(found: Measured) -> list[str]:
     """Returns a line for each failure."""
-    said = [
-        f"{cell.statistic}: {100 * cell.coverage:.1f} % of {cell.num_stated} on {cell.population}, "
-        f"{cell.design}, n = {cell.num_points}"
-        for cell in found.cells
-        if cell.kind == "report" and cell.num_stated and cell.fails
-    ]
-    said += [
-        f"{alarm.decision}: decided in {100 * alarm.rate:.1f} % on {alarm.population}, {alarm.design}, "
-        f"n = {alarm.num_points}, where there is no difference"
-        for alarm in found.alarms
-        if alarm.fails
-    ]
-    guards = [cell for cell in found.cells if cell.kind == "guard"]
-    said += [
-        f"{statistic} (guard) holds everywhere: this benchmark cannot tell"
-        for statistic in dict.fromkeys(cell.statistic for cell in guards)
-        if not any(cell.fails for cell in guards if cell.statistic == statistic)
-    ]
-    return said
+    return interval_faults(found.cells) + alarm_faults(found.alarms)
 
 
 def main() -> int:
     """Prints the tables. Returns 1 if an interval or decision fails."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=1000, help="sweeps per cell (default: 1000)")
-    parser.add_argument("--quick", action="store_true", help="200 sweeps, n = 16 and 32 only")
+    parser = command_line(__doc__, 1000, "cell", "200 sweeps, n = 16 and 32 only")
     parser.add_argument("--cells", action="store_true", help="every cell, too")
     parser.add_argument("--looks", help="instead, verdicts over looks at these numbers of points: 8,16,32,64")
     arguments = parser.parse_args()
@@ -834,17 +860,14 @@ def main() -> int:
 
         numbers = [int(number) for number in arguments.looks.split(",")]
         broken = coverage_looks.report(numbers, 300 if arguments.quick else arguments.repeats)
-        print("\n".join(broken) if broken else "every verdict over looks keeps its promise")
-        return 1 if broken else 0
+        return conclude(broken, "every verdict over looks keeps its promise")
     found = measure_coverage(200, (16, 32)) if arguments.quick else measure_coverage(arguments.repeats)
     if arguments.cells:
         print(cell_table(found.cells), end="\n\n")
     print(summary(found))
-    broken = faults(found)
     seconds = time.perf_counter() - began
     print(f"\n{len(found.cells)} cells and {len(found.alarms)} rates of decisions in {seconds:.0f} s")
-    print("\n".join(broken) if broken else "every stated interval and every decision keeps its promise")
-    return 1 if broken else 0
+    return conclude(faults(found), "every stated interval and every decision keeps its promise")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ Its difference of about 0.2 of area then has the other sign.
 Exit code 1 means that one of these is not so.
 """
 
-import argparse
 import functools
 import itertools
 import math
@@ -34,7 +33,21 @@ from numpy.typing import NDArray
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from benchmarks.coverage import ALPHA, CHANCE, DESIGNS, LEAST, Alarms, Cell, Row, cell_of, of
+from benchmarks.coverage import (
+    ALPHA,
+    CHANCE,
+    DESIGNS,
+    Alarms,
+    Cell,
+    Row,
+    alarm_faults,
+    cell_of,
+    command_line,
+    conclude,
+    interval_faults,
+    interval_lines,
+    of,
+)
 from benchmarks.populations import (
     CLEAR,
     POPULATIONS,
@@ -316,23 +329,7 @@ def _false_names(sweeps: Sweeps, place: str, design: str, num_points: int) -> It
 
 def summary(found: Measured) -> str:
     """Returns a line per statistic, with its worst case."""
-    lines = [
-        f"{'interval':40}{'cases':>6}{'below 93':>9}{'fails':>6}{'worst %':>8}{'mean %':>7}{'refused %':>10}"
-        f"{'width':>7}   worst case"
-    ]
-    for statistic in dict.fromkeys(cell.statistic for cell in found.cells):
-        group = [cell for cell in found.cells if cell.statistic == statistic]
-        refused = 1 - sum(cell.num_stated for cell in group) / sum(cell.num_repeats for cell in group)
-        stated = [cell for cell in group if cell.num_stated]
-        worst = min(stated, key=lambda cell: (cell.doubt, cell.coverage))
-        widths = [cell.width for cell in stated if math.isfinite(cell.width)]
-        lines.append(
-            f"{statistic:40}{len(stated):6}{sum(cell.coverage < LEAST for cell in stated):9}"
-            f"{sum(cell.fails for cell in stated):6}{100 * worst.coverage:8.1f}"
-            f"{100 * np.mean([cell.coverage for cell in stated]):7.1f}{100 * refused:10.1f}"
-            f"{np.median(widths):7.2f}   {worst.population}, {worst.design}, n = {worst.num_points}"
-            + (" (guard)" if worst.kind == "guard" else "")
-        )
+    lines = interval_lines(found.cells)
     for head, alarms in (
         ("decided where there is no difference", found.alarms),
         ("named where cells differ at random", found.at_random),
@@ -362,49 +359,28 @@ def summary(found: Measured) -> str:
 
 def faults(found: Measured) -> list[str]:
     """Returns a line for each failure."""
-    said = [
-        f"{cell.statistic}: {100 * cell.coverage:.1f} % of {cell.num_stated} on {cell.population}, "
-        f"{cell.design}, n = {cell.num_points}"
-        for cell in found.cells
-        if cell.kind == "report" and cell.fails
+    return [
+        *interval_faults(found.cells),
+        *alarm_faults(found.alarms),
+        *(
+            f"the cell that disagrees is named in {100 * one.rate:.1f} % only: {one.population}, "
+            f"{one.num_cells} cells"
+            for one in found.named
+            if one.fails
+        ),
     ]
-    said += [
-        f"{alarm.decision}: in {100 * alarm.rate:.1f} % on {alarm.population}, {alarm.design}, "
-        f"n = {alarm.num_points}, where there is no difference"
-        for alarm in found.alarms
-        if alarm.fails
-    ]
-    said += [
-        f"the cell that disagrees is named in {100 * one.rate:.1f} % only: {one.population}, "
-        f"{one.num_cells} cells"
-        for one in found.named
-        if one.fails
-    ]
-    guards = [cell for cell in found.cells if cell.kind == "guard"]
-    said += [
-        f"{statistic} (guard) holds everywhere: this benchmark cannot tell"
-        for statistic in dict.fromkeys(cell.statistic for cell in guards)
-        if not any(cell.fails for cell in guards if cell.statistic == statistic)
-    ]
-    return said
 
 
 def main() -> int:
     """Prints the tables. Returns 1 if an interval, a decision or a guard is not as it should be."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=1000, help="sweeps per case (default: 1000)")
-    parser.add_argument("--quick", action="store_true", help="200 sweeps, 2, 4 and 8 cells, n = 16 and 32")
+    parser = command_line(__doc__, 1000, "case", "200 sweeps, 2, 4 and 8 cells, n = 16 and 32")
     arguments = parser.parse_args()
     began = time.perf_counter()
     found = measure_cells(200, (2, 4, 8), (16, 32)) if arguments.quick else measure_cells(arguments.repeats)
     print(summary(found))
-    broken = faults(found)
     rates = len(found.cells) + len(found.alarms) + len(found.named)
     print(f"\n{rates} rates in {time.perf_counter() - began:.0f} s")
-    print("\n".join(broken) if broken else "every interval and every decision keeps its promise")
-    return 1 if broken else 0
+    return conclude(faults(found), "every interval and every decision keeps its promise")
 
 
 if __name__ == "__main__":

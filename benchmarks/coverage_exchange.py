@@ -16,7 +16,6 @@ Truths are from 2^20 draws per arm. `settled` is the share of sweeps in which on
 worth more than one of the other's, and `at least` the median bound of these, next to the true rate.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -25,8 +24,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from benchmarks.coverage import (
+    DESIGNS,
+    Cell,
+    cell_table,
+    command_line,
+    conclude,
+    interval_faults,
+    interval_lines,
+)
 from benchmarks.populations import POPULATIONS, Population, Surface, draw_points, null
 from orchestrator.stats.best_of import median_level
 from orchestrator.stats.exchange import chance_of_best, exchange_rate, largest_chance_budget
@@ -34,9 +41,6 @@ from orchestrator.stats.exchange import chance_of_best, exchange_rate, largest_c
 Floats = NDArray[np.float64]
 
 NUM_POINTS = (16, 32, 64)
-DESIGNS = ("iid", "Sobol")
-#: Least coverage of a cell, and the probability of a coverage below which the cell fails.
-LEAST, CHANCE = 0.93, 1e-4
 NUM_RESAMPLES, NUM_DRAWS = 200, 2**20
 #: The exchange rate of the planted pair that has the same rate at every level.
 PLANTED_RATE = 6.0
@@ -152,38 +156,6 @@ def naive_interval(own: Floats, base: Floats, budget: int, rng: np.random.Genera
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """How often a statement is right in one cell. A naive one must fail somewhere."""
-
-    statement: str
-    pair: str
-    design: str
-    num_points: int
-    held: int
-    num_repeats: int
-
-    @property
-    def naive(self) -> bool:
-        """True for the naive way."""
-        return self.statement.startswith("naive")
-
-    @property
-    def coverage(self) -> float:
-        """The share of sweeps in which the statement is right."""
-        return self.held / self.num_repeats
-
-    @property
-    def doubt(self) -> float:
-        """Probability of a coverage this low or lower if the true coverage were 93 %."""
-        return float(stats.binom.cdf(self.held, self.num_repeats, LEAST))
-
-    @property
-    def fails(self) -> bool:
-        """True if the coverage is below 93 % by more than chance."""
-        return self.doubt < CHANCE
-
-
-@dataclass(frozen=True, slots=True)
 class Sharpness:
     """What the sweeps of one cell say: the better arm's true rate, and the bounds that are above 1."""
 
@@ -238,7 +210,19 @@ def measured(
         quoted.append(max(one_way.at_least or 0, other_way.at_least or 0))
     above = [bound for bound in quoted if bound > 1]
     return [
-        Cell(statement, name, design, num_points, count, num_repeats) for statement, count in held.items()
+        Cell(
+            statement,
+            # A naive way must fail somewhere.
+            "guard" if statement.startswith("naive") else "report",
+            name,
+            design,
+            num_points,
+            count / num_repeats,
+            num_repeats,
+            num_repeats,
+            math.nan,
+        )
+        for statement, count in held.items()
     ], Sharpness(
         name,
         design,
@@ -268,18 +252,7 @@ def measure(
 
 def summary(cells: Sequence[Cell], sharp: Sequence[Sharpness]) -> str:
     """Returns the tables: statements with their worst cell, and how sharp the quoted bound is."""
-    lines = [
-        f"{'statement':50}{'cells':>6}{'below 93':>9}{'fails':>6}{'worst %':>8}{'mean %':>7}   worst cell"
-    ]
-    for statement in sorted(dict.fromkeys(cell.statement for cell in cells), key=lambda s: s[:5] == "naive"):
-        group = [cell for cell in cells if cell.statement == statement]
-        worst = min(group, key=lambda cell: cell.doubt)
-        lines.append(
-            f"{statement:50}{len(group):6}{sum(cell.coverage < LEAST for cell in group):9}"
-            f"{sum(cell.fails for cell in group):6}{100 * worst.coverage:8.1f}"
-            f"{100 * np.mean([cell.coverage for cell in group]):7.1f}   {worst.pair}, {worst.design}, "
-            f"n = {worst.num_points}" + (" (must fail)" if worst.naive else "")
-        )
+    lines = interval_lines(cells, "statement")
     lines.append(
         f"\n{'one trial is worth':24}{'design':8}{'n':>4}{'true rate':>11}{'settled %':>11}{'at least':>10}"
     )
@@ -291,42 +264,19 @@ def summary(cells: Sequence[Cell], sharp: Sequence[Sharpness]) -> str:
     return "\n".join(lines)
 
 
-def faults(cells: Sequence[Cell]) -> list[str]:
-    """Returns a line for each failure."""
-    said = [
-        f"{cell.statement}: right in {100 * cell.coverage:.1f} % of {cell.num_repeats} on {cell.pair}, "
-        f"{cell.design}, n = {cell.num_points}"
-        for cell in cells
-        if cell.fails and not cell.naive
-    ]
-    if not any(cell.fails for cell in cells if cell.naive):
-        said.append("the naive way holds everywhere: this benchmark cannot tell")
-    return said
-
-
 def main() -> int:
     """Prints the tables. Returns 1 if a statement fails."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=400, help="sweeps per cell (default: 400)")
-    parser.add_argument("--quick", action="store_true", help="100 sweeps per cell")
+    parser = command_line(__doc__, 400, "cell", "100 sweeps per cell")
     parser.add_argument("--cells", action="store_true", help="every cell, too")
     arguments = parser.parse_args()
     began = time.perf_counter()
     found = list(measure(100 if arguments.quick else arguments.repeats))
     cells, sharp = [cell for part, _ in found for cell in part], [one for _, one in found]
     if arguments.cells:
-        for cell in cells:
-            print(
-                f"{cell.statement:50}{cell.pair:24}{cell.design:8}{cell.num_points:4}"
-                f"{100 * cell.coverage:8.1f}"
-            )
+        print(cell_table(cells), end="\n\n")
     print(summary(cells, sharp))
-    broken = faults(cells)
     print(f"\n{len(cells)} cells of {cells[0].num_repeats} sweeps in {time.perf_counter() - began:.0f} s")
-    print("\n".join(broken) if broken else "every statement keeps its promise")
-    return 1 if broken else 0
+    return conclude(interval_faults(cells), "every statement keeps its promise")
 
 
 if __name__ == "__main__":

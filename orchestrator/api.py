@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from orchestrator.analysis.contrasts import Decision, contrasts_of
+from orchestrator.analysis.contrasts import Decision, contrasts_of, headline
 from orchestrator.analysis.summary import summarise
 from orchestrator.execution.waiting import WAIT_MINUTES
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.observers import MlflowObserver, NotifyObserver
 from orchestrator.monitor.progress import Progress
-from orchestrator.report.answer import headline, verdict_sentence
+from orchestrator.report.answer import verdict_sentence
 from orchestrator.report.document import results_rows
 from orchestrator.stats.measures import Measure
 from orchestrator.store import lease

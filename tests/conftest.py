@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,31 @@ def write_parquet(tmp_path: Path) -> Callable[..., Path]:
 def png_bytes() -> Callable[..., bytes]:
     """An array or image as the bytes of a PNG file."""
     return png
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process; gives exit code, standard output, standard error."""
+    from orchestrator.cli.app import main
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def shell(cli: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str]]:
+    """Runs a command in this process; gives exit code and all that it prints."""
+
+    def call(*arguments: str | Path) -> tuple[int, str]:
+        code, out, err = cli(*arguments)
+        return code, out + err
+
+    return call

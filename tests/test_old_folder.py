@@ -3,15 +3,11 @@
 import csv
 import json
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from orchestrator.cli.app import main
 
 #: A sweep of 12 trials on digits that ran for real, but for the one that failed, as commit 723e0f7 wrote it.
 FOLDER = Path(__file__).parent / "fixtures" / "folder_v0" / "small"
@@ -21,20 +17,6 @@ GOLDEN = json.loads((FOLDER.parent / "expected.json").read_text())
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FOLDER, tmp_path / "small"))
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    def call(*arguments: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out + captured.err
-
-    return call
 
 
 def errors_of(path: Path) -> list[dict[str, Any]]:
@@ -49,8 +31,8 @@ def test_it_holds_nothing_of_the_machine_that_wrote_it():
     assert record["machine"] == machine
 
 
-def test_its_state_is_told(cli, folder):
-    code, said = cli("status", folder, "--json")
+def test_its_state_is_told(shell, folder):
+    code, said = shell("status", folder, "--json")
     assert code == 0
     states: Counter[str] = Counter()
     for cell in json.loads(said)["cells"]:
@@ -58,25 +40,25 @@ def test_its_state_is_told(cli, folder):
     assert states == GOLDEN["states"]
 
 
-def test_it_verifies(cli, folder):
-    code, said = cli("verify", folder)
+def test_it_verifies(shell, folder):
+    code, said = shell("verify", folder)
     assert (code, "fault" in said) == (0, False), said
     assert "verified: " in said
 
 
-def test_its_report_written_anew_has_the_same_numbers(cli, folder):
+def test_its_report_written_anew_has_the_same_numbers(shell, folder):
     shutil.rmtree(folder / "report")
-    code, said = cli("report", folder)
+    code, said = shell("report", folder)
     # One trial failed.
     assert code == 1, said
     assert errors_of(folder / "report" / "summary.json") == GOLDEN["arms"]
     document = json.loads((folder / "report" / "summary.json").read_text())
     assert document["states"] == GOLDEN["states"]
-    assert cli("verify", folder)[0] == 0
+    assert shell("verify", folder)[0] == 0
 
 
-def test_its_table_of_results_is_as_it_was(cli, folder):
-    code, said = cli("export", folder, "--format", "csv")
+def test_its_table_of_results_is_as_it_was(shell, folder):
+    code, said = shell("export", folder, "--format", "csv")
     assert code == 0, said
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -97,9 +79,9 @@ def test_its_table_of_results_is_as_it_was(cli, folder):
     assert [row[5] for row in found] == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-def test_going_on_with_it_finds_nothing_to_do_and_leaves_the_record(cli, folder):
+def test_going_on_with_it_finds_nothing_to_do_and_leaves_the_record(shell, folder):
     before = {path.name: path.read_bytes() for path in (folder / "journal").iterdir()}
-    code, said = cli("run", folder / "sweep.yaml", "--out", folder, "--no-mlflow", "--no-preflight")
+    code, said = shell("run", folder / "sweep.yaml", "--out", folder, "--no-mlflow", "--no-preflight")
     assert "nothing to do, all 12 trials have ended" in said
     assert code in (0, 1), said
     assert {path.name: path.read_bytes() for path in (folder / "journal").iterdir()} == before

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.summary import Summary, common_reference_of, in_cells, most_points
 from orchestrator.stats.confirmed import welch
 from orchestrator.stats.intervals import (
     CONFIDENCE,
@@ -60,8 +60,9 @@ class Contrast:
       within: the mean difference with the interval that decides on `alike`, at its own level. It allows for
         divergences that were not drawn.
       margin: in the measure's unit; None for a measure that decides nothing.
-      look: the number of points of the look that `shift`, `within` and the counts of pairs are from. None
-        before the first look; they are then from the points so far, and the intervals are left out.
+      look: the number of points of the look that decided, or of the latest one; `shift`, `within` and the
+        numbers of differing pairs are from it. None before the first look: `shift` and `within` are then
+        None, and the numbers are of the points so far.
       next_look: the next number of points at which a verdict is taken. None after the last.
       num_differing: pairs on which the measure differs.
       num_higher: differing pairs on which it is higher in `arm`.
@@ -139,29 +140,32 @@ def contrasts(
       covers: returns whether a cell and an arm were declared; all of them if left out. A primary contrast of
         others was not declared beforehand.
     """
-    by_cell: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        by_cell.setdefault(summary.cell, []).append(summary)
-    if num_points is None:
-        num_points = max((point + 1 for s in summaries for point in s.blocks), default=1)
+    num_points = num_points or most_points(summaries)
     looks = looks or Looks.once(num_points)
     pairs = [
         _Pairs(cell, other, measure, declared, looks, num_points)
-        for cell in by_cell.values()
+        for cell in in_cells(summaries)
         for other in cell[1:]
         for declared in [primary if covers is None or covers(other.cell, other.arm) else None]
         for measure in MEASURES
     ]
-    families: dict[tuple[Measure, bool], list[int]] = {}
+    families: dict[tuple[Measure, bool], dict[int, float]] = {}
     for index, pair in enumerate(pairs):
         if pair.p_value is not None:
-            families.setdefault((pair.measure, pair.is_primary), []).append(index)
-    found = [pair.contrast(pair.p_value, 1) for pair in pairs]
-    for family in families.values():
-        values = [value for index in family if (value := pairs[index].p_value) is not None]
-        for index, adjusted in zip(family, holm(values), strict=True):
-            found[index] = pairs[index].contrast(adjusted, len(family))
-    return found
+            families.setdefault((pair.measure, pair.is_primary), {})[index] = pair.p_value
+    # By index, the adjusted p-value and the size of the family.
+    adjusted: dict[int, tuple[float | None, int]] = {
+        index: (value, len(family))
+        for family in families.values()
+        for index, value in zip(family, holm(list(family.values())), strict=True)
+    }
+    return [pair.contrast(*adjusted.get(index, (None, 1))) for index, pair in enumerate(pairs)]
+
+
+def headline(compared: Sequence[Contrast]) -> list[Contrast]:
+    """Returns the contrasts that are asked about: the declared ones, or those of the default measure."""
+    primary = [contrast for contrast in compared if contrast.primary]
+    return primary or [contrast for contrast in compared if contrast.measure == Primary().measure]
 
 
 def contrasts_of(
@@ -186,12 +190,10 @@ def looks_of(sweep: Sweep, declared: Declared | None = None) -> Looks:
 
     A grid and a Latin hypercube cannot grow, so they have one look.
     """
-    design = sweep.design
-    if isinstance(design, GridDesign | LatinDesign):
-        return Looks.once(design.num_points(sweep.levels()))
-    if declared is not None and not declared.in_time:
-        # Of a version that took its verdicts once, at all points that there were.
-        return Looks.once(design.num_points(sweep.levels()))
+    # A version that recorded no declaration took its verdicts once, at all points that there were.
+    undeclared = declared is not None and not declared.in_time
+    if undeclared or isinstance(sweep.design, GridDesign | LatinDesign):
+        return Looks.once(sweep.design.num_points(sweep.levels()))
     first = declared.declaration if declared else Declaration.of(sweep)
     return Looks.of(first.points, first.max_points)
 
@@ -263,25 +265,18 @@ class _Pairs:
         self.all = self._sample(num_points)
         reached = () if self.info.own or not self.points else looks.reached(self.num_ended)
         self.samples = [self._sample(n) for n in reached]
-        tests = [sample.test.p_value for sample in self.samples if sample is not None]
+        tests = [sample.test.p_value for sample in self.samples]
         self.p_value = looks.adjusted(tests) if tests else None
         if self.info.own and self.points:
             # A description, of all points. It has no verdict.
             self.p_value = self.all.test.p_value
 
     def _sample(self, num_points: int) -> _Sample:
-        """Returns the pairs among the first points.
-
-        The common reference is the lowest error of the same points, unless it is confirmed. So a look does
-        not depend on later points.
-        """
+        """Returns the pairs among the first points."""
         points = [point for point in self.points if point < num_points]
         arms = (self.base, self.other)
         base_errors, errors = ([arm.errors_pct[point] for point in points] for arm in arms)
-        common = self.base.common_reference_pct
-        if self.base.reference_kind == "sweep_minimum":
-            found = [e for arm in self.cell for point, e in arm.errors_pct.items() if point < num_points]
-            common = min(found, default=common)
+        common = common_reference_of(self.cell, num_points)
         own = [Reference.of(arm.reference_pct, arm.reference_interval) for arm in arms]
         low, high = score_ends(self.measure, common, base_errors, errors) if points else (0.0, 0.0)
         blocks = [self.base.blocks[point] for point in points]

@@ -24,6 +24,10 @@ UNITS: tuple[Unit, ...] = ("trials", "flops", "hours")
 BUDGETS = (1, 2, 4, 8)
 
 
+#: A bound below this is not quoted: the direction is then not settled.
+LEAST_QUOTED = 1.1
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """The statement that is quoted: one trial (FLOP, hour) of `better` is worth at least so many of `worse`.

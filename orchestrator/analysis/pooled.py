@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.analysis.summary import Summary
-from orchestrator.stats.intervals import CONFIDENCE, DIFFERS, MIN_SAMPLE, Estimate
+from orchestrator.analysis.summary import Summary, common_reference_of, in_cells, most_points
+from orchestrator.stats.intervals import CONFIDENCE, DIFFERS, MIN_SAMPLE, Estimate, Scores
 from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import MEASURES, Measure, point_scores, score_ends
 from orchestrator.stats.paired import SignedRanks
@@ -89,21 +89,15 @@ def pooled(
       looks: as declared; one look at all points if left out.
       num_points: of the design so far; the most that any arm has if left out.
     """
-    if num_points is None:
-        num_points = max((point + 1 for s in summaries for point in s.blocks), default=1)
+    num_points = num_points or most_points(summaries)
     looks = looks or Looks.once(num_points)
-    by_cell: dict[str, dict[str, Summary]] = {}
-    for summary in summaries:
-        by_cell.setdefault(summary.cell, {})[summary.arm] = summary
-    if len(by_cell) < 2:
+    cells = in_cells(summaries)
+    if len(cells) < 2:
         return []
-    base, *others = next(iter(by_cell.values()))
+    others = [summary.arm for summary in cells[0][1:]]
     found = []
     for measure in (measure for measure, info in MEASURES.items() if info.decides):
-        rows = [
-            _at_looks([(arms[base], arms[arm]) for arms in by_cell.values()], measure, looks, num_points)
-            for arm in others
-        ]
+        rows = [_at_looks(cells, arm, measure, looks, num_points) for arm in others]
         tested = [index for index, row in enumerate(rows) if row.p_value is not None]
         values = [value for row in rows if (value := row.p_value) is not None]
         for index, adjusted in zip(tested, holm(values), strict=True):
@@ -115,24 +109,55 @@ def pooled(
 
 
 def _at_looks(
-    pairs: Sequence[tuple[Summary, Summary]], measure: Measure, looks: Looks, num_points: int
+    cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, looks: Looks, num_points: int
 ) -> Pooled:
     """Returns the pooled difference with the p-value of all looks so far, and without its verdict."""
-    opens = [s.open_point for pair in pairs for s in pair if s.open_point is not None]
-    num_ended = min([num_points, *opens])
-    found = _pooled(pairs, measure, num_points)
-    tests = [_pooled(pairs, measure, count).p_value for count in looks.reached(num_ended)]
-    if not tests and not found.because:
-        first = looks.points[0]
-        found = dataclasses.replace(
-            found, because=f"the first look is at {first} points, and {num_ended} have ended in every cell"
-        )
-    p_values = [1.0 if p_value is None else p_value for p_value in tests]
-    return dataclasses.replace(found, p_value=looks.adjusted(p_values) if p_values else None)
+    found = _pooled(cells, arm, measure, num_points)
+    if not found.num_points:
+        return found
+    pairs = [_pair(cell, arm) for cell in cells]
+    num_ended = min([num_points, *(s.open_point for pair in pairs for s in pair if s.open_point is not None)])
+    p_values = []
+    for count in looks.reached(num_ended):
+        differences_PC, _ = _differences(cells, arm, measure, count)
+        p_values.append(better_over_cells_p(differences_PC) if differences_PC.size else 1.0)
+    if p_values:
+        return dataclasses.replace(found, p_value=looks.adjusted(p_values))
+    first = looks.points[0]
+    waits = f"the first look is at {first} points, and {num_ended} have ended in every cell"
+    return dataclasses.replace(found, because=found.because or waits)
 
 
-def _pooled(pairs: Sequence[tuple[Summary, Summary]], measure: Measure, num_points: int) -> Pooled:
-    """Returns the pooled difference of the first points, from the two arms of every cell."""
+def _pair(cell: Sequence[Summary], arm: str) -> tuple[Summary, Summary]:
+    return cell[0], next(summary for summary in cell if summary.arm == arm)
+
+
+def _shared_points(pairs: Sequence[tuple[Summary, Summary]], num_points: int) -> list[int]:
+    """Returns the points, below a number, that both arms have in every cell."""
+    sampled = [summary.errors_pct for pair in pairs for summary in pair]
+    return [p for p in pairs[0][0].errors_pct if p < num_points and all(p in errors for errors in sampled)]
+
+
+def _differences(
+    cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, num_points: int
+) -> tuple[Scores, float]:
+    """Returns the differences of the first points, of shape (points, cells), and the largest possible one."""
+    pairs = [_pair(cell, arm) for cell in cells]
+    points = _shared_points(pairs, num_points)
+    columns, reaches = [], []
+    for cell, pair in zip(cells, pairs, strict=True):
+        errors = [[summary.errors_pct[point] for point in points] for summary in pair]
+        common = common_reference_of(cell, num_points)
+        scores = [point_scores(measure, sample, common) for sample in errors]
+        low, high = score_ends(measure, common, *errors) if points else (0.0, 0.0)
+        columns.append(scores[1] - scores[0])
+        reaches.append(high - low)
+    return np.stack(columns, axis=1), float(np.mean(reaches))
+
+
+def _pooled(cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, num_points: int) -> Pooled:
+    """Returns the pooled difference of the first points, without its test."""
+    pairs = [_pair(cell, arm) for cell in cells]
     base, other = pairs[0]
     refused = [
         f"{summary.arm} in {summary.cell}: {summary.refused[measure]}"
@@ -140,12 +165,7 @@ def _pooled(pairs: Sequence[tuple[Summary, Summary]], measure: Measure, num_poin
         for summary in pair
         if measure in summary.refused
     ]
-    sampled = [summary.errors_pct for pair in pairs for summary in pair]
-    points = [
-        point
-        for point in base.errors_pct
-        if point < num_points and all(point in errors for errors in sampled)
-    ]
+    points = _shared_points(pairs, num_points)
     planned = max(summary.num_points for pair in pairs for summary in pair)
     found = Pooled(
         measure=measure,
@@ -167,19 +187,7 @@ def _pooled(pairs: Sequence[tuple[Summary, Summary]], measure: Measure, num_poin
     )
     if not points:
         return dataclasses.replace(found, because=found.because or "no point has a result in every cell")
-    columns, all_ends = [], []
-    for pair in pairs:
-        errors = [[summary.errors_pct[point] for point in points] for summary in pair]
-        # As in `contrasts`: unless it is confirmed, a reference is of the same points.
-        common = pair[0].common_reference_pct
-        if pair[0].reference_kind == "sweep_minimum":
-            common = min(min(sample) for sample in errors)
-        scores = [point_scores(measure, sample, common) for sample in errors]
-        low, high = score_ends(measure, common, *errors)
-        columns.append(scores[1] - scores[0])
-        all_ends.append(high - low)
-    differences_PC = np.stack(columns, axis=1)
-    reach = float(np.mean(all_ends))
+    differences_PC, reach = _differences(cells, arm, measure, num_points)
     ends = (-reach, reach)
     blocks = [base.blocks[point] for point in points]
     over = over_these_cells(differences_PC, ends, blocks)
@@ -197,7 +205,6 @@ def _pooled(pairs: Sequence[tuple[Summary, Summary]], measure: Measure, num_poin
         new_cell=in_a_new_cell(differences_PC, ends, over),
         interval_over="blocks" if len(set(blocks)) >= MIN_SAMPLE else "points",
         because=because,
-        p_value=better_over_cells_p(differences_PC),
         heterogeneity=heterogeneity(differences_PC) if enough else None,
         deviations=tuple(deviations(differences_PC)) if enough else (),
     )

@@ -6,6 +6,7 @@ from orchestrator.stats.intervals import MIN_SAMPLE
 from orchestrator.stats.measures import Measure
 from orchestrator.stats.power import Planted, smallest_difference
 from orchestrator.sweep.design import RandomDesign, SobolDesign
+from orchestrator.trials.numerals import listed
 from orchestrator.trials.trial import Plan
 
 #: The measure that is said of: the one that a sweep decides by unless its file declares another.
@@ -42,10 +43,10 @@ def how_it_grows(plan: Plan) -> list[str]:
     design, said = plan.sweep.design, []
     if isinstance(design, RandomDesign | SobolDesign) and (chosen := design.chosen_for) is not None:
         said.append(f"detect {chosen.detect:g} at power {chosen.power:g}: {chosen.points} points")
-    *first, last = looks_of(plan.sweep).points
-    if first and plan.sweep.search is None and len(plan.sweep.arms) > 1:
+    looks = looks_of(plan.sweep).points
+    if len(looks) > 1 and plan.sweep.search is None and len(plan.sweep.arms) > 1:
         said.append(
-            f"Looks at {', '.join(map(str, first))} and {last} points: a verdict is taken at each, and "
+            f"Looks at {listed(looks)} points: a verdict is taken at each, and "
             "`--until settled` stops at the first that decides."
         )
     return said

@@ -120,6 +120,34 @@ class Summary:
         return deltas(list(self.errors_pct.values()), self.reference_pct)
 
 
+def in_cells(summaries: Sequence[Summary]) -> list[list[Summary]]:
+    """Returns the summaries by cell, in their order."""
+    cells: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        cells.setdefault(summary.cell, []).append(summary)
+    return list(cells.values())
+
+
+def most_points(summaries: Sequence[Summary]) -> int:
+    """Returns the number of points of the design, as far as any arm shows it; 1 without points."""
+    return max((point + 1 for summary in summaries for point in summary.blocks), default=1)
+
+
+def common_reference_of(cell: Sequence[Summary], num_points: int) -> float | None:
+    """Returns the common reference of the first points: their lowest error, unless it is confirmed.
+
+    So what is computed from the first points does not depend on later ones. None if nothing trained.
+
+    Args:
+      cell: all arms of a cell.
+      num_points: the points count whose index is below.
+    """
+    if cell[0].reference_kind != "sweep_minimum":
+        return cell[0].common_reference_pct
+    errors = (error for arm in cell for point, error in arm.errors_pct.items() if point < num_points)
+    return min(errors, default=cell[0].common_reference_pct)
+
+
 def summarise(results: Iterable[Result], stopped: Stopped | None = None) -> list[Summary]:
     """Returns the summary of every arm in every cell, cells first, in the order of the plan.
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.analysis.contrasts import Contrast, contrasts_of, looks_of
-from orchestrator.analysis.summary import Summary, summarise
-from orchestrator.stats.intervals import MIN_SAMPLE
+from orchestrator.analysis.contrasts import Contrast, contrasts_of, headline, looks_of
+from orchestrator.analysis.summary import Summary, common_reference_of, in_cells, summarise
+from orchestrator.stats.intervals import MIN_SAMPLE, Scores
 from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import Measure, point_scores
 from orchestrator.stats.power import MOST_POINTS, points_for_spread
@@ -100,7 +100,7 @@ def take_look(plan: Plan, records: Mapping[str, Record], declared: Declared | No
     points = sweep.design.num_points(sweep.levels())
     looks = looks_of(sweep, declared)
     summaries = summarise(results)
-    asked = deciding(contrasts_of(summaries, sweep, declared))
+    asked = headline(contrasts_of(summaries, sweep, declared))
     needed = needed_points(sweep, summaries, looks)
     said = [_said(asked)]
     if needed is not None and points == needed.seen:
@@ -128,12 +128,6 @@ def needed_by_spread(
 def settled(asked: Sequence[Contrast]) -> bool:
     """Returns whether every contrast that is asked about is decided, either way."""
     return bool(asked) and all(contrast.decision != "open" for contrast in asked)
-
-
-def deciding(compared: Sequence[Contrast]) -> list[Contrast]:
-    """Returns the contrasts that are asked about: the declared ones, or those of the default measure."""
-    primary = [contrast for contrast in compared if contrast.primary]
-    return primary or [contrast for contrast in compared if contrast.measure == Primary().measure]
 
 
 def _said(asked: Sequence[Contrast]) -> str:
@@ -176,11 +170,7 @@ def needed_points(sweep: Sweep, summaries: Sequence[Summary], looks: Looks) -> N
     measure = measure_of(sweep)
     primary = sweep.primary or Primary()
     squares: list[float] = []
-    by_cell: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        if primary.cell in (None, summary.cell):
-            by_cell.setdefault(summary.cell, []).append(summary)
-    for cell in by_cell.values():
+    for cell in in_cells([summary for summary in summaries if primary.cell in (None, summary.cell)]):
         differences = [_differences(cell, other, measure, seen) for other in cell[1:]]
         squares += [float(np.mean(values**2)) for values in differences if len(values) >= MIN_SAMPLE]
     if not squares:
@@ -195,14 +185,10 @@ def needed_points(sweep: Sweep, summaries: Sequence[Summary], looks: Looks) -> N
     return Needed(chosen, seen, found)
 
 
-def _differences(
-    cell: Sequence[Summary], other: Summary, measure: Measure, num_points: int
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _differences(cell: Sequence[Summary], other: Summary, measure: Measure, num_points: int) -> Scores:
     """Returns the differences of a measure at the first points that two arms of a cell share."""
     base = cell[0]
     points = [p for p in sorted(base.errors_pct) if p < num_points and p in other.errors_pct]
-    common = base.common_reference_pct
-    if base.reference_kind == "sweep_minimum":
-        common = min((e for arm in cell for p, e in arm.errors_pct.items() if p < num_points), default=common)
+    common = common_reference_of(cell, num_points)
     scores = [point_scores(measure, [arm.errors_pct[p] for p in points], common) for arm in (base, other)]
     return scores[1] - scores[0]

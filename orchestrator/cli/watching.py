@@ -86,6 +86,7 @@ def status(
     progress = Progress(opened.plan, {})
     progress.observe(opened.events)
     spent, at_work = progress.ledger(), holder(folder) is not None
+    changes = change_sentences(opened.declared)
     if as_json:
         cells = [
             {
@@ -105,7 +106,7 @@ def status(
                     "ended": progress.ended,
                     "at_work": at_work,
                     "ledger": {"device": spent.device, **spent.rows()},
-                    "changes": change_sentences(opened.declared),
+                    "changes": changes,
                     "cells": cells,
                     "looks": [to_json(look) for look in spent.looks],
                 }
@@ -114,7 +115,7 @@ def status(
         return
     for notice in opened.notices:
         say(console, f"note: {notice}", "yellow")
-    for sentence in change_sentences(opened.declared):
+    for sentence in changes:
         say(console, f"note: {sentence}", "yellow")
     clock = time.time() if at_work else None
     state = "running" if at_work and progress.time_left is None else "" if at_work else NOBODY

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from orchestrator.analysis.contrasts import Contrast, PeakContrast
+from orchestrator.analysis.contrasts import Contrast, PeakContrast, headline
 from orchestrator.analysis.summary import Summary
 from orchestrator.analysis.window_audit import EdgeCheck, EdgeFlag
 from orchestrator.report.text import (
@@ -18,7 +18,6 @@ from orchestrator.report.text import (
 )
 from orchestrator.stats.intervals import CONFIDENCE
 from orchestrator.stats.measures import MEASURES, Measure
-from orchestrator.sweep.config import Primary
 from orchestrator.trials.numerals import percent, short
 from orchestrator.trials.records import Result, by_cell_and_arm
 
@@ -48,12 +47,6 @@ def answer(
     mine = [summary for summary in summaries if summary.cell in cells]
     claims = [_claim(asked, compared, arm) for arm in dict.fromkeys(contrast.arm for contrast in asked)]
     return " ".join(claims), _second_sentence(mine, peaks), _how(asked)
-
-
-def headline(compared: Sequence[Contrast]) -> list[Contrast]:
-    """Returns the contrasts of the answer: the one declared beforehand, or the default one in every cell."""
-    asked = [contrast for contrast in compared if contrast.primary]
-    return asked or [contrast for contrast in compared if contrast.measure == Primary().measure]
 
 
 def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:

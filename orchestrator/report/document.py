@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.analysis.contrasts import Contrast
+from orchestrator.analysis.contrasts import Contrast, headline
 from orchestrator.analysis.exchange import UNITS, ArmExchange
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.analysis.pooled import Pooled
 from orchestrator.analysis.summary import Summary, summarise
-from orchestrator.report.answer import answer, caveats, device_caveats, headline, stage_caveats
+from orchestrator.report.answer import answer, caveats, device_caveats, stage_caveats
 from orchestrator.report.changes import change_sentences
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES

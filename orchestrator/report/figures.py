@@ -6,6 +6,7 @@ marker, so that black-and-white prints stay readable. A cross is always a diverg
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.report import steady_matplotlib  # noqa: F401
 
@@ -13,9 +14,11 @@ from orchestrator.report import steady_matplotlib  # noqa: F401
 
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.gaps import Gap
@@ -64,11 +67,6 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
         )
         if not count:
             continue
-        steps, shares = edf(summary.deltas_pp)
-        # The function is 0 left of its first step and keeps its value beyond the last one drawn.
-        inside = steps <= AREA_LIMIT_PP
-        x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
-        y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
         if (reference := summary.reference_interval) is not None:
             # At each end of the reference, because more points are near a higher one.
             ends = (reference.value if end is None else end for end in (reference.low, reference.high))
@@ -76,7 +74,7 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
             counts = [np.searchsorted(np.sort(deltas(errors, end)), at, side="right") for end in ends]
             low, high = ([share_interval(int(c), count)[side] for c in counts[side]] for side in (0, 1))
             axes.fill_between(at, low, high, color=colour_of(index), alpha=0.12, lw=0)
-        axes.step(x, y, where="post", color=colour_of(index), ls=line_of(index))
+        _draw_steps(axes, summary.deltas_pp, color=colour_of(index), ls=line_of(index))
     if not any(summary.errors_pct for summary in summaries):
         draw_empty(axes)
     axes.set(
@@ -88,6 +86,16 @@ def delta_edf(summaries: Sequence[Summary]) -> Figure:
     axes.set_xticks([0, 1, 2, 4, 6, 8, 10])
     framed(figure, handles)
     return figure
+
+
+def _draw_steps(axes: Axes, above_pp: NDArray[np.float64], **line: Any) -> None:
+    """Draws the distribution function of values from 0 to AREA_LIMIT_PP."""
+    steps, shares = edf(above_pp)
+    # The function is 0 left of its first step and keeps its value beyond the last one drawn.
+    inside = steps <= AREA_LIMIT_PP
+    x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
+    y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
+    axes.step(x, y, where="post", **line)
 
 
 @styled
@@ -110,11 +118,7 @@ def common_edf(summaries: Sequence[Summary]) -> Figure:
         if errors and summary.common_reference_pct is not None:
             # A setting below a confirmed reference is at it.
             above = np.maximum(deltas(errors, summary.common_reference_pct), 0)
-            steps, shares = edf(above)
-            inside = steps <= AREA_LIMIT_PP
-            x = np.concatenate([[0.0], steps[inside], [AREA_LIMIT_PP]])
-            y = np.concatenate([[0.0], shares[inside], [shares[inside][-1] if inside.any() else 0.0]])
-            axes.step(x, y, where="post", lw=1.8, **line)
+            _draw_steps(axes, above, lw=1.8, **line)
     if not any(summary.errors_pct for summary in summaries):
         draw_empty(axes)
     axes.axvline(MEASURES["within_common_bar"].within_pp or 0, color=GREY, lw=0.9, ls=":")

@@ -27,12 +27,12 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from orchestrator.analysis.basin import Basin
+from orchestrator.analysis.contrasts import headline
 from orchestrator.analysis.findings import CellDetails, Findings, evidence_of, gather
 from orchestrator.analysis.summary import Summary, by_arm
 from orchestrator.cost.actual import Planned
 from orchestrator.cost.ledger import Ledger
 from orchestrator.report import figures, figures_parameters, plotting
-from orchestrator.report.answer import headline
 from orchestrator.report.document import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.report.table import Line, Table, to_latex, to_markdown
 from orchestrator.report.tables_exchange import exchange_table, exchange_text
@@ -65,14 +65,13 @@ from orchestrator.report.tables_windows import (
     transfer_table,
 )
 from orchestrator.report.text import DESCRIBES, REFERENCES, describe_lr_scaling, domain_text, where_text
-from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import MEASURES
 from orchestrator.stats.power import Planted
 from orchestrator.stats.surrogate import Landscape, useful_surrogate
 from orchestrator.sweep.config import cell_name
 from orchestrator.sweep.space import Cell
 from orchestrator.trials.declared import Declared
-from orchestrator.trials.numerals import duration, percent, short
+from orchestrator.trials.numerals import duration, listed, percent, short
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan, Trial, TrialCost, error_term
@@ -357,12 +356,6 @@ def _by_kind(drawings: Iterable[_Drawing]) -> dict[str, list[_Drawing]]:
 # --------------------------------------------------------------------------------------------------- the page
 
 
-def _listed_looks(looks: Looks) -> str:
-    """Returns "16, 32 and 64"."""
-    *most, last = map(str, looks.points)
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def _page(found: Findings, document: Row) -> Row:
     """Returns the template's variables without figures, tables and details."""
     plan = found.plan
@@ -375,7 +368,7 @@ def _page(found: Findings, document: Row) -> Row:
         "summaries": found.summaries,
         "contrasts": found.contrasts,
         "over_blocks": any(contrast.interval_over == "blocks" for contrast in found.contrasts),
-        "looks": _listed_looks(found.looks),
+        "looks": listed(found.looks.points),
         "num_decide": sum(MEASURES[contrast.measure].decides for contrast in found.contrasts),
         "flips": sum(len(audit.flips) for part in found.evidence for audit in part.audits),
         "references": REFERENCES,

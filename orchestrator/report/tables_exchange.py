@@ -2,7 +2,7 @@
 
 import math
 
-from orchestrator.analysis.exchange import ArmExchange, Unit
+from orchestrator.analysis.exchange import LEAST_QUOTED, ArmExchange, Unit
 from orchestrator.analysis.findings import Findings
 from orchestrator.report.table import Table, Text
 from orchestrator.report.text import PERCENT, share_text
@@ -42,7 +42,7 @@ def exchange_sentence(one: ArmExchange, unit: Unit = "trials") -> str:
     if unit not in one.cost_ratios or one.rate.at_least is None or one.reverse.at_least is None:
         return ""
     quote = one.quote(unit)
-    if quote is None or quote.at_least < 1.1:
+    if quote is None or quote.at_least < LEAST_QUOTED:
         what = {"trials": "trial", "flops": "unit of computation", "hours": "hour"}[unit]
         said = (
             f"Whether a {what} of {one.arm} is worth more than one of {one.base_arm}{within} is not settled"
@@ -68,7 +68,7 @@ def exchange_sentence(one: ArmExchange, unit: Unit = "trials") -> str:
         )
     else:
         said += f"{bound} {units} spent on {quote.worse}{within} (95{PERCENT})"
-    if quote.throughout is not None and quote.throughout >= 1.1:
+    if quote.throughout is not None and quote.throughout >= LEAST_QUOTED:
         said += (
             f"; at every budget of {quote.better} from 1 to {quote.upto} trials it is at least "
             f"{least_text(quote.throughout)}"
@@ -89,7 +89,7 @@ def exchange_text(found: Findings) -> list[str]:
 
 def _settled(one: ArmExchange, unit: Unit) -> bool:
     quote = one.quote(unit)
-    return quote is not None and quote.at_least >= 1.1
+    return quote is not None and quote.at_least >= LEAST_QUOTED
 
 
 def _shown_rate(rate: Rate) -> Text:

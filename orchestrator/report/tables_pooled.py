@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from orchestrator.analysis.contrasts import headline
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.pooled import Pooled
-from orchestrator.report.answer import headline
 from orchestrator.report.table import Table, Text, note_no_interval, shown
 from orchestrator.report.text import PERCENT, interval_text, measure_text, p_equals, p_text, share_text
 from orchestrator.stats.intervals import CONFIDENCE, Estimate

@@ -1,9 +1,9 @@
 """Looks at a growing sample, so that their verdicts together are wrong as rarely as that of one.
 
 A test at the 5 % level that is repeated at 8, 16, 32 and 64 points of one sample rejects a true hypothesis in
-about 13 % of samples. Here each look has a lower level of its own, and the levels are such that all looks
-together have 5 %. They are fixed before the first look, so a verdict depends on the results and the declared
-looks alone. It makes no difference how often anybody looks in between.
+more than a tenth of samples. Here each look has a lower level of its own, and together they have 5 %. They
+are fixed before the first look, so a verdict depends on the results and the declared looks alone. It makes no
+difference how often anybody looks in between.
 
 The levels come from the joint normal distribution of the test statistics. Their correlation at n and m > n
 points is sqrt(n / m), as that of sums of independent terms. With one look, everything here is the identity.
@@ -14,7 +14,6 @@ Turnbull 1999, "Group Sequential Methods", sections 2.2 and 8.4, for p-values.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-#: How often the first number of points may be doubled, if a sweep declares no largest number.
-NUM_DOUBLINGS = 2
+from orchestrator.stats.schedule import look_points
 
 #: Weight of the first look over that of a later one, if a sweep declares no largest number of points. Most
 #: such sweeps are looked at once. The first look then has a level of 3.9 % instead of 5 %.
@@ -51,19 +49,17 @@ class Looks:
 
         With `max_points`, levels grow with the square root of the points: between equal levels, which stop
         soonest, and levels in proportion to the points, which lose the least at the last look. Without it,
-        there are NUM_DOUBLINGS doublings, and the first look has most of the level.
+        the first look has most of the level.
 
         Raises:
           ValueError: `points` is below 1, or `max_points` is below `points`.
         """
         if points < 1 or (max_points is not None and max_points < points):
             raise ValueError(f"need 1 <= points <= max_points, got {points=}, {max_points=}")
-        last = points * 2**NUM_DOUBLINGS if max_points is None else max_points
-        doubled = itertools.takewhile(lambda n: n < last, (points * 2**i for i in itertools.count()))
-        found = (*doubled, last)
+        found = look_points(points, max_points)
         if max_points is None:
             return cls(found, (FIRST_WEIGHT, *(1.0 for _ in found[1:])))
-        return cls(found, tuple(math.sqrt(n / last) for n in found))
+        return cls(found, tuple(math.sqrt(n / max_points) for n in found))
 
     @classmethod
     def once(cls, points: int) -> "Looks":

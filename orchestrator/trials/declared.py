@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.stats.schedule import look_points
 from orchestrator.sweep.config import Sweep, cell_name
 from orchestrator.trials.events import AttemptEnded, DeclarationMade, EpochDone, Event
 from trainables.presets import leaves
@@ -61,7 +62,7 @@ class Declaration:
         max_points: int | None = getattr(design, "max_points", None)
         extendable = getattr(design, "extendable", False)
         drawn = design.model_dump(mode="json", include={"kind", "seed", "scrambles", "levels"})
-        looks = [] if sweep.search is not None else looks_at(points, max_points) if extendable else [points]
+        looks = list(look_points(points, max_points)) if extendable else [points]
         return cls(
             primary=sweep.primary.model_dump(mode="json") if sweep.primary else None,
             arms={name: _settings(settings) for name, settings in sweep.arms.items()},
@@ -74,7 +75,7 @@ class Declaration:
             design=drawn,
             points=points,
             max_points=max_points,
-            looks=looks,
+            looks=[] if sweep.search is not None else looks,
             error=sweep.error,
             replicates=sweep.replicates,
         )
@@ -96,12 +97,6 @@ class Declaration:
         """Returns the names of the cells, as `Sweep.cell_names` does."""
         factors = [[(factor, level) for level in levels] for factor, levels in self.cells.items()]
         return [cell_name(tuple(cell)) for cell in itertools.product(*factors)]
-
-
-def looks_at(points: int, max_points: int | None) -> list[int]:
-    """Returns the numbers of points of `stats.looks.Looks.of`, which says why they are these."""
-    last = 4 * points if max_points is None else max_points
-    return [*itertools.takewhile(lambda n: n < last, (points * 2**i for i in itertools.count())), last]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

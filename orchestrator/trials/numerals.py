@@ -1,4 +1,6 @@
-"""Formats numbers for text: percentages, durations, and few digits."""
+"""Formats numbers for text: percentages, durations, lists, and few digits."""
+
+from collections.abc import Sequence
 
 
 def percent(value: float | None) -> str:
@@ -14,6 +16,12 @@ def short(value: float) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Returns numbers as in a sentence: 8, 16 and 32."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def duration(seconds: float) -> str:

@@ -13,26 +13,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from orchestrator.cli.app import main
 from orchestrator.cli.watchers import Watchers
 from orchestrator.store.output import output_path
 from trainables.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process; gives exit code, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def watchers() -> Watchers:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import typer.main
 
 from orchestrator.cli import app
-from orchestrator.cli.app import main
 from orchestrator.cli.next_steps import next_steps
 from orchestrator.store.folder import Folder, open_folder, save_confirmation, save_question
 from orchestrator.store.journal import Writer
@@ -21,20 +19,6 @@ from orchestrator.trials.names import find_trial
 from orchestrator.trials.records import results_of
 from orchestrator.trials.trial import Trial
 from tests.support.sweeps import epoch_row, plan_of
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def folder_of(path: Path, detail_of: Callable[[Trial], str | None], end: str = "failed", **changes) -> Folder:

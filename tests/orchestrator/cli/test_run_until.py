@@ -1,14 +1,12 @@
 """`--until settled` and `--max-points` on the command line, and what the folder says of them later."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK, main
+from orchestrator.cli.app import BAD_INPUT, INCOMPLETE, INTERRUPTED, OK
 from orchestrator.cli.next_steps import next_steps
 from orchestrator.execution import session
 from orchestrator.execution.looks import note_until
@@ -21,22 +19,6 @@ from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan
 
 LR_WD = Path(__file__).parents[3] / "search_spaces" / "lr_wd.yaml"
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """Runs a command in this process; gives its exit code and all that it prints."""
-
-    def call(*arguments: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out + captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -62,7 +44,7 @@ def end_all(folder: Path, plan: Plan) -> None:
     writer.close()
 
 
-def test_the_command_that_continues_repeats_them(cli, tmp_path, monkeypatch):
+def test_the_command_that_continues_repeats_them(shell, tmp_path, monkeypatch):
     asked: list[Any] = []
 
     def prepare(file: SweepFile, place: Path, *rest: Any) -> None:
@@ -71,12 +53,12 @@ def test_the_command_that_continues_repeats_them(cli, tmp_path, monkeypatch):
 
     monkeypatch.setattr(session, "prepare", prepare)
     options = ["--out", tmp_path / "x", "--until", "settled", "--max-points", "24"]
-    code, said = cli("run", LR_WD, *options, "--no-mlflow")
+    code, said = shell("run", LR_WD, *options, "--no-mlflow")
     assert code == INTERRUPTED
     assert f"To continue, run:  vitc-sweep run {LR_WD} --out {tmp_path / 'x'} " in said
     assert "--until settled --max-points 24\n" in said
     assert (asked[0].max_points, asked[1]) == (24, "settled")
-    cli("run", LR_WD, "--no-mlflow")
+    shell("run", LR_WD, "--no-mlflow")
     assert (asked[2].max_points, asked[3]) == (None, None)
 
 
@@ -89,37 +71,37 @@ def test_the_command_that_continues_repeats_them(cli, tmp_path, monkeypatch):
         (["--until", "settled", "--set", "search={}"], "a search compares no arms"),
     ],
 )
-def test_what_cannot_be_is_refused(cli, tmp_path, options, fault):
-    code, said = cli("run", LR_WD, "--out", tmp_path / "x", "--no-mlflow", *options)
+def test_what_cannot_be_is_refused(shell, tmp_path, options, fault):
+    code, said = shell("run", LR_WD, "--out", tmp_path / "x", "--no-mlflow", *options)
     assert code == BAD_INPUT
     assert fault in " ".join(said.split())
     assert not (tmp_path / "x").exists()
 
 
-def test_a_plan_names_the_looks_and_what_the_points_are_for(cli):
-    code, said = cli("plan", LR_WD, "--set", "design.detect=0.15", "--no-measure")
+def test_a_plan_names_the_looks_and_what_the_points_are_for(shell):
+    code, said = shell("plan", LR_WD, "--set", "design.detect=0.15", "--no-measure")
     assert code == OK
     assert "detect 0.15 at power 0.8: 32 points\n" in said
     assert "Looks at 32, 64 and 128 points: " in said
-    code, said = cli("plan", LR_WD, "--no-measure", "--json")
+    code, said = shell("plan", LR_WD, "--no-measure", "--json")
     assert json.loads(said)["settles"][0].startswith("Looks at 8, 16 and 32 points: ")
 
 
-def test_a_killed_run_is_continued_as_it_was_begun(cli, folder):
+def test_a_killed_run_is_continued_as_it_was_begun(shell, folder):
     output_path(folder).write_text("")
     note_until(folder)
-    code, said = cli("attach", folder)
+    code, said = shell("attach", folder)
     assert code == INCOMPLETE
     assert f"To go on:  vitc-sweep run {folder / 'sweep.yaml'} --out {folder} --until settled" in said
     for _ in range(2):
         writer = Writer(folder)
         writer.append([SessionBegan(time=1.0, began=1.0)])
         writer.close()
-    code, said = cli("attach", folder)
+    code, said = shell("attach", folder)
     assert said.rstrip().endswith(f"--out {folder}")
 
 
-def test_status_and_next_steps_tell_of_the_looks(cli, folder):
+def test_status_and_next_steps_tell_of_the_looks(shell, folder):
     end_all(folder, open_folder(folder).plan)
     opened = open_folder(folder)
     results = results_of(opened.plan, opened.records)
@@ -138,9 +120,9 @@ def test_status_and_next_steps_tell_of_the_looks(cli, folder):
         "look at 8 of at most 32 points: c is better",
         "stopped at 8 of at most 32 points: 96 trials, about 3.1 GPU-hours not needed",
     ]
-    _, said = cli("status", folder)
+    _, said = shell("status", folder)
     assert said.splitlines()[-2:] == told
-    _, said = cli("status", folder, "--json")
+    _, said = shell("status", folder, "--json")
     (look,) = json.loads(said)["looks"]
     assert (look["points"], look["trials_saved"]) == (8, 96)
     opened = open_folder(folder)

@@ -3,7 +3,6 @@
 import http.server
 import json
 import shlex
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,24 +12,9 @@ import pytest
 import yaml
 
 from orchestrator.backends import ray_jobs
-from orchestrator.cli.app import main
 from tests.support.sweeps import sweep_tree
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process; gives exit code, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitc-sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 class Dashboard(http.server.ThreadingHTTPServer):

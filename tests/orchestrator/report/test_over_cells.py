@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from orchestrator.analysis.contrasts import contrasts
 from orchestrator.analysis.findings import gather
 from orchestrator.analysis.pooled import pooled
 from orchestrator.analysis.summary import summarise
@@ -74,6 +75,21 @@ def test_the_points_mean_over_cells_is_what_is_tested():
     # Every arm of a cell shares its bar, so 3 pp are 0.3 of area.
     assert rows["area_common"].over.value == pytest.approx(0.3, abs=0.05)
     assert rows["area_common"].better == "b"
+
+
+def test_the_mean_over_cells_is_that_of_the_contrasts_of_all_arms():
+    """The common reference is that of every arm of a cell, also of one that is not compared."""
+    plan = make(arms=("a", "b", "best"))
+    lead = {"a": 0.0, "b": -1.0, "best": -6.0}
+    records = records_of(plan, lambda t: 20 + 0.5 * ((7 * t.point) % 16) + lead[t.arm])
+    summaries = summarise(results_of(plan, records))
+    rows = {(row.measure, row.arm): row for row in pooled(summaries)}
+    for measure, arm in (("area_common", "b"), ("area_common", "best"), ("within_common_bar", "b")):
+        of_cells = [
+            c.difference.value for c in contrasts(summaries, None) if (c.measure, c.arm) == (measure, arm)
+        ]
+        assert len(of_cells) == 4
+        assert rows[measure, arm].over.value == pytest.approx(np.mean(of_cells))
 
 
 def test_a_point_that_one_cell_lacks_is_left_out_in_all():

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage_exchange
+from benchmarks.coverage import interval_faults
 from orchestrator.stats.best_of import largest_budget, median_band, order_statistic_band
 from orchestrator.stats.exchange import (
     chance_of_best,
@@ -183,14 +184,16 @@ def cells():
 
 def test_every_statement_is_right_in_planted_sweeps(cells):
     assert len(cells) == 3 * 8
-    assert [said for said in coverage_exchange.faults(cells) if "naive" not in said] == []
+    assert [said for said in interval_faults(cells) if "naive" not in said] == []
 
 
 def test_a_bound_that_is_wrong_in_one_sweep_of_eight_is_a_fault(cells):
-    worse = [dataclasses.replace(cell, held=cell.num_repeats * 13 // 16) for cell in cells]
-    assert len(coverage_exchange.faults(worse)) == sum(not cell.naive for cell in cells)
-    right = [dataclasses.replace(cell, held=cell.num_repeats) for cell in cells]
-    assert coverage_exchange.faults(right) == ["the naive way holds everywhere: this benchmark cannot tell"]
+    worse = [dataclasses.replace(cell, coverage=13 / 16) for cell in cells]
+    assert len(interval_faults(worse)) == sum(cell.kind == "report" for cell in cells) == 3 * 7
+    right = [dataclasses.replace(cell, coverage=1.0) for cell in cells]
+    assert interval_faults(right) == [
+        "naive bootstrap of the rate, last k (guard) holds everywhere: this benchmark cannot tell"
+    ]
 
 
 def test_the_planted_truths_are_those_of_closed_forms():

@@ -14,10 +14,11 @@ from orchestrator.analysis.summary import summarise
 from orchestrator.evidence.declarations import chain_faults, declaration_faults
 from orchestrator.report.changes import NOT_EXEMPT, NOT_RECORDED, change_sentences
 from orchestrator.stats.looks import Looks
+from orchestrator.stats.schedule import look_points
 from orchestrator.store.folder import Folder, merge_points, open_folder, save_question
 from orchestrator.store.journal import FolderError, Writer, encode, read_journal
 from orchestrator.sweep.load import build_sweep
-from orchestrator.trials.declared import Declared, looks_at
+from orchestrator.trials.declared import Declared
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeclarationMade, EpochDone
 from orchestrator.trials.records import results_of
 from orchestrator.trials.trial import Plan
@@ -225,7 +226,7 @@ def test_the_first_record_holds_all_that_decides_a_verdict(tmp_path: Path) -> No
     ("points", "max_points"), [(16, 64), (16, 16), (12, 100), (8, None), (5, 11), (1, None)]
 )
 def test_recorded_looks_are_those_at_which_verdicts_are_taken(points: int, max_points: int | None) -> None:
-    assert tuple(looks_at(points, max_points)) == Looks.of(points, max_points).points
+    assert look_points(points, max_points) == Looks.of(points, max_points).points
 
 
 def test_before_the_first_result_a_file_may_say_anything_else(tmp_path: Path) -> None:
