@@ -129,7 +129,7 @@ def gather(
         noise={(summary.cell, summary.arm): summary for summary in noise(results)},
         gaps=found_gaps,
         gap_contrasts=gap_contrasts,
-        power=detectable(plan),
+        power=detectable(plan, looks=looks),
         cost=costs_of(plan),
         shifts=tuple(shift_summaries(results, summaries)),
         pooled=tuple(pooled(summaries, looks, num_points)),

@@ -397,6 +397,8 @@ def _flat_pooled(row: Pooled) -> Row:
         "num_cells": len(row.cells),
         "num_points": row.num_points,
         "num_left_out": row.num_left_out,
+        "look": row.look,
+        **estimate_columns("shift", row.shift),
         **estimate_columns("over", row.over),
         "interval_over": row.interval_over,
         **estimate_columns("new_cell", row.new_cell),
