@@ -151,6 +151,7 @@ def _exchange_json(one: ArmExchange) -> Row:
         "cell": one.cell,
         "arm": one.arm,
         "base_arm": one.base_arm,
+        "look": one.look,
         "rate": one.rate,
         "reverse": one.reverse,
         "chances": [{"budget": k, **plain(chance)} for k, chance in one.chances.items()],
