@@ -58,7 +58,7 @@ def served(runs: Path, tmp_path: Path, gate: threading.Event) -> Iterator[tuple[
         if (folder / "broken").exists():
             return "FolderError: it is broken <badly>"
         target.mkdir(parents=True, exist_ok=True)
-        state = {"question": "is it <b>?", "trials": 8, "ended": 3, "failed": 1, "best": [["all", "a", 2.5]]}
+        state = {"name": "trees", "question": "is it <b>?", "trials": 8, "ended": 3, "failed": 1, "best": [["all", "a", 2.5]]}
         (target / "state.json").write_text(json.dumps(state))
         (target / "report.html").write_text(
             f"<html><body class='x'><h1>report {len(made)}</h1></body></html>"
@@ -66,7 +66,7 @@ def served(runs: Path, tmp_path: Path, gate: threading.Event) -> Iterator[tuple[
         return ""
 
     pages = Pages(runs, tmp_path / "scratch", every_seconds=0, maker=maker)
-    with server(pages, "127.0.0.1", 0, "http://127.0.0.1:5001/") as http:
+    with server(pages, "127.0.0.1", 0, lambda name: f"http://127.0.0.1:5001/{name}") as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{http.server_address[1]}", pages, made

@@ -553,12 +553,12 @@ def test_the_sweeps_run_has_the_numbers_of_its_arms_and_no_empty_experiment_is_b
     tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
     tracker.add_numbers(numbers_of(tmp_path / "summary.json"))
     assert tracker.close(30) is None
-    place = "adamw: b_8/vit_c"
+    place = "adamw: b_8 vit_c"
     assert Seen(folder).parent.data.metrics == {
         "trial_hours": 2.0,
-        f"peak_error_pct/{place}": 3.5,
-        f"peak_test_error_pct/{place}": 4.5,
-        f"robustness/{place}": 0.75,
+        f"peak_error_pct {place}": 3.5,
+        f"peak_test_error_pct {place}": 4.5,
+        f"robustness {place}": 0.75,
     }
     [experiment] = MlflowClient(tracking_uri(folder)).search_experiments()
     assert experiment.name == "small"
