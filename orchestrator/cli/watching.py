@@ -299,7 +299,11 @@ def ui(
                 opened = mlflow or ("no runs here" if track else "not served (--no-mlflow)")
                 if child is not None:
                     is_there = _answers(mlflow, child)
-                    opened = experiment_address(mlflow, timeout_seconds=10) if is_there else f"{mlflow}  (does not answer yet)"
+                    opened = (
+                        experiment_address(mlflow, timeout_seconds=10)
+                        if is_there
+                        else f"{mlflow}  (does not answer yet)"
+                    )
                 print(f"MLflow:  {opened}", flush=True)
                 server.serve_forever()
     except OSError as error:

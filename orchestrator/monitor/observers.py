@@ -75,7 +75,7 @@ def hand_over(report: Path, tracker: Tracker) -> None:
 
 
 def numbers_of(summary: Path) -> dict[str, float]:
-    """Returns peak and robustness of every arm and cell, and the planned and spent hours, by names for MLflow.
+    """Returns peak and robustness of every arm and cell, and planned and spent hours, by names for MLflow.
 
     Planned and spent are hours of devices, for the epochs that have run, where the first run has made a plan.
 

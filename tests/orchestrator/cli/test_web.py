@@ -58,7 +58,14 @@ def served(runs: Path, tmp_path: Path, gate: threading.Event) -> Iterator[tuple[
         if (folder / "broken").exists():
             return "FolderError: it is broken <badly>"
         target.mkdir(parents=True, exist_ok=True)
-        state = {"name": "trees", "question": "is it <b>?", "trials": 8, "ended": 3, "failed": 1, "best": [["all", "a", 2.5]]}
+        state = {
+            "name": "trees",
+            "question": "is it <b>?",
+            "trials": 8,
+            "ended": 3,
+            "failed": 1,
+            "best": [["all", "a", 2.5]],
+        }
         (target / "state.json").write_text(json.dumps(state))
         (target / "report.html").write_text(
             f"<html><body class='x'><h1>report {len(made)}</h1></body></html>"
@@ -122,6 +129,8 @@ def test_a_report_is_made_when_it_is_looked_at_and_anew_when_the_journal_has_gro
     # The bar stands inside the page, and knows which report it stands over.
     assert page.index("<body class='x'>") < page.index("live: 3 of 8") < page.index("<h1>")
     assert "told.version !== 2" in page
+    # By the name of the sweep, which is not that of its folder.
+    assert 'href="http://127.0.0.1:5001/trees"' in page
 
 
 def test_a_report_that_cannot_be_made_is_said_so_and_the_others_are_served(served, runs):
