@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,25 @@ def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | Non
     # The sweep file that a folder of results keeps has copies of the files beside it.
     with trusting_code(path.parent):
         sweep = _built(source)
-    drawn = {name for name, window in sweep.vary.items() if not window.when}
-    rule = "has no effect, because `vary` draws it; what is drawn is set by"
-    if faults := [
-        Fault(f"base.{key}", f"{rule} --set 'vary.{key}={{...}}'", shorten(override.value))
-        for override in overrides
-        if (key := override.key.removeprefix("base.")) in drawn
-    ]:
+    if faults := [fault for override in overrides for fault in _without_effect(sweep, override)]:
         raise source.error(faults)
     return sweep
+
+
+def _without_effect(sweep: Sweep, override: Override) -> Iterator[Fault]:
+    """Yields a fault if the command line sets what is drawn anyway, for all arms or for one."""
+    place, arm = "base", ""
+    path = override.key.removeprefix("base.")
+    if found := re.fullmatch(r"arms\.([^.]+)\.(.+)", path):
+        arm, path = found.groups()
+        place = f"arms.{arm}"
+    window = sweep.vary.get(path)
+    if window is None or window.when:
+        return
+    # Of an arm it counts in a cell that does not draw it.
+    if not arm or all(path in sweep.windows(arm, cell) for cell in sweep.all_cells()):
+        rule = "has no effect, because `vary` draws it; what is drawn is set by"
+        yield Fault(f"{place}.{path}", f"{rule} --set 'vary.{path}={{...}}'", shorten(override.value))
 
 
 def build_sweep(

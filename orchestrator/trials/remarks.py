@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from orchestrator.sweep.config import Sweep
+from orchestrator.sweep.space import Cell
 from orchestrator.trials.trial import Plan, Trial
 from trainables.config import setting
 from trainables.optim import in_epochs
@@ -27,17 +28,26 @@ def _of_data(plan: Plan) -> Iterator[str]:
 
 
 def _of_drawn_settings(sweep: Sweep) -> Iterator[str]:
-    """Yields settings of `base` that every arm and cell draws anew."""
+    """Yields settings of the base, a level or an arm that are drawn anew wherever they would count."""
     pairs = [(arm, cell) for arm in sweep.arms for cell in sweep.all_cells()]
-    for path, window in sweep.vary.items():
-        if window.when or not all(path in sweep.windows(arm, cell) for arm, cell in pairs):
-            continue
-        try:
-            value = setting(sweep.base, path) if _is_set(sweep.base, path) else None
-        except KeyError:
-            value = None
-        if value is not None:
-            yield f"`base` sets {path} to {value}, and `vary` draws it: the value in `base` has no effect"
+    layers: list[tuple[str, Mapping[str, object], list[tuple[str, Cell]]]] = [("base", sweep.base, pairs)]
+    for factor, levels in sweep.cells.items():
+        for level, own in levels.items():
+            there = [(arm, cell) for arm, cell in pairs if (factor, level) in cell]
+            layers.append((f"cells.{factor}.{level}", own, there))
+    layers += [
+        (f"arms.{arm}", own, [pair for pair in pairs if pair[0] == arm]) for arm, own in sweep.arms.items()
+    ]
+    for place, settings, where in layers:
+        for path, window in sweep.vary.items():
+            if window.when or not all(path in sweep.windows(arm, cell) for arm, cell in where):
+                continue
+            try:
+                value = setting(settings, path) if _is_set(settings, path) else None
+            except KeyError:
+                value = None
+            if value is not None:
+                yield f"`{place}` sets {path} to {value}, and `vary` draws it: the value has no effect"
 
 
 def _is_set(tree: Mapping[str, object], path: str) -> bool:
@@ -49,11 +59,16 @@ def _is_set(tree: Mapping[str, object], path: str) -> bool:
 
 
 def _of_schedules(plan: Plan) -> Iterator[str]:
+    """Yields arms with runs that end before their warm-up does."""
     for arm, trials in _by_arm(plan).items():
-        config = trials[0].config
-        warmup, epochs = in_epochs(config.schedule.warmup, config.schedule.epochs), config.schedule.epochs
-        if warmup >= epochs:
-            yield f"{arm}: the learning rate only rises: {warmup:g} epochs of warm-up in a run of {epochs}"
+        schedules = [trial.config.schedule for trial in trials]
+        lengths = [(in_epochs(schedule.warmup, schedule.epochs), schedule.epochs) for schedule in schedules]
+        if rising := [(warmup, epochs) for warmup, epochs in lengths if warmup >= epochs]:
+            warmup, epochs = max(rising)
+            yield (
+                f"{arm}: the learning rate only rises: {warmup:g} epochs of warm-up in a run of {epochs}"
+                + ("" if len(rising) == len(trials) else f", and so in {len(rising)} of {len(trials)} trials")
+            )
 
 
 def _of_batches(plan: Plan) -> Iterator[str]:

@@ -20,6 +20,21 @@ def adamw(**settings: Any) -> dict[str, Any]:
     [
         ({"base": base_tree(optim=adamw(lr=0.5))}, "`base` sets optim.lr to 0.5, and `vary` draws it"),
         (
+            {"arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv", "optim.lr": 0.5}}},
+            "`arms.c` sets optim.lr to 0.5, and `vary` draws it",
+        ),
+        (
+            {"cells": {"rate": {"low": {"optim": {"lr": 0.5}}, "high": {}}}},
+            "`cells.rate.low` sets optim.lr to 0.5, and `vary` draws it",
+        ),
+        (
+            {
+                "base": base_tree(optim=adamw(lr=0.1), schedule={"epochs": 3}),
+                "vary": {"schedule.warmup": {"choice": [1, 2, 3, 4]}},
+            },
+            "p: the learning rate only rises: 4 epochs of warm-up in a run of 3, and so in 2 of 4 trials",
+        ),
+        (
             {"base": base_tree(schedule={"epochs": 3, "warmup": 5})},
             "p: the learning rate only rises: 5 epochs of warm-up in a run of 3",
         ),
@@ -53,8 +68,14 @@ def test_a_plan_that_says_what_it_means_has_no_remarks():
     vary = {"optim.lr": {"adamw": {"log_uniform": [1e-4, 1e-2]}, "sgd": {"log_uniform": [0.1, 1]}}}
     assert remarks(plan_of(cells=cells, vary=vary)) == []
 
+    # An arm that is drawn in one of its cells only.
+    arms = {"p": {"model.stem": "patchify", "optim.lr": 0.5}, "c": {"model.stem": "conv"}}
+    vary = {"optim.lr": {"adamw": {"log_uniform": [1e-4, 1e-2]}}, "label_smoothing": {"uniform": [0, 0.1]}}
+    cells["optimizer"]["sgd"]["optim.lr"] = 0.1
+    assert remarks(plan_of(cells=cells, vary=vary, arms=arms)) == []
 
-@pytest.mark.parametrize("key", ["optim.lr", "base.optim.lr"])
+
+@pytest.mark.parametrize("key", ["optim.lr", "base.optim.lr", "arms.p.optim.lr"])
 def test_to_set_what_is_drawn_is_refused(tmp_path, key):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(sweep_tree()))
