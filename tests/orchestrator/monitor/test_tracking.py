@@ -689,10 +689,15 @@ def test_a_server_without_its_default_experiment_accepts_runs(monkeypatch: pytes
 def test_a_store_that_mlflow_refuses_is_told_before_the_run_with_all_its_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow import MlflowClient
+
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match="filesystem tracking backend") as refused:
+        MlflowClient("./mlruns").search_experiments()
     told = unanswered("./mlruns")
-    # Versions of MLflow differ in whether they still take a folder; if not, they say what to do.
-    assert told == "" or (told.startswith("MLflow at ./mlruns accepts no runs: ") and "\n" not in told)
+    advice = " ".join(str(refused.value).split())
+    assert len(advice) > 400
+    assert told == f"MLflow at ./mlruns accepts no runs: {type(refused.value).__name__}: {advice}"
 
 
 def test_two_first_uses_at_once_both_arrive(tmp_path: Path, plan: Plan, empty_store: Path) -> None:
@@ -706,6 +711,37 @@ def test_two_first_uses_at_once_both_arrive(tmp_path: Path, plan: Plan, empty_st
         tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
     assert [tracker.close(60) for tracker in trackers] == [None, None]
     assert [len(Seen(place).trials) for place in places] == [1, 1]
+
+
+def test_one_process_at_a_time_sets_up_a_store(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, most, opened = 0, 0, []
+
+    def find(store: Any, uri: str) -> str:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        # Long enough for the other to come, too.
+        time.sleep(0.2)
+        at_work -= 1
+        opened.append(uri)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(tracking._Store, "_find_experiment", find)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def open_store() -> None:
+        with contextlib.suppress(OSError):
+            tracking._Store(plan, tmp_path, uri, BEGAN)
+
+    threads = [threading.Thread(target=open_store) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Locks of open files, which hold between threads as they do between processes.
+    assert (most, opened) == (1, [uri] * 3)
 
 
 def garbage(path: Path) -> None:
