@@ -87,13 +87,24 @@ def _built(source: Source) -> Sweep:
         sweep = Sweep.model_validate(source.tree)
     except ValidationError as error:
         faults = [_as_written(fault) for fault in faults_in(error, Sweep)]
-        raise source.error(faults + _faults_of_the_rest(source.tree, faults)) from error
+        rest = [*_faults_of_the_rest(source.tree, faults), *_missing_data(source)]
+        raise source.error(faults + rest) from error
     sized = with_points(sweep)
     if isinstance(sized, Fault):
-        raise source.error([sized, *_faults_of_the_rest(source.tree, [sized])])
+        raise source.error([sized, *_faults_of_the_rest(source.tree, [sized]), *_missing_data(source)])
     if faults := check(sized):
-        raise source.error(faults)
+        raise source.error([*faults, *_missing_data(source)])
     return sized
+
+
+def _missing_data(source: Source) -> list[Fault]:
+    """Returns a fault if the data of the base are not there. It is otherwise told when the data are read."""
+    base = source.tree.get("base")
+    data = base.get("data") if isinstance(base, Mapping) else None
+    path = data.get("path") if isinstance(data, Mapping) and not data.get("expects") else data
+    if isinstance(path, str) and path in source.in_vain:
+        return [Fault("base.data", f"{path}: there is no such file or folder")]
+    return []
 
 
 def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:
