@@ -17,6 +17,7 @@ def remarks(plan: Plan) -> list[str]:
         *_of_drawn_settings(plan.sweep),
         *_of_schedules(plan),
         *_of_batches(plan),
+        *_of_first_stages(plan),
         *_of_repeats(plan),
     ]
 
@@ -82,6 +83,28 @@ def _of_batches(plan: Plan) -> Iterator[str]:
                 f"{worst.config.batch_size:,}"
                 + ("" if len(large) == len(trials) else f" in {len(large)} trials")
             )
+
+
+def _of_first_stages(plan: Plan) -> Iterator[str]:
+    """Yields arms that take over a classifier of as many, but other classes."""
+    for arm, trials in _by_arm(plan).items():
+        starts = {
+            (trial.config.start.run.data, trial.config.data)
+            for trial in trials
+            if trial.config.start is not None and trial.config.start.parts == "all"
+        }
+        for first, own in starts:
+            infos = [plan.infos[data] for data in (first, own) if data in plan.infos]
+            # The names of classes of data that are only expected are not known.
+            if len(infos) < 2 or any(info.fingerprint.startswith("expected") for info in infos):
+                continue
+            before, after = (info.class_names for info in infos)
+            if len(before) == len(after) and before != after:
+                one, other = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+                yield (
+                    f"{arm}: starts with the classifier of a run on other classes, which are taken by their "
+                    f"numbers: {one!r} there is {other!r} here"
+                )
 
 
 def _of_repeats(plan: Plan) -> Iterator[str]:

@@ -61,6 +61,29 @@ def test_a_setting_without_effect_is_told(changes, remark):
     assert any(text.startswith(remark) for text in remarks(plan_of(**changes)))
 
 
+@pytest.mark.parametrize(
+    ("names", "parts", "is_told"),
+    [
+        (["dog", "cat"], "all", True),
+        (["dog", "cat"], "stem", False),
+        (["cat", "dog"], "all", False),
+        # A classifier of another size is made anew.
+        (["dog", "cat", "eel"], "all", False),
+    ],
+)
+def test_a_classifier_that_is_taken_over_by_other_classes_is_told(
+    write_parquet, png_bytes, names, parts, is_told
+):
+    images = [png_bytes([[i] * 8] * 8) for i in range(36)]
+    first = write_parquet("first.parquet", images, [0, 1] * 18, ["cat", "dog"])
+    own = write_parquet("own.parquet", images, [i % len(names) for i in range(36)], names)
+    run = base_tree(data=str(first), optim=adamw(lr=0.1))
+    plan = plan_of(base=base_tree(data=str(own), batch_size=8) | {"start": {"run": run, "parts": parts}})
+    told = [text for text in remarks(plan) if "starts with the classifier" in text]
+    assert len(told) == 2 * is_told
+    assert all(text.endswith("by their numbers: 'cat' there is 'dog' here") for text in told)
+
+
 def test_a_plan_that_says_what_it_means_has_no_remarks():
     assert remarks(plan_of()) == []
     # Not drawn in every cell, so `base` counts in the other one.
