@@ -71,7 +71,7 @@ def connect(address: str | None) -> None:
 
 
 class _FromTheMainThread:
-    """Whether a call of Ray may start it: as the user has set it, and from the main thread only.
+    """True where a call of Ray may start it: as the user has set it, and in the main thread only.
 
     A thread of Tune that outlives its cluster would start a second one, with a warning, while a run stops.
     Ray looks at this at every such call.

@@ -204,6 +204,8 @@ def test_ui_prints_two_addresses_the_second_once_mlflow_answers(runs, monkeypatc
     ended: list[str] = []
     child = SimpleNamespace(poll=lambda: None, terminate=lambda: ended.append("child"))
     monkeypatch.setattr("time.sleep", lambda _: None)
+    # The handlers of this process stay as they are.
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
