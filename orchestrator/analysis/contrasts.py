@@ -14,7 +14,6 @@ from orchestrator.analysis.summary import Summary, common_reference_of, in_cells
 from orchestrator.stats.confirmed import welch
 from orchestrator.stats.intervals import (
     CONFIDENCE,
-    DIFFERS,
     MIN_SAMPLE,
     Estimate,
     Scores,
@@ -317,7 +316,9 @@ class _Pairs:
         factor = float(num_in_family)
         if self.p_value and p_adjusted is not None and p_adjusted < 1:
             factor = p_adjusted / self.p_value
-        sample, shift = self._deciding(lambda s, alpha: s.test.interval(alpha), ALPHA / factor, _excludes_0)
+        sample, shift = self._deciding(
+            lambda s, alpha: s.test.interval(alpha), ALPHA / factor, lambda e: e.excludes_0
+        )
         alike, within = self._deciding(
             lambda s, alpha: s.mean(1 - alpha), ALPHA_ALIKE / num_in_family, self._inside_margin
         )
@@ -387,7 +388,7 @@ class _Pairs:
         if sample is None or shift is None or within is None:
             first = self.looks.points[0]
             return "open", None, f"the first look is at {first} points, and {self.num_ended} have ended"
-        if _excludes_0(shift):
+        if shift.excludes_0:
             mean = float((sample.scores - sample.base_scores).mean())
             if mean * shift.value <= 0:
                 return "open", None, "most settings favour one arm, the mean the other"
@@ -396,9 +397,3 @@ class _Pairs:
         if self._inside_margin(within):
             return "alike", None, ""
         return "open", None, shift.because or f"p = {self.p_value if self.p_value is not None else 1:.2f}"
-
-
-def _excludes_0(shift: Estimate) -> bool:
-    if shift.low is None or shift.high is None:
-        return False
-    return shift.low > DIFFERS or shift.high < -DIFFERS

@@ -115,7 +115,7 @@ def gather(
     summaries = summarise(results)
     compared = contrasts_of(summaries, plan.sweep, declared)
     looks, num_points = looks_of(plan.sweep, declared), plan.sweep.design.num_points(plan.sweep.levels())
-    found_gaps, gap_contrasts = gaps(results, summaries)
+    found_gaps, gap_contrasts = gaps(results, summaries, looks, num_points)
     first = [contrast.cell for contrast in compared if contrast.primary]
     cells = list(dict.fromkeys([*first, *plan.sweep.cell_names()]))
     return Findings(

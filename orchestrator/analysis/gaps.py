@@ -9,6 +9,8 @@ The paper compares single runs: at one lr and weight decay for all lengths, and 
 the comparison is between the expected lowest errors of k trials drawn from each cell's space, with the same k
 on both sides. It measures the loss of a sweep of size k.
 
+Verdicts on differences of gaps are taken at the declared looks only (`stats.looks`), as those of contrasts.
+
 Source: Xiao et al. 2021, "Early Convolutions Help Transformers See Better", sections 5.1 and 5.2,
   https://arxiv.org/abs/2106.14881
 """
@@ -23,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.summary import Summary, most_points
 from orchestrator.stats.best_of import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
+from orchestrator.stats.looks import Looks
+from orchestrator.stats.power import POWER, candidate_counts
 from orchestrator.trials.records import Result
 from trainables.presets import leaves
 
@@ -33,6 +37,8 @@ Kind = Literal["training_length", "optimizer"]
 
 #: Fewer points give no interval, because the best of a quarter of them is a best of three or fewer.
 MIN_POINTS = 16
+#: The difference of two gaps for which points are counted, in pp: twice the margin of alike errors.
+DETECT_PP = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +88,15 @@ class GapContrast:
     Attributes:
       pair, budget: the two cells, and k.
       base_arm, arm: the first arm, and the arm compared to it.
-      num_points: points that have a result in both cells of both arms.
-      difference_pp: below 0 if `arm` has the smaller gap; with the interval of `best_of_difference`.
-      better: the arm of the smaller gap. None if the interval contains 0, or if there is no interval.
+      num_points: points that have a result in both cells of both arms, among those of the look.
+      difference_pp: below 0 if `arm` has the smaller gap; with the interval of `best_of_difference`, at the
+        level that the looks leave it. Before the first look it is of the points so far, at 95 %.
+      better: the arm of the smaller gap. None if the interval contains 0, if there is none, or before the
+        first look.
+      look: the number of points of the look that decided, or of the latest one. None before the first.
+      next_look: the next number of points at which a verdict is taken. None after the last.
+      points_needed: the number of points that find a difference of DETECT_PP, by `points_for_gap`. None if
+        there is no interval, or if no number of points is enough.
     """
 
     pair: Pair
@@ -94,6 +106,9 @@ class GapContrast:
     num_points: int
     difference_pp: Estimate
     better: str | None
+    look: int | None
+    next_look: int | None
+    points_needed: int | None
 
 
 def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.float64]:
@@ -108,23 +123,46 @@ def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.f
     return found
 
 
-def _by_divergence(errors_pct: NDArray[np.float64], budget: int) -> float:
+def _by_divergence(
+    errors_pct: NDArray[np.float64], budget: int, confidence: float, num_points: int | None = None
+) -> float:
     """Returns an upper bound on what unsampled divergences add to a best of k, in pp.
 
     All k trials diverge with probability q^k, which raises the best of k by 100 % minus the lowest error.
-    Here q is the upper end of the exact one-sided 95 % interval of the diverged share. The contribution of
-    the observed share is subtracted, because the estimate contains it already.
+    Here q is the upper end of the exact one-sided interval of the diverged share. The contribution of the
+    observed share is subtracted, because the estimate contains it already.
+
+    Args:
+      errors_pct: errors of the points.
+      budget: k.
+      confidence: of the one-sided interval.
+      num_points: number of points, if the same share of so many had diverged.
     """
-    diverged = int(np.count_nonzero(errors_pct >= SUPPORT_PCT[1]))
-    if diverged == errors_pct.size:
+    share = float(np.count_nonzero(errors_pct >= SUPPORT_PCT[1])) / errors_pct.size
+    if share == 1:
         return 0.0
-    most = float(special.betaincinv(diverged + 1, errors_pct.size - diverged, CONFIDENCE))
-    return (most**budget - (diverged / errors_pct.size) ** budget) * (
-        SUPPORT_PCT[1] - float(errors_pct.min())
-    )
+    count = num_points or errors_pct.size
+    most = float(special.betaincinv(share * count + 1, (1 - share) * count, confidence))
+    return (most**budget - share**budget) * (SUPPORT_PCT[1] - float(errors_pct.min()))
 
 
-def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budget: int) -> Estimate:
+#: Terms of a sum of best-of-k values: factor, and errors of the points. All have the same points.
+_Terms = Sequence[tuple[float, NDArray[np.float64]]]
+
+
+def _standard_error(terms: _Terms, budget: int) -> float:
+    """Returns the jackknife's standard error of a weighted sum of best-of-k values, in pp."""
+    count = len(terms[0][1])
+    without = np.sum([factor * _leave_one_out(errors, budget) for factor, errors in terms], axis=0)
+    return math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
+
+
+def _quantile(probability: float, num_points: int, budget: int) -> float:
+    """Returns Student's t on 2 n / k degrees of freedom, n - 1 at most."""
+    return float(special.stdtrit(min(num_points - 1, 2 * num_points / budget), probability))
+
+
+def best_of_difference(terms: _Terms, budget: int, confidence: float = CONFIDENCE) -> Estimate:
     """Returns a weighted sum of best-of-k values over the same points, with its interval.
 
     The interval is a jackknife over points, with Student's t on 2 n / k degrees of freedom (n - 1 at most),
@@ -135,6 +173,7 @@ def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budge
     Args:
       terms: factor, and errors of the points. All terms have the same points in the same order.
       budget: k.
+      confidence: of the interval, two-sided.
 
     Returns:
       The estimate. It has no interval below MIN_POINTS points, at k = n, or if no point changes the value.
@@ -148,14 +187,46 @@ def best_of_difference(terms: Sequence[tuple[float, NDArray[np.float64]]], budge
         return Estimate(value, because=f"{count} points, {MIN_POINTS} are needed")
     if budget >= count:
         return Estimate(value, because="the best of all the points there are")
-    without = np.sum([factor * _leave_one_out(errors, budget) for factor, errors in terms], axis=0)
-    error = math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
+    error = _standard_error(terms, budget)
     if error < 1e-12:
         return Estimate(value, because="no point makes a difference")
-    half = float(special.stdtrit(min(count - 1, 2 * count / budget), (1 + CONFIDENCE) / 2)) * error
-    unseen = [factor * _by_divergence(errors, budget) for factor, errors in terms]
+    half = _quantile((1 + confidence) / 2, count, budget) * error
+    unseen = [factor * _by_divergence(errors, budget, confidence) for factor, errors in terms]
     low, high = (sum(part for part in unseen if part * side > 0) for side in (-1, 1))
     return Estimate(value, value - half + low, value + half + high)
+
+
+def points_for_gap(terms: _Terms, budget: int, looks: Looks) -> int | None:
+    """Returns the number of points that find a difference of DETECT_PP with a power of 80 %.
+
+    The standard error is taken to fall with the square root of the points, and the share of divergences to
+    stay as it is. The value itself is not used, so the number may be acted on before the last look.
+
+    Args:
+      terms: as for `best_of_difference`.
+      budget: k.
+      looks: a number of points has the level of the look that it reaches, that of the last look if none.
+
+    Returns:
+      A number of points of `candidate_counts`. None if the largest of them is too small, or with fewer than
+      MIN_POINTS points.
+    """
+    count = len(terms[0][1])
+    if count < MIN_POINTS or budget >= count:
+        return None
+    error = _standard_error(terms, budget)
+    levels = dict(zip(looks.points, looks.levels(1 - CONFIDENCE), strict=True))
+    for number in candidate_counts():
+        if number < MIN_POINTS or budget >= number:
+            continue
+        level = next((alpha for points, alpha in levels.items() if points >= number), levels[looks.last])
+        # The side on which divergences may add more is the one that matters.
+        unseen = [factor * _by_divergence(errors, budget, 1 - level, number) for factor, errors in terms]
+        wide = max(abs(sum(part for part in unseen if part * side > 0)) for side in (-1, 1))
+        factor = _quantile(1 - level / 2, number, budget) + _quantile(POWER, number, budget)
+        if wide + factor * error * math.sqrt(count / number) <= DETECT_PP:
+            return number
+    return None
 
 
 def pairs(results: Iterable[Result]) -> dict[Pair, list[str]]:
@@ -216,49 +287,60 @@ def _num_different(one: _Config, other: _Config) -> int:
 
 
 def gaps(
-    results: Sequence[Result], summaries: Sequence[Summary], budget: int | None = None
+    results: Sequence[Result],
+    summaries: Sequence[Summary],
+    looks: Looks | None = None,
+    num_points: int | None = None,
+    budget: int | None = None,
 ) -> tuple[list[Gap], list[GapContrast]]:
     """Returns every gap of every arm, and the differences of the gaps between the first arm and the others.
 
     Args:
       results: all results of a plan.
       summaries: summaries of the same results, which supply the errors of the points.
-      budget: k. The default for a pair of cells is a quarter of the points of the arm that has the fewest on
-        both sides, and at least 1.
+      looks: as declared; one look at all points if left out.
+      num_points: of the design so far; the most that any arm has if left out.
+      budget: k. The default is a quarter of the points of the first look, so it does not change when a sweep
+        grows, or of those of the arm that has the fewest on both sides, and at least 1.
 
     Returns:
       Gaps and contrasts. Arms with fewer than k points on both sides are left out, and gaps without arms.
     """
-    errors = {(summary.cell, summary.arm): summary.errors_pct for summary in summaries}
+    num_points = num_points or most_points(summaries)
+    looks = looks or Looks.once(num_points)
+    of = {(summary.cell, summary.arm): summary for summary in summaries}
     arms = list(dict.fromkeys(summary.arm for summary in summaries))
     found: list[Gap] = []
     compared: list[GapContrast] = []
     for pair, paired in pairs(results).items():
-        sides = {arm: (errors[pair.cell, arm], errors[pair.base_cell, arm]) for arm in arms if arm in paired}
-        shared = {arm: [p for p in one if p in base] for arm, (one, base) in sides.items()}
+        sides = {arm: (of[pair.cell, arm], of[pair.base_cell, arm]) for arm in arms if arm in paired}
+        shared = {arm: _shared(both) for arm, both in sides.items()}
         shared = {arm: points for arm, points in shared.items() if points}
         if not shared:
             continue
-        k = budget or max(1, min(map(len, shared.values())) // 4)
+        k = budget or max(1, min(looks.points[0], *map(len, shared.values())) // 4)
         for arm, points in shared.items():
             if k <= len(points):
                 found.append(_gap(pair, arm, points, sides[arm], k))
         first, *others = shared
         for arm in others if first == arms[0] else []:
-            points = [point for point in shared[first] if point in set(shared[arm])]
-            if k <= len(points):
-                compared.append(_gap_contrast(pair, (first, arm), points, (sides[first], sides[arm]), k))
+            both = _Both(pair, first, arm, (*sides[first], *sides[arm]), k, looks, num_points)
+            if k <= len(both.points):
+                compared.append(both.contrast())
     return found, compared
 
 
-_Sides = tuple[Mapping[int, float], Mapping[int, float]]
+def _shared(sides: Iterable[Summary]) -> list[int]:
+    """Returns the points that have a result on all sides."""
+    first, *others = sides
+    return [point for point in first.errors_pct if all(point in side.errors_pct for side in others)]
 
 
-def _of(points: Sequence[int], errors_pct: Mapping[int, float]) -> NDArray[np.float64]:
-    return np.array([errors_pct[point] for point in points])
+def _of(points: Sequence[int], summary: Summary) -> NDArray[np.float64]:
+    return np.array([summary.errors_pct[point] for point in points])
 
 
-def _gap(pair: Pair, arm: str, points: Sequence[int], sides: _Sides, budget: int) -> Gap:
+def _gap(pair: Pair, arm: str, points: Sequence[int], sides: tuple[Summary, Summary], budget: int) -> Gap:
     one, base = (_of(points, side) for side in sides)
     return Gap(
         pair=pair,
@@ -271,14 +353,57 @@ def _gap(pair: Pair, arm: str, points: Sequence[int], sides: _Sides, budget: int
     )
 
 
-def _gap_contrast(
-    pair: Pair, arms: tuple[str, str], points: Sequence[int], sides: tuple[_Sides, _Sides], budget: int
-) -> GapContrast:
-    (base_one, base_base), (one, base) = ([_of(points, side) for side in both] for both in sides)
-    difference = best_of_difference([(1.0, one), (-1.0, base), (-1.0, base_one), (1.0, base_base)], budget)
-    better = None
-    if difference.high is not None and difference.high < 0:
-        better = arms[1]
-    elif difference.low is not None and difference.low > 0:
-        better = arms[0]
-    return GapContrast(pair, budget, arms[0], arms[1], len(points), difference, better)
+class _Both:
+    """Two arms with the same gap, and what the looks have seen of it."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        base_arm: str,
+        arm: str,
+        sides: tuple[Summary, Summary, Summary, Summary],
+        budget: int,
+        looks: Looks,
+        num_points: int,
+    ) -> None:
+        """`sides` are both cells of the first arm, then those of the other."""
+        self.pair, self.base_arm, self.arm, self.sides = pair, base_arm, arm, sides
+        self.budget, self.looks = budget, looks
+        self.points = _shared(sides)
+        opens = [side.open_point for side in sides if side.open_point is not None]
+        self.num_ended = min([num_points, *opens])
+
+    def contrast(self) -> GapContrast:
+        """Returns the contrast of the latest look that decided, else of the latest look."""
+        levels = zip(self.looks.points, self.looks.levels(1 - CONFIDENCE), strict=True)
+        seen = [
+            (n, best_of_difference(self._terms(n), self.budget, 1 - level))
+            for n, level in levels
+            if n <= self.num_ended and self.budget <= len(self._before(n))
+        ]
+        decided = [(n, estimate) for n, estimate in seen if estimate.excludes_0]
+        look, difference = (
+            (decided or seen)[-1] if seen else (None, best_of_difference(self._terms(None), self.budget))
+        )
+        better = None
+        if decided:
+            better = self.arm if difference.value < 0 else self.base_arm
+        return GapContrast(
+            pair=self.pair,
+            budget=self.budget,
+            base_arm=self.base_arm,
+            arm=self.arm,
+            num_points=len(self._before(look)),
+            difference_pp=difference,
+            better=better,
+            look=look,
+            next_look=self.looks.following(self.num_ended),
+            points_needed=points_for_gap(self._terms(None), self.budget, self.looks),
+        )
+
+    def _before(self, look: int | None) -> list[int]:
+        return [point for point in self.points if look is None or point < look]
+
+    def _terms(self, look: int | None) -> list[tuple[float, NDArray[np.float64]]]:
+        base_one, base_base, one, base = (_of(self._before(look), side) for side in self.sides)
+        return [(1.0, one), (-1.0, base), (-1.0, base_one), (1.0, base_base)]

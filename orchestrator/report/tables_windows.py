@@ -2,11 +2,13 @@
 
 from orchestrator.analysis.basin import Extent
 from orchestrator.analysis.findings import Findings, gap_floor
+from orchestrator.analysis.gaps import DETECT_PP
 from orchestrator.analysis.noise import Component, Stream, noise_floor_pp
 from orchestrator.report.table import Table, Text, note_left_out, note_no_interval, shown
 from orchestrator.report.text import interval_text
 from orchestrator.stats.measures import MEASURES
-from orchestrator.trials.numerals import percent, short
+from orchestrator.stats.power import POWER
+from orchestrator.trials.numerals import listed, percent, short
 
 
 def _extent_text(extent: Extent | None, squared: bool = False) -> Text:
@@ -122,10 +124,21 @@ def gap_contrast_table(found: Findings) -> Table:
     table = Table(
         "gap_differences",
         "Gap of every arm minus that of the first, in pp",
-        ("Cell", "against", "Arm", "minus that of", "#k", "#Points", "#Difference", "Smaller gap"),
-    )
+        ("Cell", "against", "Arm", "minus that of", "#k", "#Points", "#Difference", "Smaller gap",
+         f"#Points that find {DETECT_PP:g} pp"),
+    )  # fmt: skip
+    if found.gap_contrasts:
+        table.note(
+            f"Verdicts are taken at {listed(found.looks.points)} points, and their intervals have the level "
+            f"of the look. The last column has the points that find a difference of {DETECT_PP:g} pp "
+            f"in {POWER:.0%} of sweeps, by the spread of the points so far."
+        )
     for c in found.gap_contrasts:
         verdict = Text(c.better, strong=True) if c.better else Text("not settled")
+        if c.look is None:
+            verdict = Text("not settled", f"the first look is at {c.next_look} points")
+        elif c.better is None and c.next_look is not None:
+            verdict = Text("not settled", f"the next look is at {c.next_look} points")
         table.add(
             c.pair.cell,
             c.pair.base_cell,
@@ -135,6 +148,7 @@ def gap_contrast_table(found: Findings) -> Table:
             str(c.num_points),
             shown(c.difference_pp, sign=True),
             verdict,
+            "–" if c.points_needed is None else str(c.points_needed),
         )
     return table
 

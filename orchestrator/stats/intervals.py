@@ -30,6 +30,13 @@ class Estimate:
     high: float | None = None
     because: str = ""
 
+    @property
+    def excludes_0(self) -> bool:
+        """True if there is an interval, and 0 is outside it by more than rounding."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low > DIFFERS or self.high < -DIFFERS
+
 
 def share_interval(count: float, total: int) -> tuple[float, float]:
     """Returns the exact 95 % interval of a share, which covers every true share with at least 95 %.

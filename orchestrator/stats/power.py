@@ -170,7 +170,7 @@ def points_needed(
 
     ends = math.log(_SMALLEST_MEAN_PP), math.log(planted.mean_delta_pp)
     mean_pp = math.exp(optimize.brentq(excess, *ends, xtol=1e-9))
-    for count in _counts():
+    for count in candidate_counts():
         alpha = level(count)
         # The simulation costs more, so it begins where the closed form comes near.
         if _closed_power(measure, count, planted, mean_pp, alpha) < power - _CLOSED_MISSES:
@@ -206,14 +206,14 @@ def points_for_spread(
     Returns:
       A multiple of STEP_POINTS. None if MOST_POINTS are too few.
     """
-    for count in _counts():
+    for count in candidate_counts():
         if power_of(measure, count, difference, mean_square, level(count)) >= power:
             return count
     return None
 
 
-def _counts() -> Iterator[int]:
-    """Yields the numbers of points that may be chosen."""
+def candidate_counts() -> Iterator[int]:
+    """Yields the numbers of points that may be chosen, in ascending order, up to MOST_POINTS."""
     count = STEP_POINTS
     while count <= MOST_POINTS:
         yield count

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, sem, t
 
-from orchestrator.analysis.gaps import MIN_POINTS, Pair, best_of_difference, gaps, pairs
+from orchestrator.analysis.gaps import (
+    DETECT_PP,
+    MIN_POINTS,
+    Pair,
+    best_of_difference,
+    gaps,
+    pairs,
+    points_for_gap,
+)
 from orchestrator.analysis.summary import summarise
 from orchestrator.stats.best_of import best_of, best_of_weights
+from orchestrator.stats.looks import Looks
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import results_of
 from tests.orchestrator.analysis.test_contrasts import ended, make
@@ -22,7 +31,7 @@ OPTIMIZERS = {
 
 def found(plan, error, budget=None):
     results = results_of(plan, {trial.id: ended(error(trial)) for trial in plan.trials})
-    return gaps(results, summarise(results), budget)
+    return gaps(results, summarise(results), budget=budget)
 
 
 def plain(errors, budget):
@@ -198,3 +207,83 @@ def test_nothing_is_told_without_results_or_where_an_edf_is_refused():
     assert gaps(results_of(plan, {}), summarise(results_of(plan, {}))) == ([], [])
     records = {t.id: ended(10.0, "stopped" if t.point == 3 else "finished") for t in plan.trials}
     assert gaps(results_of(plan, records), summarise(results_of(plan, records))) == ([], [])
+
+
+TWO = {"length": {"s": {"schedule.epochs": 2}, "l": {"schedule.epochs": 3}}}
+
+
+def looked_at(points, looks, loss_pp, ended_points=None):
+    """The contrast of two arms of which the first loses so much more by the short training."""
+    plan = make(points=points, arms=("p", "c"), cells=TWO)
+    rng = np.random.default_rng(0)
+    bowl, noise = rng.uniform(0, 7, points), {trial.id: rng.normal(0, 0.5) for trial in plan.trials}
+
+    def error(trial):
+        loses = trial.cell_name == "s" and trial.arm == "p"
+        return 20 + bowl[trial.point] + loss_pp * loses + noise[trial.id]
+
+    records = {t.id: ended(error(t)) for t in plan.trials if ended_points is None or t.point < ended_points}
+    results = results_of(plan, records)
+    return gaps(results, summarise(results), looks, points)[1][0]
+
+
+def test_a_gap_is_decided_at_looks_only_and_its_k_stays_when_the_sweep_grows():
+    looks = Looks.of(16, 64)
+    early = looked_at(64, looks, 3.0, ended_points=15)
+    assert (early.look, early.next_look, early.better, early.num_points) == (None, 16, None, 15)
+    for ended_points in (16, 24, 31):
+        first = looked_at(64, looks, 3.0, ended_points)
+        assert (first.look, first.next_look, first.num_points) == (16, 32, 16)
+        assert (first.better, first.budget) == ("c", 4)
+    last = looked_at(64, looks, 3.0)
+    assert (last.look, last.next_look, last.num_points, last.budget) == (64, None, 64, 4)
+    # One look has the whole level; the last of three has less, so the same points have a wider interval.
+    alone = looked_at(64, Looks.once(64), 3.0).difference_pp
+    assert alone == looked_at(64, None, 3.0).difference_pp
+    terms = [(1.0, np.arange(64.0))]
+    wide = best_of_difference(terms, 4, 1 - looks.levels(0.05)[-1])
+    assert wide.high - wide.low > best_of_difference(terms, 4).high - best_of_difference(terms, 4).low
+
+
+def test_looking_often_at_equal_gaps_raises_no_false_alarm_where_the_naive_way_does():
+    rng, num_sweeps, counts = np.random.default_rng(1), 1500, (16, 32, 64)
+    looks = Looks.of(16, 64)
+    levels = looks.levels(0.05)
+    alarms = naive = 0
+    for _ in range(num_sweeps):
+        four = [90 + rng.normal(0, 2, 64) for _ in range(4)]
+
+        def outside(count, level, four=four):
+            signs = (1.0, -1.0, -1.0, 1.0)
+            terms = [(sign, side[:count].clip(0, 100)) for sign, side in zip(signs, four, strict=True)]
+            return best_of_difference(terms, 4, 1 - level).excludes_0
+
+        alarms += any(outside(n, level) for n, level in zip(counts, levels, strict=True))
+        naive += any(outside(n, 0.05) for n in counts)
+    # Standard error of a share of 1,500 near 0.05: 0.0056.
+    assert alarms / num_sweeps < 0.05 + 2 * 0.0056
+    assert naive / num_sweeps > 0.05 + 2 * 0.0056
+
+
+def test_the_points_that_find_a_gap_find_it_in_four_of_five_sweeps():
+    rng, budget = np.random.default_rng(2), 4
+    signs = (1.0, -1.0, -1.0, 1.0)
+
+    def draw(count, loss_pp):
+        bowl = rng.uniform(0, 4, count)
+        sides = [20 + bowl + rng.normal(0, 2, count) + loss_pp * (i == 0) for i in range(4)]
+        return list(zip(signs, sides, strict=True))
+
+    needed = [points_for_gap(draw(16, 0.0), budget, Looks.once(16)) for _ in range(200)]
+    number = int(np.median(needed))
+    power = {
+        n: np.mean([best_of_difference(draw(n, DETECT_PP), budget).excludes_0 for _ in range(400)])
+        for n in (number // 2, number)
+    }
+    assert power[number] == pytest.approx(0.8, abs=0.1)
+    assert power[number // 2] < 0.65
+    # The value that was seen makes no difference.
+    terms = draw(16, 0.0)
+    moved = [(terms[0][0], terms[0][1] + 5.0), *terms[1:]]
+    assert points_for_gap(moved, budget, Looks.once(16)) == points_for_gap(terms, budget, Looks.once(16))
+    assert points_for_gap([(s, e[:15]) for s, e in terms], budget, Looks.once(16)) is None
