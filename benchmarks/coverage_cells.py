@@ -60,7 +60,6 @@ from benchmarks.populations import (
     swapped,
 )
 from orchestrator.stats import pooled
-from orchestrator.stats.intervals import DIFFERS, MIN_SAMPLE
 from orchestrator.stats.measures import AREA_LIMIT_PP, Measure, point_scores
 from orchestrator.stats.measures import MEASURES as MEASURE_INFOS
 from orchestrator.stats.paired import SignedRanks
@@ -250,11 +249,8 @@ def rows_of(cells: Sequence[Population], chosen_RC: NDArray[np.int64], sweeps: S
 def settled(differences_PC: Floats) -> bool:
     """Returns whether `analysis.pooled` would name a better arm from these points."""
     means = differences_PC.mean(axis=1)
-    return bool(
-        np.count_nonzero(np.abs(means) > DIFFERS) >= MIN_SAMPLE
-        and pooled.better_over_cells_p(differences_PC) < ALPHA
-        and SignedRanks.of(means).interval(0.05).value * means.mean() > 0
-    )
+    shift = SignedRanks.of(means).interval(ALPHA)
+    return shift.excludes_0 and bool(shift.value * means.mean() > 0)
 
 
 @dataclass(frozen=True, slots=True)

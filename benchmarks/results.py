@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.findings import Findings, gather
 from orchestrator.report.answer import answer
 from orchestrator.report.document import total_cost
@@ -24,7 +25,7 @@ from orchestrator.sweep.paper import Claim
 from orchestrator.trials.numerals import duration
 from orchestrator.trials.outcomes import RULES
 
-Outcome = Literal["holds", "the other way round", "not settled"]
+Outcome = Literal["holds", "the other way round", "alike", "not settled"]
 
 _GAPS = {"optimizer_gap": "optimizer", "training_length_gap": "training_length"}
 
@@ -37,7 +38,7 @@ class Beside:
       claim: the paper's claim.
       where: the cell, or the two cells of a gap.
       means: quantity of the difference, with its unit.
-      difference: the paper's better arm minus the other, with its interval.
+      difference: the paper's better arm minus the other, with the interval of the test that decides.
       outcome: the sweep's verdict on the claim.
       because: reason why it is not settled; empty if it is, or if the interval alone is the reason.
     """
@@ -77,10 +78,15 @@ def beside(found: Findings) -> Iterator[Beside]:
                         claim,
                         contrast.cell,
                         MEASURES[contrast.measure].symbol,
-                        _turned(contrast.difference, contrast.arm == claim.better),
-                        _outcome(contrast.better, claim),
+                        _turned(_deciding(contrast), contrast.arm == claim.better),
+                        _outcome(contrast.better, claim, contrast.decision == "alike"),
                         contrast.because,
                     )
+
+
+def _deciding(contrast: Contrast) -> Estimate | None:
+    """Returns the difference that stands beside the verdict: the typical one, or the mean of alike arms."""
+    return contrast.within if contrast.decision == "alike" else contrast.shift or contrast.difference
 
 
 def _turned(estimate: Estimate | None, as_it_is: bool) -> Estimate | None:
@@ -96,7 +102,9 @@ def _turned(estimate: Estimate | None, as_it_is: bool) -> Estimate | None:
     )
 
 
-def _outcome(better: str | None, claim: Claim) -> Outcome:
+def _outcome(better: str | None, claim: Claim, alike: bool = False) -> Outcome:
+    if alike:
+        return "alike"
     if better is None:
         return "not settled"
     return "holds" if better == claim.better else "the other way round"
@@ -120,10 +128,11 @@ What the sweeps of `search_spaces/` found, beside what Xiao et al. 2021
 ```
 
 from the journals of finished sweeps. A claim *holds* where the sweep settles its contrast in favour of the
-arm that the paper says is better; *not settled* where so many runs cannot tell. The verdict is the adjusted
-test's; an interval allows for divergences that were not drawn, and may hold 0 all the same
-([statistics.md](statistics.md)). What holds at this size need not hold at the paper's, nor the other way
-round."""
+arm that the paper says is better. The arms are *alike* where they differ by less than the margin, and a claim
+is *not settled* where so many runs cannot tell. Difference and interval are those of the test that decides,
+at the level that the declared looks and the other contrasts leave it. So an interval excludes 0 exactly where
+an arm is better ([statistics.md](statistics.md)). What holds at this size need not hold at the paper's, nor
+the other way round."""
 
 
 def _section(path: Path, figures: Path) -> str:
@@ -137,7 +146,7 @@ def _section(path: Path, figures: Path) -> str:
         return "\n".join([*lines, f"Not finished: {ended} of {len(trials)} trials have ended."])
     rows = list(beside(found))
     lines += [
-        "| the paper | where | by | better - other | 95 % interval | here |",
+        "| the paper | where | by | better - other | interval | here |",
         "|---|---|---|---|---|---|",
         *(_row(row) for row in rows),
         "" if rows else "The file states no claim of the paper that a contrast of this sweep bears on.\n",
@@ -173,8 +182,8 @@ def _cost(folder: Folder, found: Findings) -> str:
 
 
 def _figures(path: Path, name: str, figures: Path, rows: Sequence[Beside]) -> list[str]:
-    """Copies the figures that show the claims: EDFs, or the sizes of gaps."""
-    kinds = {f"gaps~{_GAPS[r.claim.measure]}" if r.claim.measure in _GAPS else "edf~" for r in rows}
+    """Copies the figures that show the claims: settings near the best error of all, or the sizes of gaps."""
+    kinds = {f"gaps~{_GAPS[r.claim.measure]}" if r.claim.measure in _GAPS else "common~" for r in rows}
     lines = []
     for source in sorted((path / "report" / "figures").glob("*.svg")):
         if any(source.stem.startswith(kind) for kind in kinds):

@@ -3,6 +3,9 @@
 The statistics are in `stats.exchange`. A trial here is a point of the design, as in tuning curves: with
 replicates it is the mean of several runs, and as many for either arm. Costs are means over the draws of this
 sweep, and are treated as known.
+
+Rates are of the latest declared look (`stats.looks`) and have its level, so their bounds hold however often a
+sweep is extended.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.summary import Summary, most_points
 from orchestrator.stats.exchange import ExchangeRate, chance_of_best, exchange_rate, largest_chance_budget
-from orchestrator.stats.intervals import Estimate
+from orchestrator.stats.intervals import CONFIDENCE, Estimate
+from orchestrator.stats.looks import Looks
 from orchestrator.trials.records import Result, by_cell_and_arm
 from orchestrator.trials.trial import Trial, TrialCost
 
@@ -53,6 +57,7 @@ class ArmExchange:
 
     Attributes:
       cell, arm, base_arm: names.
+      look: the number of points of the look that the rates are of.
       rate: trials of the arm in trials of the base.
       reverse: trials of the base in trials of the arm, at the levels that the base's best of k reaches.
       chances: by budget k, the chance that the best of k trials of the arm is lower than that of the base,
@@ -64,6 +69,7 @@ class ArmExchange:
     cell: str
     arm: str
     base_arm: str
+    look: int
     rate: ExchangeRate
     reverse: ExchangeRate
     chances: dict[int, Estimate]
@@ -86,15 +92,23 @@ class ArmExchange:
 
 
 def exchanges(
-    results: Iterable[Result], summaries: Sequence[Summary], cost: Callable[[Trial], TrialCost]
+    results: Iterable[Result],
+    summaries: Sequence[Summary],
+    cost: Callable[[Trial], TrialCost],
+    looks: Looks | None = None,
+    num_points: int | None = None,
 ) -> list[ArmExchange]:
-    """Returns every arm against the first arm of its cell, where both have draws with a result.
+    """Returns every arm against the first arm of its cell, where both have reached a look.
 
     Args:
       results: all results of a plan.
       summaries: those of `summarise` for the same results, or for some of their cells.
       cost: cost of a trial.
+      looks: as declared; one look at the points that there are if left out.
+      num_points: of the design so far; the most that any arm has if left out.
     """
+    num_points = num_points or most_points(summaries)
+    looks = looks or Looks.once(num_points)
     groups = by_cell_and_arm(results)
     first: dict[str, Summary] = {}
     found = []
@@ -102,8 +116,16 @@ def exchanges(
         base = first.setdefault(arm.cell, arm)
         if base is arm or not base.errors_pct or not arm.errors_pct:
             continue
-        own, other = list(arm.errors_pct.values()), list(base.errors_pct.values())
-        shared = [point for point in arm.errors_pct if point in base.errors_pct]
+        opens = [side.open_point for side in (arm, base) if side.open_point is not None]
+        if not (reached := looks.reached(min([num_points, *opens]))):
+            continue
+        look, confidence = reached[-1], 1 - looks.level_at(reached[-1], 1 - CONFIDENCE)
+        own, other = (
+            [error for point, error in side.errors_pct.items() if point < look] for side in (arm, base)
+        )
+        if not own or not other:
+            continue
+        shared = [point for point in arm.errors_pct if point in base.errors_pct and point < look]
         paired = [[side.errors_pct[point] for point in shared] for side in (arm, base)]
         chances = {
             k: chance
@@ -118,8 +140,9 @@ def exchanges(
                 cell=arm.cell,
                 arm=arm.arm,
                 base_arm=base.arm,
-                rate=exchange_rate(own, other),
-                reverse=exchange_rate(other, own),
+                look=look,
+                rate=exchange_rate(own, other, confidence),
+                reverse=exchange_rate(other, own, confidence),
                 chances=chances,
                 cost_ratios=ratios,
             )

@@ -129,7 +129,7 @@ def gather(
         noise={(summary.cell, summary.arm): summary for summary in noise(results)},
         gaps=found_gaps,
         gap_contrasts=gap_contrasts,
-        power=detectable(plan),
+        power=detectable(plan, looks=looks),
         cost=costs_of(plan),
         shifts=tuple(shift_summaries(results, summaries)),
         pooled=tuple(pooled(summaries, looks, num_points)),
@@ -156,7 +156,13 @@ def evidence_of(found: Findings, cell: str) -> CellDetails:
         curves={
             arm: tuning_curve(list(s.errors_pct.values())) for arm, s in summaries.items() if s.errors_pct
         },
-        exchanges=exchanges(found.results, found.of(cell), found.cost),
+        exchanges=exchanges(
+            found.results,
+            found.of(cell),
+            found.cost,
+            found.looks,
+            found.plan.sweep.design.num_points(found.plan.sweep.levels()),
+        ),
         optimism={
             arm: (
                 # No optimism for a search, because there is no model of how its sampler chose the points.

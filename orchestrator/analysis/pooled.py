@@ -8,14 +8,13 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.analysis.summary import Summary, common_reference_of, in_cells, most_points
-from orchestrator.stats.intervals import CONFIDENCE, DIFFERS, MIN_SAMPLE, Estimate, Scores
+from orchestrator.stats.intervals import CONFIDENCE, MIN_SAMPLE, Estimate, Scores
 from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import MEASURES, Measure, point_scores, score_ends
 from orchestrator.stats.paired import SignedRanks
 from orchestrator.stats.pooled import (
     Deviation,
     Heterogeneity,
-    better_over_cells_p,
     deviations,
     heterogeneity,
     in_a_new_cell,
@@ -41,7 +40,11 @@ class Pooled:
         settled.
       new_cell: the same mean with the prediction interval of the difference in a new cell of this kind.
       interval_over: points or blocks.
-      better: the better arm by the adjusted test and by the sign of `over`, which must agree; None if open.
+      look: the number of points of the look that decided, or of the latest one; None before the first.
+      shift: the typical difference of a point's mean over the cells, at that look, with the interval of the
+        test at the level that the looks and the family leave it. It excludes 0 exactly if the test finds a
+        difference. None before the first look.
+      better: the better arm by the test and by the sign of `over`, which must agree; None if open.
       because: the reason if it is open, else empty.
       p_value: of signed ranks of each point's mean difference over the cells; None without a point.
       p_adjusted: by Holm's method over the arms.
@@ -59,6 +62,8 @@ class Pooled:
     over: Estimate | None
     new_cell: Estimate | None
     interval_over: Literal["points", "blocks"]
+    look: int | None
+    shift: Estimate | None
     better: str | None
     because: str
     p_value: float | None
@@ -97,35 +102,38 @@ def pooled(
     others = [summary.arm for summary in cells[0][1:]]
     found = []
     for measure in (measure for measure, info in MEASURES.items() if info.decides):
-        rows = [_at_looks(cells, arm, measure, looks, num_points) for arm in others]
-        tested = [index for index, row in enumerate(rows) if row.p_value is not None]
-        values = [value for row in rows if (value := row.p_value) is not None]
-        for index, adjusted in zip(tested, holm(values), strict=True):
-            rows[index] = _judged(
-                dataclasses.replace(rows[index], p_adjusted=adjusted, num_in_family=len(tested))
-            )
+        rows = [_pooled(cells, arm, measure, num_points) for arm in others]
+        tests = [_tests(cells, row, looks, num_points) for row in rows]
+        values = {
+            index: looks.adjusted([test.p_value for test in seen]) for index, seen in enumerate(tests) if seen
+        }
+        adjusted = dict(zip(values, holm(list(values.values())), strict=True))
+        for index, row in enumerate(rows):
+            if index in values:
+                row = dataclasses.replace(
+                    row, p_value=values[index], p_adjusted=adjusted[index], num_in_family=len(values)
+                )
+                rows[index] = _judged(row, looks, tests[index])
+            elif not row.because:
+                waits = f"the first look is at {looks.points[0]} points of every cell"
+                rows[index] = dataclasses.replace(row, because=waits)
         found += rows
     return found
 
 
-def _at_looks(
-    cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, looks: Looks, num_points: int
-) -> Pooled:
-    """Returns the pooled difference with the p-value of all looks so far, and without its verdict."""
-    found = _pooled(cells, arm, measure, num_points)
-    if not found.num_points:
-        return found
-    pairs = [_pair(cell, arm) for cell in cells]
+def _tests(
+    cells: Sequence[Sequence[Summary]], row: Pooled, looks: Looks, num_points: int
+) -> list[SignedRanks]:
+    """Returns the test at every look that all cells have reached."""
+    if not row.num_points:
+        return []
+    pairs = [_pair(cell, row.arm) for cell in cells]
     num_ended = min([num_points, *(s.open_point for pair in pairs for s in pair if s.open_point is not None)])
-    p_values = []
-    for count in looks.reached(num_ended):
-        differences_PC, _ = _differences(cells, arm, measure, count)
-        p_values.append(better_over_cells_p(differences_PC) if differences_PC.size else 1.0)
-    if p_values:
-        return dataclasses.replace(found, p_value=looks.adjusted(p_values))
-    first = looks.points[0]
-    waits = f"the first look is at {first} points, and {num_ended} have ended in every cell"
-    return dataclasses.replace(found, because=found.because or waits)
+    # A look may come before the first point that every cell has.
+    return [
+        SignedRanks.of(_differences(cells, row.arm, row.measure, count)[0].mean(axis=1))
+        for count in looks.reached(num_ended)
+    ]
 
 
 def _pair(cell: Sequence[Summary], arm: str) -> tuple[Summary, Summary]:
@@ -177,6 +185,8 @@ def _pooled(cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, num_
         over=None,
         new_cell=None,
         interval_over="points",
+        look=None,
+        shift=None,
         better=None,
         because="; ".join(refused),
         p_value=None,
@@ -191,30 +201,37 @@ def _pooled(cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, num_
     ends = (-reach, reach)
     blocks = [base.blocks[point] for point in points]
     over = over_these_cells(differences_PC, ends, blocks)
-    means = differences_PC.mean(axis=1)
-    num_differing = int(np.count_nonzero(np.abs(means) > DIFFERS))
-    because = found.because
-    if not because and num_differing < MIN_SAMPLE:
-        because = f"{num_differing} of {len(points)} points differ, {MIN_SAMPLE} are needed"
-    elif not because and SignedRanks.of(means).interval(1 - CONFIDENCE).value * over.value <= 0:
-        because = "the signed ranks favour one arm, the mean the other"
     enough = len(points) >= MIN_SAMPLE
     return dataclasses.replace(
         found,
         over=over,
         new_cell=in_a_new_cell(differences_PC, ends, over),
         interval_over="blocks" if len(set(blocks)) >= MIN_SAMPLE else "points",
-        because=because,
         heterogeneity=heterogeneity(differences_PC) if enough else None,
         deviations=tuple(deviations(differences_PC)) if enough else (),
     )
 
 
-def _judged(row: Pooled) -> Pooled:
-    """Returns the row with the verdict of its adjusted test."""
-    if row.because or row.over is None or row.p_adjusted is None:
+def _judged(row: Pooled, looks: Looks, tests: Sequence[SignedRanks]) -> Pooled:
+    """Returns the row with the verdict of its adjusted test, and with the interval of that test."""
+    over, p_value, p_adjusted = row.over, row.p_value, row.p_adjusted
+    if over is None or p_value is None or p_adjusted is None:
         return row
-    if row.p_adjusted >= 1 - CONFIDENCE:
-        return dataclasses.replace(row, because=f"p = {row.p_adjusted:.2f}")
-    arm_is_better = (row.over.value > 0) == MEASURES[row.measure].higher_is_better
+    # Holm's factor of this row, so that test and interval have the same level.
+    factor = float(row.num_in_family)
+    if 0 < p_adjusted < 1:
+        factor = p_adjusted / p_value
+    levels = looks.levels((1 - CONFIDENCE) / factor)
+    seen = [
+        (count, test.interval(level)) for count, test, level in zip(looks.points, tests, levels, strict=False)
+    ]
+    look, shift = next((one for one in reversed(seen) if one[1].excludes_0), seen[-1])
+    row = dataclasses.replace(row, look=look, shift=shift)
+    if row.because:
+        return row
+    if not shift.excludes_0:
+        return dataclasses.replace(row, because=shift.because or f"p = {p_adjusted:.2f}")
+    if shift.value * over.value <= 0:
+        return dataclasses.replace(row, because="the signed ranks favour one arm, the mean the other")
+    arm_is_better = (shift.value > 0) == MEASURES[row.measure].higher_is_better
     return dataclasses.replace(row, better=row.arm if arm_is_better else row.base_arm)

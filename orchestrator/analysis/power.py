@@ -1,9 +1,11 @@
-"""The smallest differences that the contrasts of a plan can detect, with 80 % power at alpha = 5 %."""
+"""The smallest differences that the contrasts of a plan can detect with 80 % power, at their look's level."""
 
 from dataclasses import dataclass
 
+from orchestrator.analysis.contrasts import looks_of
+from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import MEASURES, Measure
-from orchestrator.stats.power import Planted, smallest
+from orchestrator.stats.power import ALPHA, POWER, Planted, smallest
 from orchestrator.trials.trial import Plan
 
 
@@ -29,9 +31,15 @@ class Detectable:
     simulated: float | None
 
 
-def detectable(plan: Plan, planted: Planted | None = None) -> list[Detectable]:
-    """Returns the detectable difference of every contrast of a plan, in the order of `contrasts`."""
-    planted = planted or Planted()
+def detectable(plan: Plan, planted: Planted | None = None, looks: Looks | None = None) -> list[Detectable]:
+    """Returns the detectable difference of every contrast of a plan, in the order of `contrasts`.
+
+    Args:
+      plan: the plan.
+      planted: the population; the default one if left out.
+      looks: as declared; those of the sweep as it is now if left out.
+    """
+    planted, looks = planted or Planted(), looks or looks_of(plan.sweep)
     found = []
     points: dict[str, dict[str, set[int]]] = {}
     for trial in plan.trials:
@@ -41,8 +49,9 @@ def detectable(plan: Plan, planted: Planted | None = None) -> list[Detectable]:
         base, *others = arms
         for arm in others:
             count = len(arms[base] & arms[arm])
+            level = looks.level_at(count, ALPHA)
             found += [
-                Detectable(cell, base, arm, measure, count, *smallest(measure, count, planted))
+                Detectable(cell, base, arm, measure, count, *smallest(measure, count, planted, POWER, level))
                 for measure in MEASURES
             ]
     return found

@@ -1,11 +1,14 @@
 """Says in words what the points of a plan can settle, before any of them has run."""
 
+from collections.abc import Callable
+
 from orchestrator.analysis.contrasts import looks_of
 from orchestrator.analysis.power import detectable
 from orchestrator.stats.intervals import MIN_SAMPLE
 from orchestrator.stats.measures import Measure
 from orchestrator.stats.power import Planted, smallest_difference
 from orchestrator.sweep.design import RandomDesign, SobolDesign
+from orchestrator.sweep.sizing import first_level
 from orchestrator.trials.numerals import listed
 from orchestrator.trials.trial import Plan
 
@@ -32,8 +35,14 @@ def what_points_settle(plan: Plan) -> list[str]:
     for found in detectable(plan):
         if found.measure == MEASURE:
             cells.setdefault(found.num_points, {})[found.cell] = None
+    design = plan.sweep.design
+    most = design.max_points if isinstance(design, RandomDesign | SobolDesign) else None
+
+    def smallest(num_points: int) -> float | None:
+        return smallest_difference(MEASURE, num_points, alpha=first_level(num_points, most))
+
     return [
-        (f"{', '.join(names)}: " if len(cells) > 1 else "") + _sentence(count)
+        (f"{', '.join(names)}: " if len(cells) > 1 else "") + _sentence(count, smallest)
         for count, names in cells.items()
     ]
 
@@ -52,27 +61,26 @@ def how_it_grows(plan: Plan) -> list[str]:
     return said
 
 
-def _sentence(count: int) -> str:
-    """Returns what `count` points per arm can settle, and how many would settle more."""
-    if (here := _difference(count)) is not None:
+def _sentence(count: int, smallest: Callable[[int], float | None]) -> str:
+    """Returns what `count` points per arm can settle, and how many would settle more.
+
+    `smallest` returns the difference that so many points settle at their first look.
+    """
+    if (here := smallest(count)) is not None:
         more = _TIMES * count
         return (
             f"{count} points per arm settle a difference of {here:.2f} in robustness (0 to 1) in 80 % of "
-            f"sweeps; {more} points settle one of {_difference(more):.2f}."
+            f"sweeps; {more} points settle one of {smallest(more):.2f}."
         )
     points = "1 point" if count == 1 else f"{count} points"
     here_few = "can settle nothing" if count < MIN_SAMPLE else "can hardly settle anything"
-    enough = next(more for more in _POWERS_OF_2 if _difference(more) is not None)
+    enough = next(more for more in _POWERS_OF_2 if smallest(more) is not None)
     more = _TIMES * enough
     return (
         f"{points} per arm {here_few}: {MIN_SAMPLE} are the least, {enough} settle a difference of "
-        f"{_difference(enough):.2f} in robustness (0 to 1) in 80 % of sweeps, {more} one of "
-        f"{_difference(more):.2f}."
+        f"{smallest(enough):.2f} in robustness (0 to 1) in 80 % of sweeps, {more} one of "
+        f"{smallest(more):.2f}."
     )
-
-
-def _difference(num_points: int) -> float | None:
-    return smallest_difference(MEASURE, num_points)
 
 
 def assumptions(planted: Planted | None = None) -> str:

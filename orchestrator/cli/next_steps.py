@@ -25,7 +25,7 @@ def next_steps(opened: "Folder", results: "Sequence[Result]") -> list[str]:
         return after_failures(opened.path, failed)
     if any(not result.record.settled for result in results):
         return []
-    return [*_confirmation(opened, results), *_more_points(opened)]
+    return [*_confirmation(opened, results), *_more_points(opened, results)]
 
 
 def after_failures(folder: Path, failed: "Sequence[Result]") -> list[str]:
@@ -74,9 +74,12 @@ def _confirmation(opened: "Folder", results: "Sequence[Result]") -> list[str]:
     return [f"next: {command}   (each arm's best settings with fresh seeds; --plan only counts them)"]
 
 
-def _more_points(opened: "Folder") -> list[str]:
-    from orchestrator.analysis.contrasts import looks_of
-    from orchestrator.analysis.until import needed_by_spread
+def _more_points(opened: "Folder", results: "Sequence[Result]") -> list[str]:
+    """Returns the command up to the next look with its cost, unless all that is asked is settled."""
+    from orchestrator.analysis.contrasts import contrasts_of, headline, looks_of
+    from orchestrator.analysis.summary import summarise
+    from orchestrator.analysis.until import needed_by_spread, settled
+    from orchestrator.trials.numerals import duration
     from orchestrator.trials.rounds import looks_taken
 
     sweep, points = opened.plan.sweep, opened.plan.sweep.design.num_points(opened.plan.sweep.levels())
@@ -86,9 +89,12 @@ def _more_points(opened: "Folder") -> list[str]:
     if sweep.search is not None or not getattr(sweep.design, "extendable", False):
         return []
     following = looks_of(sweep, opened.declared).following(points)
-    if following is None:
+    if following is None or settled(headline(contrasts_of(summarise(results), sweep, opened.declared))):
         return []
+    seconds = {r.trial.id: r.record.busy_seconds for r in results if r.trial.role == "sweep"}
+    more = (following - points) / points
+    cost = f"{more * len(seconds):.0f} more runs, about {duration(more * sum(seconds.values()))} of training"
     command = again("run", opened.path / "sweep.yaml", {"out": opened.path, "points": following})
     needed = needed_by_spread(opened.plan, opened.records, opened.declared)
     said = [] if needed is None else [needed.text]
-    return [*said, f"or: {command}   (the next verdict is at {following} points)"]
+    return [*said, f"or: {command}   ({cost}; the next verdict is at {following} points)"]

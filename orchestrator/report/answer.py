@@ -179,10 +179,14 @@ def _listed(cells: Sequence[str], total: int) -> str:
     if total == 1:
         return cells[0]
     if len(cells) == total:
-        return f"all {total} cells"
+        return _all(total)
     if len(cells) > 6:
         return f"{len(cells)} of {total} cells"
     return f"{len(cells)} of {total} cells ({', '.join(cells)})"
+
+
+def _all(total: int) -> str:
+    return "both cells" if total == 2 else f"all {total} cells"
 
 
 def _second_sentence(summaries: Sequence[Summary], peaks: Sequence[PeakContrast]) -> str:
@@ -295,9 +299,9 @@ def _unconfirmed_cells(by_cell: Mapping[str, Sequence[Summary]], others: bool) -
     which = f"the {len(by_cell)} cells not confirmed" if others else f"{len(by_cell)} cells"
     if len(counts) == 1:
         (arms,) = counts
-        start = "in" if others else "In all"
+        where = f"in {which}" if others else f"In {_all(len(by_cell))}"
         return (
-            f"{start} {which} the lowest error on the selection split is seen with {arms}; each "
+            f"{where} the lowest error on the selection split is seen with {arms}; each "
             "is one run, unconfirmed"
         )
     texts = [f"{arms} in {count}" for arms, count in counts.most_common()]
@@ -320,7 +324,7 @@ def caveats(found: Sequence[EdgeCheck], cells: Sequence[str]) -> list[str]:
     mine = [flag for flag in flags if flag.cell in cells]
     texts = [_edge_text(flag) for flag in mine[:_MAX_CAVEATS]]
     if rest := len(flags) - len(texts):
-        texts.append(f"{rest} more such finding{'s' if rest > 1 else ''} under Window audit.")
+        texts.append(f"{rest} more such finding{'s' if rest > 1 else ''} under Limits.")
     return texts
 
 

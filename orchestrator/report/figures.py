@@ -377,7 +377,9 @@ def differences(contrasts: Sequence[Contrast], measure: Measure, pooled: Sequenc
         if over.measure == measure:
             who = f" · {over.arm}" if several else ""
             rows.append(
-                _DifferenceRow(f"over these cells{who}", False, over.arm, over.over, bool(over.better))
+                _DifferenceRow(
+                    f"over these cells{who}", False, over.arm, over.shift or over.over, bool(over.better)
+                )
             )
             if over.new_cell is not None and over.new_cell.low is not None:
                 rows.append(_DifferenceRow(f"in a new cell{who}", False, over.arm, over.new_cell, False, ":"))

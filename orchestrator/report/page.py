@@ -45,9 +45,11 @@ from orchestrator.report.tables_results import (
     robustness_table,
     search_table,
     tuning_table,
+    verdict_table,
 )
 from orchestrator.report.tables_runs import (
     cost_table,
+    ended_table,
     ledger_table,
     outcome_table,
     planned_table,
@@ -154,6 +156,7 @@ def write_report(
         num_more=len(by_kind["common"]),
         tables=tables,
         own=own,
+        left_out=_left_out(tables),
         details=details,
     )
     _write(folder / "report.html", html)
@@ -388,6 +391,21 @@ def _page(found: Findings, document: Row) -> Row:
     }
 
 
+#: Statistics that need many points. Where no arm has enough, the page has a line instead of a section.
+_DEMANDING = {"basins": "Basins", "importance": "Importance", "transfer": "Transfer regret"}
+
+
+def _left_out(tables: Mapping[str, Table]) -> dict[str, str]:
+    """Returns a line for every demanding table without a value: its title and the reasons, each once."""
+    lines = {}
+    for name, title in _DEMANDING.items():
+        table = tables[name]
+        if table.notes and all(line.kind == "soft" for line in table.rows):
+            reasons = dict.fromkeys(note.partition(", as ")[2] or note for note in table.notes)
+            lines[name] = f"{title}: not given. Reason: {' '.join(reasons)}"
+    return lines
+
+
 def _grouped(texts: Iterable[tuple[str, str, str]]) -> list[Row]:
     """Groups texts with the cells and arms that they apply to."""
     groups: dict[str, dict[str, list[str]]] = {}
@@ -499,6 +517,7 @@ def _template() -> jinja2.Template:
 TABLES: tuple[Callable[[Findings], Table], ...] = (
     peak_table,
     robustness_table,
+    verdict_table,
     contrast_table,
     pooled_table,
     peak_contrast_table,
@@ -513,6 +532,7 @@ TABLES: tuple[Callable[[Findings], Table], ...] = (
     noise_table,
     edge_table,
     audit_table,
+    ended_table,
     outcome_table,
     power_table,
     cost_table,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from orchestrator.analysis.findings import Findings, not_worked_out
 from orchestrator.report.document import Row
@@ -39,6 +40,7 @@ class Table:
       notes: remarks below the table: what is missing, and why.
       section: heading of its own section; empty for a table with a fixed place on the page.
       intro: a sentence or two under that heading.
+      part: whether that section is among the results or among the runs and their cost.
       data: the same numbers with all their digits, for summary.json and CSV; only of tables with a section.
     """
 
@@ -49,6 +51,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     section: str = ""
     intro: str = ""
+    part: Literal["results", "runs"] = "results"
     data: list[Row] = field(default_factory=list)
 
     @property

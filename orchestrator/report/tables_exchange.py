@@ -146,7 +146,7 @@ def exchange_table(found: Findings) -> Table:
     if table.rows:
         table.note(
             "Per FLOP and per hour: the same times the ratio of the mean costs of a trial, taken as known. "
-            "The bounds hold for one look at the results, not for several."
+            "The bounds are of the latest look, and hold for all declared looks together."
         )
     return table
 

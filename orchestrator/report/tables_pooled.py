@@ -26,11 +26,12 @@ def pooled_table(found: Findings) -> Table:
     table = Table(
         "pooled",
         f"Every arm against {base} over all cells, which weigh alike",
-        ("Arm", "Measure", "#Cells", "#Points", "#Over these cells", "#p", "#p by Holm", "Verdict",
+        ("Arm", "Measure", "#Cells", "#Points", "#Typical difference", "#Mean difference", "#p",
+         "#p by Holm", "Verdict",
          "#In a new cell", "#Between cells, sd", "#p, cells alike", "Disagrees"),
     )  # fmt: skip
     for row in found.pooled:
-        note_no_interval(table, [row.over, row.new_cell])
+        note_no_interval(table, [row.shift, row.over, row.new_cell])
         cells = row.heterogeneity
         share = cells.i_squared if cells else None
         out = [f"{cell} ({_signed(one.value, row)})" for cell, one in row.disagreeing.items()]
@@ -40,6 +41,7 @@ def pooled_table(found: Findings) -> Table:
             MEASURES[row.measure].symbol,
             str(len(row.cells)),
             Text(str(row.num_points), f"{row.num_left_out} left out" if row.num_left_out else ""),
+            shown(row.shift, row.measure, sign=True),
             shown(row.over, row.measure, sign=True),
             p_text(row.p_value),
             Text(p_text(row.p_adjusted), f"over {row.num_in_family}" if row.num_in_family > 1 else ""),
@@ -87,17 +89,14 @@ def _clause(row: Pooled) -> str:
     # All numbers are told as the advantage of the better arm, or of the compared arm in an open case.
     ahead, behind = (row.arm, row.base_arm) if row.better != row.base_arm else (row.base_arm, row.arm)
     sign = 1 if (ahead == row.arm) == info.higher_is_better else -1
-    over, unit = _turned(row.over, sign), _UNITS[row.measure]
-    if row.better and over.low is not None and over.low > 0:
-        said = [f"{ahead} {question}, by {interval_text(over)}{unit} over {behind}"]
+    typical, unit = _turned(row.shift or row.over, sign), _UNITS[row.measure]
+    size = f"{share_text(typical.value, sign=True)}{unit}"
+    if interval := interval_text(typical, sign=True):
+        size += f", 95{PERCENT} interval {interval}"
+    if row.better:
+        said = [f"{ahead} {question}, typically by {size}, over {behind}"]
     else:
-        size = f"{share_text(over.value, sign=True)}{unit}"
-        if interval := interval_text(over, sign=True):
-            size += f", 95{PERCENT} interval {interval}"
-        if row.better:
-            said = [f"{ahead} {question} ({size}, which allows for divergences that were not drawn)"]
-        else:
-            said = [f"it is open whether {row.arm} or {row.base_arm} {question} ({size}; {row.because})"]
+        said = [f"it is open whether {row.arm} or {row.base_arm} {question} ({size}; {row.because})"]
     if row.new_cell and (expected := interval_text(_turned(row.new_cell, sign), sign=True)):
         said.append(f"in a new cell of this kind an advantage of {expected} is to be expected")
     odd = list(row.disagreeing.items())

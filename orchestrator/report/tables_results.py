@@ -2,10 +2,13 @@
 
 To add a section to the report, write a function that takes `Findings` and returns a `Table` with `section`
 set, and add it to `TABLES` in page.py. If the table has rows or notes, it gets its own heading on the page,
-after the cost, and a link at the top. It is written as Markdown and LaTeX. Its `data` go to summary.json,
-under its name, and to CSV.
+after the training curves or the cost (`part`), and a link at the top. It is written as Markdown and LaTeX.
+Its `data` go to summary.json, under its name, and to CSV.
 """
 
+from collections.abc import Sequence
+
+from orchestrator.analysis.contrasts import Contrast, headline
 from orchestrator.analysis.findings import Findings, budgets
 from orchestrator.analysis.noise import noise_floor_pp
 from orchestrator.report.answer import told_apart
@@ -106,11 +109,23 @@ _TWO_INTERVALS = (
 )
 
 
+def verdict_table(found: Findings) -> Table:
+    """Returns the contrasts that are asked about: a row per arm and cell."""
+    title = "The measure that decides, of every arm against {base}, on the points that both have"
+    return _contrasts("verdicts", title, headline(found.contrasts), found)
+
+
 def contrast_table(found: Findings) -> Table:
+    """Returns all contrasts."""
+    title = "Every arm against {base}, on the points that both have"
+    return _contrasts("differences", title, found.contrasts, found)
+
+
+def _contrasts(name: str, title: str, compared: Sequence[Contrast], found: Findings) -> Table:
     base = next(iter(found.plan.sweep.arms))
     table = Table(
-        "differences",
-        f"Every arm against {base}, on the points that both have",
+        name,
+        title.format(base=base),
         (
             "Cell",
             "Arm",
@@ -125,7 +140,7 @@ def contrast_table(found: Findings) -> Table:
             "Verdict",
         ),
     )
-    for c in found.contrasts:
+    for c in compared:
         info = MEASURES[c.measure]
         lacks = f"{c.num_unpaired} unpaired" if c.num_unpaired else ""
         pairs = Text(str(c.num_pairs if c.look is None else c.look), lacks)

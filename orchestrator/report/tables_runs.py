@@ -25,6 +25,15 @@ _AGAIN = {
 }
 
 
+def ended_table(found: Findings) -> Table:
+    """Returns the outcomes that there were."""
+    table = Table("ended", "Trials by outcome", ("Outcome", "#Trials", "Means"))
+    for line in outcome_table(found).rows:
+        if line.kind != "soft":
+            table.add(*line.texts[:3])
+    return table
+
+
 def outcome_table(found: Findings) -> Table:
     table = Table(
         "outcomes",
@@ -115,6 +124,7 @@ def ledger_table(found: Findings) -> Table:
         f"{device}-seconds of all runs of this sweep by use",
         ("Spent on", f"#{device}-seconds", "#Share (%)", "Meaning"),
         section="Where the time went",
+        part="runs",
         intro="All seconds of all devices that the runs held, from the start of each command to its end.",
     )
     if found.spent is None:
@@ -140,6 +150,7 @@ def planned_table(found: Findings) -> Table:
         ("Cell and arm", "Batch", "#Trials run", "#s/epoch, planned", "#measured", "#Ratio",
          f"#{unit}, planned", "#spent", "#Ratio", "#GiB, planned", "#peak", "Planned from"),
         section="Planned and actual",
+        part="runs",
         intro="A row is a shape: model, batch size, workers, precision, optimizer. Planned hours cover the "
         "epochs that have run; hours spent cover all attempts. Small print is the expected range. A ratio "
         "above 1 is more than planned. Memory is measured on GPUs only.",

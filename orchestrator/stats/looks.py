@@ -83,6 +83,10 @@ class Looks:
         """Returns the level of each look, such that the probability that any look rejects is alpha."""
         return _levels(self, alpha)
 
+    def level_at(self, num_points: int, alpha: float) -> float:
+        """Returns the level of the latest look that a sample of this size has reached, else of the first."""
+        return self.levels(alpha)[max(len(self.reached(num_points)) - 1, 0)]
+
     def adjusted(self, p_values: Sequence[float]) -> float:
         """Returns the p-value of all looks so far: the smallest alpha at which one of them has rejected.
 

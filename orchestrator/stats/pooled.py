@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from orchestrator.stats.intervals import (
     CONFIDENCE,
@@ -91,30 +91,6 @@ def over_these_cells(
     if blocks is not None and len(set(blocks)) >= MIN_SAMPLE:
         return block_mean(means, blocks, ends)
     return bounded_mean(means, ends)
-
-
-def better_over_cells_p(differences_PC: Scores) -> float:
-    """Returns the two-sided p-value of signed ranks of each point's mean over cells, without points at 0.
-
-    It is exact, with ties too: means of a few shares tie often, and a full enumeration of signs would take a
-    second. The distribution of the rank sum is the product of (1 + x^rank) / 2 over the points.
-
-    Source: Wilcoxon 1945, Biometrics Bull. 1, 80-83; mean ranks for ties after Pratt and Gibbons 1981,
-      "Concepts of Nonparametric Theory", section 3.7.
-    """
-    # Rounded, because equal means may differ in their last digits.
-    means = np.round(np.asarray(differences_PC, dtype=np.float64).mean(axis=1), 9)
-    differing = means[means != 0]
-    # Doubled, because mean ranks are halves.
-    ranks = np.round(2 * stats.rankdata(np.abs(differing))).astype(int)
-    chances = np.zeros(int(ranks.sum()) + 1)
-    chances[0] = 1
-    for rank in ranks.tolist():
-        shifted = np.zeros_like(chances)
-        shifted[rank:] = chances[:-rank]
-        chances = (chances + shifted) / 2
-    seen = int(ranks[differing > 0].sum())
-    return min(1.0, 2 * float(min(chances[: seen + 1].sum(), chances[seen:].sum())))
 
 
 def in_a_new_cell(differences_PC: Scores, ends: tuple[float, float], over: Estimate) -> Estimate:

@@ -110,7 +110,7 @@ def test_the_document_has_verdict_interval_cost_and_figures_of_each_folder(tmp_p
     plan = make(8, claim("area_common"))
     write(tmp_path / "tiny", plan, plan.trials)
     (tmp_path / "tiny/report/figures").mkdir(parents=True)
-    (tmp_path / "tiny/report/figures/edf~adamw.svg").write_text("<svg/>")
+    (tmp_path / "tiny/report/figures/common~adamw.svg").write_text("<svg/>")
     write(tmp_path / "half", plan, plan.trials[:5])
     text = document([tmp_path / "tiny", tmp_path / "half"], tmp_path / "docs/results")
     assert "*Is C better?*" in text
@@ -119,8 +119,8 @@ def test_the_document_has_verdict_interval_cost_and_figures_of_each_folder(tmp_p
     assert "32 trials, 32 epochs" in text
     assert "16 min 00 s of trials" in text
     assert "Not finished: 5 of 32 trials have ended." in text
-    assert "](results/tiny-edf-adamw.svg)" in text
-    assert (tmp_path / "docs/results/tiny-edf-adamw.svg").read_text() == "<svg/>"
+    assert "](results/tiny-common-adamw.svg)" in text
+    assert (tmp_path / "docs/results/tiny-common-adamw.svg").read_text() == "<svg/>"
 
 
 def test_a_reason_is_told_where_a_claim_does_not_hold_and_only_there(tmp_path):

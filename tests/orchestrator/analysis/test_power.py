@@ -8,6 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from orchestrator.analysis.power import detectable
+from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import MEASURES, point_scores
 from orchestrator.stats.paired import SignedRanks
 from orchestrator.stats.power import (
@@ -17,6 +18,7 @@ from orchestrator.stats.power import (
     _moments,
     _simulated_power,
     paired_t_power,
+    smallest,
 )
 from tests.orchestrator.analysis.test_contrasts import make
 from tests.support.oracles import points_for_paired_shares, points_for_two_shares
@@ -120,11 +122,31 @@ def test_correlated_arms_detect_smaller_differences():
 
 
 def test_unpaired_arms_detect_what_the_formula_of_two_shares_says():
-    (found,) = (d for d in detectable(make(points=64), Planted(correlation=0.0)) if d.measure == "f4")
+    # One look, because the formula has the whole level.
+    every = detectable(make(points=64), Planted(correlation=0.0), Looks.once(64))
+    (found,) = (d for d in every if d.measure == "f4")
     # 64 per arm: the difference from 0.632 for which the unpaired formula asks for 64.
     shares = np.linspace(found.base_value + 0.05, 0.99, 2000)
     needed = np.array([points_for_two_shares(found.base_value, share) for share in shares])
     assert found.closed_form == pytest.approx(shares[needed <= 64][0] - found.base_value, rel=0.1)
+
+
+def test_what_is_detected_is_what_the_look_of_the_points_detects():
+    """The first of three looks has 3.9 %, so it finds less than one look does, which has 5 %."""
+    plan = make(points=16)
+    looks = Looks.of(16)
+    assert looks.levels(0.05)[0] < 0.04
+    declared, alone = (
+        next(d for d in detectable(plan, looks=found) if d.measure == "area_common")
+        for found in (looks, Looks.once(16))
+    )
+    assert declared.closed_form > alone.closed_form
+    expected = smallest("area_common", 16, Planted(), 0.8, looks.levels(0.05)[0])
+    assert (declared.base_value, declared.closed_form, declared.simulated) == expected
+    # Of an extended sweep, the level of the look that it has reached.
+    assert [looks.level_at(n, 0.05) for n in (8, 16, 31, 32, 64, 99)] == [
+        looks.levels(0.05)[i] for i in (0, 0, 0, 1, 2, 2)
+    ]
 
 
 def test_too_few_points_detect_nothing():

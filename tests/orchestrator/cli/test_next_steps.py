@@ -1,5 +1,6 @@
 """The commands that the end of a run names: they exist, parse and do what is said of them."""
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from orchestrator.sweep.load import load_sweep
 from orchestrator.trials.confirm import Confirmation
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, RetryWanted
 from orchestrator.trials.names import find_trial
+from orchestrator.trials.numerals import duration
 from orchestrator.trials.records import results_of
 from orchestrator.trials.trial import Trial
 from tests.support.sweeps import epoch_row, plan_of
@@ -127,7 +129,30 @@ def test_the_end_of_a_command_names_them(cli, tmp_path):
     assert out.splitlines()[-2].startswith(f"next: vitc-sweep confirm {opened.path}   (")
     # Four points are the first look.
     assert out.splitlines()[-1].startswith("or: vitc-sweep run ")
-    assert out.splitlines()[-1].endswith("--points 8   (the next verdict is at 8 points)")
+    told = out.splitlines()[-1].split("--points 8   ")[1]
+    seconds = sum(result.record.busy_seconds for result in results_of(opened.plan, opened.records))
+    num_runs = len(opened.plan.trials)
+    assert told == (
+        f"({num_runs} more runs, about {duration(seconds)} of training; the next verdict is at 8 points)"
+    )
+
+
+@pytest.mark.parametrize(("worse_pct", "goes_on"), [(30.0, False), (0.0, True)])
+def test_more_points_are_proposed_only_where_something_is_open(tmp_path, worse_pct, goes_on):
+    opened = folder_of(tmp_path / "small", lambda _: None, design={"kind": "sobol", "points": 8})
+    first = next(iter(opened.plan.sweep.arms))
+
+    def error_pct(trial: Trial) -> float:
+        is_first = trial.arm == first
+        # Without a difference between the arms, each is ahead at every other point.
+        return 10 + 0.5 * trial.point + worse_pct * is_first + 3 * (is_first == (trial.point % 2 == 0))
+
+    records = {
+        t.id: dataclasses.replace(opened.records[t.id], rows={3: epoch_row(3, error_pct(t), test_pct=11.0)})
+        for t in opened.plan.trials
+    }
+    told = next_steps(opened, results_of(opened.plan, records))
+    assert any(line.startswith("or: vitc-sweep run ") for line in told) == goes_on
 
 
 def test_a_confirmation_is_counted_before_it_is_started(cli, tmp_path, monkeypatch):

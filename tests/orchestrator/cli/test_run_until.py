@@ -105,7 +105,9 @@ def test_status_and_next_steps_tell_of_the_looks(shell, folder):
     end_all(folder, open_folder(folder).plan)
     opened = open_folder(folder)
     results = results_of(opened.plan, opened.records)
-    assert "--points 16   (the next verdict is at 16 points)" in next_steps(opened, results)[-1]
+    last = next_steps(opened, results)[-1]
+    assert "--points 16   (" in last
+    assert last.endswith("; the next verdict is at 16 points)")
     writer = Writer(folder)
     writer.append(
         [

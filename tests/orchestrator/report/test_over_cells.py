@@ -72,6 +72,11 @@ def test_the_points_mean_over_cells_is_what_is_tested():
     assert error.over.value == pytest.approx(means.mean())
     assert error.p_value == pytest.approx(scipy_stats.wilcoxon(means, method="exact").pvalue)
     assert (error.better, error.because, error.disagreeing) == ("b", "", {})
+    # By the definition: the median of the means of all pairs of points, each with itself.
+    pairs = [(means[i] + means[j]) / 2 for i in range(16) for j in range(i, 16)]
+    assert (error.look, error.shift.value) == (16, pytest.approx(np.median(pairs)))
+    for row in rows.values():
+        assert row.shift.excludes_0 == (row.better is not None)
     # Every arm of a cell shares its bar, so 3 pp are 0.3 of area.
     assert rows["area_common"].over.value == pytest.approx(0.3, abs=0.05)
     assert rows["area_common"].better == "b"
@@ -119,10 +124,11 @@ def test_the_sentence_tells_verdict_prediction_and_the_odd_cell():
     plan = make(points=32)
     told = found(plan, records_of(plan, better_b))
     [row] = headline_pooled(told)
-    low, high = row.over.low, row.over.high
+    low, high = row.shift.low, row.shift.high
     assert pooled_sentence([row]) == (
-        f"Over the 4 cells b is the more robust, by {low:.2f} to {high:.2f} of area over a; in a new cell of "
-        f"this kind an advantage of {row.new_cell.low:+.2f} to {row.new_cell.high:+.2f} is to be expected."
+        f"Over the 4 cells b is the more robust, typically by {row.shift.value:+.2f} of area, "
+        f"95\u00a0% interval {low:+.2f} to {high:+.2f}, over a; in a new cell of this kind an advantage of "
+        f"{row.new_cell.low:+.2f} to {row.new_cell.high:+.2f} is to be expected."
     )
     told = found(plan, records_of(plan, lambda t: better_b(t, odd=("e5",))))
     [row] = headline_pooled(told)
@@ -139,14 +145,18 @@ def test_the_sentence_speaks_of_the_better_arms_advantage_whichever_it_is():
     [row] = headline_pooled(told)
     assert (row.better, row.over.value < 0) == ("a", True)
     text = pooled_sentence([row])
-    assert text.startswith(f"Over the 4 cells a is the more robust, by {-row.over.high:.2f} to ")
+    assert text.startswith(
+        f"Over the 4 cells a is the more robust, typically by {-row.shift.value:+.2f} of area, "
+        f"95\u00a0% interval {-row.shift.high:+.2f} to {-row.shift.low:+.2f}, over b"
+    )
     [error] = [row for row in told.pooled if row.measure == "error"]
     assert (error.better, error.over.value > 0) == ("a", True)
-    # Undrawn divergences could turn 3 pp, which is said.
-    assert error.over.low < 0
+    # Divergences that were not drawn could turn the mean. The interval beside the verdict is the test's.
+    assert error.over.low < 0 < error.shift.low
     assert pooled_sentence([error]).startswith(
-        f"Over the 4 cells a has the lower mean error (+{error.over.value:.2f} pp of mean error, 95\u00a0% "
-        f"interval −{-error.over.low:.2f} to +{error.over.high:.2f}, which allows for divergences"
+        "Over the 4 cells a has the lower mean error, typically by "
+        f"{error.shift.value:+.2f} pp of mean error, 95\u00a0% interval "
+        f"{error.shift.low:+.2f} to {error.shift.high:+.2f}, over b"
     )
 
 

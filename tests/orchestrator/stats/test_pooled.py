@@ -1,6 +1,5 @@
 """Differences pooled over cells, against closed forms, scipy, least squares and all signs; its benchmark."""
 
-import itertools
 import math
 
 import numpy as np
@@ -13,7 +12,6 @@ from benchmarks.populations import CLEAR, POPULATIONS, swapped
 from orchestrator.stats.intervals import block_mean, bounded_mean
 from orchestrator.stats.measures import point_scores
 from orchestrator.stats.pooled import (
-    better_over_cells_p,
     deviations,
     heterogeneity,
     in_a_new_cell,
@@ -177,27 +175,6 @@ def test_a_cell_in_which_a_rare_divergence_was_not_drawn_is_not_named():
     # By its own variance it would be.
     assert scipy_stats.ttest_1samp(own, 0).pvalue < 0.05 / 8
     assert not any(cell.disagrees for cell in cells)
-
-
-@pytest.mark.parametrize(
-    "means",
-    [[0.3, -0.1, 0.2, 0.5, 0.05, 0.7], [0.5, 0.5, -0.5, 0.25, 0, 0.5, 0.75, 0.25], [0.0, 0.0], [1.0, 1.0]],
-)
-def test_signed_ranks_over_cells_agree_with_all_possible_signs(means):
-    # Two cells, one with half the difference more and one with half of it less.
-    found = np.array(means)[:, None] + np.array([0.125, -0.125])
-    differing = np.array([mean for mean in means if mean])
-    ranks = scipy_stats.rankdata(np.abs(differing))
-    seen = ranks[differing > 0].sum()
-    every = np.array([ranks @ signs for signs in itertools.product((0, 1), repeat=differing.size)])
-    tails = np.mean(every <= seen + 1e-9), np.mean(every >= seen - 1e-9)
-    assert better_over_cells_p(found) == pytest.approx(min(1, 2 * min(tails)))
-
-
-def test_signed_ranks_over_many_points_are_those_of_scipy():
-    found = sample(num_points=64, means=0.02)
-    expected = scipy_stats.wilcoxon(found.mean(axis=1), method="exact").pvalue
-    assert better_over_cells_p(found) == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------------------------------------- the benchmark
