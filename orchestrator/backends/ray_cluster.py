@@ -39,7 +39,7 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
-    auto_init_hook.auto_init_ray = _start_from_the_main_thread
+    auto_init_hook.enable_auto_connect = _FROM_THE_MAIN_THREAD
     _undo.callback(_restore, _ray_variables())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray lowers the priority of its workers; a trial would crawl if the machine does any other work.
@@ -70,16 +70,21 @@ def connect(address: str | None) -> None:
         raise ClusterError("the Ray dashboard is off; start the head node with --include-dashboard=true")
 
 
-_START_BY_A_CALL = auto_init_hook.auto_init_ray
-
-
-def _start_from_the_main_thread() -> None:
-    """Lets a call of Ray start it from the main thread only.
+class _FromTheMainThread:
+    """True where a call of Ray may start it: as the user has set it, and in the main thread only.
 
     A thread of Tune that outlives its cluster would start a second one, with a warning, while a run stops.
+    Ray looks at this at every such call.
     """
-    if threading.current_thread() is threading.main_thread():
-        _START_BY_A_CALL()
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def __bool__(self) -> bool:
+        return self._allowed and threading.current_thread() is threading.main_thread()
+
+
+_FROM_THE_MAIN_THREAD = _FromTheMainThread(auto_init_hook.enable_auto_connect)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def to_disk(path: Path | None) -> Path | None:
 
 Out = Annotated[
     Path | None,
-    typer.Option(callback=to_disk, help="Folder of the results [default: runs/NAME, after the file]."),
+    typer.Option(callback=to_disk, help="Folder of the results [default: runs/NAME, by the sweep's name]."),
 ]
 MaxPoints = Annotated[
     int | None,

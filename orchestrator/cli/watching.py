@@ -4,10 +4,11 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -278,7 +279,13 @@ def ui(
 
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder; has a sweep run there?", param_hint="FOLDER")
+    from orchestrator.monitor.tracking import experiment_address
+
     mlflow, child = _mlflow_pages(folder, host, port + 1) if track else ("", None)
+
+    def experiment(name: str) -> str:
+        return experiment_address(mlflow, name) if child is not None and name else mlflow
+
     # They end the child process and remove the scratch folder, as Ctrl-C does. Under nohup SIGHUP is ignored.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -286,15 +293,18 @@ def ui(
     try:
         with web.scratch_folder() as scratch:
             pages = web.Pages(folder, Path(scratch), every)
-            with web.server(pages, host, port, mlflow) as server:
+            with web.server(pages, host, port, experiment) as server:
                 shown = "localhost" if host in ("0.0.0.0", "::") else host
                 print(f"reports: http://{shown}:{server.server_address[1]}/   (Ctrl-C to stop)")
-                if child is not None and not _answers(port + 1, child):
-                    mlflow += "  (does not answer yet)"
-                print(
-                    f"MLflow:  {mlflow or ('no runs here' if track else 'not served (--no-mlflow)')}",
-                    flush=True,
-                )
+                opened = mlflow or ("no runs here" if track else "not served (--no-mlflow)")
+                if child is not None:
+                    is_there = _answers(mlflow, child)
+                    opened = (
+                        experiment_address(mlflow, timeout_seconds=10)
+                        if is_there
+                        else f"{mlflow}  (does not answer yet)"
+                    )
+                print(f"MLflow:  {opened}", flush=True)
                 server.serve_forever()
     except OSError as error:
         raise typer.BadParameter(f"{host}:{port}: {error}", param_hint="--port") from error
@@ -322,11 +332,13 @@ def _mlflow_pages(folder: Path, host: str, port: int) -> "tuple[str, subprocess.
     return tracking.ui_address(host, port), child
 
 
-def _answers(port: int, child: "subprocess.Popen[bytes]") -> bool:
+def _answers(pages: str, child: "subprocess.Popen[bytes]") -> bool:
     """Waits until MLflow's pages can be opened. Returns False if that takes too long, or they have ended."""
     deadline = time.monotonic() + _MLFLOW_SECONDS
+    # The port is taken before there is anything behind it.
+    health = pages.partition("#")[0] + "health"
     while child.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError, HTTPException), urllib.request.urlopen(health, timeout=5):
             return True
         time.sleep(0.2)
     return False
@@ -338,13 +350,13 @@ def sync(folder: SweepFolder) -> None:
 
     Nothing is sent twice: runs are found by their trial, points by their epoch.
     """
-    from orchestrator.monitor.observers import mirror
+    from orchestrator.monitor.observers import hand_over, mirror
     from orchestrator.store.folder import open_folder
 
     opened = open_folder(folder)
     tracker = mirror(Round(opened.plan, (), folder, opened.events))
     if (report := folder / "report" / "report.html").is_file():
-        tracker.add_artifact(report)
+        hand_over(report, tracker)
     if warning := tracker.close(timeout_seconds=600):
         print(warning, file=sys.stderr)
         raise typer.Exit(INCOMPLETE)

@@ -47,6 +47,7 @@ def make(folder: Path, target: Path) -> None:
     opened = open_folder(folder)
     progress = Progress(opened.plan, opened.records)
     state = {
+        "name": opened.plan.sweep.name,
         "question": opened.plan.sweep.question,
         "trials": len(opened.plan.trials),
         "ended": progress.ended,
@@ -193,8 +194,20 @@ def _sign(folder: Path) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def server(pages: Pages, host: str, port: int, mlflow: str = "") -> ThreadingHTTPServer:
-    """Returns a server of the pages; `serve_forever` runs it. Port 0 takes a free port.
+def _no_mlflow(name: str) -> str:
+    return ""
+
+
+def server(
+    pages: Pages, host: str, port: int, mlflow: Callable[[str], str] = _no_mlflow
+) -> ThreadingHTTPServer:
+    """Returns a server of the pages; `serve_forever` runs it.
+
+    Args:
+      pages: what it serves.
+      host, port: where it serves. Port 0 takes a free one.
+      mlflow: returns the address of a sweep's runs in MLflow by the sweep's name, and of all runs by "". It
+        is empty if MLflow is not served.
 
     Raises:
       OSError: the port is taken.
@@ -229,10 +242,12 @@ def server(pages: Pages, host: str, port: int, mlflow: str = "") -> ThreadingHTT
     return ThreadingHTTPServer((host, port), Handler)
 
 
-def answer(pages: Pages, path: str, mlflow: str = "") -> tuple[HTTPStatus, str, bytes]:
+def answer(
+    pages: Pages, path: str, mlflow: Callable[[str], str] = _no_mlflow
+) -> tuple[HTTPStatus, str, bytes]:
     """Returns the response for a path: the index at /, a live report at /NAME/, its files below."""
     if path == "/":
-        return HTTPStatus.OK, _HTML, _index(pages, mlflow).encode()
+        return HTTPStatus.OK, _HTML, _index(pages, mlflow("")).encode()
     name, slash, rest = path.removeprefix("/").partition("/")
     if name not in pages.sweeps() or not slash:
         return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"no such sweep"
@@ -306,13 +321,15 @@ def _index(pages: Pages, mlflow: str) -> str:
     )
 
 
-def _report(pages: Pages, name: str, mlflow: str) -> str:
+def _report(pages: Pages, name: str, mlflow: Callable[[str], str]) -> str:
     """Returns the report with a bar that shows its age and reloads the page when there is a newer one."""
     page = pages.page(name)
     # The version is read before the state, because a report always has a state and both may appear anytime.
     version = page.version
     state = pages.state(name)
-    link = f' · <a href="{html.escape(mlflow)}">MLflow</a>' if mlflow else ""
+    # The folder may have another name than the sweep.
+    runs = mlflow(state.get("name", ""))
+    link = f' · <a href="{html.escape(runs)}">MLflow</a>' if runs else ""
     fault = f' · <span style="color:#b2182b">{html.escape(page.fault)}</span>' if page.fault else ""
     if not version:
         told = html.escape(page.fault) or "The report is being written."

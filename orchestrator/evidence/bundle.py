@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from orchestrator.evidence.seal import MANIFEST, MAX_SHOWN, belongs, evidence_files, is_unsafe
+from orchestrator.store.folder import check_sweep
 from orchestrator.store.journal import FolderError
 
 #: Limit on an unpacked archive. A sweep of 10,000 trials of 100 epochs has about 400 MB.
@@ -44,8 +45,7 @@ def bundle(folder: Path, target: Path) -> Path:
         target = target / f"{top}.tar.gz"
     if not target.name.endswith(".tar.gz"):
         raise FolderError(f"{target}: a bundle's name must end in .tar.gz")
-    if not (folder / "sweep.yaml").is_file():
-        raise FolderError(f"{folder}: holds no sweep (there is no sweep.yaml in it)")
+    check_sweep(folder)
     if not (folder / MANIFEST).is_file():
         raise FolderError(f"{folder}: has no sealed report; write it with  vitc-sweep report {folder}")
     names = sorted([*evidence_files(folder), MANIFEST])

@@ -42,7 +42,7 @@ from orchestrator.evidence.seal import (
     write_bytes,
     write_report_into,
 )
-from orchestrator.store.folder import open_folder
+from orchestrator.store.folder import check_sweep, open_folder
 from orchestrator.store.journal import FolderError, tree_of
 
 #: File types with the same bytes for the same input. Of other files only the hash is checked.
@@ -122,8 +122,7 @@ def verify(path: Path) -> Verification:
     if path.is_file():
         with tempfile.TemporaryDirectory(prefix="vitc-sweep-") as place:
             return _Check(open_bundle(path, Path(place))).run()
-    if not (path / "sweep.yaml").is_file():
-        raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
+    check_sweep(path)
     return _Check(path).run()
 
 

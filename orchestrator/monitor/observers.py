@@ -1,5 +1,6 @@
 """Observers that report a session elsewhere: to MLflow, and in messages."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,27 +61,40 @@ class MlflowObserver(Observer):
         """
         if self._tracker is None:
             return None
-        for path in (report, report.parent / "figures"):
-            self._tracker.add_artifact(path)
-        self._tracker.add_numbers(numbers_of(report.parent / "summary.json"))
+        hand_over(report, self._tracker)
         return self._tracker.close(_FINISH_SECONDS)
 
 
+def hand_over(report: Path, tracker: Tracker) -> None:
+    """Gives the sweep's run in MLflow the report with its figures and numbers."""
+    for path in (report, report.parent / "figures"):
+        tracker.add_artifact(path)
+    # Another version, or a person, may have left a summary of another form. `verify` tells what is wrong.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        tracker.add_numbers(numbers_of(report.parent / "summary.json"))
+
+
 def numbers_of(summary: Path) -> dict[str, float]:
-    """Returns peak and robustness of every arm and cell, and the hours spent, by names for MLflow.
+    """Returns peak and robustness of every arm and cell, and planned and spent hours, by names for MLflow.
+
+    Planned and spent are hours of devices, for the epochs that have run, where the first run has made a plan.
 
     Args:
       summary: the report's summary.json.
     """
     content = json.loads(summary.read_text("utf-8"))
     numbers: dict[str, float | None] = {"trial_hours": content["cost"]["trial_seconds"] / 3600}
+    if planned := [row for row in content.get("planned") or () if row["planned_hours"] is not None]:
+        # The last of several is their total.
+        numbers |= {"planned_hours": planned[-1]["planned_hours"], "spent_hours": planned[-1]["hours"]}
     for arm in content["arms"]:
-        place = f"{arm['cell']}/{arm['arm']}"
+        # Without a slash, by which MLflow would make sections that are empty for trials and come first.
+        place = f"{arm['cell']} {arm['arm']}"
         best, confirmed = arm["best"] or {}, arm["confirmed"] or {}
-        numbers[f"peak_error_pct/{place}"] = best.get("val_error_pct")
-        numbers[f"peak_test_error_pct/{place}"] = best.get("test_error_pct")
-        numbers[f"confirmed_test_error_pct/{place}"] = (confirmed.get("test") or {}).get("value")
-        numbers[f"robustness/{place}"] = (arm["measures"].get("area_common") or {}).get("value")
+        numbers[f"peak_error_pct {place}"] = best.get("val_error_pct")
+        numbers[f"peak_test_error_pct {place}"] = best.get("test_error_pct")
+        numbers[f"confirmed_test_error_pct {place}"] = (confirmed.get("test") or {}).get("value")
+        numbers[f"robustness {place}"] = (arm["measures"].get("area_common") or {}).get("value")
     return {name: number for name, number in numbers.items() if number is not None}
 
 

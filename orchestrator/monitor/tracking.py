@@ -25,12 +25,14 @@ import re
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_never
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from orchestrator.analysis.shift import shift_errors_in
 from orchestrator.monitor.sqlite_store import sqlite_fault
@@ -42,6 +44,7 @@ from trainables.base import EPOCH_LABELS, Epoch
 from trainables.io.storage import redacted
 from trainables.presets import leaves
 from trainables.tasks.base import Objective
+from trainables.tasks.classification import Classification
 
 STATE_FILE = "mlflow.json"
 
@@ -170,7 +173,39 @@ def ui_address(host: str = "127.0.0.1", port: int = 5000) -> str:
         # These mean all addresses of the machine, and are none that a browser opens.
         host = "localhost"
     # Without the last part a fresh browser opens the pages about language models, which hide the runs.
-    return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    return f"http://{host}:{port}/#/experiments?{_TRAINING}"
+
+
+def experiment_address(pages: str, name: str = "", timeout_seconds: float = 2.0) -> str:
+    """Returns the address of an experiment's charts, if the pages answer and know it.
+
+    Args:
+      pages: an address of `ui_address`, which is returned otherwise.
+      name: the experiment. Empty means the only one, if there is only one.
+      timeout_seconds: how long to wait for an answer.
+    """
+    server = pages.partition("#")[0]
+    query = "api/2.0/mlflow/experiments/search?max_results=1000"
+    try:
+        with urllib.request.urlopen(server + query, timeout=timeout_seconds) as answer:
+            found = json.load(answer).get("experiments", [])
+        known = {one["name"]: one["experiment_id"] for one in found}
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        return pages
+    wanted = name or (next(iter(known)) if len(known) == 1 else "")
+    if wanted not in known:
+        return pages
+    # Ordered by time, trials would be hidden in the closed run of the sweep, and there would be no charts.
+    lowest_first = urlencode({"orderByKey": f"metrics.`{_VAL_ERROR}`", "orderByAsc": "true"})
+    shown = f"compareRunsMode=CHART&{lowest_first}&{_TRAINING}"
+    return f"{server}#/experiments/{quote(str(known[wanted]))}/runs?{shown}"
+
+
+#: The part of an address with which MLflow shows its pages about training.
+_TRAINING = "workflowType=machine_learning"
+
+#: The metric that ranks trials, as `metrics_of` names it.
+_VAL_ERROR = f"val_{Classification.objective.name}_pct"
 
 
 #: Events that change what the store holds of a trial.

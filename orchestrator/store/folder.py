@@ -70,6 +70,14 @@ class Folder:
         return None if "sources" in self.record else declared_of(self.events, self.plan.sweep)
 
 
+def check_sweep(path: Path) -> None:
+    """Raises `FolderError` unless a path is a folder with a sweep in it."""
+    if not path.exists():
+        raise FolderError(f"{path}: there is no such folder")
+    if not (path / "sweep.yaml").is_file():
+        raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
+
+
 def open_folder(path: Path, to_run: bool = False) -> Folder:
     """Reads a sweep folder. The data themselves are not needed.
 
@@ -81,8 +89,7 @@ def open_folder(path: Path, to_run: bool = False) -> Folder:
     Raises:
       FolderError: the folder is not a sweep's, or its files are damaged.
     """
-    if not (path / "sweep.yaml").is_file():
-        raise FolderError(f"{path}: holds no sweep (there is no sweep.yaml in it)")
+    check_sweep(path)
     try:
         tree = load_yaml(path / "sweep.yaml")
         record = parse_json((path / "record.json").read_text("utf-8"))

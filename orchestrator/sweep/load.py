@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,25 @@ def load_sweep(path: Path, overrides: Sequence[Override] = (), points: int | Non
     # The sweep file that a folder of results keeps has copies of the files beside it.
     with trusting_code(path.parent):
         sweep = _built(source)
-    drawn = {name for name, window in sweep.vary.items() if not window.when}
-    rule = "has no effect, because `vary` draws it; what is drawn is set by"
-    if faults := [
-        Fault(f"base.{key}", f"{rule} --set 'vary.{key}={{...}}'", shorten(override.value))
-        for override in overrides
-        if (key := override.key.removeprefix("base.")) in drawn
-    ]:
+    if faults := [fault for override in overrides for fault in _without_effect(sweep, override)]:
         raise source.error(faults)
     return sweep
+
+
+def _without_effect(sweep: Sweep, override: Override) -> Iterator[Fault]:
+    """Yields a fault if the command line sets what is drawn anyway, for all arms or for one."""
+    place, arm = "base", ""
+    path = override.key.removeprefix("base.")
+    if found := re.fullmatch(r"arms\.([^.]+)\.(.+)", path):
+        arm, path = found.groups()
+        place = f"arms.{arm}"
+    window = sweep.vary.get(path)
+    if window is None or window.when:
+        return
+    # Of an arm it counts in a cell that does not draw it.
+    if not arm or all(path in sweep.windows(arm, cell) for cell in sweep.all_cells()):
+        rule = "has no effect, because `vary` draws it; what is drawn is set by"
+        yield Fault(f"{place}.{path}", f"{rule} --set 'vary.{path}={{...}}'", shorten(override.value))
 
 
 def build_sweep(
@@ -77,13 +87,24 @@ def _built(source: Source) -> Sweep:
         sweep = Sweep.model_validate(source.tree)
     except ValidationError as error:
         faults = [_as_written(fault) for fault in faults_in(error, Sweep)]
-        raise source.error(faults + _faults_of_the_rest(source.tree, faults)) from error
+        rest = [*_faults_of_the_rest(source.tree, faults), *_missing_data(source)]
+        raise source.error(faults + rest) from error
     sized = with_points(sweep)
     if isinstance(sized, Fault):
-        raise source.error([sized, *_faults_of_the_rest(source.tree, [sized])])
+        raise source.error([sized, *_faults_of_the_rest(source.tree, [sized]), *_missing_data(source)])
     if faults := check(sized):
-        raise source.error(faults)
+        raise source.error([*faults, *_missing_data(source)])
     return sized
+
+
+def _missing_data(source: Source) -> list[Fault]:
+    """Returns a fault if the data of the base are not there. It is otherwise told when the data are read."""
+    base = source.tree.get("base")
+    data = base.get("data") if isinstance(base, Mapping) else None
+    path = data.get("path") if isinstance(data, Mapping) and not data.get("expects") else data
+    if isinstance(path, str) and path in source.in_vain:
+        return [Fault("base.data", f"{path}: there is no such file or folder")]
+    return []
 
 
 def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from orchestrator.sweep.config import Sweep
+from orchestrator.sweep.space import Cell
 from orchestrator.trials.trial import Plan, Trial
 from trainables.config import setting
 from trainables.optim import in_epochs
@@ -16,6 +17,7 @@ def remarks(plan: Plan) -> list[str]:
         *_of_drawn_settings(plan.sweep),
         *_of_schedules(plan),
         *_of_batches(plan),
+        *_of_first_stages(plan),
         *_of_repeats(plan),
     ]
 
@@ -27,17 +29,26 @@ def _of_data(plan: Plan) -> Iterator[str]:
 
 
 def _of_drawn_settings(sweep: Sweep) -> Iterator[str]:
-    """Yields settings of `base` that every arm and cell draws anew."""
+    """Yields settings of the base, a level or an arm that are drawn anew wherever they would count."""
     pairs = [(arm, cell) for arm in sweep.arms for cell in sweep.all_cells()]
-    for path, window in sweep.vary.items():
-        if window.when or not all(path in sweep.windows(arm, cell) for arm, cell in pairs):
-            continue
-        try:
-            value = setting(sweep.base, path) if _is_set(sweep.base, path) else None
-        except KeyError:
-            value = None
-        if value is not None:
-            yield f"`base` sets {path} to {value}, and `vary` draws it: the value in `base` has no effect"
+    layers: list[tuple[str, Mapping[str, object], list[tuple[str, Cell]]]] = [("base", sweep.base, pairs)]
+    for factor, levels in sweep.cells.items():
+        for level, own in levels.items():
+            there = [(arm, cell) for arm, cell in pairs if (factor, level) in cell]
+            layers.append((f"cells.{factor}.{level}", own, there))
+    layers += [
+        (f"arms.{arm}", own, [pair for pair in pairs if pair[0] == arm]) for arm, own in sweep.arms.items()
+    ]
+    for place, settings, where in layers:
+        for path, window in sweep.vary.items():
+            if window.when or not all(path in sweep.windows(arm, cell) for arm, cell in where):
+                continue
+            try:
+                value = setting(settings, path) if _is_set(settings, path) else None
+            except KeyError:
+                value = None
+            if value is not None:
+                yield f"`{place}` sets {path} to {value}, and `vary` draws it: the value has no effect"
 
 
 def _is_set(tree: Mapping[str, object], path: str) -> bool:
@@ -49,11 +60,16 @@ def _is_set(tree: Mapping[str, object], path: str) -> bool:
 
 
 def _of_schedules(plan: Plan) -> Iterator[str]:
+    """Yields arms with runs that end before their warm-up does."""
     for arm, trials in _by_arm(plan).items():
-        config = trials[0].config
-        warmup, epochs = in_epochs(config.schedule.warmup, config.schedule.epochs), config.schedule.epochs
-        if warmup >= epochs:
-            yield f"{arm}: the learning rate only rises: {warmup:g} epochs of warm-up in a run of {epochs}"
+        schedules = [trial.config.schedule for trial in trials]
+        lengths = [(in_epochs(schedule.warmup, schedule.epochs), schedule.epochs) for schedule in schedules]
+        if rising := [(warmup, epochs) for warmup, epochs in lengths if warmup >= epochs]:
+            warmup, epochs = max(rising)
+            yield (
+                f"{arm}: the learning rate only rises: {warmup:g} epochs of warm-up in a run of {epochs}"
+                + ("" if len(rising) == len(trials) else f", and so in {len(rising)} of {len(trials)} trials")
+            )
 
 
 def _of_batches(plan: Plan) -> Iterator[str]:
@@ -67,6 +83,28 @@ def _of_batches(plan: Plan) -> Iterator[str]:
                 f"{worst.config.batch_size:,}"
                 + ("" if len(large) == len(trials) else f" in {len(large)} trials")
             )
+
+
+def _of_first_stages(plan: Plan) -> Iterator[str]:
+    """Yields arms that take over a classifier of as many, but other classes."""
+    for arm, trials in _by_arm(plan).items():
+        starts = {
+            (trial.config.start.run.data, trial.config.data)
+            for trial in trials
+            if trial.config.start is not None and trial.config.start.parts == "all"
+        }
+        for first, own in starts:
+            infos = [plan.infos[data] for data in (first, own) if data in plan.infos]
+            # The names of classes of data that are only expected are not known.
+            if len(infos) < 2 or any(info.fingerprint.startswith("expected") for info in infos):
+                continue
+            before, after = (info.class_names for info in infos)
+            if len(before) == len(after) and before != after:
+                one, other = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+                yield (
+                    f"{arm}: starts with the classifier of a run on other classes, which are taken by their "
+                    f"numbers: {one!r} there is {other!r} here"
+                )
 
 
 def _of_repeats(plan: Plan) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pyarrow.fs
 from pydantic import Field, field_validator
 
 from trainables.base import SPLITS, DataError, Frozen, Split
+from trainables.data.kinds import image_extensions
 from trainables.io.storage import open_filesystem
 
 #: First words of names of files or folders, as on the Hugging Face hub, and the split they stand for.
@@ -28,9 +29,6 @@ _SHARD = re.compile(r"(.*?)[-_.](\d+)-of-(\d+)\b")
 
 #: A number at the end of a name that does not say how many there are: `train-3.parquet`, `0003.parquet`.
 _NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)\.parquet", re.IGNORECASE)
-
-#: Extensions by which a folder of pictures is recognised.
-_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 class SplitFiles(Frozen):
@@ -94,13 +92,18 @@ def find_files(path: str, splits: SplitFiles | None) -> Found:
     names = sorted(named)
     if unusable := [name for name in names if named[name] != pyarrow.fs.FileType.File]:
         raise DataError(f"{path}: {unusable[0]} is no file, but a pipe or a device")
-    if not names and any(entry.extension.lower() in _PICTURES for entry in listed):
+    if not names and any(f".{entry.extension.lower()}" in image_extensions() for entry in listed):
         fault = f"{path}: holds pictures in folders, and no Parquet file."
         if "://" in path:
             raise DataError(
                 f"{fault} Pack them on a disk, with `vitc-sweep data import`, and copy what it writes"
             )
-        command = shlex.join(["vitc-sweep", "data", "import", path, f"{path.rstrip('/')}.parquet"])
+        # Splits become a file each.
+        folders = {posixpath.relpath(entry.path, inner).split("/")[0].lower() for entry in listed}
+        target = (
+            "_splits" if folders & {word for word, split in WORDS.items() if split == "train"} else ".parquet"
+        )
+        command = shlex.join(["vitc-sweep", "data", "import", path, path.rstrip("/") + target])
         raise DataError(f"{fault} To pack them:  {command}")
     if not names:
         raise DataError(f"{path}: holds no Parquet file, {_held(listed)}")

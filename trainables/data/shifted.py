@@ -15,7 +15,7 @@ from trainables.base import DataError, Frozen
 from trainables.data.base import Images
 from trainables.data.decode import decode
 from trainables.data.kinds import image_extensions, is_raw, is_readable
-from trainables.data.parquet_table import read_table
+from trainables.data.parquet_table import MAX_CLASSES, read_table
 from trainables.data.tree import is_hidden
 from trainables.io.storage import Place, open_filesystem
 
@@ -88,7 +88,11 @@ class ShiftedSet(Frozen):
             raise DataError(f"{self.uri}: {error}") from error
         if tables := [path for path in files if path.endswith(".parquet")]:
             table = read_table(filesystem, tables, self.image_column, self.label_column)
-            names = table.class_names or [str(label) for label in range(int(table.labels.max()) + 1)]
+            smallest, largest = int(table.labels.min()), int(table.labels.max())
+            if smallest < 0 or largest >= MAX_CLASSES:
+                label = smallest if smallest < 0 else largest
+                raise DataError(f"{self.uri}: holds the label {label}, which is no class")
+            names = table.class_names or [str(label) for label in range(largest + 1)]
             return table.labels, names, table.read
         # With a folder per class, files directly in the top folder have no class and are ignored.
         inside = [(path, parts[0]) for path in files if len(parts := _parts_below(inner, path)) > 1]

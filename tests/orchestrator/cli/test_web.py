@@ -6,12 +6,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.report_scale import large_plan
 from benchmarks.screens import made_up_run
+from orchestrator.cli import watching
 from orchestrator.cli.web import Pages, make, server
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import encode
@@ -58,7 +61,14 @@ def served(runs: Path, tmp_path: Path, gate: threading.Event) -> Iterator[tuple[
         if (folder / "broken").exists():
             return "FolderError: it is broken <badly>"
         target.mkdir(parents=True, exist_ok=True)
-        state = {"question": "is it <b>?", "trials": 8, "ended": 3, "failed": 1, "best": [["all", "a", 2.5]]}
+        state = {
+            "name": "trees",
+            "question": "is it <b>?",
+            "trials": 8,
+            "ended": 3,
+            "failed": 1,
+            "best": [["all", "a", 2.5]],
+        }
         (target / "state.json").write_text(json.dumps(state))
         (target / "report.html").write_text(
             f"<html><body class='x'><h1>report {len(made)}</h1></body></html>"
@@ -66,7 +76,7 @@ def served(runs: Path, tmp_path: Path, gate: threading.Event) -> Iterator[tuple[
         return ""
 
     pages = Pages(runs, tmp_path / "scratch", every_seconds=0, maker=maker)
-    with server(pages, "127.0.0.1", 0, "http://127.0.0.1:5001/") as http:
+    with server(pages, "127.0.0.1", 0, lambda name: f"http://127.0.0.1:5001/{name}") as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{http.server_address[1]}", pages, made
@@ -122,6 +132,8 @@ def test_a_report_is_made_when_it_is_looked_at_and_anew_when_the_journal_has_gro
     # The bar stands inside the page, and knows which report it stands over.
     assert page.index("<body class='x'>") < page.index("live: 3 of 8") < page.index("<h1>")
     assert "told.version !== 2" in page
+    # By the name of the sweep, which is not that of its folder.
+    assert 'href="http://127.0.0.1:5001/trees"' in page
 
 
 def test_a_report_that_cannot_be_made_is_said_so_and_the_others_are_served(served, runs):
@@ -173,3 +185,38 @@ def test_the_report_of_a_partial_sweep_is_made_beside_it_and_leaves_it_alone(run
     assert f"{ends} of 8 trials" in (tmp_path / "target" / "report.html").read_text()
     state = json.loads((tmp_path / "target" / "state.json").read_text())
     assert (state["trials"], state["ended"]) == (8, ends)
+
+
+def test_ui_prints_two_addresses_the_second_once_mlflow_answers(runs, monkeypatch, capsys):
+    asked: list[str] = []
+
+    class Starting(BaseHTTPRequestHandler):
+        """A server that has its port before it can answer."""
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if len(asked) > 2 else 503)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    ended: list[str] = []
+    child = SimpleNamespace(poll=lambda: None, terminate=lambda: ended.append("child"))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    # The handlers of this process stay as they are.
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        address = f"http://127.0.0.1:{http.server_address[1]}/#/experiments"
+        monkeypatch.setattr(watching, "_mlflow_pages", lambda *_: (address, child))
+        monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda self: ended.append("reports"))
+        watching.ui(runs, port=0, host="127.0.0.1", every=30, track=True)
+        http.shutdown()
+        thread.join()
+    reports, mlflow = capsys.readouterr().out.splitlines()
+    assert reports.startswith("reports: http://127.0.0.1:")
+    assert mlflow == f"MLflow:  {address}"
+    assert asked[:3] == ["/health"] * 3
+    assert ended == ["reports", "child"]

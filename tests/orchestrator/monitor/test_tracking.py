@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -23,6 +26,8 @@ from orchestrator.monitor.tracking import (
     STATE_FILE,
     Tracker,
     artifact_root,
+    experiment_address,
+    metrics_of,
     sqlite_path,
     tracking_uri,
     ui_address,
@@ -30,11 +35,15 @@ from orchestrator.monitor.tracking import (
     ui_environment,
     unanswered,
 )
+from orchestrator.report.page import write_report
+from orchestrator.store.folder import open_folder, save_question
+from orchestrator.store.journal import Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event, row_of
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.trial import Plan
 from tests.support.sweeps import base_tree, plan_of
 from trainables.base import EPOCH_LABELS, DeviceUse
+from trainables.tasks.classification import Classification
 
 BEGAN = 1_700_000_000.0
 QUESTION = "Is a convolutional stem more forgiving of lr?"
@@ -547,22 +556,96 @@ def test_the_sweeps_run_has_the_numbers_of_its_arms_and_no_empty_experiment_is_b
 
     arm = {"cell": "adamw: b=8", "arm": "vit_c", "best": {"val_error_pct": 3.5, "test_error_pct": 4.5}}
     arm |= {"confirmed": None, "measures": {"area_common": {"value": 0.75}}}
-    (tmp_path / "summary.json").write_text(json.dumps({"cost": {"trial_seconds": 7200}, "arms": [arm]}))
+    # Two shapes, one of them on a device that nothing was planned for, and the total of those planned.
+    hours = ((0.5, 0.75), (None, 9.0), (1.0, 0.5), (1.5, 1.25))
+    planned = [{"planned_hours": was, "hours": spent} for was, spent in hours]
+    content = {"cost": {"trial_seconds": 7200}, "arms": [arm], "planned": planned}
+    (tmp_path / "summary.json").write_text(json.dumps(content))
     tracker = Tracker(plan, folder, tracking_uri(folder))
     tracker.start()
     tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
     tracker.add_numbers(numbers_of(tmp_path / "summary.json"))
     assert tracker.close(30) is None
-    place = "adamw: b_8/vit_c"
+    place = "adamw: b_8 vit_c"
     assert Seen(folder).parent.data.metrics == {
         "trial_hours": 2.0,
-        f"peak_error_pct/{place}": 3.5,
-        f"peak_test_error_pct/{place}": 4.5,
-        f"robustness/{place}": 0.75,
+        "planned_hours": 1.5,
+        "spent_hours": 1.25,
+        f"peak_error_pct {place}": 3.5,
+        f"peak_test_error_pct {place}": 4.5,
+        f"robustness {place}": 0.75,
     }
     [experiment] = MlflowClient(tracking_uri(folder)).search_experiments()
     assert experiment.name == "small"
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_sync_hands_over_the_numbers_and_figures_of_the_report(cli: Any, plan: Plan, folder: Path) -> None:
+    save_question(folder, plan)
+    writer = Writer(folder)
+    writer.append([event for trial in plan.trials for event in story(trial.id, range(1, 3), "finished")])
+    writer.close()
+    write_report(plan, open_folder(folder).records, folder / "report", {})
+    assert cli("sync", folder)[0] == 0
+    seen = Seen(folder)
+    told = seen.parent.data.metrics
+    assert {f"peak_error_pct adamw {arm}" for arm in plan.sweep.arms} <= told.keys()
+    assert not any("/" in name for name in told)
+    figures = {path.name for path in (folder / "report" / "figures").iterdir()}
+    there = seen.client.list_artifacts(seen.parent.info.run_id, "figures")
+    assert {Path(artifact.path).name for artifact in there} == figures != set()
+    # A summary that cannot be read costs the numbers only.
+    (folder / "report" / "summary.json").write_text("[1")
+    assert cli("sync", folder)[0] == 0
+
+
+@pytest.fixture
+def pages() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The address of pages, and what their server says of experiments."""
+    told: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path.startswith("/api/2.0/mlflow/experiments/search?")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(told).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield ui_address("127.0.0.1", server.server_address[1]), told
+        server.shutdown()
+        thread.join()
+
+
+def test_the_link_opens_the_charts_of_the_trials_lowest_error_first(
+    pages: tuple[str, dict[str, Any]], plan: Plan
+) -> None:
+    address, told = pages
+    # Without an answer that names it, the list of all experiments.
+    assert experiment_address(address) == experiment_address(address, "small") == address
+    told["experiments"] = [{"name": "small", "experiment_id": "7"}]
+    shown = urlsplit(urlsplit(experiment_address(address)).fragment)
+    assert shown.path == "/experiments/7/runs"
+    [metric] = [name for name in metrics_of(row_of(row(1)), Classification.objective) if "val_top1" in name]
+    assert parse_qs(shown.query) == {
+        "workflowType": ["machine_learning"],
+        "compareRunsMode": ["CHART"],
+        # In the order of their times, MLflow would close them in the sweep's run.
+        "orderByKey": [f"metrics.`{metric}`"],
+        "orderByAsc": ["true"],
+    }
+    told["experiments"].append({"name": "other", "experiment_id": "8"})
+    assert experiment_address(address) == address
+    assert "/experiments/8/runs?" in experiment_address(address, "other")
+    assert experiment_address(address, "nobody") == address
+    told["experiments"] = "nonsense"
+    assert experiment_address(address, "other") == address
+    assert experiment_address("http://127.0.0.1:9/#/experiments") == "http://127.0.0.1:9/#/experiments"
 
 
 def test_a_server_without_its_default_experiment_accepts_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,10 +689,15 @@ def test_a_server_without_its_default_experiment_accepts_runs(monkeypatch: pytes
 def test_a_store_that_mlflow_refuses_is_told_before_the_run_with_all_its_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow import MlflowClient
+
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match="filesystem tracking backend") as refused:
+        MlflowClient("./mlruns").search_experiments()
     told = unanswered("./mlruns")
-    # Versions of MLflow differ in whether they still take a folder; if not, they say what to do.
-    assert told == "" or (told.startswith("MLflow at ./mlruns accepts no runs: ") and "\n" not in told)
+    advice = " ".join(str(refused.value).split())
+    assert len(advice) > 400
+    assert told == f"MLflow at ./mlruns accepts no runs: {type(refused.value).__name__}: {advice}"
 
 
 def test_two_first_uses_at_once_both_arrive(tmp_path: Path, plan: Plan, empty_store: Path) -> None:
@@ -623,6 +711,37 @@ def test_two_first_uses_at_once_both_arrive(tmp_path: Path, plan: Plan, empty_st
         tracker.observe(story(plan.trials[0].id, range(1, 2), "finished"))
     assert [tracker.close(60) for tracker in trackers] == [None, None]
     assert [len(Seen(place).trials) for place in places] == [1, 1]
+
+
+def test_one_process_at_a_time_sets_up_a_store(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, most, opened = 0, 0, []
+
+    def find(store: Any, uri: str) -> str:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        # Long enough for the other to come, too.
+        time.sleep(0.2)
+        at_work -= 1
+        opened.append(uri)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(tracking._Store, "_find_experiment", find)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def open_store() -> None:
+        with contextlib.suppress(OSError):
+            tracking._Store(plan, tmp_path, uri, BEGAN)
+
+    threads = [threading.Thread(target=open_store) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Locks of open files, which hold between threads as they do between processes.
+    assert (most, opened) == (1, [uri] * 3)
 
 
 def garbage(path: Path) -> None:

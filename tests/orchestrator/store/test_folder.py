@@ -110,6 +110,8 @@ def test_changed_data_are_another_question(tmp_path):
 def test_a_folder_that_is_no_sweep_is_named(tmp_path):
     with pytest.raises(FolderError, match="holds no sweep"):
         open_folder(tmp_path)
+    with pytest.raises(FolderError, match="none: there is no such folder"):
+        open_folder(tmp_path / "none")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"data": 3}', '{"data": [{"config": {"name": "x"}}]}'])

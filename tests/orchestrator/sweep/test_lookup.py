@@ -113,6 +113,21 @@ def test_where_neither_has_it_the_message_names_both_and_the_key_with_its_place(
     )
 
 
+@pytest.mark.parametrize("data", ["gone.parquet", {"name": "parquet", "path": "gone.parquet"}])
+@pytest.mark.parametrize("other", [{"batch_size": 0}, {"label_smoothing": 2}])
+def test_data_that_are_not_there_are_told_with_all_other_faults(project, data, other):
+    with pytest.raises(SweepError) as caught:
+        load_sweep(written(project, base=base(data=data, **other), nonsense=1))
+    assert len(caught.value.faults) == 3
+    [told] = [fault for fault in caught.value.faults if fault.path == "base.data"]
+    assert told.rule.startswith(f"{project}/gone.parquet: there is no such file or folder (gone.parquet was ")
+    # Data that are described can be planned without.
+    expects = {"name": "parquet", "path": "gone.parquet", "expects": {"classes": 2, "train": 90}}
+    with pytest.raises(SweepError) as caught:
+        load_sweep(written(project, base=base(data=expects, **other)))
+    assert len(caught.value.faults) == 1
+
+
 def test_what_the_command_line_sets_is_relative_to_the_current_folder_alone(project, capsys):
     shutil.copy(project / "photos.parquet", "mine.parquet")
     swept = load_sweep(project / "my.yaml", sets("data=mine.parquet"))

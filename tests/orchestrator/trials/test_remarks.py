@@ -20,6 +20,21 @@ def adamw(**settings: Any) -> dict[str, Any]:
     [
         ({"base": base_tree(optim=adamw(lr=0.5))}, "`base` sets optim.lr to 0.5, and `vary` draws it"),
         (
+            {"arms": {"p": {"model.stem": "patchify"}, "c": {"model.stem": "conv", "optim.lr": 0.5}}},
+            "`arms.c` sets optim.lr to 0.5, and `vary` draws it",
+        ),
+        (
+            {"cells": {"rate": {"low": {"optim": {"lr": 0.5}}, "high": {}}}},
+            "`cells.rate.low` sets optim.lr to 0.5, and `vary` draws it",
+        ),
+        (
+            {
+                "base": base_tree(optim=adamw(lr=0.1), schedule={"epochs": 3}),
+                "vary": {"schedule.warmup": {"choice": [1, 2, 3, 4]}},
+            },
+            "p: the learning rate only rises: 4 epochs of warm-up in a run of 3, and so in 2 of 4 trials",
+        ),
+        (
             {"base": base_tree(schedule={"epochs": 3, "warmup": 5})},
             "p: the learning rate only rises: 5 epochs of warm-up in a run of 3",
         ),
@@ -46,6 +61,29 @@ def test_a_setting_without_effect_is_told(changes, remark):
     assert any(text.startswith(remark) for text in remarks(plan_of(**changes)))
 
 
+@pytest.mark.parametrize(
+    ("names", "parts", "is_told"),
+    [
+        (["dog", "cat"], "all", True),
+        (["dog", "cat"], "stem", False),
+        (["cat", "dog"], "all", False),
+        # A classifier of another size is made anew.
+        (["dog", "cat", "eel"], "all", False),
+    ],
+)
+def test_a_classifier_that_is_taken_over_by_other_classes_is_told(
+    write_parquet, png_bytes, names, parts, is_told
+):
+    images = [png_bytes([[i] * 8] * 8) for i in range(36)]
+    first = write_parquet("first.parquet", images, [0, 1] * 18, ["cat", "dog"])
+    own = write_parquet("own.parquet", images, [i % len(names) for i in range(36)], names)
+    run = base_tree(data=str(first), optim=adamw(lr=0.1))
+    plan = plan_of(base=base_tree(data=str(own), batch_size=8) | {"start": {"run": run, "parts": parts}})
+    told = [text for text in remarks(plan) if "starts with the classifier" in text]
+    assert len(told) == 2 * is_told
+    assert all(text.endswith("by their numbers: 'cat' there is 'dog' here") for text in told)
+
+
 def test_a_plan_that_says_what_it_means_has_no_remarks():
     assert remarks(plan_of()) == []
     # Not drawn in every cell, so `base` counts in the other one.
@@ -53,8 +91,14 @@ def test_a_plan_that_says_what_it_means_has_no_remarks():
     vary = {"optim.lr": {"adamw": {"log_uniform": [1e-4, 1e-2]}, "sgd": {"log_uniform": [0.1, 1]}}}
     assert remarks(plan_of(cells=cells, vary=vary)) == []
 
+    # An arm that is drawn in one of its cells only.
+    arms = {"p": {"model.stem": "patchify", "optim.lr": 0.5}, "c": {"model.stem": "conv"}}
+    vary = {"optim.lr": {"adamw": {"log_uniform": [1e-4, 1e-2]}}, "label_smoothing": {"uniform": [0, 0.1]}}
+    cells["optimizer"]["sgd"]["optim.lr"] = 0.1
+    assert remarks(plan_of(cells=cells, vary=vary, arms=arms)) == []
 
-@pytest.mark.parametrize("key", ["optim.lr", "base.optim.lr"])
+
+@pytest.mark.parametrize("key", ["optim.lr", "base.optim.lr", "arms.p.optim.lr"])
 def test_to_set_what_is_drawn_is_refused(tmp_path, key):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(sweep_tree()))

@@ -376,10 +376,18 @@ def test_empty_labels_are_refused(write_parquet, marked):
         ({"image": [b"x"], "label": [0]}, "must be a struct with `bytes`, is binary"),
         ({"image": [{"path": "x"}], "label": [0]}, "must be a struct with `bytes`"),
         ({"image": [{"bytes": b""}], "label": ["cat"]}, "must hold integers, holds string"),
+        ({"image": [{"bytes": [137, 80]}], "label": [0]}, "must be binary, are list<"),
+        ({"image": [{"bytes": "iVBORw0KGgo="}], "label": [0]}, "must be binary, are string"),
+        ({"image": [{"bytes": b""}], "label": [0], "label ": [0]}, "has 2 columns 'label', so which is"),
+        ({"image": [{"bytes": b""}], "label": [0], "image ": [0]}, "has 2 columns 'image', so which is"),
     ],
 )
 def test_missing_or_odd_columns_are_named(table, words, tmp_path):
-    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
+    table = pa.table(table)
+    # A dictionary has no key twice.
+    pq.write_table(
+        table.rename_columns([name.strip() for name in table.column_names]), tmp_path / "odd.parquet"
+    )
     with pytest.raises(DataError) as caught:
         Parquet(path=str(tmp_path / "odd.parquet")).info()
     assert words in str(caught.value)
@@ -544,6 +552,20 @@ def test_a_shifted_set_of_class_folders_is_read_in_the_order_of_its_names(prefix
     assert shifted.images.labels.tolist() == [2, 0, 0]
     assert shifted.classes.tolist() == [0, 2]
     assert colours_of(shifted) == [(10,) * 3, (30,) * 3, (20,) * 3]
+
+
+@pytest.mark.parametrize(("labels", "told"), [([-1, -1], -1), ([0, -1], -1), ([0, 20_000_000], 20_000_000)])
+@pytest.mark.parametrize("names", [None, ["cat", "dog"]])
+def test_labels_of_a_shifted_set_that_are_no_classes_are_refused(
+    labels, told, names, write_parquet, png_bytes
+):
+    path = write_parquet("shifted.parquet", [png_bytes(np.zeros((2, 2, 3)))] * 2, labels, names)
+    # With names, numbers outside them have a message of their own.
+    words = (
+        rf"has label {told}, outside" if names and labels != [-1, -1] else rf"holds the label {told}, which"
+    )
+    with pytest.raises(DataError, match=words):
+        ShiftedSet(name="r", uri=str(path)).open(["cat", "dog"])
 
 
 def test_wordnet_ids_are_numbered_as_imagenet_does(tmp_path, png_bytes):

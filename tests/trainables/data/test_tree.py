@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import orchestrator.cli
+from orchestrator.cli import data as data_verbs
 from tests.support.trees import LOOSE, fault_of, imported, picture, plant, reasons
 from trainables.base import DataError
 from trainables.data import packing_parts
@@ -56,6 +59,19 @@ def test_names_that_hold_the_word_of_a_split_are_splits_if_their_classes_agree(t
     result = imported(root)
     assert (result.classes, result.counts) == (("cat", "dog"), {"train": [1, 1], "test": [1, 1]})
     assert reasons(result, root) == {"seg_pred": "beside the splits, and none", "readme.txt": LOOSE}
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".JFIF", ".avif", ".pnm"])
+@pytest.mark.parametrize("splits", [("",), ("Train/", "test/")])
+def test_a_folder_of_pictures_given_as_data_names_the_command_that_packs_it(tmp_path, splits, extension):
+    root = plant(tmp_path / "my photos", *(f"{s}{name}/0{extension}" for s in splits for name in ("a", "b")))
+    with pytest.raises(DataError, match="holds pictures in folders, and no Parquet file") as refused:
+        Parquet(path=str(root)).info()
+    words = shlex.split(str(refused.value).partition("To pack them:")[2])
+    assert words[:3] == ["vitc-sweep", "data", "import"]
+    done = CliRunner().invoke(orchestrator.cli.app, words[1:])
+    assert done.exit_code == 0, done.output
+    assert pq.read_table(words[-1]).num_rows == 2 * len(splits)
 
 
 def test_a_train_that_is_one_class_among_others_is_no_split(tmp_path):
@@ -320,6 +336,21 @@ def test_the_command_tells_sizes_and_what_was_left_out(tmp_path):
     assert second == "2 classes of 2 to 3 images (cat, dog), sides of 2 to 40 pixels"
     assert third == "1 images are stored turned or mirrored (EXIF); they are read upright"
     assert fourth == "left out 1 file (1 .ds_store): hidden, or of the system: .DS_Store"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_command_shows_how_many_files_are_done(tmp_path, monkeypatch, is_terminal):
+    root = plant(tmp_path / "tree", *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)))
+    # As if each file took long enough for a line.
+    monkeypatch.setattr(data_verbs, "_LINE_SECONDS", 0)
+    if is_terminal:
+        monkeypatch.setattr(data_verbs, "make_console", lambda: Console(force_terminal=True, width=80))
+    done = CliRunner().invoke(
+        orchestrator.cli.app, ["data", "import", str(root), str(tmp_path / "out.parquet"), "--workers", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    shown = "6/6" if is_terminal else "\n".join(f"{count} of 6 files" for count in range(1, 7))
+    assert shown in done.output
 
 
 def test_ctrl_c_ends_the_command_with_its_code_and_without_a_traceback(tmp_path, monkeypatch):

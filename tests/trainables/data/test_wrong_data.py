@@ -1,6 +1,5 @@
 """Data sets that are not what they look like: classes, splits, labels, files and identity."""
 
-import contextlib
 import io
 import json
 import os
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -319,41 +318,97 @@ def test_large_images_are_read_a_few_at_a_time(tmp_path):
     assert max(sizes) <= 8
 
 
-TYPES = st.sampled_from([pa.binary(), pa.large_binary(), pa.string(), pa.list_(pa.uint8()), pa.int64()])
-LABELS = st.sampled_from([pa.int8(), pa.int64(), pa.uint64(), pa.float32(), pa.bool_(), pa.string()])
+BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
+#: What may be odd about a file. The rest of it is as it should be, or hardly one could be read.
+ODD: dict[str, st.SearchStrategy[Any]] = {
+    "content_type": st.sampled_from([*BINARY, pa.string(), pa.list_(pa.uint8()), pa.int64()]),
+    "label_type": st.sampled_from(
+        [pa.int8(), pa.uint64(), pa.int32(), pa.float32(), pa.bool_(), pa.string()]
+    ),
+    "columns": st.lists(st.sampled_from(["image", "label", "label", "more"]), min_size=1, max_size=4),
+    "names": st.lists(st.text(max_size=3), max_size=4) | st.integers() | st.text() | st.just(["b", "a", "c"]),
+    "is_struct": st.just(False),
+    "labels": st.lists(st.integers(-2, 4) | st.none(), max_size=12),
+}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    data=st.data(),
-    content_type=TYPES,
-    label_type=LABELS,
-    columns=st.lists(st.sampled_from(["image", "label", "label", "more"]), min_size=1, max_size=4),
-    names=st.none() | st.lists(st.text(max_size=3), max_size=4) | st.integers() | st.text(),
-    is_struct=st.booleans(),
-)
-def test_any_schema_is_read_whole_or_refused_in_a_line(
-    tmp_path, data, content_type, label_type, columns, names, is_struct
-):
-    rows = data.draw(st.integers(0, 12))
-    labels = data.draw(st.lists(st.integers(-2, 4) | st.none(), min_size=rows, max_size=rows))
-    images = pa.array([None] * rows, content_type)
-    if pa.types.is_binary(content_type) or pa.types.is_large_binary(content_type):
-        images = pa.array([picture(i) for i in range(rows)], content_type)
+@st.composite
+def files(draw: st.DrawFn) -> dict[str, Any]:
+    """The parts of a file that can be read, of which up to two are replaced."""
+    drawn: dict[str, Any] = {
+        "content_type": pa.binary(),
+        "label_type": pa.int64(),
+        "columns": draw(st.permutations(["image", "label", "more"])),
+        "names": draw(st.sampled_from([None, ["a", "b", "c"]])),
+        "is_struct": True,
+        "labels": [number % 3 for number in range(draw(st.integers(12, 24)))],
+        "num_bad": draw(st.sampled_from([0, 0, 1, 3])),
+        "on_bad_image": draw(st.sampled_from(["error", "skip"])),
+    }
+    return drawn | {name: draw(ODD[name]) for name in draw(st.sets(st.sampled_from(list(ODD)), max_size=2))}
+
+
+def test_of_any_schema_all_images_are_read_or_counted_as_left_out_or_it_is_refused_in_a_line(tmp_path):
+    seen = {"read": 0, "skipped": 0, "refused": 0}
+
+    @settings(max_examples=200, deadline=None)
+    @given(files())
+    def check(drawn: dict[str, Any]) -> None:
+        rows = len(drawn["labels"])
+        path = _drawn_file(tmp_path / "odd.parquet", drawn)
+        parquet._parquet.cache_clear()
+        config = Parquet(path=str(path), on_bad_image=drawn["on_bad_image"])
+        told = ""
+        try:
+            info, splits = config.info(), config.open()
+        except DataError as error:
+            told = str(error)
+        assert "\n" not in told
+        if told:
+            seen["refused"] += 1
+            return
+        # Images in are images out, and those that are counted as left out.
+        read, bad = [], 0
+        for split in splits.values():
+            for row in range(len(split)):
+                try:
+                    red, green, _ = split.read(row).getpixel((0, 0))
+                    read.append(256 * green + red)
+                except DataError:
+                    bad += 1
+        expected = set(range(min(drawn["num_bad"], rows), rows))
+        assert len(read) == len(set(read))
+        assert set(read) == expected
+        if drawn["on_bad_image"] == "skip":
+            assert (bad, info.skipped) == (0, rows - len(expected))
+        else:
+            assert (bad, info.skipped) == (rows - len(expected), 0)
+        seen["skipped" if info.skipped else "read"] += 1
+
+    check()
+    # All ways were gone.
+    assert min(seen.values()) > 5, seen
+
+
+def _drawn_file(path: Path, drawn: dict[str, Any]) -> Path:
+    """Writes images of which the first ones are cut off."""
+    rows = len(drawn["labels"])
+    images = pa.array([None] * rows, drawn["content_type"])
+    if drawn["content_type"] in BINARY:
+        encoded = [picture(i)[: 20 if i < drawn["num_bad"] else None] for i in range(rows)]
+        images = pa.array(encoded, drawn["content_type"])
     arrays = {
-        "image": pa.StructArray.from_arrays([images], ["bytes"]) if is_struct else images,
-        "label": _as(labels, label_type),
+        "image": pa.StructArray.from_arrays([images], ["bytes"]) if drawn["is_struct"] else images,
+        "label": _as(drawn["labels"], drawn["label_type"]),
         "more": pa.array([None] * rows, pa.null()),
     }
-    features = {"info": {"features": {"label": {"names": names}}}}
+    features = {"info": {"features": {"label": {"names": drawn["names"]}}}}
     schema = pa.schema(
-        [(column, arrays[column].type) for column in columns],
+        [(column, arrays[column].type) for column in drawn["columns"]],
         metadata={"huggingface": json.dumps(features)},
     )
-    path = tmp_path / "odd.parquet"
-    pq.write_table(pa.Table.from_arrays([arrays[column] for column in columns], schema=schema), path)
-    with contextlib.suppress(DataError):
-        assert sum(info_of(path).sizes.values()) == rows
+    pq.write_table(pa.Table.from_arrays([arrays[name] for name in drawn["columns"]], schema=schema), path)
+    return path
 
 
 def _as(labels: list[int | None], kind: pa.DataType) -> pa.Array:

@@ -329,6 +329,15 @@ def test_a_run_at_chance_at_its_end_has_diverged_after_its_last_row(config_of):
         next(states)
 
 
+def test_a_run_that_only_learns_which_class_is_the_largest_has_diverged(config_of, write_parquet, png_bytes):
+    images = [png_bytes(np.full((8, 8, 3), 5 + i)) for i in range(100)]
+    # Nine of ten are of one class: the error of 10 % is no merit.
+    path = write_parquet("uneven.parquet", images, [int(i % 10 == 0) for i in range(100)], ["a", "b"])
+    config = config_of({"data": str(path), "batch_size": 16, "optim.lr": 1e-3, "divergence.window": 100})
+    with pytest.raises(Diverged, match=r"ended at \d+\.\d % error, where chance is 1\d\.\d %"):
+        run(config)
+
+
 @pytest.mark.parametrize("window", [100, 2])
 def test_a_dead_run_stays_dead_when_it_is_taken_up_from_its_last_checkpoint(window, config_of):
     config = config_of({"optim.lr": NO_STEP, "divergence.window": window})
