@@ -365,7 +365,7 @@ def differences(contrasts: Sequence[Contrast], measure: Measure, pooled: Sequenc
     base, several = found[0].base_arm, len(arms) > 1
     rows = [
         _DifferenceRow(
-            f"{one.cell} · {one.arm}" if several else one.cell,
+            (one.arm if one.cell == "all" else f"{one.cell} · {one.arm}") if several else one.cell,
             one.primary,
             one.arm,
             one.within if one.decision == "alike" else one.shift or one.difference,

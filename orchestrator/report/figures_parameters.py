@@ -41,6 +41,14 @@ from orchestrator.trials.records import Result
 from trainables.base import WORST_PCT
 
 
+def _bottom(arms: Mapping[str, Sequence[Result]]) -> float:
+    """Returns the lower end of the axis of errors: 0, unless all errors lie in the upper half above it."""
+    errors = [error for results in arms.values() for error in errors_of(results) if error < WORST_PCT]
+    if not errors or 2 * min(errors) < max(errors):
+        return 0.0
+    return max(0.0, min(errors) - 0.15 * (max(errors) - min(errors)))
+
+
 @styled
 def error_over_parameter(
     arms: Mapping[str, Sequence[Result]], path: str, domains: Mapping[str, Domain]
@@ -122,7 +130,7 @@ def error_over_parameter(
         axes.axhline(top - (len(lost) + 0.35) * row, color=GREY, lw=0.6)
     if not any(counted.values()):
         draw_empty(axes)
-    axes.set(ylim=(0, top), ylabel=axis_label(arms))
+    axes.set(ylim=(_bottom(counted), top), ylabel=axis_label(arms))
     scale.apply(axes, "x", path, 7)
     framed(figure, handles, right=0.24)
     return figure

@@ -280,16 +280,18 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
     def add(kind: str, names: Iterable[str], title: str, figure: Figure) -> None:
         drawings.append(_drawing(plan, kind, names, title, figure))
 
+    # The only cell has no name of its own.
+    title = name if plan.sweep.cells else plan.sweep.name
     add("common", [name], _within_bar(mine, name), figures.common_edf(mine))
-    add("edf", [name], name, figures.delta_edf(mine))
-    add("tuning", [name], name, figures.tuning_curves(evidence.curves))
+    add("edf", [name], title, figures.delta_edf(mine))
+    add("tuning", [name], title, figures.tuning_curves(evidence.curves))
     if len(mine) > 1:
-        add("paired", [name], name, figures.paired(mine))
+        add("paired", [name], title, figures.paired(mine))
     for path in paths:
         add(
             "parameter",
             [name, path],
-            f"{name}: {path}",
+            f"{name}: {path}" if plan.sweep.cells else path,
             figures_parameters.error_over_parameter(arms, path, domains[path]),
         )
     if len(paths) >= 2 and set(domains[paths[0]]) & set(domains[paths[1]]):
@@ -302,8 +304,8 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
         figure = figures_parameters.error_over_plane(
             arms, pair, (domains[pair[0]], domains[pair[1]]), surfaces
         )
-        add("plane", [name], name, figure)
-    add("curves", [name], name, figures.curves(arms))
+        add("plane", [name], title, figure)
+    add("curves", [name], title, figures.curves(arms))
     return drawings
 
 
@@ -375,6 +377,7 @@ def _page(found: Findings, document: Row) -> Row:
         "num_decide": sum(MEASURES[contrast.measure].decides for contrast in found.contrasts),
         "flips": sum(len(audit.flips) for part in found.evidence for audit in part.audits),
         "references": REFERENCES,
+        "bars": _bars(found),
         "reference_kinds": sorted({s.reference_kind for s in found.summaries if s.reference_kind}),
         "planted": Planted(),
         "describes": DESCRIBES,
@@ -404,6 +407,18 @@ def _left_out(tables: Mapping[str, Table]) -> dict[str, str]:
             reasons = dict.fromkeys(note.partition(", as ")[2] or note for note in table.notes)
             lines[name] = f"{title}: not given. Reason: {' '.join(reasons)}"
     return lines
+
+
+def _bars(found: Findings) -> list[str]:
+    """Returns the common reference of each cell, from which the deciding measures are taken."""
+    bars = {s.cell: s.common_reference_pct for s in found.summaries}
+    confirmed = {s.cell for s in found.summaries if s.reference_kind == "confirmed"}
+    return [
+        (f"{cell}: " if found.plan.sweep.cells else "")
+        + f"{percent(bar)}\u00a0%, {'confirmed' if cell in confirmed else 'unconfirmed'}"
+        for cell, bar in bars.items()
+        if bar is not None
+    ]
 
 
 def _grouped(texts: Iterable[tuple[str, str, str]]) -> list[Row]:
@@ -479,7 +494,7 @@ def _models(found: Findings) -> list[Row]:
 
 
 def _by_cell(lines: Sequence[Line]) -> list[list[Line]]:
-    """Groups neighbouring rows of one cell."""
+    """Groups neighbouring rows of one cell, or of whatever the first column has."""
     return [list(group) for _, group in itertools.groupby(lines, lambda line: line.texts[0].main)]
 
 
@@ -491,6 +506,18 @@ def _broken(text: str) -> Markup:
         else escape(word)
         for word in text.split(" ")
     )
+
+
+def _plainly(value: Any) -> str:
+    """Returns a tree of JSON types in words: `torch 2.14.1, timm 1.0.31`. What is empty is left out."""
+    if isinstance(value, Mapping):
+        told = {key.replace("_", " "): _plainly(inner) for key, inner in value.items()}
+        return ", ".join(f"{key} {text}" for key, text in told.items() if text)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(text for text in map(_plainly, value) if text)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 _LONG_WORD = 14
@@ -508,6 +535,7 @@ def _template() -> jinja2.Template:
         "groups": _by_cell,
         "broken": _broken,
         "short": short,
+        "plainly": _plainly,
     }
     source = importlib.resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
     return environment.from_string(source)
@@ -545,5 +573,8 @@ TABLES: tuple[Callable[[Findings], Table], ...] = (
 
 
 def tables_of(found: Findings) -> dict[str, Table]:
-    """Returns all tables by name."""
-    return {table.name: table for table in (make(found) for make in TABLES)}
+    """Returns all tables by name. A sweep with a single cell has no column for it."""
+    tables = [make(found) for make in TABLES]
+    if not found.plan.sweep.cells:
+        tables = [table.without_cells() for table in tables]
+    return {table.name: table for table in tables}

@@ -1,5 +1,6 @@
 """A table of the report, and its forms: text, Markdown, LaTeX."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +23,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row. Its first text is the sweep's cell. `kind` is `primary`, `soft` (only describes) or empty."""
+    """One row. Its first text is the sweep's cell, if there are several.
+
+    `kind` is `primary`, `soft` (only describes) or empty.
+    """
 
     texts: tuple[Text, ...]
     kind: str = ""
@@ -53,6 +57,8 @@ class Table:
     intro: str = ""
     part: Literal["results", "runs"] = "results"
     data: list[Row] = field(default_factory=list)
+    #: By what is refused and why: the place of the note, and for whom it is.
+    _refusals: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict, repr=False)
 
     @property
     def heads(self) -> list[tuple[str, bool]]:
@@ -70,10 +76,27 @@ class Table:
             self.notes.append(text)
 
     def refuses(self, who: str, because: str | None, what: str = "refused") -> bool:
-        """Returns whether there is a reason against a row, and notes it if so."""
+        """Returns whether there is a reason against a row, and notes it if so, once for all such rows."""
         if because:
-            self.note(f"{who}: {what}, as {because}.")
+            # The only cell has no name of its own.
+            who = who.removeprefix("all, ")
+            place, rows = self._refusals.setdefault((what, because), (len(self.notes), []))
+            if who not in rows:
+                rows.append(who)
+            more = f" and {len(rows) - _MAX_NAMED} more" if len(rows) > _MAX_NAMED else ""
+            self.notes[place : place + 1] = [f"{'; '.join(rows[:_MAX_NAMED])}{more}: {what}, as {because}."]
         return bool(because)
+
+    def without_cells(self) -> "Table":
+        """Returns the table of a sweep with a single cell: without the column that names it."""
+        if self.columns[0] != "Cell":
+            return self
+        rows = [Line(line.texts[1:], line.kind) for line in self.rows]
+        return dataclasses.replace(self, columns=self.columns[1:], rows=rows)
+
+
+#: Most rows that a note names.
+_MAX_NAMED = 4
 
 
 def to_markdown(table: Table) -> str:
