@@ -71,7 +71,7 @@ def _confirmation(opened: "Folder", results: "Sequence[Result]") -> list[str]:
     if confirmed or not ranked:
         return []
     command = again("confirm", opened.path, {})
-    return [f"next: {command}   (each arm's best settings with fresh seeds; --plan only counts them)"]
+    return [f"next: {command}   (each arm's best with fresh seeds)"]
 
 
 def _more_points(opened: "Folder", results: "Sequence[Result]") -> list[str]:

@@ -102,7 +102,7 @@ class Terminal(Observer):
             say(self._console, f"stopped early: {end.breaker}", "red")
             say(self._console, f"Fix the cause, then run:  vitc-sweep retry {self._folder} --failed")
         if end.how == "ended":
-            say(self._console, f"{end.num_run} trials in {duration(end.seconds)}\n")
+            say(self._console, f"{end.num_run} trials in {duration(end.seconds)}")
 
     def close(self, end: SessionEnd) -> None:
         """Restores the terminal, even if the session broke off."""

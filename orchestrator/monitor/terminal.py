@@ -74,7 +74,10 @@ def failure_lines(failures: Sequence[Result], most: int = 5) -> Text:
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
-    """Returns a table of peak error and robustness per cell and arm, from the rows of `summary_table`."""
+    """Returns a table of peak error and robustness per cell and arm, from the rows of `summary_table`.
+
+    Its names are short, so that it fits a terminal of 80 columns. The rest is in the report.
+    """
 
     def interval(row: Mapping[str, Any], name: str, digits: int) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
@@ -87,30 +90,20 @@ def answer_table(rows: Sequence[Mapping[str, Any]]) -> FittedTable:
             "arm": row["arm"],
             "trials": f"{row['ended']}/{row['planned']}",
             "diverged": row["diverged"],
-            "peak error %": percent(row["best_val_error_pct"]),
-            "final split %": percent(row["best_test_error_pct"]),
+            "peak %": percent(row["best_val_error_pct"]),
+            "final %": percent(row["best_test_error_pct"]),
         }
         if any(other["confirmed_test_error_pct"] is not None for other in rows):
             columns["confirmed %"] = percent(row["confirmed_test_error_pct"])
             columns["confirmed 95 %"] = interval(row, "confirmed_test_error_pct", 1)
-        columns["median error %"] = percent(row["median_error_pct"])
         columns["robustness"] = "–" if row["common_area"] is None else f"{row['common_area']:.2f}"
         columns["95 % interval"] = interval(row, "common_area", 2)
-        columns["from own best"] = "–" if row["own_area"] is None else f"{row['own_area']:.2f}"
         shown.append(columns)
     return rows_table(shown, _LEAST_IMPORTANT)
 
 
 #: Columns of the answer that a narrow terminal does without: the report has them all.
-_LEAST_IMPORTANT = (
-    "from own best",
-    "median error %",
-    "trials",
-    "diverged",
-    "final split %",
-    "confirmed 95 %",
-    "peak error %",
-)
+_LEAST_IMPORTANT = ("trials", "diverged", "final %", "confirmed 95 %", "peak %")
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], leave_out: Sequence[str] = ()) -> FittedTable:

@@ -23,15 +23,22 @@ from orchestrator.trials.trial import Trial
 from tests.support.sweeps import epoch_row, plan_of
 
 
-def folder_of(path: Path, detail_of: Callable[[Trial], str | None], end: str = "failed", **changes) -> Folder:
-    """A sweep whose trials have all ended: finished, or failed with a detail (or another end)."""
+def folder_of(
+    path: Path,
+    detail_of: Callable[[Trial], str | None],
+    end: str = "failed",
+    error_pct: Callable[[Trial], float] = lambda trial: 10.0,
+    **changes,
+) -> Folder:
+    """A sweep whose trials have all ended: finished with an error, or failed (or another end)."""
     plan = plan_of(**changes)
     save_question(path, plan)
     writer = Writer(path)
     for trial in plan.trials:
         detail = detail_of(trial)
         begun = AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0)
-        rows = [] if detail else [EpochDone(trial=trial.id, attempt=1, row=epoch_row(3, 10.0, test_pct=11.0))]
+        row = epoch_row(3, error_pct(trial), test_pct=11.0)
+        rows = [] if detail else [EpochDone(trial=trial.id, attempt=1, row=row)]
         ended = AttemptEnded(
             trial=trial.id,
             attempt=1,
@@ -135,6 +142,33 @@ def test_the_end_of_a_command_names_them(cli, tmp_path):
     assert told == (
         f"({num_runs} more runs, about {duration(seconds)} of training; the next verdict is at 8 points)"
     )
+
+
+@pytest.mark.usefixtures("no_pdfs")
+def test_the_end_of_a_run_of_two_arms_and_two_cells_fits_twelve_lines(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+    def error_pct(trial: Trial) -> float:
+        return 10 + 0.5 * trial.point + 30 * (trial.arm == "vit_p")
+
+    folder = Path("runs/lr_wd")
+    folder_of(
+        folder,
+        lambda _: None,
+        error_pct=error_pct,
+        arms={"vit_p": {"model.stem": "patchify"}, "vit_c": {"model.stem": "conv"}},
+        cells={"length": {f"e{n}": {"schedule.epochs": n} for n in (3, 4)}},
+        design={"kind": "sobol", "points": 8},
+    )
+    code, out, _ = cli("report", folder)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].endswith("trials  diverged  peak %  final %  robustness  95 % interval")
+    assert lines[-1].startswith("next: vitc-sweep confirm runs/lr_wd")
+    # `run` prints one line before these: how many trials have run, and for how long.
+    assert len(lines) <= 11
+    assert all(len(line) <= 80 for line in lines)
 
 
 @pytest.mark.parametrize(("worse_pct", "goes_on"), [(30.0, False), (0.0, True)])
