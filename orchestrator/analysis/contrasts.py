@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.analysis.summary import Summary, common_reference_of, in_cells, most_points
+from orchestrator.analysis.summary import (
+    Summary,
+    common_reference_of,
+    in_cells,
+    most_points,
+    num_ended_points,
+)
 from orchestrator.stats.confirmed import welch
 from orchestrator.stats.intervals import (
     CONFIDENCE,
@@ -20,10 +26,10 @@ from orchestrator.stats.intervals import (
     block_mean,
     bounded_mean,
 )
-from orchestrator.stats.looks import Looks
+from orchestrator.stats.looks import Looks, deciding
 from orchestrator.stats.measures import MEASURES, UNCONFIRMED, Measure, Reference, point_scores, score_ends
 from orchestrator.stats.paired import NetShare, PairedTest, SignedRanks
-from orchestrator.stats.significance import holm
+from orchestrator.stats.significance import holm, holm_factor
 from orchestrator.sweep.config import Primary, Sweep
 from orchestrator.sweep.design import GridDesign, LatinDesign
 from orchestrator.trials.declared import Declaration, Declared
@@ -259,8 +265,7 @@ class _Pairs:
         self.points = sorted(point for point in self.base.errors_pct if point in other.errors_pct)
         blocks = {self.base.blocks[point] for point in self.points}
         self.over_blocks = len(blocks) >= MIN_SAMPLE
-        opens = [s.open_point for s in (self.base, other) if s.open_point is not None]
-        self.num_ended = min([num_points, *opens])
+        self.num_ended = num_ended_points((self.base, other), num_points)
         self.all = self._sample(num_points)
         reached = () if self.info.own or not self.points else looks.reached(self.num_ended)
         self.samples = [self._sample(n) for n in reached]
@@ -312,10 +317,7 @@ class _Pairs:
 
     def contrast(self, p_adjusted: float | None, num_in_family: int) -> Contrast:
         """Returns the contrast with its verdict, given the p-value adjusted for its family."""
-        # Holm's factor of this contrast. Its test and its interval have the same level by it.
-        factor = float(num_in_family)
-        if self.p_value and p_adjusted is not None and p_adjusted < 1:
-            factor = p_adjusted / self.p_value
+        factor = holm_factor(self.p_value, p_adjusted, num_in_family)
         sample, shift = self._deciding(
             lambda s, alpha: s.test.interval(alpha), ALPHA / factor, lambda e: e.excludes_0
         )
@@ -360,15 +362,12 @@ class _Pairs:
         alpha: float,
         decides: Callable[[Estimate], bool],
     ) -> tuple[_Sample | None, Estimate | None]:
-        """Returns the latest look whose interval decides, else the latest look, with its interval.
-
-        The intervals of all looks hold together, so any of them may be shown.
-        """
+        """Returns the look that decides at a level of all looks together, with its interval; None without."""
         if not self.samples:
             return None, None
         levels = self.looks.levels(alpha)
         found = [(s, interval(s, level)) for s, level in zip(self.samples, levels, strict=False)]
-        return next((pair for pair in reversed(found) if decides(pair[1])), found[-1])
+        return deciding(found, decides)
 
     def _inside_margin(self, mean: Estimate) -> bool:
         if mean.low is None or mean.high is None or self.margin is None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.analysis.summary import Summary, most_points
+from orchestrator.analysis.summary import Summary, most_points, num_ended_points
 from orchestrator.stats.exchange import ExchangeRate, chance_of_best, exchange_rate, largest_chance_budget
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
 from orchestrator.stats.looks import Looks
@@ -116,8 +116,7 @@ def exchanges(
         base = first.setdefault(arm.cell, arm)
         if base is arm or not base.errors_pct or not arm.errors_pct:
             continue
-        opens = [side.open_point for side in (arm, base) if side.open_point is not None]
-        if not (reached := looks.reached(min([num_points, *opens]))):
+        if not (reached := looks.reached(num_ended_points((arm, base), num_points))):
             continue
         look, confidence = reached[-1], 1 - looks.level_at(reached[-1], 1 - CONFIDENCE)
         own, other = (

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from orchestrator.analysis.summary import Summary, most_points
+from orchestrator.analysis.summary import Summary, most_points, num_ended_points
 from orchestrator.stats.best_of import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
-from orchestrator.stats.looks import Looks
+from orchestrator.stats.looks import Looks, deciding
 from orchestrator.stats.power import POWER, candidate_counts
 from orchestrator.trials.records import Result
 from trainables.presets import leaves
@@ -123,9 +123,7 @@ def _leave_one_out(errors_pct: NDArray[np.float64], budget: int) -> NDArray[np.f
     return found
 
 
-def _by_divergence(
-    errors_pct: NDArray[np.float64], budget: int, confidence: float, num_points: int | None = None
-) -> float:
+def _by_divergence(errors_pct: NDArray[np.float64], budget: int, confidence: float, num_points: int) -> float:
     """Returns an upper bound on what unsampled divergences add to a best of k, in pp.
 
     All k trials diverge with probability q^k, which raises the best of k by 100 % minus the lowest error.
@@ -136,18 +134,23 @@ def _by_divergence(
       errors_pct: errors of the points.
       budget: k.
       confidence: of the one-sided interval.
-      num_points: number of points, if the same share of so many had diverged.
+      num_points: number of points of which the same share would diverge.
     """
     share = float(np.count_nonzero(errors_pct >= SUPPORT_PCT[1])) / errors_pct.size
     if share == 1:
         return 0.0
-    count = num_points or errors_pct.size
-    most = float(special.betaincinv(share * count + 1, (1 - share) * count, confidence))
+    most = float(special.betaincinv(share * num_points + 1, (1 - share) * num_points, confidence))
     return (most**budget - share**budget) * (SUPPORT_PCT[1] - float(errors_pct.min()))
 
 
 #: Terms of a sum of best-of-k values: factor, and errors of the points. All have the same points.
 _Terms = Sequence[tuple[float, NDArray[np.float64]]]
+
+
+def _unseen(terms: _Terms, budget: int, confidence: float, num_points: int) -> tuple[float, float]:
+    """Returns what unsampled divergences add to a sum of best-of-k values, below 0 and above, in pp."""
+    parts = [factor * _by_divergence(errors, budget, confidence, num_points) for factor, errors in terms]
+    return sum(part for part in parts if part < 0), sum(part for part in parts if part > 0)
 
 
 def _standard_error(terms: _Terms, budget: int) -> float:
@@ -191,8 +194,7 @@ def best_of_difference(terms: _Terms, budget: int, confidence: float = CONFIDENC
     if error < 1e-12:
         return Estimate(value, because="no point makes a difference")
     half = _quantile((1 + confidence) / 2, count, budget) * error
-    unseen = [factor * _by_divergence(errors, budget, confidence) for factor, errors in terms]
-    low, high = (sum(part for part in unseen if part * side > 0) for side in (-1, 1))
+    low, high = _unseen(terms, budget, confidence, count)
     return Estimate(value, value - half + low, value + half + high)
 
 
@@ -221,8 +223,7 @@ def points_for_gap(terms: _Terms, budget: int, looks: Looks) -> int | None:
             continue
         level = next((alpha for points, alpha in levels.items() if points >= number), levels[looks.last])
         # The side on which divergences may add more is the one that matters.
-        unseen = [factor * _by_divergence(errors, budget, 1 - level, number) for factor, errors in terms]
-        wide = max(abs(sum(part for part in unseen if part * side > 0)) for side in (-1, 1))
+        wide = max(map(abs, _unseen(terms, budget, 1 - level, number)))
         factor = _quantile(1 - level / 2, number, budget) + _quantile(POWER, number, budget)
         if wide + factor * error * math.sqrt(count / number) <= DETECT_PP:
             return number
@@ -370,8 +371,7 @@ class _Both:
         self.pair, self.base_arm, self.arm, self.sides = pair, base_arm, arm, sides
         self.budget, self.looks = budget, looks
         self.points = _shared(sides)
-        opens = [side.open_point for side in sides if side.open_point is not None]
-        self.num_ended = min([num_points, *opens])
+        self.num_ended = num_ended_points(sides, num_points)
 
     def contrast(self) -> GapContrast:
         """Returns the contrast of the latest look that decided, else of the latest look."""
@@ -381,13 +381,14 @@ class _Both:
             for n, level in levels
             if n <= self.num_ended and self.budget <= len(self._before(n))
         ]
-        decided = [(n, estimate) for n, estimate in seen if estimate.excludes_0]
-        look, difference = (
-            (decided or seen)[-1] if seen else (None, best_of_difference(self._terms(None), self.budget))
-        )
-        better = None
-        if decided:
-            better = self.arm if difference.value < 0 else self.base_arm
+        look: int | None = None
+        better: str | None = None
+        if seen:
+            look, difference = deciding(seen)
+            if difference.excludes_0:
+                better = self.arm if difference.value < 0 else self.base_arm
+        else:
+            difference = best_of_difference(self._terms(None), self.budget)
         return GapContrast(
             pair=self.pair,
             budget=self.budget,

@@ -7,9 +7,15 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.analysis.summary import Summary, common_reference_of, in_cells, most_points
+from orchestrator.analysis.summary import (
+    Summary,
+    common_reference_of,
+    in_cells,
+    most_points,
+    num_ended_points,
+)
 from orchestrator.stats.intervals import CONFIDENCE, MIN_SAMPLE, Estimate, Scores
-from orchestrator.stats.looks import Looks
+from orchestrator.stats.looks import Looks, deciding
 from orchestrator.stats.measures import MEASURES, Measure, point_scores, score_ends
 from orchestrator.stats.paired import SignedRanks
 from orchestrator.stats.pooled import (
@@ -20,7 +26,7 @@ from orchestrator.stats.pooled import (
     in_a_new_cell,
     over_these_cells,
 )
-from orchestrator.stats.significance import holm
+from orchestrator.stats.significance import holm, holm_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +133,10 @@ def _tests(
     """Returns the test at every look that all cells have reached."""
     if not row.num_points:
         return []
-    pairs = [_pair(cell, row.arm) for cell in cells]
-    num_ended = min([num_points, *(s.open_point for pair in pairs for s in pair if s.open_point is not None)])
-    # A look may come before the first point that every cell has.
+    arms = [summary for cell in cells for summary in _pair(cell, row.arm)]
     return [
         SignedRanks.of(_differences(cells, row.arm, row.measure, count)[0].mean(axis=1))
-        for count in looks.reached(num_ended)
+        for count in looks.reached(num_ended_points(arms, num_points))
     ]
 
 
@@ -214,18 +218,14 @@ def _pooled(cells: Sequence[Sequence[Summary]], arm: str, measure: Measure, num_
 
 def _judged(row: Pooled, looks: Looks, tests: Sequence[SignedRanks]) -> Pooled:
     """Returns the row with the verdict of its adjusted test, and with the interval of that test."""
-    over, p_value, p_adjusted = row.over, row.p_value, row.p_adjusted
-    if over is None or p_value is None or p_adjusted is None:
+    over, p_adjusted = row.over, row.p_adjusted
+    if over is None or p_adjusted is None:
         return row
-    # Holm's factor of this row, so that test and interval have the same level.
-    factor = float(row.num_in_family)
-    if 0 < p_adjusted < 1:
-        factor = p_adjusted / p_value
-    levels = looks.levels((1 - CONFIDENCE) / factor)
+    levels = looks.levels((1 - CONFIDENCE) / holm_factor(row.p_value, p_adjusted, row.num_in_family))
     seen = [
         (count, test.interval(level)) for count, test, level in zip(looks.points, tests, levels, strict=False)
     ]
-    look, shift = next((one for one in reversed(seen) if one[1].excludes_0), seen[-1])
+    look, shift = deciding(seen)
     row = dataclasses.replace(row, look=look, shift=shift)
     if row.because:
         return row

@@ -133,6 +133,11 @@ def most_points(summaries: Sequence[Summary]) -> int:
     return max((point + 1 for summary in summaries for point in summary.blocks), default=1)
 
 
+def num_ended_points(arms: Iterable[Summary], num_points: int) -> int:
+    """Returns how many of the first points have ended in all these arms: none of them is still to come."""
+    return min([num_points, *(arm.open_point for arm in arms if arm.open_point is not None)])
+
+
 def common_reference_of(cell: Sequence[Summary], num_points: int) -> float | None:
     """Returns the common reference of the first points: their lowest error, unless it is confirmed.
 

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from orchestrator.cost.ledger import Ledger
 from orchestrator.monitor.progress import Cause, Progress, Tally
-from orchestrator.monitor.terminal import ONE_CELL
 from orchestrator.store.folder import open_folder
 from orchestrator.store.journal import Tail
 from orchestrator.store.lease import holder
 from orchestrator.store.logs import logs_of
+from orchestrator.sweep.config import ONE_CELL
 from orchestrator.trials.events import AttemptEnded, Event, Notice, SessionBegan
 from orchestrator.trials.names import name_of
 from orchestrator.trials.numerals import duration, percent

@@ -9,12 +9,10 @@ from orchestrator.cost.estimate import CostEstimate
 from orchestrator.cost.ledger import MEANINGS, Ledger
 from orchestrator.cost.speed import Span
 from orchestrator.monitor.fitted_table import FittedTable
+from orchestrator.sweep.config import ONE_CELL
 from orchestrator.trials.numerals import duration, percent
 from orchestrator.trials.records import Result
 from orchestrator.trials.trial import Plan
-
-#: The name of the cell of a sweep that has no others. It is not shown.
-ONE_CELL = "all"
 
 
 def large(number: float) -> str:

@@ -18,6 +18,7 @@ from orchestrator.report.text import (
 )
 from orchestrator.stats.intervals import CONFIDENCE
 from orchestrator.stats.measures import MEASURES, Measure
+from orchestrator.sweep.config import ONE_CELL
 from orchestrator.trials.numerals import percent, short
 from orchestrator.trials.records import Result, by_cell_and_arm
 
@@ -60,7 +61,7 @@ def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:
 
 
 def _in_cell(cell: str) -> str:
-    return "" if cell == "all" else f" in {cell}"
+    return "" if cell == ONE_CELL else f" in {cell}"
 
 
 def _claim(asked: Sequence[Contrast], compared: Sequence[Contrast], arm: str) -> str:

@@ -43,6 +43,7 @@ from orchestrator.report.plotting import (
 from orchestrator.stats.best_of import TuningCurve
 from orchestrator.stats.intervals import Estimate, share_interval
 from orchestrator.stats.measures import AREA_LIMIT_PP, MEASURES, Measure, deltas, edf
+from orchestrator.sweep.config import ONE_CELL
 from orchestrator.trials.records import Result
 from trainables.base import WORST_PCT
 
@@ -365,7 +366,7 @@ def differences(contrasts: Sequence[Contrast], measure: Measure, pooled: Sequenc
     base, several = found[0].base_arm, len(arms) > 1
     rows = [
         _DifferenceRow(
-            (one.arm if one.cell == "all" else f"{one.cell} · {one.arm}") if several else one.cell,
+            (one.arm if one.cell == ONE_CELL else f"{one.cell} · {one.arm}") if several else one.cell,
             one.primary,
             one.arm,
             one.within if one.decision == "alike" else one.shift or one.difference,

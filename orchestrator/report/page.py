@@ -70,7 +70,7 @@ from orchestrator.report.text import DESCRIBES, REFERENCES, describe_lr_scaling,
 from orchestrator.stats.measures import MEASURES
 from orchestrator.stats.power import Planted
 from orchestrator.stats.surrogate import Landscape, useful_surrogate
-from orchestrator.sweep.config import cell_name
+from orchestrator.sweep.config import ONE_CELL, cell_name
 from orchestrator.sweep.space import Cell
 from orchestrator.trials.declared import Declared
 from orchestrator.trials.numerals import duration, listed, percent, short
@@ -324,7 +324,7 @@ def _within_bar(summaries: Sequence[Summary], cell: str) -> str:
         for s in summaries
         if s.errors_pct
     ]
-    where = "" if cell == "all" else f"{cell}: "
+    where = "" if cell == ONE_CELL else f"{cell}: "
     return f"{where}within {bar:g} points of the best error: {', '.join(counted)}" if counted else cell
 
 

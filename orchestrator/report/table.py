@@ -10,6 +10,7 @@ from orchestrator.report.document import Row
 from orchestrator.report.text import interval_text, measure_text
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import Measure
+from orchestrator.sweep.config import ONE_CELL
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Table:
         """Returns whether there is a reason against a row, and notes it if so, once for all such rows."""
         if because:
             # The only cell has no name of its own.
-            who = who.removeprefix("all, ")
+            who = who.removeprefix(f"{ONE_CELL}, ")
             place, rows = self._refusals.setdefault((what, because), (len(self.notes), []))
             if who not in rows:
                 rows.append(who)

@@ -7,6 +7,7 @@ from orchestrator.analysis.findings import Findings
 from orchestrator.report.table import Table, Text
 from orchestrator.report.text import PERCENT, share_text
 from orchestrator.stats.exchange import Rate
+from orchestrator.sweep.config import ONE_CELL
 
 #: One of a unit, and several.
 _ONE: dict[Unit, tuple[str, str]] = {
@@ -38,7 +39,7 @@ def exchange_sentence(one: ArmExchange, unit: Unit = "trials") -> str:
     If neither arm's trials are found to be worth more, the sentence says so with the chance of the better
     single trial. It is empty if a cost is unknown, or if there are too few trials for any bound.
     """
-    within = "" if one.cell == "all" else f" in {one.cell}"
+    within = "" if one.cell == ONE_CELL else f" in {one.cell}"
     if unit not in one.cost_ratios or one.rate.at_least is None or one.reverse.at_least is None:
         return ""
     quote = one.quote(unit)

@@ -15,13 +15,18 @@ Turnbull 1999, "Group Sequential Methods", sections 2.2 and 8.4, for p-values.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import optimize, special
 
+from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.schedule import look_points
+
+#: What stands for a look: its number of points, or its sample.
+Of = TypeVar("Of")
 
 #: Weight of the first look over that of a later one, if a sweep declares no largest number of points. Most
 #: such sweeps are looked at once. The first look then has a level of 3.9 % instead of 5 %.
@@ -100,6 +105,20 @@ class Looks:
             raise ValueError(f"need 1 to {len(self.points)} p-values, got {len(p_values)}")
         pairs = zip(p_values, self.weights, strict=False)
         return _total_level(self, min(p / weight for p, weight in pairs))
+
+
+def deciding(
+    seen: Sequence[tuple[Of, Estimate]], decides: Callable[[Estimate], bool] = lambda found: found.excludes_0
+) -> tuple[Of, Estimate]:
+    """Returns the latest look whose interval decides, else the latest look, with its interval.
+
+    The intervals of all looks hold together, so any of them may be shown.
+
+    Args:
+      seen: every look that was reached, in their order, with its interval at its own level. Not empty.
+      decides: returns whether an interval decides: if it excludes 0, unless another rule is given.
+    """
+    return next((one for one in reversed(seen) if decides(one[1])), seen[-1])
 
 
 def crossing_probability(levels: Sequence[float], points: Sequence[int]) -> float:

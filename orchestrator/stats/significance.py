@@ -15,3 +15,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
     return [float(value) for value in adjusted]
+
+
+def holm_factor(p_value: float | None, p_adjusted: float | None, num_in_family: int) -> float:
+    """Returns the number by which Holm's method divides the level of a test, so that its interval shares it.
+
+    Where the adjusted p-value is cut off at 1, the factor is lost, and the largest one is returned.
+    """
+    if p_value and p_adjusted is not None and p_adjusted < 1:
+        return p_adjusted / p_value
+    return float(num_in_family)

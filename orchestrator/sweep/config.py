@@ -401,9 +401,13 @@ def draws_data(path: str) -> bool:
     return touches(own, "data") or touches(own, "start.run.data")
 
 
+#: The name of the cell of a sweep that has no others. It is not shown.
+ONE_CELL = "all"
+
+
 def cell_name(cell: Cell) -> str:
     """Returns the levels joined by slashes. `all` if there is only one cell."""
-    return "/".join(level for _, level in cell) or "all"
+    return "/".join(level for _, level in cell) or ONE_CELL
 
 
 def iterate(sweep: Sweep) -> Iterator[tuple[str, Cell]]:

@@ -240,6 +240,8 @@ def test_a_gap_is_decided_at_looks_only_and_its_k_stays_when_the_sweep_grows():
     # One look has the whole level; the last of three has less, so the same points have a wider interval.
     alone = looked_at(64, Looks.once(64), 3.0).difference_pp
     assert alone == looked_at(64, None, 3.0).difference_pp
+    assert last.difference_pp.low < alone.low
+    assert alone.high < last.difference_pp.high
     terms = [(1.0, np.arange(64.0))]
     wide = best_of_difference(terms, 4, 1 - looks.levels(0.05)[-1])
     assert wide.high - wide.low > best_of_difference(terms, 4).high - best_of_difference(terms, 4).low
