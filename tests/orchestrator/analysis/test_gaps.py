@@ -212,7 +212,7 @@ def test_nothing_is_told_without_results_or_where_an_edf_is_refused():
 TWO = {"length": {"s": {"schedule.epochs": 2}, "l": {"schedule.epochs": 3}}}
 
 
-def looked_at(points, looks, loss_pp, ended_points=None):
+def looked_at(points, looks, loss_pp, ended_points=None, budget=None):
     """The contrast of two arms of which the first loses so much more by the short training."""
     plan = make(points=points, arms=("p", "c"), cells=TWO)
     rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def looked_at(points, looks, loss_pp, ended_points=None):
 
     records = {t.id: ended(error(t)) for t in plan.trials if ended_points is None or t.point < ended_points}
     results = results_of(plan, records)
-    return gaps(results, summarise(results), looks, points)[1][0]
+    return gaps(results, summarise(results), looks, points, budget)[1][0]
 
 
 def test_a_gap_is_decided_at_looks_only_and_its_k_stays_when_the_sweep_grows():
@@ -240,8 +240,10 @@ def test_a_gap_is_decided_at_looks_only_and_its_k_stays_when_the_sweep_grows():
     # One look has the whole level; the last of three has less, so the same points have a wider interval.
     alone = looked_at(64, Looks.once(64), 3.0).difference_pp
     assert alone == looked_at(64, None, 3.0).difference_pp
-    assert last.difference_pp.low < alone.low
-    assert alone.high < last.difference_pp.high
+    at_k = looked_at(64, Looks.once(64), 3.0, budget=4).difference_pp
+    assert last.difference_pp.value == at_k.value
+    assert last.difference_pp.low < at_k.low
+    assert at_k.high < last.difference_pp.high
     terms = [(1.0, np.arange(64.0))]
     wide = best_of_difference(terms, 4, 1 - looks.levels(0.05)[-1])
     assert wide.high - wide.low > best_of_difference(terms, 4).high - best_of_difference(terms, 4).low

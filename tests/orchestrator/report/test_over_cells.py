@@ -75,6 +75,9 @@ def test_the_points_mean_over_cells_is_what_is_tested():
     # By the definition: the median of the means of all pairs of points, each with itself.
     pairs = [(means[i] + means[j]) / 2 for i in range(16) for j in range(i, 16)]
     assert (error.look, error.shift.value) == (16, pytest.approx(np.median(pairs)))
+    # One look has the whole 5 %. Wilcoxon's tables have 29 for 16 pairs.
+    averages = np.sort(pairs)
+    assert (error.shift.low, error.shift.high) == pytest.approx((averages[29], averages[-30]))
     for row in rows.values():
         assert row.shift.excludes_0 == (row.better is not None)
     # Every arm of a cell shares its bar, so 3 pp are 0.3 of area.
