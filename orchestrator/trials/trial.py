@@ -68,10 +68,11 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """A readable name: arm, cell, point, and what distinguishes the trial from the point's first run."""
+        """A readable name: arm, cell (unless it is the only one), point, and what else tells it apart."""
         role = "" if self.is_tried else f" {self.role.replace('_', ' ')}"
         replicate = f" r{self.replicate}" if self.replicate or role else ""
-        return f"{self.arm} {self.cell_name} p{self.point}{role}{replicate}"
+        cell = f" {self.cell_name}" if self.cell else ""
+        return f"{self.arm}{cell} p{self.point}{role}{replicate}"
 
 
 @dataclass(frozen=True, slots=True)
