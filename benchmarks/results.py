@@ -16,7 +16,8 @@ from typing import Literal
 
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.findings import Findings, gather
-from orchestrator.report.answer import answer
+from orchestrator.analysis.gaps import CLAIMED, claimed
+from orchestrator.report.answer import answer_of
 from orchestrator.report.document import total_cost
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
@@ -26,8 +27,6 @@ from orchestrator.trials.numerals import duration
 from orchestrator.trials.outcomes import RULES
 
 Outcome = Literal["holds", "the other way round", "alike", "not settled"]
-
-_GAPS = {"optimizer_gap": "optimizer", "training_length_gap": "training_length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +57,17 @@ def beside(found: Findings) -> Iterator[Beside]:
     """
     for claim in found.plan.sweep.paper.claims if found.plan.sweep.paper else ():
         arms = {claim.better, claim.than}
-        if claim.measure in _GAPS:
-            for gap in found.gap_contrasts:
-                if gap.pair.kind == _GAPS[claim.measure] and {gap.arm, gap.base_arm} == arms:
-                    sizes = {own.arm: own.gap_pp.value for own in found.gaps if own.pair == gap.pair}
-                    yield Beside(
-                        claim,
-                        f"{gap.pair.cell} against {gap.pair.base_cell}",
-                        f"gap at best of {gap.budget}, pp"
-                        + "".join(f", {arm} {size:+.2f}" for arm, size in sizes.items() if arm in arms),
-                        _turned(gap.difference_pp, gap.arm == claim.better),
-                        _outcome(gap.better, claim),
-                        gap.difference_pp.because,
-                    )
+        if claim.measure in CLAIMED:
+            for gap in claimed(found.gap_contrasts, [claim]):
+                yield Beside(
+                    claim,
+                    f"{gap.pair.cell} against {gap.pair.base_cell}",
+                    f"gap at best of {gap.budget}, pp, {gap.base_arm} {gap.base_gap_pp:+.2f}, "
+                    f"{gap.arm} {gap.gap_pp:+.2f}",
+                    _turned(gap.difference_pp, gap.arm == claim.better),
+                    _outcome(gap.better, claim),
+                    gap.difference_pp.because,
+                )
         else:
             for contrast in found.contrasts:
                 if contrast.measure == claim.measure and {contrast.arm, contrast.base_arm} == arms:
@@ -153,8 +150,7 @@ def _section(path: Path, figures: Path) -> str:
     ]
     reasons = [row.claim.why_not for row in rows if row.outcome != "holds" and row.claim.why_not]
     lines += [f"Why not, we think: {reason}\n" for reason in dict.fromkeys(reasons)]
-    if asked := answer(found.summaries, found.contrasts, found.peaks):
-        lines += [*(f"{sentence}\n" for sentence in asked if sentence)]
+    lines += [f"{sentence}\n" for sentence in answer_of(found) if sentence]
     lines += [_cost(folder, found), ""]
     lines += _figures(path, sweep.name, figures, rows)
     return "\n".join(lines).rstrip()
@@ -183,7 +179,7 @@ def _cost(folder: Folder, found: Findings) -> str:
 
 def _figures(path: Path, name: str, figures: Path, rows: Sequence[Beside]) -> list[str]:
     """Copies the figures that show the claims: settings near the best error of all, or the sizes of gaps."""
-    kinds = {f"gaps~{_GAPS[r.claim.measure]}" if r.claim.measure in _GAPS else "common~" for r in rows}
+    kinds = {f"gaps~{CLAIMED[r.claim.measure]}" if r.claim.measure in CLAIMED else "common~" for r in rows}
     lines = []
     for source in sorted((path / "report" / "figures").glob("*.svg")):
         if any(source.stem.startswith(kind) for kind in kinds):

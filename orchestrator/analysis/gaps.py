@@ -30,10 +30,17 @@ from orchestrator.stats.best_of import SUPPORT_PCT, best_of, best_of_weights
 from orchestrator.stats.intervals import CONFIDENCE, Estimate
 from orchestrator.stats.looks import Looks, deciding
 from orchestrator.stats.power import POWER, candidate_counts
+from orchestrator.sweep.paper import Claim, ClaimMeasure
 from orchestrator.trials.records import Result
 from trainables.presets import leaves
 
 Kind = Literal["training_length", "optimizer"]
+
+#: The measures of claims that are about a gap.
+CLAIMED: Mapping[ClaimMeasure, Kind] = {
+    "optimizer_gap": "optimizer",
+    "training_length_gap": "training_length",
+}
 
 #: Fewer points give no interval, because the best of a quarter of them is a best of three or fewer.
 MIN_POINTS = 16
@@ -88,6 +95,7 @@ class GapContrast:
     Attributes:
       pair, budget: the two cells, and k.
       base_arm, arm: the first arm, and the arm compared to it.
+      base_gap_pp, gap_pp: the gap of each, on the points of the difference.
       num_points: points that have a result in both cells of both arms, among those of the look.
       difference_pp: below 0 if `arm` has the smaller gap; with the interval of `best_of_difference`, at the
         level that the looks leave it. Before the first look it is of the points so far, at 95 %.
@@ -103,6 +111,8 @@ class GapContrast:
     budget: int
     base_arm: str
     arm: str
+    base_gap_pp: float
+    gap_pp: float
     num_points: int
     difference_pp: Estimate
     better: str | None
@@ -331,6 +341,12 @@ def gaps(
     return found, compared
 
 
+def claimed(compared: Iterable[GapContrast], claims: Iterable[Claim]) -> list[GapContrast]:
+    """Returns the differences of gaps that a claim is about, whichever arm it says is better."""
+    wanted = {(CLAIMED.get(claim.measure), frozenset((claim.better, claim.than))) for claim in claims}
+    return [c for c in compared if (c.pair.kind, frozenset((c.base_arm, c.arm))) in wanted]
+
+
 def _shared(sides: Iterable[Summary]) -> list[int]:
     """Returns the points that have a result on all sides."""
     first, *others = sides
@@ -389,11 +405,14 @@ class _Both:
                 better = self.arm if difference.value < 0 else self.base_arm
         else:
             difference = best_of_difference(self._terms(None), self.budget)
+        base_gap, gap = self._sizes(look)
         return GapContrast(
             pair=self.pair,
             budget=self.budget,
             base_arm=self.base_arm,
             arm=self.arm,
+            base_gap_pp=base_gap,
+            gap_pp=gap,
             num_points=len(self._before(look)),
             difference_pp=difference,
             better=better,
@@ -401,6 +420,12 @@ class _Both:
             next_look=self.looks.following(self.num_ended),
             points_needed=points_for_gap(self._terms(None), self.budget, self.looks),
         )
+
+    def _sizes(self, look: int | None) -> tuple[float, float]:
+        one, base, base_one, base_base = (
+            float(best_of(errors, [self.budget])[0]) for _, errors in self._terms(look)
+        )
+        return base_one - base_base, one - base
 
     def _before(self, look: int | None) -> list[int]:
         return [point for point in self.points if look is None or point < look]

@@ -1,9 +1,11 @@
-"""The answer of a report in three sentences, and its caveats."""
+"""The answer of a report in three parts, and its caveats."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.analysis.contrasts import Contrast, PeakContrast, headline
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.gaps import GapContrast, claimed
 from orchestrator.analysis.summary import Summary
 from orchestrator.analysis.window_audit import EdgeCheck, EdgeFlag
 from orchestrator.report.text import (
@@ -23,6 +25,58 @@ from orchestrator.trials.numerals import percent, short
 from orchestrator.trials.records import Result, by_cell_and_arm
 
 # ------------------------------------------------------------------------------------------------- the answer
+
+
+#: Most differences of gaps that the answer names; the others are only counted.
+_MAX_GAPS = 3
+
+
+def answer_of(found: Findings) -> tuple[str, str, str]:
+    """Returns the answer in three parts: two that a terminal shows, and a note. A part may be empty.
+
+    Where the sweep's file has claims about gaps, its question is about them. Then the first part tells of
+    the gaps, the second of robustness, and the note of the lowest errors and of how it was decided.
+    """
+    first, second, how = answer(found.summaries, found.contrasts, found.peaks)
+    asked = asked_gaps(found)
+    if not asked:
+        return first, second, how
+    said = [gap_sentence(contrast) for contrast in asked[:_MAX_GAPS]]
+    if rest := len(asked) - _MAX_GAPS:
+        said += [f"{rest} more under Gaps."] if rest > 0 else []
+    return " ".join(said), first, f"{second} {how}".strip()
+
+
+def asked_gaps(found: Findings) -> list[GapContrast]:
+    """Returns the differences of gaps that the sweep's file has claims about."""
+    paper = found.plan.sweep.paper
+    return claimed(found.gap_contrasts, paper.claims) if paper else []
+
+
+def gap_sentence(contrast: GapContrast) -> str:
+    """Returns which of two arms has the smaller gap, with both gaps and their difference."""
+    pair, base, arm = contrast.pair, contrast.base_arm, contrast.arm
+    changed = (
+        f"under {pair.level} in place of {pair.base_level}"
+        if pair.kind == "optimizer"
+        else f"with {pair.level} epochs in place of {pair.base_level}"
+    )
+    if contrast.better is not None:
+        loser = base if contrast.better == arm else arm
+        claim = f"{contrast.better} loses less than {loser} {changed}"
+    else:
+        claim = f"Which of {base} and {arm} loses less {changed} is not settled"
+    sizes = (
+        f"at equal best of {contrast.budget} the error of {base} changes by "
+        f"{share_text(contrast.base_gap_pp, sign=True)} points, that of {arm} by "
+        f"{share_text(contrast.gap_pp, sign=True)}"
+    )
+    ends = interval_text(contrast.difference_pp, sign=True)
+    interval = f"interval {ends}" if ends else "no interval"
+    said = f"{claim}: {sizes} (difference {share_text(contrast.difference_pp.value, sign=True)}, {interval})"
+    if contrast.better is None and contrast.next_look is not None:
+        said += f"; the next verdict is at {contrast.next_look} points"
+    return f"{said}."
 
 
 def answer(

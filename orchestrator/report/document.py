@@ -14,7 +14,7 @@ from orchestrator.analysis.exchange import UNITS, ArmExchange
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.analysis.pooled import Pooled
 from orchestrator.analysis.summary import Summary, summarise
-from orchestrator.report.answer import answer, caveats, device_caveats, stage_caveats
+from orchestrator.report.answer import answer_of, caveats, device_caveats, stage_caveats
 from orchestrator.report.changes import change_sentences
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
@@ -39,7 +39,7 @@ def document_of(found: Findings) -> Row:
         "format": FORMAT,
         "name": sweep.name,
         "question": sweep.question,
-        "answer": list(answer(found.summaries, found.contrasts, found.peaks)),
+        "answer": list(answer_of(found)),
         "caveats": [
             *change_sentences(found.declared),
             *caveats([check for part in evidence for check in part.edges], asked),

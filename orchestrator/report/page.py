@@ -33,6 +33,7 @@ from orchestrator.analysis.summary import Summary, by_arm
 from orchestrator.cost.actual import Planned
 from orchestrator.cost.ledger import Ledger
 from orchestrator.report import figures, figures_parameters, plotting
+from orchestrator.report.answer import asked_gaps
 from orchestrator.report.document import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.report.table import Line, Table, to_latex, to_markdown
 from orchestrator.report.tables_exchange import exchange_table, exchange_text
@@ -149,10 +150,14 @@ def write_report(
     by_kind = _by_kind(drawings)
     top = _top(found, by_kind["common"])
     by_kind["common"] = [drawing for drawing in by_kind["common"] if drawing not in top]
+    asked = {_GAPS[contrast.pair.kind] for contrast in asked_gaps(found)}
+    top_gaps = [drawing for drawing in by_kind["gaps"] if drawing.title in asked]
+    by_kind["gaps"] = [drawing for drawing in by_kind["gaps"] if drawing not in top_gaps]
     html = _template().render(
         _page(found, document),
         drawings=by_kind,
         top=top,
+        top_gaps=top_gaps,
         num_more=len(by_kind["common"]),
         tables=tables,
         own=own,

@@ -5,7 +5,8 @@ import pytest
 
 from benchmarks.results import beside, document
 from orchestrator.analysis.findings import gather
-from orchestrator.report.page import tables_of
+from orchestrator.report.answer import answer_of
+from orchestrator.report.page import tables_of, write_report
 from orchestrator.store.folder import save_question
 from orchestrator.store.journal import encode
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone, row_of
@@ -68,15 +69,50 @@ def test_equal_arms_settle_nothing():
 
 def test_a_gap_is_the_claimed_arms_minus_the_others():
     plan = make(16, claim("optimizer_gap"))
-
-    def scattered(trial):
-        names = [trial.point, trial.arm == "vit_p", trial.cell_name == "sgd"]
-        return planted(trial) - 0.3 * trial.point + 5 * np.random.default_rng(names).random()
-
     (found,) = beside(gather(plan, ended(plan, scattered)))
     assert found.where == "sgd against adamw"
     assert found.difference.low < -10 < found.difference.high < 0
     assert found.outcome == "holds"
+
+
+def scattered(trial):
+    names = [trial.point, trial.arm == "vit_p", trial.cell_name == "sgd"]
+    return planted(trial) - 0.3 * trial.point + 5 * np.random.default_rng(names).random()
+
+
+def test_a_sweep_with_a_claim_about_a_gap_is_answered_by_the_gap_first(tmp_path):
+    plan = make(16, claim("optimizer_gap"))
+    found = gather(plan, records := ended(plan, scattered))
+    (contrast,) = found.gap_contrasts
+    assert contrast.gap_pp - contrast.base_gap_pp == pytest.approx(contrast.difference_pp.value)
+    # The planted gaps are 0 of ViT_C and 10 of ViT_P, but for the noise of the points.
+    assert (contrast.base_gap_pp, contrast.gap_pp) == (pytest.approx(10, abs=1), pytest.approx(0, abs=1))
+    gap, robust, rest = answer_of(found)
+    assert gap.startswith(
+        "vit_c loses less than vit_p under sgd in place of adamw: at equal best of 4 the error of vit_p "
+        f"changes by +{contrast.base_gap_pp:.2f} points, that of vit_c by "
+    )
+    assert gap.endswith(f" to −{-contrast.difference_pp.high:.2f}).")
+    assert robust.startswith("vit_c is the more robust in both cells: ")
+    assert rest.startswith("In both cells the lowest error")
+    assert "Decided by common area" in rest
+
+    write_report(plan, records, tmp_path, {})
+    page = (tmp_path / "report.html").read_text("utf-8")
+    # The figure of the gaps stands at the top, and once.
+    assert page.count('id="gaps~optimizer"') == 1
+    assert page.index('id="gaps~optimizer"') < page.index('id="common~adamw"') < page.index('<h2 id="asked"')
+
+
+def test_a_gap_that_is_open_or_that_nobody_asked_about_takes_no_verdict():
+    plan = make(16, claim("optimizer_gap"))
+    gap, *_ = answer_of(gather(plan, ended(plan, lambda t: 10 + 5 * np.random.default_rng(
+        [t.point, t.arm == "vit_p", t.cell_name == "sgd"]).random())))  # fmt: skip
+    assert gap.startswith("Which of vit_p and vit_c loses less under sgd in place of adamw is not settled: ")
+    plan = make(16, claim("area_common"))
+    first, second, _ = answer_of(gather(plan, ended(plan, scattered)))
+    assert first.startswith("vit_c is the more robust")
+    assert "lowest error" in second
 
 
 def write(path, plan, trials):
