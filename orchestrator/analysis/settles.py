@@ -5,8 +5,9 @@ from collections.abc import Callable
 from orchestrator.analysis.contrasts import looks_of
 from orchestrator.analysis.power import detectable
 from orchestrator.stats.intervals import MIN_SAMPLE
+from orchestrator.stats.looks import Looks
 from orchestrator.stats.measures import Measure
-from orchestrator.stats.power import Planted, smallest_difference
+from orchestrator.stats.power import ALPHA, Planted, smallest_difference
 from orchestrator.sweep.design import RandomDesign, SobolDesign
 from orchestrator.sweep.sizing import first_level
 from orchestrator.trials.numerals import listed
@@ -22,24 +23,28 @@ _TIMES = 4
 _POWERS_OF_2 = (8, 16, 32, 64)
 
 
-def what_points_settle(plan: Plan) -> list[str]:
+def what_points_settle(plan: Plan, looks: Looks | None = None) -> list[str]:
     """Returns sentences about the smallest difference between arms that so many points can settle.
 
-    A search has none: it looks for the best setting of each arm, and its points are not comparable.
+    `looks` are those declared; those of the plan if left out. A search has no such sentence: it looks for the
+    best setting of each arm, and its points are not comparable.
     """
     if plan.sweep.search is not None:
         return []
     if len(plan.sweep.arms) == 1:
         return ["One arm: nothing is compared. The report describes how its error is spread over the points."]
     cells: dict[int, dict[str, None]] = {}
-    for found in detectable(plan):
+    for found in detectable(plan, looks=looks):
         if found.measure == MEASURE:
             cells.setdefault(found.num_points, {})[found.cell] = None
     design = plan.sweep.design
     most = design.max_points if isinstance(design, RandomDesign | SobolDesign) else None
 
     def smallest(num_points: int) -> float | None:
-        return smallest_difference(MEASURE, num_points, alpha=first_level(num_points, most))
+        level = first_level(num_points, most)
+        if looks is not None and num_points in looks.points:
+            level = looks.level_at(num_points, ALPHA)
+        return smallest_difference(MEASURE, num_points, alpha=level)
 
     return [
         (f"{', '.join(names)}: " if len(cells) > 1 else "") + _sentence(count, smallest)
@@ -47,15 +52,18 @@ def what_points_settle(plan: Plan) -> list[str]:
     ]
 
 
-def how_it_grows(plan: Plan) -> list[str]:
-    """Returns sentences about what the number of points was chosen for, and about the looks."""
+def how_it_grows(plan: Plan, looks: Looks | None = None) -> list[str]:
+    """Returns sentences about what the number of points was chosen for, and about the looks.
+
+    `looks` are those declared; those of the plan if left out.
+    """
     design, said = plan.sweep.design, []
     if isinstance(design, RandomDesign | SobolDesign) and (chosen := design.chosen_for) is not None:
         said.append(f"detect {chosen.detect:g} at power {chosen.power:g}: {chosen.points} points")
-    looks = looks_of(plan.sweep).points
-    if len(looks) > 1 and plan.sweep.search is None and len(plan.sweep.arms) > 1:
+    points = (looks or looks_of(plan.sweep)).points
+    if len(points) > 1 and plan.sweep.search is None and len(plan.sweep.arms) > 1:
         said.append(
-            f"Looks at {listed(looks)} points: a verdict is taken at each, and "
+            f"Looks at {listed(points)} points: a verdict is taken at each, and "
             "`--until settled` stops at the first that decides."
         )
     return said
@@ -64,7 +72,7 @@ def how_it_grows(plan: Plan) -> list[str]:
 def _sentence(count: int, smallest: Callable[[int], float | None]) -> str:
     """Returns what `count` points per arm can settle, and how many would settle more.
 
-    `smallest` returns the difference that so many points settle at their first look.
+    `smallest` returns the difference that so many points settle at their look.
     """
     if (here := smallest(count)) is not None:
         more = _TIMES * count

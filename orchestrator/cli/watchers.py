@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from orchestrator.monitor.live import Display
     from orchestrator.monitor.progress import Progress
+    from orchestrator.stats.looks import Looks
     from orchestrator.store.lease import Lease
     from orchestrator.trials.events import Event
     from orchestrator.trials.trial import Plan, Trial
@@ -50,14 +51,14 @@ class Terminal(Observer):
         """Prints a line; a warning even on a quiet console."""
         say(self._console, text, {"warning": "yellow", "detail": "dim"}.get(level))
 
-    def planned(self, plan: "Plan", trials: "Sequence[Trial]") -> None:
+    def planned(self, plan: "Plan", trials: "Sequence[Trial]", looks: "Looks | None" = None) -> None:
         """Prints what is compared, and what so many points can settle."""
         from orchestrator.analysis.settles import how_it_grows, what_points_settle
 
         if plan.sweep.question:
             self._print(plan.sweep.question, "bold")
         if trials:
-            for line in [*how_it_grows(plan), *what_points_settle(plan)]:
+            for line in [*how_it_grows(plan, looks), *what_points_settle(plan, looks)]:
                 self._print(line)
 
     def _print(self, text: str, style: str | None = None) -> None:

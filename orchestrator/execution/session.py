@@ -122,8 +122,11 @@ def prepare(
     plan = plan_of(folder, sweep, known_infos(folder, whole.infos))
     preparation = Preparation()
     left = left_of(plan, known)
+    from orchestrator.analysis.contrasts import looks_of
+
+    looks = looks_of(sweep, known.declared) if known else None
     for observer in observers:
-        observer.planned(plan, left)
+        observer.planned(plan, left, looks)
     if check:
         if not left and rounds_given(plan) < num_rounds(sweep):
             # Rounds of a search that are not chosen yet have the same shapes.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from orchestrator.monitor.progress import Progress
+    from orchestrator.stats.looks import Looks
     from orchestrator.trials.events import Event
     from orchestrator.trials.records import Record
     from orchestrator.trials.trial import Plan, Trial
@@ -93,8 +94,11 @@ class Observer:
     def notice(self, text: str, level: Level = "info") -> None:
         """Receives a line of text for people."""
 
-    def planned(self, plan: "Plan", trials: "Sequence[Trial]") -> None:
-        """Receives the plan and its trials that are left to run, before any of them is tried."""
+    def planned(self, plan: "Plan", trials: "Sequence[Trial]", looks: "Looks | None" = None) -> None:
+        """Receives the plan and its trials that are left to run, before any of them is tried.
+
+        `looks` are those that the folder declared; None if it has declared none yet.
+        """
 
     def begin(self, round: Round) -> None:
         """Receives the trials to run, before the cluster starts."""

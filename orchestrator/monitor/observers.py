@@ -9,6 +9,7 @@ from orchestrator.monitor.notify import Notifier, target_fault
 from orchestrator.monitor.observer import Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.tracking import Tracker, tracking_uri, unanswered
+from orchestrator.stats.looks import Looks
 from orchestrator.trials.events import Event
 from orchestrator.trials.trial import Plan, Trial
 from trainables.errors import UserError
@@ -117,7 +118,7 @@ class NotifyObserver(Observer):
         self._target = target
         self._notifier: Notifier | None = None
 
-    def planned(self, plan: Plan, trials: Sequence[Trial]) -> None:
+    def planned(self, plan: Plan, trials: Sequence[Trial], looks: Looks | None = None) -> None:
         """Checks that messages can go to the target.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.analysis.settles import how_it_grows
+from orchestrator.analysis.settles import how_it_grows, what_points_settle
 from orchestrator.stats.looks import Looks
 from orchestrator.stats.power import points_needed
 from orchestrator.store import folder as folder_module
@@ -54,6 +54,12 @@ def test_a_plan_says_the_number_and_the_looks():
     said, looks = how_it_grows(plan)
     assert said == f"detect 0.15 at power 0.8: {points} points"
     assert looks.startswith(f"Looks at {points}, {2 * points} and {4 * points} points: ")
+    # An extended sweep has the looks that it declared, and their levels.
+    extended, declared = plan_from(tree({"points": 64, "max_points": 64})), Looks.of(16, 64)
+    assert how_it_grows(extended) == []
+    assert how_it_grows(extended, declared)[0].startswith("Looks at 16, 32 and 64 points: ")
+    (alone,), (later,) = what_points_settle(extended), what_points_settle(extended, declared)
+    assert alone.partition(" in robustness")[0] < later.partition(" in robustness")[0]
     assert how_it_grows(plan_from(tree({"points": 8, "max_points": 8}))) == []
     assert how_it_grows(plan_from(tree({"points": 8, "max_points": 12})))[0].startswith("Looks at 8 and 12 ")
 
