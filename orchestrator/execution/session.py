@@ -32,6 +32,7 @@ from orchestrator.monitor.observer import Level, Observer, Round, SessionEnd
 from orchestrator.monitor.progress import Progress
 from orchestrator.store.folder import (
     Folder,
+    check_shifted,
     confirmed_plan,
     known_infos,
     load_confirmation,
@@ -41,6 +42,7 @@ from orchestrator.store.folder import (
     save_question,
     save_record,
     save_suggestions,
+    shifted_contents,
 )
 from orchestrator.store.journal import FolderError
 from orchestrator.store.lease import Lease, check_free
@@ -253,6 +255,7 @@ def check_data(plan: Plan, folder: Path) -> None:
     for config, info in plan.infos.items():
         if not config.info().is_known_as(info.fingerprint):
             raise FolderError(f"{folder}: the data {info.name} have changed since the sweep ran")
+    check_shifted(folder, shifted_contents(plan))
 
 
 def choose_confirmation(known: Folder, top: int, seeds: int) -> tuple[Plan, Confirmation]:
@@ -489,7 +492,7 @@ class Session:
         return run
 
     def _save_question(self, folder: Path, plan: Plan) -> None:
-        for text in save_question(folder, plan):
+        for text in save_question(folder, plan, shifted=shifted_contents(plan)):
             _notice(self._observers, f"note: {text}", "warning")
 
     def _check_states(self, plan: Plan, folder: Path) -> None:

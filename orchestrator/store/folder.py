@@ -37,7 +37,7 @@ from orchestrator.trials.events import DeclarationMade, Event, RetryWanted
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan, Suggestion, Trial
-from trainables.base import SPLITS, DataInfo
+from trainables.base import SPLITS, DataError, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
 from trainables.io.code import NamedFunction, copy_of, trusting_code
@@ -255,7 +255,13 @@ def record_retries(path: Path, trial_ids: Sequence[str], checkpoints: str | None
     writer.close()
 
 
-def save_question(path: Path, plan: Plan, declare: bool = True, made: float | None = None) -> list[str]:
+def save_question(
+    path: Path,
+    plan: Plan,
+    declare: bool = True,
+    made: float | None = None,
+    shifted: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
     """Writes the question, the data and the code, and what they declare. Called before anything runs.
 
     The caller holds the folder.
@@ -265,17 +271,21 @@ def save_question(path: Path, plan: Plan, declare: bool = True, made: float | No
       plan: of the question.
       declare: whether the journal records the declaration. A comparison of sweeps declares nothing itself.
       made: time of the declaration, in seconds since 1970; now if left out.
+      shifted: contents of the shifted sets, by `shifted_contents`; not looked at if left out.
 
     Returns:
       A sentence for each thing that is declared otherwise now, after results are known.
 
     Raises:
-      FolderError: the folder holds results of another question. Nothing is written then.
+      FolderError: the folder holds results of another question, or of shifted sets that have changed since.
+        Nothing is written then.
     """
     events = read_journal(path).events
     if (path / "sweep.yaml").is_file():
         _check_same_question(path, plan, events)
-    save_record(path, plan)
+        if num_results(events):
+            check_shifted(path, shifted or {})
+    save_record(path, plan, shifted)
     # Before sweep.yaml: after a crash between the two, the next session finds nothing to declare.
     changed = _declare(path, plan.sweep, events, made) if declare else []
     sweep = plan.sweep.model_dump(mode="json", exclude_unset=True)
@@ -313,8 +323,47 @@ def _declare(path: Path, sweep: Sweep, events: Sequence[Event], made: float | No
     return [change.sentence for change in after.changes[num_before:]] if after else []
 
 
-def save_record(path: Path, plan: Plan) -> None:
-    """Writes record.json and copies of the user's code: all but the plan itself that readers of it need."""
+def shifted_contents(plan: Plan) -> dict[str, list[str]]:
+    """Returns fingerprints of the shifted sets of a plan, by their names. Reads every image.
+
+    A name has several if arms or cells have several sets of that name. Sets that cannot be read from this
+    machine are left out, because those that train may reach them.
+    """
+    runs = [trial.config for trial in plan.trials]
+    found: dict[str, set[str]] = {}
+    for one in dict.fromkeys(one for run in runs if run.evaluate for one in run.evaluate.shifted):
+        with contextlib.suppress(DataError):
+            mark = one.fingerprint()
+            found.setdefault(one.name, set()).add(mark)
+    return {name: sorted(marks) for name, marks in found.items()}
+
+
+def check_shifted(path: Path, shifted: Mapping[str, Sequence[str]]) -> None:
+    """Checks that shifted sets are still those on which the trials of a folder were tested.
+
+    Raises:
+      FolderError: one has changed, or record.json is damaged.
+    """
+    for name, marks in _recorded_shifted(path).items():
+        if name in shifted and not set(marks) <= set(shifted[name]):
+            raise FolderError(
+                f"{path}: the images of the shifted set {name} have changed since trials were tested on "
+                "them. Put them back, or choose another folder with --out"
+            )
+
+
+def _recorded_shifted(path: Path) -> dict[str, list[str]]:
+    def parse(content: Any) -> dict[str, list[str]]:
+        return {name: list(marks) for name, marks in content.get("shifted", {}).items()}
+
+    return _parsed(path, "record.json", parse) or {}
+
+
+def save_record(path: Path, plan: Plan, shifted: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Writes record.json and copies of the user's code: all but the plan itself that readers of it need.
+
+    Contents of shifted sets that are on record stay there, unless `shifted` has others.
+    """
     data = [
         {"config": config.model_dump(mode="json"), "info": _plain_info(info)}
         for config, info in plan.infos.items()
@@ -326,6 +375,8 @@ def save_record(path: Path, plan: Plan) -> None:
         plan.cost(trial)
     if costs := known_costs(functions):
         record["costs"] = costs
+    if contents := _recorded_shifted(path) | dict(shifted or {}):
+        record["shifted"] = contents
     for digest, function in functions.items():
         # A comparison of sweeps runs no trial, and may have been made without the files.
         if function.is_trusted and not (copy := copy_of(path, digest)).is_file():

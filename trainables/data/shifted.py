@@ -1,5 +1,6 @@
 """Further test sets, whose distribution is shifted from that of the training images."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 
 from trainables.base import DataError, Frozen
-from trainables.data.base import Images
+from trainables.data.base import Images, digest_of
 from trainables.data.decode import decode
 from trainables.data.kinds import image_extensions, is_raw, is_readable
 from trainables.data.parquet_table import MAX_CLASSES, read_table
@@ -57,7 +58,8 @@ class ShiftedSet(Frozen):
                     f"ImageNet-1k, these have {len(class_names)}"
                 )
             class_names = wnids
-        labels, names, read = self._read()
+        rows = self._read()
+        labels, names = rows.labels, rows.names
         present = np.unique(labels)
         index = {name: number for number, name in enumerate(class_names)}
         if unknown := [names[label] for label in present if names[label] not in index]:
@@ -66,10 +68,18 @@ class ShiftedSet(Frozen):
                 f"{', '.join(unknown[:5])}" + (", ..." if len(unknown) > 5 else "")
             )
         numbers = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-        return Shifted(Images(numbers[labels], read), np.unique(numbers[present]))
+        return Shifted(Images(numbers[labels], rows.read), np.unique(numbers[present]))
 
-    def _read(self) -> tuple[NDArray[np.int64], Sequence[str], Callable[[int], Image.Image]]:
-        """Returns the labels, the class names, and a function that reads the image of a row."""
+    def fingerprint(self) -> str:
+        """Returns a digest of every image's bytes, of the labels and of the class names. Reads every image.
+
+        Raises:
+          DataError: the set cannot be read from here.
+        """
+        rows = self._read()
+        return digest_of(repr(tuple(rows.names)).encode(), rows.labels.tobytes(), rows.digest())
+
+    def _read(self) -> "_Rows":
         filesystem, inner = open_filesystem(self.uri)
         try:
             kind = filesystem.get_file_info(inner).type
@@ -93,7 +103,7 @@ class ShiftedSet(Frozen):
                 label = smallest if smallest < 0 else largest
                 raise DataError(f"{self.uri}: holds the label {label}, which is no class")
             names = table.class_names or [str(label) for label in range(largest + 1)]
-            return table.labels, names, table.read
+            return _Rows(table.labels, names, table.read, lambda: table.digests().tobytes())
         # With a folder per class, files directly in the top folder have no class and are ignored.
         inside = [(path, parts[0]) for path in files if len(parts := _parts_below(inner, path)) > 1]
         images = [(path, name) for path, name in inside if _is_image(filesystem, path)]
@@ -106,12 +116,27 @@ class ShiftedSet(Frozen):
         def read(row: int) -> Image.Image:
             path, _ = images[row]
             try:
-                with filesystem.open_input_stream(path) as stream:
-                    return decode(stream.read())
+                return decode(_content(filesystem, path))
             except (DataError, OSError) as error:
                 raise DataError(f"{path} {error}") from error
 
-        return labels, names, read
+        def digest() -> bytes:
+            try:
+                return b"".join(hashlib.sha256(_content(filesystem, path)).digest() for path, _ in images)
+            except OSError as error:
+                raise DataError(f"{self.uri}: {error}") from error
+
+        return _Rows(labels, names, read, digest)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Labels as the files number them, class names, and functions that decode a row and digest all rows."""
+
+    labels: NDArray[np.int64]
+    names: Sequence[str]
+    read: Callable[[int], Image.Image]
+    digest: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,12 @@ class Shifted:
 
     images: Images
     classes: NDArray[np.int64]
+
+
+def _content(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+        return content
 
 
 def _parts_below(folder: str, path: str) -> list[str]:

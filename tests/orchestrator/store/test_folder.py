@@ -4,9 +4,17 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from orchestrator.store.folder import known_infos, merge_points, open_folder, save_question
+from orchestrator.execution.session import check_data
+from orchestrator.store.folder import (
+    known_infos,
+    merge_points,
+    open_folder,
+    save_question,
+    shifted_contents,
+)
 from orchestrator.store.journal import FolderError, Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded
 from orchestrator.trials.plan import make_plan
@@ -105,6 +113,39 @@ def test_changed_data_are_another_question(tmp_path):
     infos = {config: dataclasses.replace(info, fingerprint="other") for config, info in plan.infos.items()}
     with pytest.raises(FolderError, match="other data"):
         save_question(tmp_path, make_plan(plan.sweep, infos))
+
+
+def test_shifted_sets_whose_images_have_changed_are_refused_once_trials_were_tested_on_them(
+    tmp_path, png_bytes
+):
+    picture, folder, away = tmp_path / "set" / "3" / "a.png", tmp_path / "runs", tmp_path / "away"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(png_bytes(np.full((8, 8, 3), 10)))
+    evaluate = {"shifted": [{"name": "other", "uri": str(tmp_path / "set")}]}
+    plan = plan_of(base=TREE["base"] | {"evaluate": evaluate})
+
+    def save():
+        save_question(folder, plan, shifted=shifted_contents(plan))
+
+    save()
+    first = open_folder(folder).record["shifted"]
+    picture.write_bytes(png_bytes(np.full((8, 8, 3), 11)))
+    # Nothing has been tested on it yet, so the set is as it is now.
+    save()
+    assert (second := open_folder(folder).record["shifted"]) != first
+    run_all(folder, plan)
+    save()
+    # A machine that cannot read the set keeps what is on record.
+    (tmp_path / "set").rename(away)
+    save()
+    assert open_folder(folder).record["shifted"] == second
+    away.rename(tmp_path / "set")
+    picture.write_bytes(png_bytes(np.full((8, 8, 3), 10)))
+    with pytest.raises(FolderError, match="images of the shifted set other have changed"):
+        save()
+    with pytest.raises(FolderError, match="images of the shifted set other have changed"):
+        check_data(plan, folder)
+    assert open_folder(folder).record["shifted"] == second
 
 
 def test_a_folder_that_is_no_sweep_is_named(tmp_path):

@@ -541,6 +541,35 @@ def test_a_shifted_set_of_parquet_files_gets_the_labels_of_the_training_data(wri
     assert colours_of(shifted) == [(10,) * 3, (20,) * 3, (30,) * 3]
 
 
+@pytest.mark.parametrize("layout", ["parquet", "folders"])
+def test_the_fingerprint_of_a_shifted_set_covers_every_image_label_and_name(
+    layout, tmp_path, write_parquet, png_bytes
+):
+    def fingerprint(images, number):
+        colours = {name: [png_bytes(np.full((2, 2, 3), c)) for c in own] for name, own in images.items()}
+        place = tmp_path / str(number)
+        if layout == "parquet":
+            place.mkdir()
+            labels = [label for label, own in enumerate(colours.values()) for _ in own]
+            rows = [row for own in colours.values() for row in own]
+            write_parquet(f"{number}/test.parquet", rows, labels, list(colours))
+        for name, own in colours.items() if layout == "folders" else ():
+            (place / name).mkdir(parents=True)
+            for index, image in enumerate(own):
+                (place / name / f"{index}.png").write_bytes(image)
+        return ShiftedSet(name="r", uri=str(place)).fingerprint()
+
+    same = {"a": [10, 20], "b": [30, 40]}
+    assert fingerprint(same, 0) == fingerprint(same, 1)
+    others = [
+        {"a": [10, 20], "b": [30, 41]},
+        {"a": [10, 21], "b": [30, 40]},
+        {"a": [10], "b": [20, 30, 40]},
+        {"a": [10, 20], "c": [30, 40]},
+    ]
+    assert len({fingerprint(one, 2 + number) for number, one in enumerate([same, *others])}) == 5
+
+
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_a_shifted_set_of_class_folders_is_read_in_the_order_of_its_names(prefix, tmp_path, png_bytes):
     for name, shade in (("b/2.png", 20), ("a/x/1.PNG", 10), ("b/1.png", 30)):
