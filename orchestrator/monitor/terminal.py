@@ -120,14 +120,14 @@ def span(estimate: Span | None, digits: int = 2) -> str:
     return f"{central} ({low}-{high})"
 
 
-#: The source of a speed, for people.
+#: The source of a speed, for people: a word for the table, and what it means.
 _BASES = {
-    "measured": "epochs",
-    "preflight": "preflight",
-    "scaled": "scaled",
-    "table": "data sheet",
-    "probe": "CPU timing",
-    None: "unknown",
+    "measured": ("epochs", "epochs of earlier runs of this kind here"),
+    "preflight": ("preflight", "steps that the preflight has timed"),
+    "scaled": ("scaled", "runs of another kind here, by their operations"),
+    "table": ("data sheet", "the device's published peak"),
+    "probe": ("CPU timing", "products of matrices, timed on this CPU"),
+    None: ("unknown", "no run here is like it"),
 }
 
 
@@ -149,7 +149,7 @@ def cost_table(cost: CostEstimate) -> FittedTable:
                 "GiB": f"{shape.footprint.peak / 2**30:.2g}",
                 "s/epoch": span(shape.seconds),
                 unit: span(shape.hours),
-                "from": _BASES[shape.basis],
+                "from": _BASES[shape.basis][0],
             }
         )
     return rows_table(rows, ("flops G", "params M", "batch", "from"))
@@ -174,6 +174,8 @@ def cost_text(cost: CostEstimate, warnings: Iterable[str]) -> Text:
         text.append(f", weights kept {cost.kept_gib:.2g} GiB")
     if cost.price is not None:
         text.append(f"; price {span(cost.price)} {cost.currency}".rstrip())
+    if meant := dict.fromkeys(_BASES[shape.basis] for shape in cost.shapes if shape.basis):
+        text.append("\nspeeds from " + "; ".join(f"{word}: {means}" for word, means in meant), style="dim")
     for warning in warnings:
         text.append(f"\nwarning: {warning}", style="yellow")
     return text
