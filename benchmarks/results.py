@@ -19,6 +19,7 @@ from orchestrator.analysis.findings import Findings, gather
 from orchestrator.analysis.gaps import CLAIMED, claimed
 from orchestrator.report.answer import answer_of
 from orchestrator.report.document import total_cost
+from orchestrator.report.tables_pooled import headline_pooled, pooled_sentence
 from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.measures import MEASURES
 from orchestrator.store.folder import Folder, open_folder
@@ -142,15 +143,18 @@ def _section(path: Path, figures: Path) -> str:
     if ended < len(trials):
         return "\n".join([*lines, f"Not finished: {ended} of {len(trials)} trials have ended."])
     rows = list(beside(found))
-    lines += [
-        "| the paper | where | by | better - other | interval | here |",
-        "|---|---|---|---|---|---|",
-        *(_row(row) for row in rows),
-        "" if rows else "The file states no claim of the paper that a contrast of this sweep bears on.\n",
-    ]
+    if rows:
+        lines += [
+            "| the paper | where | by | better - other | interval | here |",
+            "|---|---|---|---|---|---|",
+            *(_row(row) for row in rows),
+            "",
+        ]
     reasons = [row.claim.why_not for row in rows if row.outcome != "holds" and row.claim.why_not]
     lines += [f"Why not, we think: {reason}\n" for reason in dict.fromkeys(reasons)]
-    lines += [f"{sentence}\n" for sentence in answer_of(found) if sentence]
+    # Two cells are too few to say what to expect in a third.
+    pooled = pooled_sentence(headline_pooled(found)) if len(sweep.cell_names()) > 2 and not rows else ""
+    lines += [f"{sentence}\n" for sentence in (*answer_of(found), pooled) if sentence]
     lines += [_cost(folder, found), ""]
     lines += _figures(path, sweep.name, figures, rows)
     return "\n".join(lines).rstrip()
@@ -178,8 +182,9 @@ def _cost(folder: Folder, found: Findings) -> str:
 
 
 def _figures(path: Path, name: str, figures: Path, rows: Sequence[Beside]) -> list[str]:
-    """Copies the figures that show the claims: settings near the best error of all, or the sizes of gaps."""
+    """Copies the figures that show the claims: sizes of gaps, or settings near the best error of all."""
     kinds = {f"gaps~{CLAIMED[r.claim.measure]}" if r.claim.measure in CLAIMED else "common~" for r in rows}
+    kinds = kinds or {"common~"}
     lines = []
     for source in sorted((path / "report" / "figures").glob("*.svg")):
         if any(source.stem.startswith(kind) for kind in kinds):
