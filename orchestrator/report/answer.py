@@ -61,19 +61,19 @@ def gap_sentence(contrast: GapContrast) -> str:
         if pair.kind == "optimizer"
         else f"with {pair.level} epochs in place of {pair.base_level}"
     )
+    sizes = {base: contrast.base_gap_pp, arm: contrast.gap_pp}
+    first, second = (arm, base) if contrast.better == arm else (base, arm)
     if contrast.better is not None:
-        loser = base if contrast.better == arm else arm
-        claim = f"{contrast.better} loses less than {loser} {changed}"
+        claim = f"{first} loses less than {second} {changed}"
     else:
-        claim = f"Which of {base} and {arm} loses less {changed} is not settled"
-    sizes = (
-        f"at equal best of {contrast.budget} the error of {base} changes by "
-        f"{share_text(contrast.base_gap_pp, sign=True)} points, that of {arm} by "
-        f"{share_text(contrast.gap_pp, sign=True)}"
+        claim = f"Which of {first} and {second} loses less {changed} is not settled"
+    lost = (
+        f"{share_text(sizes[first], sign=True)} against {share_text(sizes[second], sign=True)} points of "
+        f"error at best of {contrast.budget}"
     )
     ends = interval_text(contrast.difference_pp, sign=True)
     interval = f"interval {ends}" if ends else "no interval"
-    said = f"{claim}: {sizes} (difference {share_text(contrast.difference_pp.value, sign=True)}, {interval})"
+    said = f"{claim}: {lost} (difference {share_text(contrast.difference_pp.value, sign=True)}, {interval})"
     if contrast.better is None and contrast.next_look is not None:
         said += f"; the next verdict is at {contrast.next_look} points"
     return f"{said}."
