@@ -296,12 +296,12 @@ def test_killed_between_rounds_it_stops_where_it_would_have(cluster, tmp_path, m
     count = itertools.count(1)
 
     def die(original: Callable[..., Any], at: int) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
             if next(count) == at:
                 if moment == "after the look":
-                    original(*arguments)
+                    original(*arguments, **named)
                 raise Killed
-            return original(*arguments)
+            return original(*arguments, **named)
 
         return wrapped
 
