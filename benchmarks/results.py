@@ -152,7 +152,7 @@ def _section(path: Path, figures: Path) -> str:
         ]
     reasons = [row.claim.why_not for row in rows if row.outcome != "holds" and row.claim.why_not]
     lines += [f"Why not, we think: {reason}\n" for reason in dict.fromkeys(reasons)]
-    # Two cells are too few to say what to expect in a third.
+    # Claims have their verdicts by cell. Two cells are too few to say what to expect in a third.
     pooled = pooled_sentence(headline_pooled(found)) if len(sweep.cell_names()) > 2 and not rows else ""
     lines += [f"{sentence}\n" for sentence in (*answer_of(found), pooled) if sentence]
     lines += [_cost(folder, found), ""]
@@ -183,8 +183,8 @@ def _cost(folder: Folder, found: Findings) -> str:
 
 def _figures(path: Path, name: str, figures: Path, rows: Sequence[Beside]) -> list[str]:
     """Copies the figures that show the claims: sizes of gaps, or settings near the best error of all."""
-    kinds = {f"gaps~{CLAIMED[r.claim.measure]}" if r.claim.measure in CLAIMED else "common~" for r in rows}
-    kinds = kinds or {"common~"}
+    measures = {row.claim.measure for row in rows} or {"area_common"}
+    kinds = {f"gaps~{CLAIMED[measure]}" if measure in CLAIMED else "common~" for measure in measures}
     lines = []
     for source in sorted((path / "report" / "figures").glob("*.svg")):
         if any(source.stem.startswith(kind) for kind in kinds):

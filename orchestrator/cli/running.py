@@ -132,7 +132,7 @@ def confirm(
     with Watchers(console, track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
-        check_data(plan, folder)
+        check_data(known)
         todo, preparation = left_of(plan, known), Preparation()
         _say_confirmation(console, folder, plan, todo, (top, seeds))
         if check:
@@ -209,7 +209,7 @@ def retry(
     command = again("retry", folder, options) + (" --failed" if failed else "")
     with Watchers(make_console(quiet), track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
-        check_data(known.plan, folder)
+        check_data(known)
         results = results_of(known.plan, known.records)
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:

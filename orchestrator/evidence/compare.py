@@ -65,7 +65,10 @@ def _parts(folders: Sequence[Folder]) -> dict[str, tuple[Folder, Part]]:
         # What was changed after the results were known was not declared beforehand here either.
         if declared is not None and not declared.primary_was_declared:
             plan = dataclasses.replace(plan, sweep=plan.sweep.model_copy(update={"primary": None}))
-        parts[_free_name(opened, parts)] = (opened, Part(plan, opened.records))
+        parts[_free_name(opened, parts)] = (
+            opened,
+            Part(plan, opened.records, opened.record.get("shifted", {})),
+        )
     return parts
 
 
@@ -84,7 +87,8 @@ def _is_comparison(folder: Path) -> bool:
 
 
 def _write_comparison(folder: Path, merged: Merged, sources: Mapping[str, Folder]) -> None:
-    save_question(folder, merged.plan, declare=False)
+    shifted = {name: marks for s in sources.values() for name, marks in s.record.get("shifted", {}).items()}
+    save_question(folder, merged.plan, declare=False, shifted=shifted)
     if merged.confirmation:
         save_confirmation(folder, merged.confirmation)
     for name, source in sources.items():

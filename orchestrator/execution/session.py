@@ -246,16 +246,16 @@ def left_of(plan: Plan, known: Folder | None) -> list[Trial]:
     return unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
 
 
-def check_data(plan: Plan, folder: Path) -> None:
-    """Checks that the data are still those the sweep ran on.
+def check_data(known: Folder) -> None:
+    """Checks that the data and the shifted sets are still those the sweep ran on.
 
     Raises:
       FolderError: the data have changed.
     """
-    for config, info in plan.infos.items():
+    for config, info in known.plan.infos.items():
         if not config.info().is_known_as(info.fingerprint):
-            raise FolderError(f"{folder}: the data {info.name} have changed since the sweep ran")
-    check_shifted(folder, shifted_contents(plan))
+            raise FolderError(f"{known.path}: the data {info.name} have changed since the sweep ran")
+    check_shifted(known.path, known.records, shifted_contents(known.plan))
 
 
 def choose_confirmation(known: Folder, top: int, seeds: int) -> tuple[Plan, Confirmation]:
@@ -329,6 +329,7 @@ class Session:
         self._told_alone = False
         self._until: Until | None = None
         self._nodes: Sequence[Node] = ()
+        self._shifted: dict[str, list[str]] | None = None
 
     def run_rounds(self, plan: Plan, preparation: Preparation, until: Until | None = None) -> SessionEnd:
         """Runs the rest of a plan to its end, round by round if it is a search.
@@ -492,7 +493,10 @@ class Session:
         return run
 
     def _save_question(self, folder: Path, plan: Plan) -> None:
-        for text in save_question(folder, plan, shifted=shifted_contents(plan)):
+        if self._shifted is None:
+            # Once, because every image is read, and later rounds have the same sets.
+            self._shifted = shifted_contents(plan)
+        for text in save_question(folder, plan, shifted=self._shifted):
             _notice(self._observers, f"note: {text}", "warning")
 
     def _check_states(self, plan: Plan, folder: Path) -> None:

@@ -127,7 +127,6 @@ _BASES = {
     "scaled": ("scaled", "runs of another kind here, by their operations"),
     "table": ("data sheet", "the device's published peak"),
     "probe": ("CPU timing", "products of matrices, timed on this CPU"),
-    None: ("unknown", "no run here is like it"),
 }
 
 
@@ -149,7 +148,7 @@ def cost_table(cost: CostEstimate) -> FittedTable:
                 "GiB": f"{shape.footprint.peak / 2**30:.2g}",
                 "s/epoch": span(shape.seconds),
                 unit: span(shape.hours),
-                "from": _BASES[shape.basis][0],
+                "from": _BASES[shape.basis][0] if shape.basis else "unknown",
             }
         )
     return rows_table(rows, ("flops G", "params M", "batch", "from"))

@@ -42,8 +42,8 @@ def answer_of(found: Findings) -> tuple[str, str, str]:
     if not asked:
         return first, second, how
     said = [gap_sentence(contrast) for contrast in asked[:_MAX_GAPS]]
-    if rest := len(asked) - _MAX_GAPS:
-        said += [f"{rest} more under Gaps."] if rest > 0 else []
+    if len(asked) > _MAX_GAPS:
+        said.append(f"{len(asked) - _MAX_GAPS} more under Gaps.")
     return " ".join(said), first, f"{second} {how}".strip()
 
 

@@ -150,8 +150,8 @@ def write_report(
     by_kind = _by_kind(drawings)
     top = _top(found, by_kind["common"])
     by_kind["common"] = [drawing for drawing in by_kind["common"] if drawing not in top]
-    asked = {_GAPS[contrast.pair.kind] for contrast in asked_gaps(found)}
-    top_gaps = [drawing for drawing in by_kind["gaps"] if drawing.title in asked]
+    asked = {f"gaps~{contrast.pair.kind}" for contrast in asked_gaps(found)}
+    top_gaps = [drawing for drawing in by_kind["gaps"] if drawing.name in asked]
     by_kind["gaps"] = [drawing for drawing in by_kind["gaps"] if drawing not in top_gaps]
     html = _template().render(
         _page(found, document),

@@ -37,7 +37,7 @@ from orchestrator.trials.events import DeclarationMade, Event, RetryWanted
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.records import Record, fold
 from orchestrator.trials.trial import Plan, Suggestion, Trial
-from trainables.base import SPLITS, DataError, DataInfo
+from trainables.base import SHIFTED, SPLITS, DataError, DataInfo
 from trainables.config import Data, DataConfig
 from trainables.data.base import with_chance
 from trainables.io.code import NamedFunction, copy_of, trusting_code
@@ -283,8 +283,7 @@ def save_question(
     events = read_journal(path).events
     if (path / "sweep.yaml").is_file():
         _check_same_question(path, plan, events)
-        if num_results(events):
-            check_shifted(path, shifted or {})
+        check_shifted(path, fold(events), shifted or {})
     save_record(path, plan, shifted)
     # Before sweep.yaml: after a crash between the two, the next session finds nothing to declare.
     changed = _declare(path, plan.sweep, events, made) if declare else []
@@ -326,26 +325,31 @@ def _declare(path: Path, sweep: Sweep, events: Sequence[Event], made: float | No
 def shifted_contents(plan: Plan) -> dict[str, list[str]]:
     """Returns fingerprints of the shifted sets of a plan, by their names. Reads every image.
 
-    A name has several if arms or cells have several sets of that name. Sets that cannot be read from this
-    machine are left out, because those that train may reach them.
+    A name has several if arms or cells have several sets of that name. It is left out if one of them cannot
+    be read from this machine, because those that train may reach it.
     """
     runs = [trial.config for trial in plan.trials]
     found: dict[str, set[str]] = {}
+    unread: set[str] = set()
     for one in dict.fromkeys(one for run in runs if run.evaluate for one in run.evaluate.shifted):
-        with contextlib.suppress(DataError):
-            mark = one.fingerprint()
-            found.setdefault(one.name, set()).add(mark)
-    return {name: sorted(marks) for name, marks in found.items()}
+        try:
+            found.setdefault(one.name, set()).add(one.fingerprint())
+        except DataError:
+            unread.add(one.name)
+    return {name: sorted(marks) for name, marks in found.items() if name not in unread}
 
 
-def check_shifted(path: Path, shifted: Mapping[str, Sequence[str]]) -> None:
-    """Checks that shifted sets are still those on which the trials of a folder were tested.
+def check_shifted(path: Path, records: Mapping[str, Record], shifted: Mapping[str, Sequence[str]]) -> None:
+    """Checks that shifted sets are still those on which trials of a folder were tested.
+
+    A set that no trial has an error on may change: it may have been mended, because trials failed on it.
 
     Raises:
       FolderError: one has changed, or record.json is damaged.
     """
+    tested = {name for record in records.values() for row in record.rows.values() for name in row.extra or ()}
     for name, marks in _recorded_shifted(path).items():
-        if name in shifted and not set(marks) <= set(shifted[name]):
+        if SHIFTED + name in tested and name in shifted and not set(marks) <= set(shifted[name]):
             raise FolderError(
                 f"{path}: the images of the shifted set {name} have changed since trials were tested on "
                 "them. Put them back, or choose another folder with --out"

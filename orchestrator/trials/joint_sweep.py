@@ -11,7 +11,7 @@ share the arm, with the records of the first. They cannot be compared with each 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.sweep.checks import check
@@ -46,10 +46,11 @@ class MergeError(UserError):
 
 @dataclass(frozen=True)
 class Part:
-    """One of the sweeps: its plan, and the records of its trials."""
+    """One of the sweeps: its plan, the records of its trials, fingerprints of its shifted sets by name."""
 
     plan: Plan
     records: Mapping[str, Record]
+    shifted: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,11 @@ def _differences(parts: Mapping[str, Part], first: str, other: str) -> Iterator[
     seeds = [_num_confirm_seeds(parts[name].plan) for name in (first, other)]
     if all(seeds) and seeds[0] != seeds[1]:
         yield differ("seeds of confirm", *seeds)
+    sets = [parts[name].shifted for name in (first, other)]
+    # Folders of earlier versions have no content of them.
+    for name in sets[0].keys() & sets[1].keys():
+        if set(sets[0][name]) != set(sets[1][name]):
+            yield differ(f"shifted set {name}: fingerprint", *(" or ".join(one[name]) for one in sets))
     if a.where != b.where:
         yield differ("where", *(" and ".join(sweep.where) or "none" for sweep in (a, b)))
     yield from _design_differences(a, b, first, other)

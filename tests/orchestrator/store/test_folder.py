@@ -16,10 +16,10 @@ from orchestrator.store.folder import (
     shifted_contents,
 )
 from orchestrator.store.journal import FolderError, Writer
-from orchestrator.trials.events import AttemptBegan, AttemptEnded
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
 from orchestrator.trials.plan import make_plan
 from orchestrator.trials.trial import Plan
-from tests.support.sweeps import plan_from
+from tests.support.sweeps import epoch_row, plan_from
 
 TREE = {
     "name": "small",
@@ -67,10 +67,12 @@ def test_a_folder_is_read_without_its_data(tmp_path, monkeypatch):
     assert len(open_folder(tmp_path).plan.trials) == 16
 
 
-def run_all(folder: Path, plan: Plan) -> None:
+def run_all(folder: Path, plan: Plan, extra: dict[str, float] | None = None) -> None:
     writer = Writer(folder)
     for trial in plan.trials:
         writer.append([AttemptBegan(trial=trial.id, attempt=1, lane="lane", time=0.0)])
+        if extra:
+            writer.append([EpochDone(trial=trial.id, attempt=1, row=epoch_row(extra=extra))])
         writer.append(
             [
                 AttemptEnded(
@@ -130,10 +132,12 @@ def test_shifted_sets_whose_images_have_changed_are_refused_once_trials_were_tes
     save()
     first = open_folder(folder).record["shifted"]
     picture.write_bytes(png_bytes(np.full((8, 8, 3), 11)))
-    # Nothing has been tested on it yet, so the set is as it is now.
+    # Nothing has been tested on it yet, so the set is as it is now; nor if trials failed before that.
+    run_all(folder, plan, {"clean": 30.0})
     save()
+    check_data(open_folder(folder))
     assert (second := open_folder(folder).record["shifted"]) != first
-    run_all(folder, plan)
+    run_all(folder, plan, {"shifted/other": 90.0})
     save()
     # A machine that cannot read the set keeps what is on record.
     (tmp_path / "set").rename(away)
@@ -144,7 +148,7 @@ def test_shifted_sets_whose_images_have_changed_are_refused_once_trials_were_tes
     with pytest.raises(FolderError, match="images of the shifted set other have changed"):
         save()
     with pytest.raises(FolderError, match="images of the shifted set other have changed"):
-        check_data(plan, folder)
+        check_data(open_folder(folder))
     assert open_folder(folder).record["shifted"] == second
 
 

@@ -59,6 +59,21 @@ def reasons(**parts: Plan) -> str:
     return str(raised.value)
 
 
+def test_sweeps_that_were_tested_on_other_images_of_one_name_are_not_compared():
+    one, other = plan_of(), plan_of(name="other", arms={"third": {"model.stem": "conv"}})
+
+    def merged(first: list[str] | None, second: list[str] | None) -> Merged:
+        marks = ({"noise": mark} if mark else {} for mark in (first, second))
+        parts = (
+            dataclasses.replace(part(plan), shifted=m) for plan, m in zip((one, other), marks, strict=True)
+        )
+        return merge(dict(zip(("one", "other"), parts, strict=True)))
+
+    with pytest.raises(MergeError, match="shifted set noise: fingerprint: a in one, b in other"):
+        merged(["a"], ["b"])
+    assert merged(["a"], ["a"]).notices == merged(["a"], None).notices
+
+
 def runs(plan: Plan) -> dict[Any, str]:
     return {(t.arm, t.cell_name, t.point, t.role, t.replicate): t.id for t in plan.trials}
 
