@@ -72,11 +72,8 @@ def gap_sentence(contrast: GapContrast) -> str:
         f"error at best of {contrast.budget}"
     )
     ends = interval_text(contrast.difference_pp, sign=True)
-    interval = f"interval {ends}" if ends else "no interval"
-    said = f"{claim}: {lost} (difference {share_text(contrast.difference_pp.value, sign=True)}, {interval})"
-    if contrast.better is None and contrast.next_look is not None:
-        said += f"; the next verdict is at {contrast.next_look} points"
-    return f"{said}."
+    interval = f"interval {ends}" if ends else f"no interval, as {contrast.difference_pp.because}"
+    return f"{claim}: {lost} (difference {share_text(contrast.difference_pp.value, sign=True)}, {interval})."
 
 
 def answer(

@@ -109,6 +109,10 @@ def test_a_gap_that_is_open_or_that_nobody_asked_about_takes_no_verdict():
     gap, *_ = answer_of(gather(plan, ended(plan, lambda t: 10 + 5 * np.random.default_rng(
         [t.point, t.arm == "vit_p", t.cell_name == "sgd"]).random())))  # fmt: skip
     assert gap.startswith("Which of vit_p and vit_c loses less under sgd in place of adamw is not settled: ")
+    few = make(8, claim("optimizer_gap"))
+    assert answer_of(gather(few, ended(few, scattered)))[0].endswith(
+        "no interval, as 8 points, 16 are needed)."
+    )
     plan = make(16, claim("area_common"))
     first, second, _ = answer_of(gather(plan, ended(plan, scattered)))
     assert first.startswith("vit_c is the more robust")
