@@ -4,7 +4,7 @@
 
 Makes a tree of small JPEGs (64 x 64 pixels) and one of photographs (4000 x 3000 pixels, 2.4 MB each), in ten
 classes each; the files differ in a comment. Imports each tree in a process of its own, and deletes it. For
-comparison, another process only decodes the same files with Pillow, one after the other.
+comparison, another process decodes the same files with Pillow, one by one. Of a count of 0, no tree is made.
 """
 
 import argparse
@@ -83,15 +83,15 @@ def measured(code: str, *arguments: str | Path | int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", type=int, default=50_000, help="small images")
-    parser.add_argument("--photos", type=int, default=2_000, help="photographs")
+    parser.add_argument("--small", type=int, default=50_000, help="small images; 0 for none")
+    parser.add_argument("--photos", type=int, default=2_000, help="photographs; 0 for none")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     print("images  MB each  made by   seconds  images/s  peak MiB")
-    for count, picture in (
-        (options.small, jpeg((64, 64), 0)),
-        (options.photos, jpeg((4000, 3000), 2_400_000)),
-    ):
+    for count, side, num_bytes in ((options.small, (64, 64), 0), (options.photos, (4000, 3000), 2_400_000)):
+        if not count:
+            continue
+        picture = jpeg(side, num_bytes)
         with tempfile.TemporaryDirectory() as place:
             began = time.perf_counter()
             total = plant(Path(place) / "tree", count, picture)

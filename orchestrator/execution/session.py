@@ -78,11 +78,13 @@ class Preparation:
       began: time when the command began, in seconds since 1970.
       seconds: duration of the preflight.
       checked: shapes that the preflight ran; the recorded plan is based on their speed.
+      shifted: contents of the shifted sets, by `shifted_contents`; None if not looked at yet.
     """
 
     began: float = field(default_factory=time.time)
     seconds: float = 0.0
     checked: tuple[Checked, ...] = ()
+    shifted: dict[str, list[str]] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -123,6 +125,11 @@ def prepare(
     whole = file.plan(longest)
     plan = plan_of(folder, sweep, known_infos(folder, whole.infos))
     preparation = Preparation()
+    shifted = None
+    if known is not None:
+        # Before the preflight, which takes much longer.
+        shifted = shifted_contents(plan)
+        check_shifted(folder, known.records, shifted)
     left = left_of(plan, known)
     from orchestrator.analysis.contrasts import looks_of
 
@@ -136,7 +143,7 @@ def prepare(
         # Before the folder is created, so that a sweep that cannot start leaves no folder.
         later = whole.trials if until else ()
         preparation = checked(file, plan, left, folder, observers, address, wait_minutes, later)
-    return plan, preparation
+    return plan, dataclasses.replace(preparation, shifted=shifted)
 
 
 def _faults_of_until(sweep: Sweep) -> list[Fault]:
@@ -342,6 +349,7 @@ class Session:
           FolderError: the folder holds results of another question.
         """
         folder, self._until = self._lease.folder, until
+        self._shifted = preparation.shifted
         with self._closing():
             known = open_folder(folder) if _is_sweep(folder) else None
             for text in known.notices if known else ():

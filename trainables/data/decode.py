@@ -71,6 +71,9 @@ _FLOAT_ONE, _FLOAT_BYTES = 2, 16
 #: Values that are scaled at a time, which bounds the memory of large images.
 _SCALED_VALUES = 2**20
 
+#: An image without any brighter value, of 255, is nearly black.
+_DARK = 16
+
 #: EXIF's number of a picture's orientation, and what turns it upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -152,6 +155,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     # PIL's conversion of an image to its own mode copies it, which takes a third of decoding a photograph.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_nearly_black(image: Image.Image) -> bool:
+    """Returns whether no value of an RGB image is seen as more than black.
+
+    Pictures of 12 bits that are stored in 16 bits a colour come out so, because PIL reads the upper eight.
+    """
+    return bool(np.max(image.getextrema()) < _DARK)
 
 
 def decode(data: bytes) -> Image.Image:

@@ -9,12 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.base import DataError, Split
-from trainables.data.decode import decode
+from trainables.data.decode import decode, is_nearly_black
 from trainables.data.kinds import HEAD_BYTES, is_raw, is_readable, reason_to_leave_out
 from trainables.io.files import replacing, write_atomically
 from trainables.io.streams import printable
@@ -24,9 +23,6 @@ _LARGE_BYTES = 2**22
 
 #: An image of more bytes is a bad one.
 MAX_FILE_BYTES = 2**28
-
-#: An image without any brighter value, of 255, is counted as nearly black.
-_DARK = 16
 
 
 @dataclass(frozen=True)
@@ -268,8 +264,8 @@ def _read(path: Path, label: int) -> _Read:
         if is_readable(data):
             return _Read(path, label, fault=str(error))
         return _not_read(path, label, head, str(error))
-    is_dark = bool(np.max(image.getextrema()) < _DARK)
-    return _Read(path, label, data, image.size, image.info.get("turned", False), is_dark)
+    turned = image.info.get("turned", False)
+    return _Read(path, label, data, image.size, turned, is_nearly_black(image))
 
 
 def _not_read(path: Path, label: int, head: bytes, fault: str) -> _Read:

@@ -13,6 +13,7 @@ from pydantic import Field
 from trainables.base import SPLITS, DataError, DataInfo, Frozen, Split
 from trainables.data.base import Images, digest_of, drawn_from, held_out, with_chance
 from trainables.data.content import NO_BYTES, num_contrary, num_repeated, num_shared
+from trainables.data.decode import decode, is_nearly_black
 from trainables.data.parquet_files import Found, SplitFiles, find_files
 from trainables.data.parquet_table import MAX_CLASSES, Table, mapped, read_table
 from trainables.data.tree import alike
@@ -205,7 +206,7 @@ def _data(config: Parquet, found: Found, tables: dict[Split, Table]) -> _Parquet
             f"left out {tables.pop(split).describe}: its labels are all -1, that is, not published"
         )
     class_names, labels, more = _classes(config.path, tables)
-    notices += [*more, *_repeated(tables, labels), *alike(class_names)]
+    notices += [*more, *_repeated(tables, labels), *alike(class_names), *_nearly_black(tables)]
     if config.expects is not None:
         config.expects.check(config.path, len(class_names), {split: len(labels[split]) for split in labels})
 
@@ -421,6 +422,24 @@ def _missing_classes(class_names: Sequence[str], splits: Mapping[Split, Images])
 def _quoted(class_names: Sequence[str], numbers: NDArray[np.int64]) -> str:
     shown = ", ".join(repr(class_names[number]) for number in numbers[:3])
     return shown + (", ..." if len(numbers) > 3 else "")
+
+
+def _nearly_black(tables: Mapping[Split, Table]) -> Iterator[str]:
+    """Yields notices of splits whose files all begin with an image that is nearly black."""
+    for split, table in tables.items():
+        firsts = [data for data in table.first_images() if data]
+        if firsts and all(map(_is_dark, firsts)):
+            yield (
+                f"{split}: the first image of {table.describe} is nearly black, as pictures of 12 bits "
+                "stored in 16 bits a colour are"
+            )
+
+
+def _is_dark(data: bytes) -> bool:
+    try:
+        return is_nearly_black(decode(data))
+    except DataError:
+        return False
 
 
 def _repeated(tables: Mapping[Split, Table], labels: Mapping[Split, NDArray[np.int64]]) -> Iterator[str]:

@@ -60,6 +60,7 @@ class Table:
         share them.
       read: decodes the image of a row.
       digests: computes digests of the images, of shape (rows, bytes).
+      first_images: reads the bytes of the first image of each file; none if a file has no image.
       earlier_fingerprint: computes the digest by which versions before 2026-12 knew these rows.
       describe: the files in words.
       notices: sentences about the files that their user should know.
@@ -71,6 +72,7 @@ class Table:
     load: Callable[[], object] = field(repr=False)
     read: Callable[[int], Image.Image] = field(repr=False)
     digests: Callable[[], NDArray[np.uint8]] = field(repr=False)
+    first_images: Callable[[], list[bytes]] = field(repr=False)
     earlier_fingerprint: Callable[[], str] = field(repr=False)
     describe: str
     notices: tuple[str, ...] = ()
@@ -146,24 +148,35 @@ def read_table(
             index = int(np.searchsorted(bounds, row, side="right")) - 1
             raise DataError(f"{names[index]}: row {row - bounds[index]} {error}") from error
 
-    def earlier() -> str:
+    @functools.cache
+    def first_images() -> list[bytes]:
         try:
             if load.cache_info().currsize:
                 # Files without rows have no first one.
-                samples = [
+                return [
                     load()[int(start)].as_py() or b"" if start < stop else b""
                     for start, stop in itertools.pairwise(bounds)
                 ]
-            else:
-                # The first image alone cannot be read, only those around it, too.
-                with ThreadPoolExecutor(_READERS) as pool:
-                    samples = list(pool.map(lambda name: _first_image(filesystem, name, image_column), names))
+            # The first image alone cannot be read, only those around it, too.
+            with ThreadPoolExecutor(_READERS) as pool:
+                return list(pool.map(lambda name: _first_image(filesystem, name, image_column), names))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{_shown(names)}: the images cannot be read: {error}") from error
-        return digest_of(raw.tobytes(), *(file.footer for file in files), *samples)
+
+    def earlier() -> str:
+        return digest_of(raw.tobytes(), *(file.footer for file in files), *first_images())
 
     return Table(
-        tuple(names), labels, class_names, load, read, digests, earlier, _shown(names), tuple(notices)
+        files=tuple(names),
+        labels=labels,
+        class_names=class_names,
+        load=load,
+        read=read,
+        digests=digests,
+        first_images=first_images,
+        earlier_fingerprint=earlier,
+        describe=_shown(names),
+        notices=tuple(notices),
     )
 
 

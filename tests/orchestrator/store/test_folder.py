@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.execution import session
 from orchestrator.execution.session import check_data
 from orchestrator.store.folder import (
     known_infos,
@@ -18,6 +19,7 @@ from orchestrator.store.folder import (
 from orchestrator.store.journal import FolderError, Writer
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
 from orchestrator.trials.plan import make_plan
+from orchestrator.trials.sweep_file import SweepFile
 from orchestrator.trials.trial import Plan
 from tests.support.sweeps import epoch_row, plan_from
 
@@ -150,6 +152,25 @@ def test_shifted_sets_whose_images_have_changed_are_refused_once_trials_were_tes
     with pytest.raises(FolderError, match="images of the shifted set other have changed"):
         check_data(open_folder(folder))
     assert open_folder(folder).record["shifted"] == second
+
+
+def test_shifted_sets_are_looked_at_before_the_preflight(tmp_path, png_bytes, monkeypatch):
+    picture, folder, file = tmp_path / "set" / "3" / "a.png", tmp_path / "runs", tmp_path / "small.yaml"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(png_bytes(np.full((8, 8, 3), 10)))
+    evaluate = {"shifted": [{"name": "other", "uri": str(tmp_path / "set")}]}
+    file.write_text(json.dumps(TREE | {"base": TREE["base"] | {"evaluate": evaluate}}))
+    asked = SweepFile(file)
+    plan = asked.plan()
+    # A new sweep has nothing to compare with, so its sets are not read yet.
+    assert session.prepare(asked, folder, check=False)[1].shifted is None
+    save_question(folder, plan, shifted=shifted_contents(plan))
+    run_all(folder, plan, {"shifted/other": 90.0})
+    assert session.prepare(asked, folder, check=False)[1].shifted == shifted_contents(plan)
+    picture.write_bytes(png_bytes(np.full((8, 8, 3), 11)))
+    monkeypatch.setattr(session, "checked", lambda *_: pytest.fail("the preflight began"))
+    with pytest.raises(FolderError, match="images of the shifted set other have changed"):
+        session.prepare(SweepFile(file, points=8), folder)
 
 
 def test_a_folder_that_is_no_sweep_is_named(tmp_path):

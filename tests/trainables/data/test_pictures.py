@@ -8,6 +8,7 @@ import tracemalloc
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
@@ -17,6 +18,7 @@ from trainables.base import DataError
 from trainables.data import decode as decoding
 from trainables.data.decode import decode
 from trainables.data.packing_parts import Layout
+from trainables.data.parquet import Parquet
 from trainables.data.shifted import ShiftedSet
 
 
@@ -140,17 +142,35 @@ def test_a_large_file_is_read_only_if_it_is_an_image_and_not_too_large(tmp_path,
     assert "real.png has 536,870,912 bytes, over 268,435,456" in fault
 
 
-def test_pictures_that_are_nearly_black_are_told(tmp_path):
-    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
-    # Pillow keeps the upper eight of sixteen bits, of which twelve hold values: white is 15 of 255.
+def white_of_12_bits() -> bytes:
+    """Returns a white PNG of 12 bits stored in 16. Of these, Pillow keeps the upper eight: 15 of 255."""
     row = b"\0" + np.full(4 * 3, 4095, ">u2").tobytes()
     parts = ((b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(row)))
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
         for kind, part in (*parts, (b"IEND", b""))
     )
-    plant(root, "dog/dark.png", data=data)
+
+
+def test_pictures_that_are_nearly_black_are_told(tmp_path):
+    root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
+    plant(root, "dog/dark.png", data=white_of_12_bits())
     assert imported(root, "out.parquet").dark == [root / "dog" / "dark.png"]
+
+
+@pytest.mark.parametrize(("first", "is_told"), [(white_of_12_bits(), True), (picture("PNG"), False)])
+def test_files_that_begin_with_a_picture_that_is_nearly_black_are_told(tmp_path, first, is_told):
+    rows = [{"image": {"bytes": first, "path": None}, "label": 0}] + [
+        {"image": {"bytes": picture(size=(9, 2 + number)), "path": None}, "label": number % 2}
+        for number in range(40)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    told = [text for text in Parquet(path=str(tmp_path)).info().notices if "nearly black" in text]
+    wanted = (
+        "train: the first image of train.parquet is nearly black, as pictures of 12 bits stored in 16 bits a "
+        "colour are"
+    )
+    assert told == ([wanted] if is_told else [])
 
 
 def test_shifted_sets_leave_out_hidden_files_and_take_images_by_content(tmp_path):
