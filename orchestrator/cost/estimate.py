@@ -250,7 +250,7 @@ def estimate(
             alone = Span(*(makespan([getattr(run, end) for run in runs], lanes, waits) for end in _ENDS))
             # Gangs run at the same time: another one has the devices that this one leaves.
             share = min(1.0, lanes * gang.devices / devices) if devices else 1.0
-            wall += alone * share + Span(*[_LANE_START_SECONDS] * 3)
+            wall += alone * share + _LANE_START_SECONDS
             longest = max(longest, *runs, key=lambda run: run.central)
     if longest.central > wall.central:
         wall = longest
@@ -272,9 +272,9 @@ def estimate(
 
 _ENDS = ("low", "central", "high")
 
-#: Seconds from the start of a run to the first step of a lane. Source: 11 to 16 s for Ray Train's worker
-#: group.
-_LANE_START_SECONDS = 15.0
+#: Seconds from the preflight to the first step of a lane: Ray starts, then its workers. Sources: start-up in
+#: the ledgers of seven sweeps on two CPU cores, 25 s where nothing else ran and up to 50 s beside other work.
+_LANE_START_SECONDS = Span(20.0, 25.0, 50.0)
 
 
 def _shape_cost(

@@ -248,7 +248,7 @@ def test_hours_lanes_and_price_by_hand():
     assert found.unit == "core-hours"
     assert found.hours.central == pytest.approx(6 * 4 * 36 * 2 / 3600)
     assert found.lanes == (1,)
-    assert found.wall_hours.central == pytest.approx((6 * 4 * 36 + 15) / 3600)
+    assert found.wall_hours.central == pytest.approx((6 * 4 * 36 + 25) / 3600)
     assert (found.price.central, found.currency) == (pytest.approx(0.24), "EUR")
     assert [cost.basis for cost in found.shapes] == ["measured", "measured"]
     assert [cost.trials for cost in found.shapes] == [3, 3]
@@ -279,7 +279,7 @@ def test_trials_of_several_sizes_share_the_devices():
     assert found.lanes == (2, 4)
     least = (6 * 2 + 6) / 4 * 4 * 36
     # Crew by crew they take three rounds of pairs and two of single ones; a start of lanes for each size.
-    assert least + 2 * 15 <= 3600 * found.wall_hours.central <= (3 + 2) * 4 * 36 + 2 * 15
+    assert least + 2 * 25 <= 3600 * found.wall_hours.central <= (3 + 2) * 4 * 36 + 2 * 25
     assert found.time_text(12).endswith("on 4 GPUs, 2 or 4 at a time")
     # With one size there is one number.
     alone = plan_of()
