@@ -74,7 +74,7 @@ def as_floats(images: Images, config: Paper) -> None:
         batch = []
         for row in rows[start : start + BATCH]:
             sample = augment(images.read(int(row)), derive_seed(0, int(row)))
-            pixels_CHW = torch.from_numpy(sample.pixels_HWC).permute(2, 0, 1).contiguous()
+            pixels_CHW = torch.from_numpy(sample.pixels_HWC.transpose(2, 0, 1).copy())
             shift_C = torch.zeros(3) if sample.shift_C is None else sample.shift_C
             floats = normalise((pixels_CHW + shift_C[:, None, None])[None], IMAGENET_MEAN, IMAGENET_STD)[0]
             batch.append((floats, 0))
