@@ -32,7 +32,13 @@ class Context:
         return values
 
 
-def this_process(rank: int = 0, world_size: int = 1, threads: int = 1, device: DeviceKind = "cpu") -> Context:
+def this_process(
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int = 1,
+    device: DeviceKind = "cpu",
+    cores: int | None = None,
+) -> Context:
     """Returns the context of this process, and sets the number of CPU threads.
 
     Args:
@@ -40,9 +46,10 @@ def this_process(rank: int = 0, world_size: int = 1, threads: int = 1, device: D
       threads: part of a result, because a different number may round differently.
       device: where the run computes; "cuda" is the current GPU. A GPU that is only visible is not used,
         because it may be another run's.
+      cores: with a GPU, those on which images are decoded; as many as threads if left out.
     """
     torch.set_num_threads(threads)
     if device == "cuda":
         gpu = torch.device("cuda", torch.cuda.current_device())
-        return Context(gpu, rank, world_size, loader_workers=max(threads - 1, 0))
+        return Context(gpu, rank, world_size, loader_workers=max((cores or threads) - 1, 0))
     return Context(torch.device("cpu"), rank, world_size)

@@ -288,7 +288,7 @@ def _shape_cost(
     gang = shape.gang.on(machine.nodes)
     found, epochs = counted(plan, shape, bool(gang.gpus))
     model = plan.cost(members[0]).model
-    timed = seconds_per_epoch(shape, epochs, machine.device, samples, rates)
+    timed = seconds_per_epoch(shape, epochs, machine.device, samples, rates, gang.cores_on(machine.nodes))
     cost = ShapeCost(
         shape=shape,
         arms=tuple(dict.fromkeys((trial.cell_name, trial.arm) for trial in members)),

@@ -91,7 +91,8 @@ def _input_warnings(plan: Plan, found: CostEstimate) -> list[str]:
             cost.shape, dataclasses.replace(epochs, decoded=0.0), DEVICES[found.machine.device]
         )
         if epochs.decoded and cost.seconds.central > 1.5 * computing.central:
-            cpus = cost.shape.gang.cpus
+            nodes = found.machine.nodes
+            cpus = cost.shape.gang.on(nodes).cores_on(nodes)
             share = 100 * computing.central / cost.seconds.central
             lines[cpus] = (
                 f"input: {cpus} CPU(s) per worker decode too slowly, so that the GPU would be busy for about "

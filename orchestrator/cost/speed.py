@@ -118,7 +118,12 @@ def samples_of(plan: Plan, records: Mapping[str, Record], device: str, on_gpu: b
 
 
 def seconds_per_epoch(
-    shape: Shape, epochs: Epochs, device: str, samples: Sequence[Sample], rates: Rates | None
+    shape: Shape,
+    epochs: Epochs,
+    device: str,
+    samples: Sequence[Sample],
+    rates: Rates | None,
+    cores: int | None = None,
 ) -> tuple[Span, Basis] | None:
     """Returns the seconds of one epoch with a range, from the best source available. None without a source.
 
@@ -127,6 +132,7 @@ def seconds_per_epoch(
       device: name of a GPU of `DEVICES`, or of a processor.
       samples: measurements of earlier runs. Those of other devices are ignored.
       rates: rates of this device from a probe, used without samples.
+      cores: of each worker; those of the shape's gang if left out.
     """
     usable = [
         sample
@@ -149,7 +155,7 @@ def seconds_per_epoch(
     if usable:
         return _of_steps(scaled(epochs, usable).central), "scaled"
     if device in DEVICES:
-        return from_table(shape, epochs, DEVICES[device]), "table"
+        return from_table(shape, epochs, DEVICES[device], cores), "table"
     if rates is not None:
         central = rates.seconds(epochs.work) + epochs.decoded / _DECODED_PER_SECOND.central
         return Span(central / 2, central, 2 * central), "probe"
@@ -224,18 +230,22 @@ REACHED = Span(0.21, 0.42, 0.85)
 _DECODED_PER_SECOND = Span(200.0, 350.0, 600.0)
 
 
-def from_table(shape: Shape, epochs: Epochs, device: Device) -> Span:
-    """Returns the seconds of an epoch from a data sheet: the most that GPU, host or loader needs."""
+def from_table(shape: Shape, epochs: Epochs, device: Device, cores: int | None = None) -> Span:
+    """Returns the seconds of an epoch from a data sheet: the most that GPU, host or loader needs.
+
+    Each worker has so many `cores`, or those of the shape's gang if left out.
+    """
+    cores = shape.gang.cpus if cores is None else cores
     peak = device.fp32_tflops if shape.config.precision == "fp32" else device.half_tflops
     work = epochs.work
     ideal = 2 * work.flops / (peak * 1e12) + work.moved_bytes / (device.bandwidth_gb_s * 1e9)
-    loaders = max(shape.gang.cpus - 1, 1)
+    loaders = max(cores - 1, 1)
 
     def seconds(reached: float, kernel_seconds: float, decoded_per_second: float) -> float:
         decoding = epochs.decoded / (decoded_per_second * loaders)
         computing = max(ideal / reached, work.kernels * kernel_seconds)
         # With one core per worker, the training process also decodes.
-        return computing + decoding if shape.gang.cpus == 1 else max(computing, decoding)
+        return computing + decoding if cores == 1 else max(computing, decoding)
 
     return Span(
         seconds(REACHED.high, _KERNEL_SECONDS.low, _DECODED_PER_SECOND.high),

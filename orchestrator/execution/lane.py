@@ -54,7 +54,12 @@ class _Workers:
     def __init__(self, coordinator: Any, lane: str, name: str, gang: Gang, settings: dict[str, Any]) -> None:
         self._coordinator, self._lane = coordinator, lane
         self._told = False
-        settings = settings | {"threads": gang.cpus, "device": "cuda" if gang.gpus else "cpu"}
+        settings = settings | {
+            "threads": gang.cpus,
+            "device": "cuda" if gang.gpus else "cpu",
+            # Decided where the worker is, because machines may have different numbers of cores.
+            "gpus_for_cores": gang.gpus if gang.shares_cores else None,
+        }
         self._thread = threading.Thread(target=self._fit, args=(name, gang, settings), daemon=True)
         self._thread.start()
 

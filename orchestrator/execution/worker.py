@@ -20,6 +20,7 @@ from orchestrator.execution.coordinator import Verdict
 from orchestrator.store.logs import kept as worker_log
 from orchestrator.store.own_files import OwnFiles, stack_path
 from orchestrator.store.weights import KeptWeights, WeightStore
+from orchestrator.trials.gang import share_of_cores
 from orchestrator.trials.outcomes import AttemptEnd
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ def lane_loop(settings: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     train_context = ray.train.get_context()
     rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
-    context = this_process(rank, world_size, settings["threads"], settings["device"])
-    coordinator, lane = settings["clerk"], settings["lane"]
     node = ray.get_runtime_context().get_node_id()
+    cores = _cores_on(node, settings["gpus_for_cores"]) if settings["gpus_for_cores"] else None
+    context = this_process(rank, world_size, settings["threads"], settings["device"], cores)
+    coordinator, lane = settings["clerk"], settings["lane"]
     places = [node] * world_size
     if world_size > 1:
         dist.all_gather_object(places, node)
@@ -74,6 +76,12 @@ def lane_loop(settings: dict[str, Any]) -> None:
         number, job = taken
         _run_job(job, number, settings, context, preempted.is_set)
     _clear_leftovers(coordinator, node, settings["key"])
+
+
+def _cores_on(node: str, gpus: float) -> int:
+    """Returns the share of this machine's cores that belongs to a worker with some of its GPUs."""
+    [resources] = [entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node]
+    return max(1, share_of_cores(resources.get("CPU", 0.0), resources["GPU"], gpus))
 
 
 def _clear_leftovers(coordinator: Any, node: str, key: str) -> None:

@@ -48,7 +48,11 @@ class Resources(Frozen):
     """Resources of one trial, and how many trials run at a time."""
 
     workers: int = Field(1, gt=0, le=100_000, description="Processes that train one model together (DDP).")
-    cpus_per_worker: int = Field(1, gt=0, le=100_000, description="CPU cores, and CPU threads, of each.")
+    cpus_per_worker: Annotated[int, Field(gt=0, le=100_000)] | Literal["auto"] = Field(
+        "auto",
+        description="CPU cores, and CPU threads, of each; auto: one, and with a GPU its share of the cores "
+        "of the machine, on which images are decoded.",
+    )
     gpus_per_worker: float | None = Field(
         None,
         ge=0,

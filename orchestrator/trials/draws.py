@@ -79,7 +79,11 @@ class Draft:
         assert self.run is not None, "a draft without a run is raised or removed"
         config, resources = self.run
         config = with_first_seeds(config, self.sweep.design.seed)
-        gang = Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+        cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+        if cpus == "auto":
+            gang = Gang(resources.workers, 1, gpus, shares_cores=gpus != 0)
+        else:
+            gang = Gang(resources.workers, cpus, gpus)
         block = self.sweep.design.block(point)
         return Trial("", self.arm, cell, point, 0, self.values, config, gang, block=block)
 

@@ -1,5 +1,6 @@
 """Gangs, the resources that a trial needs at once, and how many of them fit on a cluster."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,19 +15,22 @@ class Gang:
 
     Attributes:
       workers: number of processes that train one model.
-      cpus: CPU cores of each worker, and also its number of CPU threads.
+      cpus: CPU cores that are reserved for each worker, and also its number of CPU threads.
       gpus: GPUs of each worker. None means one if the cluster has GPUs, else none.
+      shares_cores: whether a worker with a GPU decodes images on its share of the cores of its machine,
+        instead of on `cpus`. They are not reserved, because machines may have different numbers of them.
     """
 
     workers: int
     cpus: int
     gpus: float | None
+    shares_cores: bool = False
 
     @property
     def size(self) -> tuple[float, ...]:
         """The sort key of gangs: total GPUs first, then workers. No two gangs have the same key."""
         gpus = -1.0 if self.gpus is None else self.gpus
-        return self.workers * max(gpus, 1.0), self.workers, self.cpus, gpus
+        return self.workers * max(gpus, 1.0), self.workers, self.cpus, gpus, self.shares_cores
 
     @property
     def devices(self) -> float:
@@ -37,7 +41,16 @@ class Gang:
         """Returns the gang with its number of GPUs decided for a cluster."""
         if self.gpus is not None:
             return self
-        return Gang(self.workers, self.cpus, 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0)
+        if any(node.gpus >= 1 for node in nodes):
+            return dataclasses.replace(self, gpus=1.0)
+        return dataclasses.replace(self, gpus=0.0, shares_cores=False)
+
+    def cores_on(self, nodes: Sequence["Node"]) -> int:
+        """Returns the cores of each worker on a cluster: where machines differ, the least of them."""
+        if not (self.shares_cores and self.gpus):
+            return self.cpus
+        shares = [share_of_cores(node.cpus, node.gpus, self.gpus) for node in nodes if node.gpus]
+        return max(self.cpus, min(shares, default=0))
 
     @property
     def key(self) -> str:
@@ -50,6 +63,11 @@ class Gang:
         if self.workers == 1:
             return f"{self.cpus} CPU{gpus}"
         return f"{self.workers} workers with {self.cpus} CPU{gpus} each"
+
+
+def share_of_cores(cpus: float, gpus: float, own_gpus: float) -> int:
+    """Returns how many cores of a machine belong to a worker with some of its GPUs."""
+    return int(cpus * own_gpus / gpus)
 
 
 #: The smallest gang.

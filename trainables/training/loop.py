@@ -6,10 +6,9 @@ Shape suffixes: B batch, C channels, H W image side, K classes.
 import contextlib
 import copy
 import functools
-import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,6 +28,7 @@ from trainables.base import (
     Epoch,
     Invalid,
     Preempted,
+    Split,
     derive_seed,
 )
 from trainables.config import Seeds, TrainConfig
@@ -102,6 +102,15 @@ def train(
             # Written by a version that knew the same data by another fingerprint.
             content["run"] = run.state.run
         run.state.restore(content)
+    run.pipeline.expect([*splits.values(), *(one.images for one in shifted.values())])
+    with contextlib.closing(run.pipeline):
+        yield from _epochs(run, splits, shifted)
+
+
+def _epochs(
+    run: "TrainingRun", splits: Mapping[Split, Images], shifted: Mapping[str, Shifted]
+) -> Iterator[tuple[Epoch, State]]:
+    config, context, info = run.config, run.context, run.info
     run.tell_step()
     dead_above_pct = info.chance_error_pct - config.divergence.margin_pct
     guessing_loss = config.data.task.guessing_loss(info)
@@ -374,10 +383,9 @@ class TrainingRun:
 
     def evaluate(self, images: Images) -> tuple[Score, Score]:
         """Scores the weights and their average. Without an average, both scores are those of the weights."""
-        raw = self._score(self.state.model, images)
-        if self.state.ema is None:
-            return raw, raw
-        return raw, self._score(self.state.ema.module, images)
+        models = [self.state.model, *([self.state.ema.module] if self.state.ema else [])]
+        scores = self.evaluate_as_they_are(self._with_precise_bn(models), images)
+        return scores[0], scores[-1]
 
     def shift_errors(self, images: Images, shifted: Mapping[str, Shifted]) -> dict[str, float]:
         """Errors in percent of the evaluated network under each kind of corruption and on each shifted set.
@@ -387,7 +395,7 @@ class TrainingRun:
         """
         evaluation = self.config.evaluate
         assert evaluation is not None
-        model = self._with_precise_bn(self.state.evaluated)
+        [model] = self._with_precise_bn([self.state.evaluated])
         errors = {}
         if (corruptions := evaluation.corruptions) is not None:
             if corruptions.images is not None and corruptions.images < len(images):
@@ -404,10 +412,6 @@ class TrainingRun:
             errors[SHIFTED + name] = self.evaluate_as_is(model, other.images, classes=other.classes).error_pct
         return errors
 
-    def _score(self, model: nn.Module, images: Images) -> Score:
-        return self.evaluate_as_is(self._with_precise_bn(model), images)
-
-    @torch.no_grad()
     def evaluate_as_is(
         self,
         model: nn.Module,
@@ -415,50 +419,92 @@ class TrainingRun:
         change: Change | None = None,
         classes: NDArray[np.int64] | None = None,
     ) -> Score:
-        """Scores a network with the batch norm statistics that it has.
+        """Scores a network with the batch norm statistics that it has. See `evaluate_as_they_are`."""
+        return self.evaluate_as_they_are([model], images, change, classes)[0]
+
+    @torch.no_grad()
+    def evaluate_as_they_are(
+        self,
+        models: Sequence[nn.Module],
+        images: Images,
+        change: Change | None = None,
+        classes: NDArray[np.int64] | None = None,
+    ) -> list[Score]:
+        """Scores networks on the same images, which are made once, with the batch norm statistics they have.
 
         Args:
-          model: the network; it is put into evaluation mode.
-          images: the test images; the score is over all ranks.
+          models: the networks; they are put into evaluation mode.
+          images: the test images; the scores are over all ranks.
           change: applied to every image after cropping.
-          classes: the only classes that the network may answer; all if left out.
+          classes: the only classes that the networks may answer; all if left out.
         """
-        model.eval()
-        totals = self.task.new_totals(self.info, self.context.device)
+        for model in models:
+            model.eval()
+        totals = [self.task.new_totals(self.info, self.context.device) for _ in models]
         barred = None
         if classes is not None:
             others = np.setdiff1d(np.arange(self.info.num_classes), classes)
             barred = torch.from_numpy(others).to(self.context.device)
         # The batch size of training is safe, because evaluation needs less memory without gradients.
         for images_BCHW, targets in self.pipeline.eval_batches(images, self.config.batch_size, change):
-            with self.autocast():
-                outputs = model(images_BCHW).float()
-            if barred is not None:
-                outputs = outputs.index_fill(1, barred, -math.inf)
-            self.task.add(totals, outputs, targets)
-        return self.task.score(self.context.sum(totals))
+            for model, total in zip(models, totals, strict=True):
+                with self.autocast():
+                    outputs = model(images_BCHW).float()
+                if barred is not None:
+                    outputs = outputs.index_fill(1, barred, -math.inf)
+                self.task.add(total, outputs, targets)
+        return [self.task.score(self.context.sum(total)) for total in totals]
 
     @torch.no_grad()
-    def _with_precise_bn(self, model: nn.Module) -> nn.Module:
-        """Returns a copy with BN statistics averaged over training images, computed with its own weights."""
+    def _with_precise_bn(self, models: Sequence[nn.Module]) -> list[nn.Module]:
+        """Returns copies with BN statistics averaged over training images, each with its own weights."""
         count = self.config.precise_bn_images
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not count or not norms:
-            return model
-        model = copy.deepcopy(model)
+        if not count or not any(map(_norms, models)):
+            return list(models)
+        copies = [copy.deepcopy(model) for model in models]
         images = self.config.data.open()["train"]
         seeds = Seeds.derived(self.config.seeds.order, "precise_bn")
-        batches = self.pipeline.train_batches(images, seeds.order, self.config.batch_size, self.state.epoch)
-        # Stochastic depth is active here as well, and must not depend on earlier random numbers.
-        torch.manual_seed(derive_seed(seeds.augment, self.state.epoch, self.context.rank))
         steps = max(1, round(min(count, len(images)) / self.config.batch_size))
+        batches = self.pipeline.train_batches(
+            images, seeds.order, self.config.batch_size, self.state.epoch, stop_step=steps
+        )
+        # Stochastic depth is active here as well, and must not depend on earlier random numbers.
+        seed = derive_seed(seeds.augment, self.state.epoch, self.context.rank)
         with self.autocast():
-            update_bn((images_BCHW for images_BCHW, _ in itertools.islice(batches, steps)), model)
-        for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            update_bn((images_BCHW for images_BCHW, _ in batches), _SideBySide(copies, seed))
+        for norm in (norm for model in copies for norm in _norms(model)):
             for statistic in (norm.running_mean, norm.running_var):
                 assert statistic is not None
                 statistic.copy_(self.context.sum(statistic) / self.context.world_size)
-        return model
+        return copies
+
+
+class _SideBySide(nn.Module):
+    """Networks that are given the same images, each with the random numbers that it would have alone."""
+
+    def __init__(self, models: Sequence[nn.Module], seed: int) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        torch.manual_seed(seed)
+        self._generators: list[Tensor] = []
+
+    def forward(self, images_BCHW: Tensor) -> None:
+        """Runs all networks."""
+        on_gpu = images_BCHW.device.type == "cuda"
+        get, put = (
+            (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+            if on_gpu
+            else (torch.get_rng_state, torch.set_rng_state)
+        )
+        self._generators = self._generators or [get()] * len(self.models)
+        for number, model in enumerate(self.models):
+            put(self._generators[number])
+            model(images_BCHW)
+            self._generators[number] = get()
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def _identity(config: TrainConfig, fingerprint: str) -> str:

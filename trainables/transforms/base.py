@@ -28,7 +28,7 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int) -> Image.Image:
 def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Returns bytes as numbers of mean 0 and standard deviation 1 per channel, on the device of the bytes."""
     offset, scale = (_of_bytes(values, pixels_BCHW.device) for values in (mean, std))
-    return (pixels_BCHW.float() - offset) / scale
+    return (pixels_BCHW - offset).div_(scale)
 
 
 # Kept, because making them on a GPU copies from memory that is not pinned, which waits for the GPU.

@@ -1,7 +1,7 @@
 """The light pipeline: a split in memory, augmented a batch at a time on the device."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -29,14 +29,20 @@ class LightPipeline:
         self.config, self.image_size, self.seed, self.context = config, image_size, seed, context
 
     def train_batches(
-        self, images: Images, order_seed: int, batch_size: int, epoch: int, first_step: int = 0
+        self,
+        images: Images,
+        order_seed: int,
+        batch_size: int,
+        epoch: int,
+        first_step: int = 0,
+        stop_step: int | None = None,
     ) -> Iterator[Batch]:
-        """Yields the batches of this rank in one epoch, from step `first_step` on."""
+        """Yields the batches of this rank in one epoch: from `first_step` on, until `stop_step` if given."""
         collected = _collected_light(images, self.image_size, self.context.device)
         order = epoch_order(len(images), order_seed, epoch)
         # One row of uniform numbers per sample, the same on all ranks: shift down, shift right, mirror.
         uniforms_N3 = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).random((len(images), 3))
-        for step in range(first_step, num_steps(len(order), batch_size)):
+        for step in range(num_steps(len(order), batch_size))[first_step:stop_step]:
             rows = step_samples(order, batch_size, step, self.context.rank, self.context.world_size)
             at = sent(torch.from_numpy(rows), self.context.device)
             pixels_BCHW = self._augment(collected.pixels_NCHW[at], uniforms_N3[rows])
@@ -53,6 +59,12 @@ class LightPipeline:
                 changed = [change(pixels, int(row)) for pixels, row in zip(pixels_BHWC, rows, strict=True)]
                 pixels_BCHW = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(at.device)
             yield normalise(pixels_BCHW, (0.5,) * 3, (0.5,) * 3), collected.labels_N[at]
+
+    def expect(self, splits: Iterable[Images]) -> None:
+        """Does nothing. Splits are collected when they are first asked for."""
+
+    def close(self) -> None:
+        """Ends nothing, because images in memory need no processes."""
 
     def _augment(self, pixels_BCHW: Tensor, uniforms_B3: NDArray[np.float64]) -> Tensor:
         side = pixels_BCHW.shape[-1]

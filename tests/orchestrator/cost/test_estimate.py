@@ -185,6 +185,8 @@ def test_a_data_sheet_gives_seconds_by_hand():
     # Four cores decode while the fifth trains: 350 images per second each.
     slow_input = dataclasses.replace(epochs, decoded=28_000.0)
     assert from_table(half, slow_input, DEVICES["V100"]).central == pytest.approx(20.0)
+    # Eight of nine cores decode twice as fast.
+    assert from_table(half, slow_input, DEVICES["V100"], cores=9).central == pytest.approx(10.0)
 
 
 def planted(rates: Rates, works: list[Work]) -> list[Sample]:

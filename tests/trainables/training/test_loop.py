@@ -284,7 +284,7 @@ def test_precise_bn_evaluates_with_statistics_of_training_images(config_of):
     runner = loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
     runner.state.model.load_state_dict(state.model.state_dict())
     with torch.no_grad():
-        precise = runner._with_precise_bn(runner.state.model)
+        [precise] = runner._with_precise_bn([runner.state.model])
     images, _ = next(runner.pipeline.train_batches(config.data.open()["train"], 0, 1199, 0))
     first = precise.stem[0](images)
     norm = precise.stem[1]

@@ -75,11 +75,11 @@ def images() -> Images:
         # The rows of the batch, the shifts, and who is mirrored.
         (LightPipeline(Light(shift=0.1, flip=0.5), 8, 0, Context(STAND_IN)), 3),
         (LightPipeline(Light(shift=0.0, flip=0.0), 8, 0, Context(STAND_IN)), 1),
-        # Images and labels, as floats and as bytes.
-        (PaperPipeline(Paper(), 8, 0, Context(STAND_IN)), 2),
+        # Images and labels, with and without the shifts of the jitter.
+        (PaperPipeline(Paper(), 8, 0, Context(STAND_IN)), 3),
         (PaperPipeline(Paper(pca_std=0, erasing=0), 8, 0, Context(STAND_IN)), 2),
     ],
-    ids=["light", "light, plain", "paper", "paper, bytes"],
+    ids=["light", "light, plain", "paper", "paper, plain"],
 )
 def test_batches_wait_for_nothing(images, pipeline, copies):
     def batches() -> Iterator[Batch]:

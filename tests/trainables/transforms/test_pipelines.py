@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -7,15 +8,19 @@ import torch
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch.utils.data import dataloader
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from trainables.base import derive_seed
 from trainables.context import Context
 from trainables.data.base import Images
 from trainables.data.digits import Digits
 from trainables.data.order import epoch_order
-from trainables.transforms import light_pipeline
+from trainables.transforms import imagenet_pipeline, light_pipeline
 from trainables.transforms.imagenet import Paper
-from trainables.transforms.imagenet_pipeline import _posterize, _TrainImages
+from trainables.transforms.imagenet_pipeline import Augment, _posterize
 from trainables.transforms.light import Light
 from trainables.transforms.mixup import Mixup
 
@@ -247,18 +252,17 @@ PLAIN = {"auto_augment": False, "pca_std": 0, "min_area": 1, "flip": 0}
 
 def test_rand_augment_is_timms_with_the_seed_of_the_sample(images):
     word = "rand-m9-mstd0.5-inc1"
-    plain = _TrainImages(images, Paper(**PLAIN), SIDE, 0)
-    ours = _TrainImages(images, Paper(**PLAIN, rand_augment=word), SIDE, 0)
+    plain, ours = Augment(Paper(**PLAIN), SIDE), Augment(Paper(**PLAIN, rand_augment=word), SIDE)
     policy = rand_augment_transform(word, {"img_mean": (124, 116, 104)})
     changed = 0
     for row in range(20):
         seed = derive_seed(0, row)
+        before, made = (augment(images.read(row), seed).pixels_HWC for augment in (plain, ours))
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        before = plain[row][0]
-        after = torch.tensor(np.asarray(policy(Image.fromarray(before.permute(1, 2, 0).numpy()))))
-        assert torch.equal(ours[row][0], after.permute(2, 0, 1))
-        changed += not torch.equal(before, ours[row][0])
+        after = np.asarray(policy(Image.fromarray(before)))
+        assert np.array_equal(made, after)
+        changed += not np.array_equal(before, after)
     # Of two operations each with probability one half, one or more comes three times in four.
     assert 8 < changed <= 20
 
@@ -272,16 +276,16 @@ def test_posterizing_keeps_the_highest_bits_and_none_of_them_is_black(images):
 
 def test_erasing_puts_noise_into_one_rectangle_of_its_share_of_pictures():
     grey = Images(np.zeros(400, np.int64), lambda row: Image.new("RGB", (64, 64), (124, 116, 104)))
-    erased = _TrainImages(grey, Paper(**PLAIN, erasing=0.25), 64, 0)
+    erased = Paper(**PLAIN, erasing=0.25).pipeline(64, 0, Context()).train_batches(grey, 0, 50, 0)
     shares, values = [], []
-    for row in range(400):
+    for picture in itertools.chain.from_iterable(images_BCHW for images_BCHW, _ in erased):
         # The mean of ImageNet is zero after normalising, to within the rounding of bytes.
-        hit = (erased[row][0].abs() > 0.01).any(0)
+        hit = (picture.abs() > 0.01).any(0)
         if hit.any():
             rows, columns = hit.any(1).nonzero()[:, 0], hit.any(0).nonzero()[:, 0]
             assert hit.sum() == len(rows) * len(columns) == hit[rows[0] : rows[-1] + 1].sum()
             shares.append(hit.float().mean().item())
-            values.append(erased[row][0][:, hit].flatten())
+            values.append(picture[:, hit].flatten())
     # 400 draws of 1/4: 100, with a standard deviation of 8.7.
     assert len(shares) == pytest.approx(100, abs=5 * 8.7)
     # Zhong et al. 2020: from 2 % to a third of the picture.
@@ -290,6 +294,69 @@ def test_erasing_puts_noise_into_one_rectangle_of_its_share_of_pictures():
     noise = torch.cat(values)
     assert noise.mean().item() == pytest.approx(0, abs=5 / math.sqrt(len(noise)))
     assert noise.std().item() == pytest.approx(1, abs=5 / math.sqrt(2 * len(noise)))
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_jitter_and_noise_on_the_device_are_those_of_one_image_at_a_time(images, processes):
+    """The reference is the order of torchvision and timm: an image at a time, as floats, from its seed on."""
+    config = Paper(erasing=0.9)
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE, (0.08, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET),
+        ]
+    )
+    erase = RandomErasing(0.9, mode="pixel", device="cpu")
+    mean = torch.tensor((0.485, 0.456, 0.406))[:, None, None] * 255
+    std = torch.tensor((0.229, 0.224, 0.225))[:, None, None] * 255
+    values, vectors = torch.tensor([0.2175, 0.0188, 0.0045]), imagenet_pipeline._PCA_VECTORS
+    pipeline = config.pipeline(SIDE, 0, Context(loader_workers=processes))
+    for pictures, labels in pipeline.train_batches(images, 0, 32, 3):
+        for row, picture in zip(labels.tolist(), pictures, strict=True):
+            seed = derive_seed(derive_seed(0, "epoch", 3), row)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            pixels_CHW = F.pil_to_tensor(transform(images.read(row)))
+            shift_C = vectors @ (values * torch.randn(3) * 0.1)
+            expected = erase((pixels_CHW + 255 * shift_C[:, None, None] - mean) / std)
+            assert torch.equal(picture, expected)
+    pipeline.close()
+
+
+def test_loader_processes_serve_all_epochs_and_splits_and_forget_what_was_broken_off(images, monkeypatch):
+    starts = []
+    begin = dataloader._MultiProcessingDataLoaderIter.__init__
+
+    def counted(self, loader):
+        starts.append(loader)
+        begin(self, loader)
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", counted)
+    few = Images(images.labels[:9], images.read)
+    alone, several = (Paper().pipeline(SIDE, 0, Context(loader_workers=count)) for count in (0, 2))
+    several.expect([images, few])
+
+    def batches(pipeline) -> list[torch.Tensor]:
+        found = []
+        for epoch in range(2):
+            # The rest of what was made ahead of time must not come with the next split.
+            begun = pipeline.train_batches(images, 0, 8, epoch)
+            found += [pixels for pixels, _ in itertools.islice(begun, 2)]
+            found += [pixels for pixels, _ in pipeline.eval_batches(few, 4)]
+            found += [pixels for pixels, _ in pipeline.train_batches(images, 0, 8, epoch, 3, 5)]
+        return found
+
+    expected, found = batches(alone), batches(several)
+    assert len(expected) == 2 * (2 + 3 + 2)
+    assert all(map(torch.equal, expected, found))
+    assert len(starts) == 1
+    # A split that nobody has named is served as well, by processes that know it.
+    other = Images(images.labels[:5], images.read)
+    assert [labels.tolist() for _, labels in several.eval_batches(other, 8)] == [[0, 1, 2, 3, 4]]
+    assert len(starts) == 2
+    several.close()
 
 
 def test_repeated_pictures_come_in_a_row_and_are_augmented_anew(images):
