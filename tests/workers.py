@@ -141,6 +141,38 @@ def train_and_go_on(rank: int, meeting: Path, trees: list[dict[str, Any]]) -> No
     torch.distributed.destroy_process_group()
 
 
+def compare_with_plain_ddp(rank: int, meeting: Path, tree: dict[str, Any]) -> None:
+    """Takes steps as one of two workers, then with plain DDP; prints weights and collectives of a step."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.profiler import profile
+
+    from trainables.config import TrainConfig
+    from trainables.context import Context
+    from trainables.training import loop
+
+    _meet(rank, meeting)
+    config = TrainConfig.model_validate(tree)
+    info, images = config.data.info(), config.data.open()["train"]
+
+    def plain(model: torch.nn.Module, **settings: Any) -> DistributedDataParallel:
+        return DistributedDataParallel(model)
+
+    for ddp in (DistributedDataParallel, plain):
+        loop.DistributedDataParallel = ddp
+        run = loop.TrainingRun(config, Context(rank=rank, world_size=2), info, images)
+        batches = run.pipeline.train_batches(images, config.seeds.order, config.batch_size, 0)
+        collectives = 0
+        for step in range(4):
+            with profile() as watched:
+                run.train_step(next(batches), 1e-2, step, config.batch_size)
+            kinds = [event for event in watched.key_averages() if event.key.startswith("gloo:")]
+            collectives = sum(event.count for event in kinds)
+        run._agree_on_buffers()
+        print(json.dumps([run.state.weights_digest(), collectives]))
+    torch.distributed.destroy_process_group()
+
+
 def hang(folder: Path) -> None:
     """Goes on for 2 s under the watch of a lane, which allows a step 1 s, and then no more."""
     from orchestrator.execution import worker

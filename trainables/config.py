@@ -158,6 +158,13 @@ class TrainConfig(Frozen):
     batch_size: int = Field(
         gt=0, le=1_000_000, description="Images per optimizer step, over all workers of the trial."
     )
+    micro_batch: int | None = Field(
+        None,
+        gt=1,
+        le=1_000_000,
+        description="Most images that a worker computes at once; gradients of a larger batch are summed over "
+        "parts, each of which batch norm normalises by itself. All at once if left out.",
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability given to all classes alike.")
     ema: Ema | None = Field(None, description="Averaging of weights; none if left out.")
     precise_bn_images: int = Field(

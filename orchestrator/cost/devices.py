@@ -31,10 +31,14 @@ class Device:
 DEVICES: dict[str, Device] = {
     "V100": Device(32, 15.7, 125, 900, "NVIDIA V100 data sheet (SXM2, 32 GB)"),
     "T4": Device(16, 8.1, 65, 320, "NVIDIA T4 data sheet"),
+    "L4": Device(24, 30.3, 121, 300, "NVIDIA L4 data sheet, half of the figure with sparsity"),
+    "A10G": Device(24, 35, 70, 600, "NVIDIA A10G data sheet, as in AWS's G5 instances"),
+    "L40S": Device(48, 91.6, 362, 864, "NVIDIA L40S data sheet"),
     "A100-40GB": Device(40, 19.5, 312, 1555, "NVIDIA A100 data sheet (SXM4)"),
     "A100-80GB": Device(80, 19.5, 312, 2039, "NVIDIA A100 data sheet (SXM4)"),
     "H100": Device(80, 67, 989, 3350, "NVIDIA H100 data sheet (SXM5), half of the figures with sparsity"),
     "H200": Device(141, 67, 989, 4800, "NVIDIA H200 data sheet (SXM), half of the figures with sparsity"),
+    "B200": Device(180, 75, 2250, 7700, "NVIDIA HGX B200 data sheet, half of the figures with sparsity"),
     "RTX-3090": Device(24, 35.6, 71, 936, "NVIDIA GA102 architecture paper, fp16 with fp32 sums"),
     "RTX-4090": Device(24, 82.6, 165.2, 1008, "NVIDIA Ada architecture paper, fp16 with fp32 sums"),
 }
@@ -45,7 +49,8 @@ def device_called(name: str) -> str | None:
     squeezed = re.sub(r"[^a-z0-9]", "", name.lower())
     for key in DEVICES:
         model, _, size = key.lower().replace("rtx-", "rtx").partition("-")
-        if model in squeezed and (not size or size in squeezed):
+        # An L40 is no L4.
+        if re.search(rf"{model}(?!0)", squeezed) and (not size or size in squeezed):
             return key
     return "A100-80GB" if "a100" in squeezed else None
 

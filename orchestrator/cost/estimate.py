@@ -65,7 +65,6 @@ class ShapeCost:
                 "ema",
                 "activations",
                 "images",
-                "buckets",
                 "state",
             )
         }

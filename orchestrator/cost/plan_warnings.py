@@ -73,8 +73,8 @@ def _memory_warnings(found: CostEstimate) -> list[str]:
             (cell, arm), *more = cost.arms
             lines.append(
                 f"memory: {cell} {arm}{' and others' if more else ''} ({cost.shape.name}) needs "
-                f"{peak:.1f} GiB of {machine.memory_gib:g} on {machine.device}; set resources.workers, or a "
-                "smaller batch_size"
+                f"{peak:.1f} GiB of {machine.memory_gib:g} on {machine.device}; set resources.workers, or "
+                "micro_batch"
             )
     return lines
 

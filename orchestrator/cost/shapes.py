@@ -92,7 +92,8 @@ def counted(plan: Plan, shape: Shape, on_gpu: bool) -> "tuple[Footprint, Epochs]
     precise = min(config.precise_bn_images, sizes["train"]) if found.has_buffers else 0
     steps = num_steps(sizes["train"], config.batch_size)
     work = found.step * steps + evaluated * (sizes["val"] + precise)
-    read = (sizes["train"] + networks * (sizes["val"] + precise)) / workers
+    # Both networks see the same images, which are made once.
+    read = (sizes["train"] + sizes["val"] + precise) / workers
     decoded = 0.0 if config.augment.name == "light" else read
     return found, Epochs(work, decoded, evaluated * sizes["test"])
 

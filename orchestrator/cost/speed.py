@@ -230,22 +230,34 @@ REACHED = Span(0.21, 0.42, 0.85)
 _DECODED_PER_SECOND = Span(200.0, 350.0, 600.0)
 
 
+def _with_decoding(computing: float, epochs: Epochs, loaders: int, decoded_per_second: float) -> float:
+    """Returns the seconds of an epoch whose images are decoded by others meanwhile, if there are any."""
+    decoding = epochs.decoded / decoded_per_second
+    return max(computing, decoding / loaders) if loaders > 0 else computing + decoding
+
+
+def seconds_of_steps(step_seconds: float, step: "Work", epochs: Epochs, cores: int, on_gpu: bool) -> float:
+    """Returns the seconds of an epoch by a measured step, at equal speed per flop, with decoding.
+
+    The images of the step were decoded before it. On a CPU the training process decodes.
+    """
+    computing = step_seconds * epochs.work.flops / step.flops
+    return _with_decoding(computing, epochs, cores - 1 if on_gpu else 0, _DECODED_PER_SECOND.central)
+
+
 def from_table(shape: Shape, epochs: Epochs, device: Device, cores: int | None = None) -> Span:
     """Returns the seconds of an epoch from a data sheet: the most that GPU, host or loader needs.
 
     Each worker has so many `cores`, or those of the shape's gang if left out.
     """
-    cores = shape.gang.cpus if cores is None else cores
     peak = device.fp32_tflops if shape.config.precision == "fp32" else device.half_tflops
     work = epochs.work
     ideal = 2 * work.flops / (peak * 1e12) + work.moved_bytes / (device.bandwidth_gb_s * 1e9)
-    loaders = max(cores - 1, 1)
+    cores = shape.gang.cpus if cores is None else cores
 
     def seconds(reached: float, kernel_seconds: float, decoded_per_second: float) -> float:
-        decoding = epochs.decoded / (decoded_per_second * loaders)
         computing = max(ideal / reached, work.kernels * kernel_seconds)
-        # With one core per worker, the training process also decodes.
-        return computing + decoding if cores == 1 else max(computing, decoding)
+        return _with_decoding(computing, epochs, cores - 1, decoded_per_second)
 
     return Span(
         seconds(REACHED.high, _KERNEL_SECONDS.low, _DECODED_PER_SECOND.high),

@@ -18,7 +18,7 @@ from orchestrator.cost.actual import planned
 from orchestrator.cost.devices import Machine, this_machine
 from orchestrator.cost.estimate import GIB, CostEstimate, estimate
 from orchestrator.cost.shapes import Shape, ShapeTable, counted, shape_of
-from orchestrator.cost.speed import Sample
+from orchestrator.cost.speed import Sample, seconds_of_steps
 from orchestrator.execution.states_probe import STATES, StatesProbe, must_reach, storage
 from orchestrator.store.folder import functions_of, save_planned
 from orchestrator.store.history import past_samples
@@ -199,14 +199,17 @@ def plan_seconds(
 def samples_of_steps(
     plan: Plan, checked: Iterable[Checked], device: str, nodes: Sequence[Node]
 ) -> list[Sample]:
-    """Returns seconds per epoch, predicted from the measured steps at equal speed per flop."""
+    """Returns seconds per epoch, predicted from the measured steps."""
     found = []
     for item in checked:
         shape = item.subject.shape
         if not item.step_seconds:
             continue
-        held, epochs = counted(plan, shape, bool(shape.gang.on(nodes).gpus))
-        seconds = item.step_seconds * epochs.work.flops / held.step.flops
+        gang = shape.gang.on(nodes)
+        held, epochs = counted(plan, shape, bool(gang.gpus))
+        seconds = seconds_of_steps(
+            item.step_seconds, held.step, epochs, gang.cores_on(nodes), bool(gang.gpus)
+        )
         found.append(Sample(shape, device, epochs, (seconds,), basis="preflight"))
     return found
 

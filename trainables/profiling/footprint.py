@@ -33,7 +33,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from trainables.config import Divergence, Ema, Seeds, TrainConfig
 from trainables.data.order import num_steps
 from trainables.optim import Cosine
-from trainables.training.step import Autocast, Learner, training_step
+from trainables.training.step import Autocast, Learner, num_parts, training_step
 from trainables.transforms.mixup import Mixup
 
 
@@ -68,11 +68,11 @@ class Footprint:
     """Memory of one worker, and its work for a training step and for an evaluated image.
 
     Attributes:
-      params, gradients, optimizer, ema: bytes that stay between steps; BN buffers count as parameters.
+      params, gradients, optimizer, ema: bytes that stay between steps; BN buffers count as parameters. With
+        several workers the gradients lie in the buckets of DDP.
       images: bytes of decoded images of all splits that stay in memory; 0 if they are read each time.
       activations: bytes held at the end of the forward pass beyond all of these: tensors that autograd saved,
         the batch, copies of weights in half precision.
-      buckets: bytes of the flat gradients that DDP keeps in addition to the gradients; 0 for one worker.
       peak: largest number of bytes during a step or an evaluation. It is not the sum of the above, because
         activations are freed while gradients are made.
       state: bytes of a checkpoint: model, optimizer and average.
@@ -88,7 +88,6 @@ class Footprint:
     ema: int
     images: int
     activations: int
-    buckets: int
     peak: int
     state: int
     batch: int
@@ -164,18 +163,15 @@ def _counted(
         ema = ModelEmaV3(model, 0.9) if config.ema else None
         average = watch.live - before
         optimizer = _optimizer(config, model, on_gpu)
-        buckets = torch.empty(params if workers > 1 else 0, dtype=torch.uint8)
         gradients = sum(p.numel() * p.element_size() for p in model.parameters())
-        # Two steps, because the second is like all later ones: the optimizer has its state, and the old
-        # gradients exist until the end of the forward pass.
+        # Two steps, because the second is like all later ones: the optimizer has its state.
         for _ in range(2):
             activations, step = _step(watch, config, model, optimizer, autocast, batch, num_classes)
-        state = watch.live - images - buckets.numel() - gradients
+        state = watch.live - images - gradients
         if ema is not None:
             ema.update(model, 1)
-        evaluated = _evaluation(
-            watch, config, model, autocast, min(config.batch_size, num_train), num_classes
-        )
+        rows = min(config.micro_batch or config.batch_size, num_train)
+        evaluated = _evaluation(watch, config, model, autocast, rows, num_classes)
         has_buffers = any(True for _ in model.buffers())
         copies = params if config.precise_bn_images and has_buffers else 0
         del kept, optimizer
@@ -186,7 +182,6 @@ def _counted(
         ema=average,
         images=images,
         activations=activations,
-        buckets=buckets.numel(),
         peak=max(watch.peak, watch.live + copies),
         state=state,
         batch=batch,
@@ -221,12 +216,15 @@ def _step(
     num_classes: int,
 ) -> tuple[int, Work]:
     """Takes a training step. Returns the bytes held at the end of its forward pass, and its work."""
+    # As the step begins.
+    optimizer.zero_grad(set_to_none=True)
     held, began, activations = watch.live, watch.work, 0
 
     def loss_sum(outputs: Tensor, targets: Tensor) -> Tensor:
         nonlocal activations
         loss = config.data.task.loss_sum(outputs, targets, config.label_smoothing)
-        activations = watch.live - held
+        # Of the first part of a batch, because later ones begin with gradients.
+        activations = activations or watch.live - held
         return loss
 
     learner = Learner(
@@ -239,7 +237,8 @@ def _step(
     )
     # `beside` keeps the tensors alive that the pipeline holds while its batch is used.
     beside, inputs, targets = _batch(config, rows, num_classes)
-    training_step(learner, inputs, targets, config.optim.lr, 1 / rows)
+    parts = num_parts(rows, config.micro_batch)
+    training_step(learner, inputs, targets, config.optim.lr, 1 / rows, parts)
     del beside
     return activations, watch.work - began
 

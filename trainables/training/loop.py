@@ -42,7 +42,7 @@ from trainables.tasks.base import Score
 from trainables.training.checkpoint import Checkpointer
 from trainables.training.device import autocast_dtype
 from trainables.training.state import State
-from trainables.training.step import Learner, training_step
+from trainables.training.step import Learner, num_parts, training_step
 from trainables.training.transfer import final_weights, take_over
 from trainables.transforms.base import Batch, Change
 from trainables.transforms.imagenet_pipeline import PaperPipeline
@@ -227,7 +227,15 @@ class TrainingRun:
         network: nn.Module = model
         if context.world_size > 1:
             ids = [context.device.index] if context.device.type == "cuda" else None
-            network = DistributedDataParallel(model, device_ids=ids)
+            network = DistributedDataParallel(
+                model,
+                device_ids=ids,
+                # Ranks agree on them once an epoch, before they are used: `_agree_on_buffers`.
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+                # Not with parts of a batch, after most of which gradients are not exchanged.
+                static_graph=config.micro_batch is None,
+            )
         self.autocast_dtype = autocast_dtype(config, context.device)
         self.total_steps = config.schedule.epochs * self.steps_per_epoch
         ema = None
@@ -372,7 +380,9 @@ class TrainingRun:
             images_BCHW, targets = config.mixup.apply(images_BCHW, targets, self.info.num_classes, seed)
         # The factor corrects for DDP, which averages over ranks whose shares may differ by one image.
         scale = context.world_size / batch_images
-        loss_sum = training_step(self.learner, images_BCHW, targets, lr, scale)
+        # Of the largest share, so that all ranks have as many parts.
+        parts = num_parts(math.ceil(batch_images / context.world_size), config.micro_batch)
+        loss_sum = training_step(self.learner, images_BCHW, targets, lr, scale, parts)
         if (
             state.ema is not None
             and config.ema is not None
@@ -445,8 +455,7 @@ class TrainingRun:
         if classes is not None:
             others = np.setdiff1d(np.arange(self.info.num_classes), classes)
             barred = torch.from_numpy(others).to(self.context.device)
-        # The batch size of training is safe, because evaluation needs less memory without gradients.
-        for images_BCHW, targets in self.pipeline.eval_batches(images, self.config.batch_size, change):
+        for images_BCHW, targets in self.pipeline.eval_batches(images, self._forward_images, change):
             for model, total in zip(models, totals, strict=True):
                 with self.autocast():
                     outputs = model(images_BCHW).float()
@@ -454,6 +463,11 @@ class TrainingRun:
                     outputs = outputs.index_fill(1, barred, -math.inf)
                 self.task.add(total, outputs, targets)
         return [self.task.score(self.context.sum(total)) for total in totals]
+
+    @property
+    def _forward_images(self) -> int:
+        """Images in one forward pass without gradients, which needs no more memory than one of training."""
+        return self.config.micro_batch or self.config.batch_size
 
     @torch.no_grad()
     def _with_precise_bn(self, models: Sequence[nn.Module]) -> list[nn.Module]:
@@ -464,9 +478,9 @@ class TrainingRun:
         copies = [copy.deepcopy(model) for model in models]
         images = self.config.data.open()["train"]
         seeds = Seeds.derived(self.config.seeds.order, "precise_bn")
-        steps = max(1, round(min(count, len(images)) / self.config.batch_size))
+        steps = max(1, round(min(count, len(images)) / self._forward_images))
         batches = self.pipeline.train_batches(
-            images, seeds.order, self.config.batch_size, self.state.epoch, stop_step=steps
+            images, seeds.order, self._forward_images, self.state.epoch, stop_step=steps
         )
         # Stochastic depth is active here as well, and must not depend on earlier random numbers.
         seed = derive_seed(seeds.augment, self.state.epoch, self.context.rank)

@@ -22,6 +22,7 @@ from orchestrator.cost.speed import (
     fit_rates,
     from_table,
     samples_of,
+    seconds_of_steps,
     seconds_per_epoch,
 )
 from orchestrator.execution import preflight
@@ -136,12 +137,25 @@ def test_activations_are_what_autograd_saves(run_tree, stem):
     assert found.activations == pytest.approx(sum(saved.values()) + beside, rel=0.01)
 
 
-def test_activations_grow_with_the_share_of_a_worker_and_buckets_come_with_ddp(run_tree):
+def test_activations_grow_with_the_share_of_a_worker(run_tree):
     config, alone = counted_bytes(run_tree)
     two = footprint(config, 10, 1199, 1797, workers=2)
     assert (alone.batch, two.batch) == (120, 60)
     assert two.activations == pytest.approx(alone.activations / 2, rel=0.01)
-    assert (alone.buckets, two.buckets) == (0, two.params)
+    # Gradients lie in the buckets of DDP, which come in addition to nothing.
+    assert (two.params, two.gradients, two.state) == (alone.params, alone.gradients, alone.state)
+
+
+def test_activations_shrink_with_micro_batches_and_the_work_stays(run_tree):
+    config, whole = counted_bytes(run_tree)
+    parts = footprint(config.model_copy(update={"micro_batch": 30}), 10, 1199, 1797)
+    assert (parts.batch, parts.state) == (whole.batch, whole.state)
+    # The images of the whole batch stay, as bytes and as floats.
+    images = whole.batch * 3 * 16**2 * 5
+    assert parts.activations - images == pytest.approx((whole.activations - images) / 4, rel=0.02)
+    assert parts.peak < whole.peak
+    # The optimizer works once, and each weight is read for each part.
+    assert parts.step.flops == pytest.approx(whole.step.flops, rel=1e-3)
 
 
 def test_strengths_of_regularisation_do_not_make_another_count(run_tree):
@@ -313,6 +327,11 @@ def test_the_end_is_found_as_by_a_clock_that_ticks(jobs, lanes):
         ("Tesla V100-SXM2-32GB", "V100"),
         ("Tesla T4", "T4"),
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA B200", "B200"),
         ("NVIDIA GeForce RTX 3060", None),
         ("AMD EPYC", None),
     ],
@@ -521,6 +540,26 @@ def test_a_step_of_the_preflight_tells_the_seconds_of_its_shape_unless_rows_do()
     assert other.high / other.low == pytest.approx(4)
     rows = dataclasses.replace(sample, seconds=(9.0,), basis="measured")
     assert seconds_per_epoch(first.shape, epochs, CPU.device, [sample, rows], None)[1] == "measured"
+
+
+@pytest.mark.parametrize(
+    ("decoded", "cores", "on_gpu", "seconds"),
+    [
+        # 100 steps of 0.1 s; 350 images a second and core. One of the cores computes.
+        (0, 1, True, 10),
+        (3500, 1, True, 10 + 10),
+        (3500, 2, True, 10),
+        (35_000, 5, True, 25),
+        # On a CPU nobody else decodes.
+        (3500, 5, False, 20),
+    ],
+)
+def test_a_step_of_the_preflight_counts_with_the_decoding_that_it_did_not_see(
+    decoded, cores, on_gpu, seconds
+):
+    epochs = Epochs(Work(100e9, 0, 0), decoded, Work())
+    found = seconds_of_steps(0.1, Work(1e9, 0, 0), epochs, cores, on_gpu)
+    assert found == pytest.approx(seconds)
 
 
 def test_the_first_run_keeps_a_plan_of_every_shape_unless_there_are_too_many(tmp_path, monkeypatch):

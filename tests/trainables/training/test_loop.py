@@ -356,6 +356,67 @@ def test_batches_too_small_for_the_workers_are_refused(config_of):
         next(train(config_of({"batch_size": 1}), Context()))
 
 
+# --- parts of a batch ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"mixup": {}}, {"clip_grad_norm": 0.1}, {"label_smoothing": 0}], ids=str
+)
+def test_a_batch_in_parts_takes_the_step_of_the_whole(changes, config_of):
+    settings = {"optim": {"name": "sgd", "lr": 0.5, "weight_decay": 1e-4}, "batch_size": 64, **changes}
+    whole, parts = (
+        loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
+        for config in (config_of(settings), config_of(settings | {"micro_batch": 16}))
+    )
+    images = whole.config.data.open()["train"]
+    batches = list(itertools.islice(whole.pipeline.train_batches(images, 0, 64, 0), 5))
+    sizes = []
+    parts.state.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for step, batch in enumerate(batches):
+        parts.state.restore(copy.deepcopy(whole.state.content()))
+        losses = [run.train_step(batch, 0.5, step, len(batch[0])).item() for run in (whole, parts)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        ours, theirs = (
+            torch.cat([p.flatten() for p in run.state.model.parameters()]) for run in (parts, whole)
+        )
+        assert torch.linalg.norm(ours - theirs) <= 1e-6 * torch.linalg.norm(theirs)
+    # 63 or 64 images in equal parts.
+    assert len(sizes) == 20
+    assert set(sizes) <= {15, 16}
+
+
+def test_batch_norm_normalises_each_part_by_itself(config_of):
+    config = config_of({"model.stem": "conv", "batch_size": 64, "micro_batch": 16})
+    run_in_parts = loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
+    inputs = []
+    norm = run_in_parts.state.model.stem[1]
+    norm.register_forward_hook(lambda module, given, _: inputs.append(given[0].detach()))
+    batch = next(run_in_parts.pipeline.train_batches(config.data.open()["train"], 0, 64, 0))
+    run_in_parts.train_step(batch, 0.1, 0, len(batch[0]))
+    expected = torch.zeros_like(norm.running_mean)
+    for part in inputs:
+        expected = 0.9 * expected + 0.1 * part.mean((0, 2, 3))
+    assert len(inputs) == 4
+    assert torch.allclose(norm.running_mean, expected, atol=1e-6)
+
+
+def test_a_run_in_parts_goes_on_from_a_checkpoint_to_the_same_end(config_of):
+    config = config_of(FULL | {"micro_batch": 50})
+    files = []
+    rows = []
+    for row, state in train(config, Context()):
+        rows.append(measured(row))
+        files.append(io.BytesIO())
+        state.save(files[-1])
+    files[0].seek(0)
+    again, content = run(config, files[0])
+    assert again == rows[1:]
+    # Precise statistics and evaluation take as many images at once as training does.
+    assert run(config_of(FULL))[0] != rows
+    files[-1].seek(0)
+    assert_equal(torch.load(files[-1], weights_only=True)["model"], content["model"])
+
+
 # --- several workers ----------------------------------------------------------------------------------
 
 
@@ -365,7 +426,8 @@ def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_
     plain = short | {"optim": {"name": "sgd", "lr": 1, "weight_decay": 0}, "precision": "fp32"}
     # Batch norm with and without statistics averaged over the workers.
     running = FULL | {"batch_size": 150, "precise_bn_images": 0, "optim.lr": 8e-3, "divergence.window": 9}
-    settings = [plain, FULL | short, running]
+    # The share of a worker is up to 150 images.
+    settings = [plain, FULL | short, running, plain | {"micro_batch": 40}, running | {"micro_batch": 30}]
     trees = [run_tree(**each) for each in settings]
     said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
     ranks = [
@@ -378,7 +440,7 @@ def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_
     assert [process.exitcode for process in ranks] == [0, 0], outputs
     assert outputs[0] == outputs[1]
     results = [json.loads(line) for line in outputs[0].splitlines()]
-    assert len(results) == 3
+    assert len(results) == 5
     for rows, later in results:
         assert later == rows[1:]
     alone = [measured(row) for row, _ in itertools.islice(train(config_of(plain), Context()), 2)]
@@ -388,6 +450,27 @@ def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_
         assert together["train_loss"] == pytest.approx(single["train_loss"], rel=1e-4)
         assert together["val_loss"] == pytest.approx(single["val_loss"], rel=1e-4)
         assert (together["step"], together["lr"]) == (single["step"], single["lr"])
+    for together, in_parts in zip(results[0][0], results[3][0], strict=True):
+        assert in_parts["train_loss"] == pytest.approx(together["train_loss"], rel=1e-4)
+        assert in_parts["val_loss"] == pytest.approx(together["val_loss"], rel=1e-4)
+
+
+def test_two_workers_send_gradients_only_in_a_step_and_get_the_weights_of_plain_ddp(run_tree, tmp_path):
+    tree = run_tree(**{"model.stem": "conv", "batch_size": 300})
+    said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
+    ranks = [
+        workers.start(said[rank], workers.compare_with_plain_ddp, rank, tmp_path / "meeting", tree)
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.join(timeout=250)
+    outputs = [path.read_text() for path in said]
+    assert [process.exitcode for process in ranks] == [0, 0], outputs
+    assert outputs[0] == outputs[1]
+    (weights, collectives), (plain_weights, plain_collectives) = map(json.loads, outputs[0].splitlines())
+    assert weights == plain_weights
+    # Batch norm's statistics and counts are not sent in every step.
+    assert (collectives, plain_collectives) == (1, 3)
 
 
 # --- python -m trainables -----------------------------------------------------------------------------
