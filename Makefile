@@ -32,7 +32,7 @@ test: install lint
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# The commands of cluster/README.md on machines that are made here, of namespaces: about 8 minutes on 2 cores.
+# The commands of cluster/README.md on machines that are made here, of namespaces: about 15 minutes on 2 cores.
 # Needs Linux and root; elsewhere it says so and ends well. Three machines: make cluster-test MACHINES=3
 cluster-test: install
 	$(BIN)/python -m tests.cluster --machines $(or $(MACHINES),2)
