@@ -53,7 +53,8 @@ def training_step(
       lr: the learning rate of this step.
       scale: factor from the sum of the losses to the loss whose gradient is taken.
       parts: in how many parts the batch is computed. Their gradients are summed, so that the step is that of
-        the whole batch, but for batch norm, which normalises each part by itself.
+        the whole batch, but for batch norm, which normalises each part by itself, and for the draws of
+        stochastic depth.
 
     Returns:
       The sum (not the mean) of the losses before the step.

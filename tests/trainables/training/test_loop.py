@@ -420,6 +420,18 @@ def test_a_run_in_parts_goes_on_from_a_checkpoint_to_the_same_end(config_of):
 # --- several workers ----------------------------------------------------------------------------------
 
 
+def said_by_two(tmp_path, function, *arguments) -> list:
+    """Runs a function of `workers` as two ranks, and returns what both have printed, parsed."""
+    said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
+    ranks = [workers.start(said[rank], function, rank, tmp_path / "meeting", *arguments) for rank in range(2)]
+    for process in ranks:
+        process.join(timeout=250)
+    outputs = [path.read_text() for path in said]
+    assert [process.exitcode for process in ranks] == [0, 0], outputs
+    assert outputs[0] == outputs[1]
+    return [json.loads(line) for line in outputs[0].splitlines()]
+
+
 def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_of, tmp_path):
     short = {"schedule.epochs": 2, "batch_size": 300, "divergence.window": 9}
     # SGD, as Adam does not notice a gradient of another size.
@@ -429,17 +441,7 @@ def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_
     # The share of a worker is up to 150 images.
     settings = [plain, FULL | short, running, plain | {"micro_batch": 40}, running | {"micro_batch": 30}]
     trees = [run_tree(**each) for each in settings]
-    said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
-    ranks = [
-        workers.start(said[rank], workers.train_and_go_on, rank, tmp_path / "meeting", trees)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.join(timeout=250)
-    outputs = [path.read_text() for path in said]
-    assert [process.exitcode for process in ranks] == [0, 0], outputs
-    assert outputs[0] == outputs[1]
-    results = [json.loads(line) for line in outputs[0].splitlines()]
+    results = said_by_two(tmp_path, workers.train_and_go_on, trees)
     assert len(results) == 5
     for rows, later in results:
         assert later == rows[1:]
@@ -457,17 +459,9 @@ def test_two_workers_train_as_one_and_agree_and_resume_exactly(run_tree, config_
 
 def test_two_workers_send_gradients_only_in_a_step_and_get_the_weights_of_plain_ddp(run_tree, tmp_path):
     tree = run_tree(**{"model.stem": "conv", "batch_size": 300})
-    said = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
-    ranks = [
-        workers.start(said[rank], workers.compare_with_plain_ddp, rank, tmp_path / "meeting", tree)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.join(timeout=250)
-    outputs = [path.read_text() for path in said]
-    assert [process.exitcode for process in ranks] == [0, 0], outputs
-    assert outputs[0] == outputs[1]
-    (weights, collectives), (plain_weights, plain_collectives) = map(json.loads, outputs[0].splitlines())
+    (weights, collectives), (plain_weights, plain_collectives) = said_by_two(
+        tmp_path, workers.compare_with_plain_ddp, tree
+    )
     assert weights == plain_weights
     # Batch norm's statistics and counts are not sent in every step.
     assert (collectives, plain_collectives) == (1, 3)
