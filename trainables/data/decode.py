@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from trainables.base import DataError
 
@@ -165,10 +165,16 @@ def is_nearly_black(image: Image.Image) -> bool:
     return bool(np.max(image.getextrema()) < _DARK)
 
 
+def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
+    """Returns whether an image that is not loaded yet has 16 bits a colour, by the names that PIL gives."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
 def decode(data: bytes) -> Image.Image:
     """Decodes an image file to RGB, upright. Of an animation it returns the first frame.
 
-    `info["turned"]` of the image says whether it is stored in another orientation.
+    `info["turned"]` of the image says whether it is stored in another orientation, and `info["deep"]` whether
+    it has 16 bits a colour.
 
     The bytes are not trusted, so size and format are checked before decoding.
 
@@ -188,11 +194,12 @@ def decode(data: bytes) -> Image.Image:
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     shape = f"{image.width} x {image.height}"
                     raise DataError(f"has {shape} pixels, over {MAX_ASPECT} times as long as wide")
+                deep = _has_deep_colours(image)
                 with _LARGE if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
                     image.load()
                     upright = _upright(image)
                     rgb = to_rgb(upright)
-                rgb.info["turned"] = upright is not image
+                rgb.info |= {"turned": upright is not image, "deep": deep}
                 return rgb
     except DataError:
         raise

@@ -425,7 +425,7 @@ def _quoted(class_names: Sequence[str], numbers: NDArray[np.int64]) -> str:
 
 
 def _nearly_black(tables: Mapping[Split, Table]) -> Iterator[str]:
-    """Yields notices of splits whose files all begin with an image that is nearly black."""
+    """Yields notices of splits whose files all begin with a nearly black image of 16 bits a colour."""
     for split, table in tables.items():
         firsts = [data for data in table.first_images() if data]
         if firsts and all(map(_is_dark, firsts)):
@@ -437,9 +437,10 @@ def _nearly_black(tables: Mapping[Split, Table]) -> Iterator[str]:
 
 def _is_dark(data: bytes) -> bool:
     try:
-        return is_nearly_black(decode(data))
+        image = decode(data)
     except DataError:
         return False
+    return bool(image.info["deep"]) and is_nearly_black(image)
 
 
 def _repeated(tables: Mapping[Split, Table], labels: Mapping[Split, NDArray[np.int64]]) -> Iterator[str]:

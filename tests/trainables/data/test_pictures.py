@@ -152,13 +152,21 @@ def white_of_12_bits() -> bytes:
     )
 
 
+def black() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_pictures_that_are_nearly_black_are_told(tmp_path):
     root = plant(tmp_path / "tree", "cat/0.png", "dog/0.png")
     plant(root, "dog/dark.png", data=white_of_12_bits())
     assert imported(root, "out.parquet").dark == [root / "dog" / "dark.png"]
 
 
-@pytest.mark.parametrize(("first", "is_told"), [(white_of_12_bits(), True), (picture("PNG"), False)])
+@pytest.mark.parametrize(
+    ("first", "is_told"), [(white_of_12_bits(), True), (picture("PNG"), False), (black(), False)]
+)
 def test_files_that_begin_with_a_picture_that_is_nearly_black_are_told(tmp_path, first, is_told):
     rows = [{"image": {"bytes": first, "path": None}, "label": 0}] + [
         {"image": {"bytes": picture(size=(9, 2 + number)), "path": None}, "label": number % 2}
