@@ -1041,6 +1041,7 @@ def loader(bench: Bench) -> None:
             taken = time.perf_counter() - began
             bench.say(f"{name}: rate", count / taken, "img/s")
             bench.say(f"{name}: GPU busy", 100 * run.steps_per_epoch * step_seconds / taken, "%")
+            run.pipeline.close()
             del run
     torch.set_num_threads(1)
     free_memory()

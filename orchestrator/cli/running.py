@@ -1,5 +1,6 @@
 """Verbs that run trials, and the one that stops them: run, confirm, retry, stop."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -132,13 +133,14 @@ def confirm(
     with Watchers(console, track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
         plan, choice = choose_confirmation(known, top, seeds)
-        check_data(known)
+        shifted = check_data(known)
         todo, preparation = left_of(plan, known), Preparation()
         _say_confirmation(console, folder, plan, todo, (top, seeds))
         if check:
             preparation = checked(_question(folder), plan, todo, folder, watchers.all, address, wait_minutes)
         if load_confirmation(folder) is None:
             save_confirmation(folder, choice)
+        preparation = dataclasses.replace(preparation, shifted=shifted)
         end = Session(lease, watchers.all, address, wait_minutes).run_trials(plan, todo, known, preparation)
         raise typer.Exit(watchers.conclude(folder, end))
 
@@ -209,7 +211,7 @@ def retry(
     command = again("retry", folder, options) + (" --failed" if failed else "")
     with Watchers(make_console(quiet), track, notify, command) as watchers, watchers.holding(folder) as lease:
         known = open_folder(folder, to_run=True)
-        check_data(known)
+        shifted = check_data(known)
         results = results_of(known.plan, known.records)
         wanted = _chosen(known.plan, results, {*(FAILURES if failed else ()), *(outcome or ())}, trial or [])
         if not wanted:
@@ -226,6 +228,7 @@ def retry(
         options = {"out": folder, "address": address} | _waits(wait_minutes)
         watchers.command = again("run", folder / "sweep.yaml", options)
         known = open_folder(folder, to_run=True)
+        preparation = dataclasses.replace(preparation, shifted=shifted)
         end = Session(lease, watchers.all, address, wait_minutes).run_trials(
             known.plan, todo, known, preparation
         )

@@ -253,8 +253,11 @@ def left_of(plan: Plan, known: Folder | None) -> list[Trial]:
     return unique_trials(plan.remaining(key for key, record in records.items() if record.settled))
 
 
-def check_data(known: Folder) -> None:
+def check_data(known: Folder) -> dict[str, list[str]]:
     """Checks that the data and the shifted sets are still those the sweep ran on.
+
+    Returns:
+      Contents of the shifted sets, by `shifted_contents`, which the session need not read again.
 
     Raises:
       FolderError: the data have changed.
@@ -262,7 +265,9 @@ def check_data(known: Folder) -> None:
     for config, info in known.plan.infos.items():
         if not config.info().is_known_as(info.fingerprint):
             raise FolderError(f"{known.path}: the data {info.name} have changed since the sweep ran")
-    check_shifted(known.path, known.records, shifted_contents(known.plan))
+    shifted = shifted_contents(known.plan)
+    check_shifted(known.path, known.records, shifted)
+    return shifted
 
 
 def choose_confirmation(known: Folder, top: int, seeds: int) -> tuple[Plan, Confirmation]:
@@ -407,6 +412,7 @@ class Session:
         Raises:
           ClusterError: the cluster cannot run the trials.
         """
+        self._shifted = preparation.shifted
         with self._closing():
             if trials:
                 self._run(self._round(plan, trials, known), preparation)

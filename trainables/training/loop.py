@@ -498,8 +498,7 @@ class _SideBySide(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module], seed: int) -> None:
         super().__init__()
-        self.models = nn.ModuleList(models)
-        torch.manual_seed(seed)
+        self.models, self._seed = nn.ModuleList(models), seed
         self._generators: list[Tensor] = []
 
     def forward(self, images_BCHW: Tensor) -> None:
@@ -510,7 +509,10 @@ class _SideBySide(nn.Module):
             if on_gpu
             else (torch.get_rng_state, torch.set_rng_state)
         )
-        self._generators = self._generators or [get()] * len(self.models)
+        if not self._generators:
+            # Not before, because starting loader processes draws a number, and later passes start none.
+            torch.manual_seed(self._seed)
+            self._generators = [get()] * len(self.models)
         for number, model in enumerate(self.models):
             put(self._generators[number])
             model(images_BCHW)

@@ -78,8 +78,10 @@ def images() -> Images:
         # Images and labels, with and without the shifts of the jitter.
         (PaperPipeline(Paper(), 8, 0, Context(STAND_IN)), 3),
         (PaperPipeline(Paper(pca_std=0, erasing=0), 8, 0, Context(STAND_IN)), 2),
+        # And the noise of all patches together.
+        (PaperPipeline(Paper(erasing=1), 8, 0, Context(STAND_IN)), 4),
     ],
-    ids=["light", "light, plain", "paper", "paper, plain"],
+    ids=["light", "light, plain", "paper", "paper, plain", "paper, erasing"],
 )
 def test_batches_wait_for_nothing(images, pipeline, copies):
     def batches() -> Iterator[Batch]:

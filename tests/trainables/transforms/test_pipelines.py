@@ -1,5 +1,6 @@
 import itertools
 import math
+import multiprocessing
 import random
 
 import numpy as np
@@ -326,11 +327,12 @@ def test_jitter_and_noise_on_the_device_are_those_of_one_image_at_a_time(images,
 
 
 def test_loader_processes_serve_all_epochs_and_splits_and_forget_what_was_broken_off(images, monkeypatch):
-    starts = []
+    starts, before = [], set(multiprocessing.active_children())
     begin = dataloader._MultiProcessingDataLoaderIter.__init__
 
     def counted(self, loader):
-        starts.append(loader)
+        # Not the loader, which would live on.
+        starts.append(id(loader))
         begin(self, loader)
 
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", counted)
@@ -356,7 +358,9 @@ def test_loader_processes_serve_all_epochs_and_splits_and_forget_what_was_broken
     other = Images(images.labels[:5], images.read)
     assert [labels.tolist() for _, labels in several.eval_batches(other, 8)] == [[0, 1, 2, 3, 4]]
     assert len(starts) == 2
+    assert len(set(multiprocessing.active_children()) - before) == 2
     several.close()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_repeated_pictures_come_in_a_row_and_are_augmented_anew(images):
