@@ -1,9 +1,11 @@
 """Warnings that `plan` prints: memory, storage, batches, pairing, budget."""
 
 import dataclasses
+import math
+from typing import Any
 
 from orchestrator.cost.devices import DEVICES
-from orchestrator.cost.estimate import GIB, CostEstimate, Storage, storage_excess
+from orchestrator.cost.estimate import GIB, CostEstimate, ShapeCost, Storage, storage_excess
 from orchestrator.cost.shapes import ShapeTable, counted
 from orchestrator.cost.speed import from_table
 from orchestrator.trials.gang import lane_plan
@@ -27,7 +29,7 @@ def plan_warnings(plan: Plan, found: CostEstimate) -> list[str]:
     shapes = ShapeTable(plan)
     return [
         *_room_warnings(shapes, found),
-        *_memory_warnings(found),
+        *_memory_warnings(plan, found),
         *_input_warnings(plan, found),
         *_batch_warnings(plan),
         *_pairing_warnings(plan),
@@ -53,7 +55,7 @@ def _storage_warnings(plan: Plan, found: CostEstimate) -> list[str]:
     return [fault] if fault else []
 
 
-def _memory_warnings(found: CostEstimate) -> list[str]:
+def _memory_warnings(plan: Plan, found: CostEstimate) -> list[str]:
     machine, lines = found.machine, []
     if machine.memory_gib is None:
         return []
@@ -71,12 +73,44 @@ def _memory_warnings(found: CostEstimate) -> list[str]:
     for cost in found.shapes:
         if (peak := cost.footprint.peak / GIB) > _USABLE * machine.memory_gib:
             (cell, arm), *more = cost.arms
+            remedies = [
+                f"{words} ({needed / GIB:.1f} GiB)"
+                for words, needed in _smaller(plan, cost, _USABLE * machine.memory_gib * GIB)
+            ]
+            # Weights and optimizer alone may be too large, for which more workers are no remedy.
+            advice = ", ".join([*remedies, "or more resources.workers"]) if remedies else "a smaller model"
             lines.append(
                 f"memory: {cell} {arm}{' and others' if more else ''} ({cost.shape.name}) needs "
-                f"{peak:.1f} GiB of {machine.memory_gib:g} on {machine.device}; set resources.workers, or "
-                "micro_batch"
+                f"{peak:.1f} GiB of {machine.memory_gib:g} on {machine.device}; set {advice}"
             )
     return lines
+
+
+def _smaller(plan: Plan, cost: ShapeCost, room: float) -> list[tuple[str, int]]:
+    """Returns settings with which a step fits into so many bytes of a GPU, and the bytes it then needs."""
+    from trainables.profiling.footprint import footprint
+
+    config, info = cost.shape.config, plan.infos[cost.shape.config.data]
+
+    def peak(**changes: Any) -> int:
+        changed = config.model_copy(update=changes)
+        sizes, workers = info.sizes, cost.shape.gang.workers
+        return footprint(changed, info.num_classes, sizes["train"], sum(sizes.values()), workers, True).peak
+
+    whole = cost.footprint
+    # What does not depend on the number of images in a forward pass.
+    fixed = whole.params + whole.gradients + whole.optimizer + whole.ema + whole.images
+    wanted = whole.batch * (room - fixed) / (whole.peak - fixed)
+    found = []
+    for micro_batch in (2 ** int(math.log2(wanted)), 2 ** int(math.log2(wanted)) // 2) if wanted >= 2 else ():
+        if micro_batch > 1 and (needed := peak(micro_batch=micro_batch)) <= room:
+            found.append((f"micro_batch: {micro_batch}", needed))
+            break
+    if getattr(config.model, "recompute", True) is False:
+        model = config.model.model_copy(update={"recompute": True})
+        if (needed := peak(model=model)) <= room:
+            found.append(("model.recompute: true", needed))
+    return found
 
 
 def _input_warnings(plan: Plan, found: CostEstimate) -> list[str]:

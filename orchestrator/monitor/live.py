@@ -70,6 +70,9 @@ def view(
     below: list[RenderableType] = []
     if spent is not None and spent.total:
         below += [Text(), ledger_line(spent)]
+        if shares := progress.mfu_pct:
+            told = ", ".join(f"{arm} {share:.2g} %" for arm, share in shares.items())
+            below.append(_dim(f"MFU of the GPUs in training: {told}"))
     troubles = trouble_lines(progress, folder)
     if troubles:
         below += [Text(), *troubles]
@@ -212,7 +215,11 @@ def ledger_line(spent: Ledger) -> Text:
     rows = [(name.replace("_", "-"), seconds / spent.total) for name, seconds in spent.rows().items()]
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in rows if share >= 0.005)
     hours = spent.total / 3600
-    return Text(f"{hours:.3g} {spent.device}-hours: {shares}", style="dim", no_wrap=True, overflow="ellipsis")
+    return _dim(f"{hours:.3g} {spent.device}-hours: {shares}")
+
+
+def _dim(text: str) -> Text:
+    return Text(text, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def trouble_lines(progress: Progress, folder: Path | None = None) -> list[Text]:

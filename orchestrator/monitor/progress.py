@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from orchestrator.cost.ledger import Accounts, Ledger
+from orchestrator.cost.utilization import Utilization
 from orchestrator.trials.events import (
     AttemptBegan,
     AttemptEnded,
@@ -32,7 +33,8 @@ from orchestrator.trials.events import (
 )
 from orchestrator.trials.outcomes import fingerprint
 from orchestrator.trials.records import Record, Result, fold
-from orchestrator.trials.trial import Plan, Trial
+from orchestrator.trials.trial import Plan, Trial, TrialCost
+from trainables.base import DeviceUse, Epoch
 
 #: Outcomes that need a person's attention.
 FAILURES = ("failed", "out_of_memory", "invalid")
@@ -166,6 +168,8 @@ class Progress:
         self._places: dict[str, list[tuple[Trial, Tally]]] = {}
         self._known: dict[str, _Known] = {}
         self._work: dict[str, tuple[float, int]] = {}
+        self._costs: dict[str, TrialCost] = {}
+        self._utilization: dict[str, Utilization] = {}
         for trial in plan.trials:
             tally = tallies.setdefault((trial.cell_name, trial.arm), Tally(trial.cell_name, trial.arm))
             tally.planned += 1
@@ -173,7 +177,7 @@ class Progress:
             self._places.setdefault(trial.id, []).append((trial, tally))
             if trial.id not in self._known:
                 self._known[trial.id] = _Known()
-                cost = plan.cost(trial)
+                self._costs[trial.id] = cost = plan.cost(trial)
                 self._work[trial.id] = (float(cost.train_flops), cost.steps)
         self.tallies = list(tallies.values())
         self._total_work = sum(work for work, _ in self._work.values()) or 1.0
@@ -182,6 +186,8 @@ class Progress:
         self._may_mark = False
         for trial_id in self._known:
             self._count(trial_id)
+            for row, use in records[trial_id].rows_with_devices if trial_id in records else ():
+                self._count_use(trial_id, row, use)
 
     def observe(self, events: Iterable[Event]) -> None:
         """Updates the progress with new events."""
@@ -196,6 +202,7 @@ class Progress:
             case EpochDone():
                 self._advance(event.trial, event.row.step)
                 self._count_state(event.trial)
+                self._count_use(event.trial, event.row, self.records[event.trial].device)
                 # The speed counts from the first row on, because the time before it was start-up.
                 self._may_mark = True
             case Pulse():
@@ -352,6 +359,17 @@ class Progress:
         left = 1.0 - self.share
         low, high = left / (speed + margin), left / (speed - margin) if margin < speed else None
         return TimeLeft(left / speed, low, high)
+
+    def _count_use(self, trial_id: str, row: Epoch, use: DeviceUse | None) -> None:
+        for trial, _ in self._places.get(trial_id, ()):
+            total = self._utilization.setdefault(trial.arm, Utilization())
+            total.count(row, use, self._costs[trial_id], trial.gang)
+
+    @property
+    def mfu_pct(self) -> dict[str, float]:
+        """The share of the GPUs' arithmetic that training used, in percent by arm, where it is known."""
+        shares = {arm: total.mfu_pct for arm, total in self._utilization.items()}
+        return {arm: share for arm, share in shares.items() if share is not None}
 
     def ledger(self) -> Ledger:
         """Returns the use of the devices' time. The work grows with the number of attempts."""

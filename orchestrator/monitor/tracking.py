@@ -35,12 +35,13 @@ from typing import Any, Literal, TypeVar, assert_never
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from orchestrator.analysis.shift import shift_errors_in
+from orchestrator.cost.utilization import mfu_pct
 from orchestrator.monitor.sqlite_store import sqlite_fault
 from orchestrator.stats.corruption import corruption_error
 from orchestrator.trials.events import AttemptBegan, AttemptEnded, DeviceUsed, EpochDone, Event
 from orchestrator.trials.outcomes import SETTLED
 from orchestrator.trials.trial import Plan, Trial
-from trainables.base import EPOCH_LABELS, Epoch
+from trainables.base import EPOCH_LABELS, DeviceUse, Epoch
 from trainables.io.storage import redacted
 from trainables.presets import leaves
 from trainables.tasks.base import Objective
@@ -219,26 +220,26 @@ class _View:
     attempt: int = 0
     started: float = 0.0
     clock: float = 0.0
-    rows: dict[int, tuple[float, Epoch]] = field(default_factory=dict)
+    rows: dict[int, tuple[float, Epoch, DeviceUse | None]] = field(default_factory=dict)
     outcome: str = "running"
     detail: str = ""
-    device: str = ""
+    use: DeviceUse | None = None
     ended: float = 0.0
 
     def fold(self, event: AttemptBegan | DeviceUsed | EpochDone | AttemptEnded) -> None:
         """Adds one event."""
         match event:
             case AttemptBegan():
-                self.attempt, self.outcome, self.detail = event.attempt, "running", ""
+                self.attempt, self.outcome, self.detail, self.use = event.attempt, "running", "", None
                 self.started = self.started or event.time
                 self.clock = event.time
             case DeviceUsed(use=use):
-                self.device = str(use)
+                self.use = use
             case EpochDone(row=row):
                 # Rows have durations, not times. A time computed from events is the same when they are sent
                 # again, and the store drops a point that it has.
                 self.clock += row.train_seconds + row.val_seconds
-                self.rows[row.epoch] = (self.clock, row)
+                self.rows[row.epoch] = (self.clock, row, self.use)
             case AttemptEnded():
                 self.detail, self.ended = event.detail, event.time
                 # There was no attempt if the first stage left no weights.
@@ -515,8 +516,8 @@ class _Store:
 
         if news:
             tags = {"outcome": view.outcome, "attempts": str(view.attempt)}
-            if view.device:
-                tags["device"] = view.device
+            if view.use:
+                tags["device"] = str(view.use)
             if view.detail or view.attempt > 1:
                 tags["detail"] = view.detail
             self._client.log_batch(sent.run_id, tags=self._tags(tags), synchronous=True)
@@ -539,8 +540,9 @@ class _Store:
         }
         return self._create_run(trial.label, view.started, tags)
 
-    def _metrics(self, trial: Trial, epoch: int, time: float, row: Epoch) -> list[Any]:
+    def _metrics(self, trial: Trial, epoch: int, time: float, row: Epoch, use: DeviceUse | None) -> list[Any]:
         values = metrics_of(row, trial.config.data.task.objective)
+        values["mfu_pct"] = mfu_pct([(row, use)], self._plan.cost(trial), trial.gang)
         return [
             self._entities.Metric(name, float(value), _milliseconds(time), epoch)
             for name, value in values.items()

@@ -14,6 +14,7 @@ from orchestrator.analysis.exchange import UNITS, ArmExchange
 from orchestrator.analysis.findings import Findings, budgets, costs_of, gap_floor, not_worked_out
 from orchestrator.analysis.pooled import Pooled
 from orchestrator.analysis.summary import Summary, summarise
+from orchestrator.cost.utilization import Utilization, mfu_pct
 from orchestrator.report.answer import answer_of, caveats, device_caveats, stage_caveats
 from orchestrator.report.changes import change_sentences
 from orchestrator.stats.intervals import Estimate
@@ -124,6 +125,10 @@ def cost_per_arm(found: Findings) -> list[Row]:
         ran = [result for result in groups[s.cell, s.arm] if result.record.attempts or result.record.rows]
         seconds = [result.record.busy_seconds for result in ran]
         work = [_multiply_adds(result.record, found.cost(result.trial)) for result in ran]
+        utilization = Utilization()
+        for result in ran:
+            for row, use in result.record.rows_with_devices:
+                utilization.count(row, use, found.cost(result.trial), result.trial.gang)
         best = s.best and found.records.get(s.best.trial.id)
         rows.append(
             {
@@ -133,6 +138,7 @@ def cost_per_arm(found: Findings) -> list[Row]:
                 "trial_seconds": sum(seconds),
                 "seconds_per_trial": sum(seconds) / len(ran) if ran else None,
                 "multiply_adds_per_trial": sum(work) / len(ran) if ran else None,
+                "mfu_pct": utilization.mfu_pct,
                 "best_seconds": best.busy_seconds if best else None,
                 "best_multiply_adds": (
                     _multiply_adds(best, found.cost(s.best.trial)) if best and s.best else None
@@ -239,8 +245,9 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
     `extra.<name>` are values that decide nothing. `role` is the purpose of the trial. `cell.<factor>` is the
     level, a path of the sweep file is the value drawn, `config.<path>` is the resolved setting.
     `train_flops_g` covers the whole run, `flops_g` one forward pass of one image, both in 10^9 multiply-adds.
-    `params_m` is in millions. `device`, `dtype`, `driver`, `cuda` and `tf32` are those of the epochs that
-    count, with "; " between them if there are several; `deterministic` is true if it was so in all of them.
+    `params_m` is in millions. `mfu_pct` is the utilization of listed GPUs in training. `device`, `dtype`,
+    `driver`, `cuda` and `tf32` are those of the epochs that count, with "; " between them if there are
+    several; `deterministic` is true if it was so in all of them.
     """
     costs = costs_of(plan)
     paths = list(plan.sweep.vary)
@@ -272,6 +279,7 @@ def results_rows(plan: Plan, records: Mapping[str, Record]) -> list[Row]:
                 "epochs": len(record.rows),
                 "attempts": record.attempts,
                 "busy_seconds": record.busy_seconds,
+                "mfu_pct": mfu_pct(record.rows_with_devices, cost, trial.gang),
                 **_device_columns(record),
                 "params_m": cost.model.params / 1e6,
                 "flops_g": cost.model.flops / 1e9,

@@ -96,13 +96,21 @@ def power_table(found: Findings) -> Table:
 
 
 def cost_table(found: Findings) -> Table:
+    rows = cost_per_arm(found)
+    # On a CPU nobody knows the peak.
+    has_mfu = any(row["mfu_pct"] is not None for row in rows)
     table = Table(
         "cost",
         "Cost of the trials that ran, all attempts included",
         ("Cell", "Arm", "#Trials run", "#Time", "#Time per trial", "#Multiply-adds per trial",
-         "#Time of the best", "#Multiply-adds of the best"),
+         "#Time of the best", "#Multiply-adds of the best", *["#MFU (%)"] * has_mfu),
     )  # fmt: skip
-    for row in cost_per_arm(found):
+    if has_mfu:
+        table.note(
+            "MFU (model FLOPs utilization): multiply-adds that training needs, three forward passes a step, "
+            "over those that its GPUs could have made in the same seconds by their data sheet."
+        )
+    for row in rows:
         best = row["best_seconds"] is not None
         table.add(
             row["cell"],
@@ -113,6 +121,7 @@ def cost_table(found: Findings) -> Table:
             "–" if not row["trials_run"] else short(row["multiply_adds_per_trial"]),
             duration(row["best_seconds"]) if best else "–",
             short(row["best_multiply_adds"]) if best else "–",
+            *["–" if row["mfu_pct"] is None else short(row["mfu_pct"])] * has_mfu,
         )
     return table
 

@@ -85,6 +85,11 @@ class Record:
         """The row of the last epoch. None before the first."""
         return self.rows[max(self.rows)] if self.rows else None
 
+    @property
+    def rows_with_devices(self) -> list[tuple[Epoch, DeviceUse | None]]:
+        """The epochs in order, each with the device that computed it, if that is on record."""
+        return [(self.rows[epoch], self.devices.get(epoch)) for epoch in sorted(self.rows)]
+
 
 def fold(events: Iterable[Event], into: dict[str, Record] | None = None) -> dict[str, Record]:
     """Returns records by trial id, updated with events. The work per event of a trial is constant."""

@@ -89,6 +89,14 @@ class ModelFamily(Frozen):
             others = _shapes(self, 3)
         return frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
 
+    def channels_inside(self, network: "nn.Module") -> "tuple[nn.Module, ...]":
+        """Returns the parts that a GPU computes faster in half precision with channels as the innermost axis.
+
+        These are convolutions without groups; grouped ones may be slower so. Source: timm's tables of
+        training speed for both orders, `results/benchmark-train-amp-*.csv` of its repository.
+        """
+        return ()
+
     def outer_names(self, network: "nn.Module") -> frozenset[str]:
         """Returns the names of parameters that embed or classify. An optimizer may treat them differently.
 

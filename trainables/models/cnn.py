@@ -195,3 +195,7 @@ class ResNetConfig(CountedFamily):
         return ResNet(
             block, _RESNET_DEPTHS[self.layers], num_classes=num_classes, drop_path_rate=self.drop_path
         )
+
+    def channels_inside(self, network: "nn.Module") -> "tuple[nn.Module, ...]":
+        """Returns the whole network."""
+        return (network,)

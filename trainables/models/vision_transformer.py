@@ -6,12 +6,13 @@ D width, K classes.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainables.models.stems import Activation, Norm, Stem
 from trainables.models.vit import Init, ViTConfig
@@ -65,6 +66,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig, num_classes: int) -> None:
         super().__init__()
+        self.recomputes = config.recompute
         self.stem = build_stem(config.layers, config.width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.position = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
@@ -94,9 +96,17 @@ class VisionTransformer(nn.Module):
         """Returns logits of shape (B, K)."""
         x_BND = self.stem(images_BCHW).flatten(2).transpose(1, 2)
         x_BTD = torch.cat([self.class_token.expand(len(x_BND), -1, -1), x_BND], dim=1) + self.position
-        x_BD = self.norm(self.blocks(x_BTD)[:, 0])
+        x_BD = self.norm(self._through_blocks(x_BTD)[:, 0])
         logits_BK: Tensor = self.head(x_BD)
         return logits_BK
+
+    def _through_blocks(self, x_BTD: Tensor) -> Tensor:
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return cast(Tensor, self.blocks(x_BTD))
+        for block in self.blocks:
+            # Stochastic depth draws the same numbers again, because the state of the generator is kept.
+            x_BTD = cast(Tensor, checkpoint(block, x_BTD, use_reentrant=False))
+        return x_BTD
 
 
 @torch.no_grad()

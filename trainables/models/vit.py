@@ -12,6 +12,8 @@ from trainables.models.base import Cost, ModelFamily
 from trainables.models.stems import STEMS, AnyStem, Stem
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainables.models.vision_transformer import VisionTransformer
 
 Positive = Field(gt=0)
@@ -62,6 +64,11 @@ class ViTConfig(ModelFamily):
     mlp_ratio: float = Field(gt=0, le=1000, description="Hidden width of the MLP over width.")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth."
+    )
+    recompute: bool = Field(
+        False,
+        description="Activations inside blocks are computed again in the backward pass instead of kept: less "
+        "memory, a third more work, the same results.",
     )
     init: Init = Field(
         "pycls_2021", description="Code whose initial weights are used; the paper: pycls_2021."
@@ -161,3 +168,7 @@ class ViTConfig(ModelFamily):
         from trainables.models.vision_transformer import VisionTransformer
 
         return VisionTransformer(self, num_classes)
+
+    def channels_inside(self, network: "nn.Module") -> "tuple[nn.Module, ...]":
+        """Returns a stem of several convolutions; a single one with large patches is slower so."""
+        return (network.get_submodule("stem"),) if self.layers.channels else ()

@@ -1,11 +1,13 @@
 """The precision of a run on a device, and what is put on record of that device."""
 
 import torch
+from torch import nn
 
 from trainables.base import DeviceUse
 from trainables.config import TrainConfig
 from trainables.gpu import driver_version
 from trainables.io.machine import processor
+from trainables.models.base import ModelFamily
 
 _NAMES = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -20,6 +22,21 @@ def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | N
         case "auto" if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return None
+
+
+def lay_out(network: nn.Module, model: ModelFamily, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Orders the axes of a network's weights for speed on a device. Their values do not change.
+
+    Args:
+      network: the network of the model.
+      model: knows which parts compute faster with channels as the innermost axis.
+      device: where it will compute; on a CPU nothing changes.
+      dtype: the type of mixed precision; with None nothing changes.
+    """
+    if device.type == "cuda" and dtype is not None:
+        for part in model.channels_inside(network):
+            # Turns weights with four axes only.
+            part.to(memory_format=torch.channels_last)
 
 
 def device_use(config: TrainConfig, device: torch.device) -> DeviceUse:

@@ -40,7 +40,7 @@ from trainables.identity import identity
 from trainables.optim import in_epochs
 from trainables.tasks.base import Score
 from trainables.training.checkpoint import Checkpointer
-from trainables.training.device import autocast_dtype
+from trainables.training.device import autocast_dtype, lay_out
 from trainables.training.state import State
 from trainables.training.step import Learner, num_parts, training_step
 from trainables.training.transfer import final_weights, take_over
@@ -221,7 +221,9 @@ class TrainingRun:
         model = _build_model(config, info.num_classes)
         if weights is not None and config.start is not None:
             take_over(model, weights, config.start.parts, config.model.head_names(model))
+        self.autocast_dtype = autocast_dtype(config, context.device)
         model = model.to(context.device)
+        lay_out(model, config.model, context.device, self.autocast_dtype)
         if config.sync_batch_norm and context.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         network: nn.Module = model
@@ -230,13 +232,13 @@ class TrainingRun:
             network = DistributedDataParallel(
                 model,
                 device_ids=ids,
-                # Ranks agree on them once an epoch, before they are used: `_agree_on_buffers`.
-                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
                 # Not with parts of a batch, after most of which gradients are not exchanged.
                 static_graph=config.micro_batch is None,
             )
-        self.autocast_dtype = autocast_dtype(config, context.device)
+            # Ranks agree on them once an epoch, before they are used: `_agree_on_buffers`. Set here, because
+            # the argument has another name since torch 2.14.
+            network.broadcast_buffers = False
         self.total_steps = config.schedule.epochs * self.steps_per_epoch
         ema = None
         if config.ema:

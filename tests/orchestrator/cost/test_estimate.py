@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.cost.actual import planned, planned_actual, spent_hours, within_budget
 from orchestrator.cost.devices import DEVICES, Machine, described, device_called
-from orchestrator.cost.estimate import estimate, makespan
+from orchestrator.cost.estimate import GIB, estimate, makespan
 from orchestrator.cost.plan_warnings import plan_warnings
 from orchestrator.cost.shapes import Epochs, counted, shape_key, shape_of
 from orchestrator.cost.speed import (
@@ -31,7 +32,7 @@ from orchestrator.store.folder import load_planned
 from orchestrator.trials.gang import Node
 from orchestrator.trials.records import Record
 from orchestrator.trials.trial import Plan
-from tests.support.sweeps import epoch_row, plan_from, sweep_tree, tiny_base
+from tests.support.sweeps import TINY, epoch_row, plan_from, sweep_tree, tiny_base
 from trainables.base import DeviceUse, Epoch
 from trainables.config import TrainConfig
 from trainables.profiling.footprint import Work, footprint, shape_config
@@ -156,6 +157,29 @@ def test_activations_shrink_with_micro_batches_and_the_work_stays(run_tree):
     assert parts.peak < whole.peak
     # The optimizer works once, and each weight is read for each part.
     assert parts.step.flops == pytest.approx(whole.step.flops, rel=1e-3)
+
+
+def test_activations_that_are_computed_again_are_not_held_and_are_work(run_tree):
+    # Two depths, so that what a block adds can be told from the rest.
+    held, again, work = {}, {}, {}
+    for depth in (3, 7):
+        config, kept = counted_bytes(run_tree, model__depth=depth)
+        recomputing = config.model_copy(update={"model": config.model.model_copy(update={"recompute": True})})
+        found = footprint(recomputing, 10, 1199, 1797)
+        held[depth], again[depth] = kept.activations, found.activations
+        work[depth] = found.step.flops - kept.step.flops
+        assert found.state == kept.state
+        assert found.peak < kept.peak
+    model = config.model
+    # A block leaves its input alone, as floats.
+    its_input = kept.batch * model.num_tokens * model.width * 4
+    assert again[7] - again[3] == pytest.approx(4 * its_input, rel=0.01)
+    assert held[7] - held[3] > 10 * (again[7] - again[3])
+    # All of a block but its last product, whose output nothing saves.
+    last_product = model.num_tokens * model.hidden * model.width
+    assert work[7] - work[3] == pytest.approx(
+        4 * kept.batch * (model.block_cost().flops - last_product), rel=1e-6
+    )
 
 
 def test_strengths_of_regularisation_do_not_make_another_count(run_tree):
@@ -403,6 +427,33 @@ def test_what_to_look_at_is_said(changes, warning):
     plan = plan_of(**changes)
     warnings = plan_warnings(plan, estimate(plan, machine, samples_for(plan)))
     assert [line for line in warnings if line.startswith(warning)], warnings
+
+
+def test_settings_that_make_a_step_fit_are_named_and_fit():
+    cnn = {"model": {"family": "regnety", "size": "nano"}}
+    deep = {"batch_size": 1024, "model": TINY | {"depth": 12}}
+    plan = plan_of(base=deep, arms={"p": {}, "cnn": cnn})
+    room = 0.6 * min(cost.footprint.peak for cost in estimate(plan, described("1xH100")).shapes) / GIB
+    machine = dataclasses.replace(described("1xH100"), memory_gib=room / 0.9)
+    cnn, vit = sorted(
+        line for line in plan_warnings(plan, estimate(plan, machine)) if line.startswith("memory")
+    )
+    assert vit.startswith("memory: all p (1024 adamw) needs ")
+    micro_batch, needed, again = re.search(
+        r"set micro_batch: (\d+) \((\S+) GiB\), model.recompute: true \((\S+) GiB\), or more", vit
+    ).groups()
+    config, info = plan.trials[0].config, plan.infos[plan.trials[0].config.data]
+    sizes = info.sizes
+
+    def gib(**changes):
+        changed = config.model_copy(update=changes)
+        return footprint(changed, 10, sizes["train"], sum(sizes.values()), 1, True).peak / GIB
+
+    assert f"{gib(micro_batch=int(micro_batch)):.1f}" == needed
+    assert f"{gib(model=config.model.model_copy(update={'recompute': True})):.1f}" == again
+    assert gib(micro_batch=int(micro_batch)) <= room < min(gib(), gib(micro_batch=4 * int(micro_batch)))
+    # Its batch norm would take statistics twice, and its weights and optimizer alone are too large.
+    assert cnn.endswith("on H100; set a smaller model")
 
 
 def test_a_constraint_that_takes_a_fifth_or_less_is_not_remarked():

@@ -455,6 +455,24 @@ def test_a_run_in_parts_has_other_statistics(config_of):
     assert run(config_of(FULL | {"micro_batch": 50}))[0] != run(config_of(FULL))[0]
 
 
+def test_activations_that_are_computed_again_change_no_bit(config_of):
+    def forwards(settings):
+        config = config_of(settings)
+        training = loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
+        calls = []
+        training.state.model.blocks[0].register_forward_pre_hook(lambda *_: calls.append(None))
+        batch = next(training.pipeline.train_batches(config.data.open()["train"], 0, config.batch_size, 0))
+        training.train_step(batch, 0.1, 0, len(batch[0]))
+        return len(calls)
+
+    again = FULL | {"model.recompute": True}
+    assert (forwards(FULL), forwards(again)) == (1, 2)
+    (rows, content), (plain_rows, plain_content) = run(config_of(again)), run(config_of(FULL))
+    assert rows == plain_rows
+    del content["run"], plain_content["run"]
+    assert_equal(content, plain_content)
+
+
 # --- several workers ----------------------------------------------------------------------------------
 
 
