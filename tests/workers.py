@@ -161,6 +161,8 @@ def compare_with_plain_ddp(rank: int, meeting: Path, tree: dict[str, Any]) -> No
     for ddp in (DistributedDataParallel, plain):
         loop.DistributedDataParallel = ddp
         run = loop.TrainingRun(config, Context(rank=rank, world_size=2), info, images)
+        if ddp is plain:
+            run.learner.network.broadcast_buffers = True
         batches = run.pipeline.train_batches(images, config.seeds.order, config.batch_size, 0)
         collectives = 0
         for step in range(4):
