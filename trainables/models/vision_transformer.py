@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 from timm.layers.norm import LayerNorm2d
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainables.models.block import Block
 from trainables.models.stems import Activation, Norm, Stem
 from trainables.models.vit import Init, ViTConfig
 
@@ -77,9 +77,8 @@ class VisionTransformer(nn.Module):
                     config.width,
                     config.heads,
                     config.mlp_ratio,
-                    qkv_bias=True,
                     drop_path=config.drop_path * index / max(config.num_blocks - 1, 1),
-                    norm_layer=layer_norm,  # type: ignore[arg-type]
+                    norm=layer_norm,
                 )
                 for index in range(config.num_blocks)
             )
