@@ -11,6 +11,10 @@ SHORT_MODELS: dict[str, dict[str, Any]] = {
         for size in ("1gf", "4gf", "16gf", "18gf", "36gf", "72gf")
         for letter, stem in (("p", "patchify"), ("c", "conv"))
     },
+    **{
+        f"deepvit_{size}": {"family": "vit", "size": f"deepvit_{size}"}
+        for size in ("16b", "24b", "32b", "s", "l")
+    },
     **{f"regnety_{size}": {"family": "regnety", "size": size} for size in ("1gf", "4gf", "16gf", "32gf")},
     "regnetz_4gf": {"family": "regnetz", "size": "4gf"},
     **{
@@ -59,7 +63,7 @@ def expand(path: str, value: Any) -> Any:
             return dict(SHORT_MODELS[value])
         if path == "data":
             return {"name": "digits"} if value == "digits" else {"name": "parquet", "path": value}
-        if path in ("augment", "optim"):
+        if path in ("augment", "optim", "model.attention"):
             return {"name": value}
     return value
 

@@ -106,10 +106,9 @@ def _smaller(plan: Plan, cost: ShapeCost, room: float) -> list[tuple[str, int]]:
         if micro_batch > 1 and (needed := peak(micro_batch=micro_batch)) <= room:
             found.append((f"micro_batch: {micro_batch}", needed))
             break
-    if getattr(config.model, "recompute", True) is False:
-        model = config.model.model_copy(update={"recompute": True})
-        if (needed := peak(model=model)) <= room:
-            found.append(("model.recompute: true", needed))
+    model = config.model.recomputing()
+    if model is not None and (needed := peak(model=model)) <= room:
+        found.append(("model.recompute: true", needed))
     return found
 
 

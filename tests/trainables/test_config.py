@@ -225,11 +225,11 @@ def test_initial_weights_follow_torchs_generator_and_nothing_else(config):
 
 
 def test_every_named_model_is_the_one_its_short_form_stands_for():
-    assert len(NAMED_MODELS) == 25
+    assert len(NAMED_MODELS) == 30
     for name, model in NAMED_MODELS.items():
         assert run_of(model=name).model == model
-    # 6 x 2 ViT, 4 RegNetY, 1 RegNetZ, 4 EfficientNet, 4 ResNet.
-    families = {"vit_p", "vit_c", "regnety", "regnetz", "efficientnet", "resnet"}
+    # 6 x 2 ViT, 5 DeepViT, 4 RegNetY, 1 RegNetZ, 4 EfficientNet, 4 ResNet.
+    families = {"vit_p", "vit_c", "deepvit", "regnety", "regnetz", "efficientnet", "resnet"}
     assert {name.rpartition("_")[0] for name in NAMED_MODELS} == families
 
 
@@ -382,7 +382,8 @@ STEM_WORDS = ", ".join(map(repr, STEMS))
         ),
         (
             {"model.size": "2gf"},
-            "model.size: must be one of 'nano', '1gf', '4gf', '16gf', '18gf', '36gf', '72gf' (got '2gf')",
+            "model.size: must be one of 'nano', '1gf', '4gf', '16gf', '18gf', '36gf', '72gf', 'deepvit_16b', "
+            "'deepvit_24b', 'deepvit_32b', 'deepvit_s', 'deepvit_l' (got '2gf')",
         ),
         (
             {"model": {"family": "regnety", "size": "2gf"}},

@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field
 
@@ -88,6 +88,10 @@ class ModelFamily(Frozen):
         if others == shapes:
             others = _shapes(self, 3)
         return frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
+
+    def recomputing(self) -> Self | None:
+        """Returns the same model with less memory and more work; None if there is none, or this is it."""
+        return None
 
     def channels_inside(self, network: "nn.Module") -> "tuple[nn.Module, ...]":
         """Returns the parts that a GPU computes faster in half precision with channels as the innermost axis.

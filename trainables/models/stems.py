@@ -19,8 +19,8 @@ Side = Annotated[int, Field(le=8192)]
 class Stem(Frozen):
     """Convolutions, each with normalisation and activation, then one convolution to the width.
 
-    Without the first convolutions, the projection is the whole stem, which is patchify. Kernels of 3 are
-    padded by 1 and all others are not, as in the paper's table 3.
+    Without the first convolutions, the projection is the whole stem, which is patchify. If left out, paddings
+    are 1 for kernels of 3 and none for all others, as in the paper's table 3.
     """
 
     channels: tuple[Annotated[int, Field(le=65_536)], ...] = Field(
@@ -28,6 +28,9 @@ class Stem(Frozen):
     )
     kernels: tuple[Side, ...] = Field((), description="Kernel side of each convolution; 3 each if left out.")
     strides: tuple[Side, ...] = Field((), description="Stride of each convolution; 2 each if left out.")
+    paddings: tuple[Side, ...] = Field(
+        (), description="Padding of each convolution; if left out, 1 for kernels of 3 and 0 for others."
+    )
     projection: int = Field(1, gt=0, le=8192, description="Stride, and kernel side, of the last convolution.")
     projection_kernel: Side | None = Field(
         None, description="An odd kernel above the last stride, padded by half of itself: patches overlap."
@@ -52,19 +55,33 @@ class Stem(Frozen):
 
     @model_validator(mode="after")
     def _same_lengths(self) -> Self:
-        if not len(self.channels) == len(self.kernels) == len(self.strides):
-            raise ValueError(
-                "channels, kernels and strides must be equally long, got "
-                f"{len(self.channels)}, {len(self.kernels)}, {len(self.strides)}"
+        lists = [self.channels, self.kernels, self.strides, *([self.paddings] if self.paddings else [])]
+        if len({len(values) for values in lists}) > 1:
+            names = (
+                "channels, kernels, strides and paddings"
+                if self.paddings
+                else "channels, kernels and strides"
             )
+            told = ", ".join(str(len(values)) for values in lists)
+            raise ValueError(f"{names} must be equally long, got {told}")
         if any(value < 1 for value in (*self.channels, *self.kernels, *self.strides)):
             raise ValueError("channels, kernels and strides must all be 1 or more")
+        if any(2 * padding > kernel for padding, kernel in zip(self.padded, self.kernels, strict=True)):
+            raise ValueError(
+                f"paddings must be 0 to half of their kernels, got {list(self.paddings)} and "
+                f"{list(self.kernels)}"
+            )
         kernel = self.projection_kernel
         if kernel is not None and (kernel <= self.projection or kernel % 2 == 0):
             raise ValueError(
                 f"projection_kernel must be odd and above projection, got {kernel} and {self.projection}"
             )
         return self
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The padding of each convolution."""
+        return self.paddings or tuple(1 if kernel == 3 else 0 for kernel in self.kernels)
 
     @property
     def patch_size(self) -> int:
@@ -74,8 +91,7 @@ class Stem(Frozen):
     def sides(self, image_size: int) -> list[int]:
         """Computes the side of the feature map after each convolution."""
         sides = []
-        for kernel, stride in zip(self.kernels, self.strides, strict=True):
-            padding = 1 if kernel == 3 else 0
+        for kernel, stride, padding in zip(self.kernels, self.strides, self.padded, strict=True):
             image_size = (image_size + 2 * padding - kernel) // stride + 1
             sides.append(image_size)
         return sides
@@ -146,6 +162,30 @@ def hmlp_stem(width: int, patch_size: int) -> Stem:
     )
 
 
+def hybrid_stem(width: int, patch_size: int) -> Stem:
+    """Returns the stem of DeepViT-S and -L: two convolutions of 64 channels, then patches of half the size.
+
+    The channels are a quarter of the width for widths below 256.
+
+    Raises:
+      ValueError: the patch size is odd, or the width below 4.
+
+    Source: Zhou et al. 2021, DeepViT, https://arxiv.org/abs/2103.11886: `PatchEmbed_CNN` of its code.
+    """
+    if patch_size % 2 or width < 4:
+        raise ValueError(
+            f"the hybrid stem needs an even patch_size and a width from 4 on, got {patch_size} and {width}"
+        )
+    return Stem(
+        channels=(min(64, width // 4),) * 2,
+        kernels=(7, 3),
+        strides=(2, 1),
+        paddings=(3, 1),
+        projection=patch_size // 2,
+        replaces_blocks=0,
+    )
+
+
 def _patchify(patch_size: int, **settings: Any) -> Stem:
     return Stem(projection=patch_size, replaces_blocks=0, **settings)
 
@@ -175,6 +215,7 @@ StemWord = Literal[
     "s3",
     "s4",
     "hmlp",
+    "hybrid",
 ]
 
 #: The stem of each word, given width and patch size. `conv`, its variants and s1 to s4 replace a transformer
@@ -209,6 +250,7 @@ STEMS: dict[StemWord, Callable[[int, int], Stem]] = {
     "s3": _of_16_pixels(channels=(17, 34, 68, 136), kernels=(3, 3, 3, 8), strides=(2, 1, 1, 8)),
     "s4": _of_16_pixels(channels=(8, 16, 32, 64), kernels=(3, 3, 3, 16), strides=(1, 1, 1, 16)),
     "hmlp": hmlp_stem,
+    "hybrid": hybrid_stem,
 }
 
 #: A stem by its word or written out. The form decides which, so that faults are reported for that one only.

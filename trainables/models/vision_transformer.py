@@ -13,7 +13,8 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainables.models.block import Block
+from trainables.models.attention import Reattention, TalkingHeads
+from trainables.models.block import Attention, Block, HeadMix, Reattend
 from trainables.models.stems import Activation, Norm, Stem
 from trainables.models.vit import Init, ViTConfig
 
@@ -23,6 +24,11 @@ def layer_norm(width: int, **kwargs: Any) -> nn.LayerNorm:
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
+_HEAD_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "layer": LayerNorm2d,
+    "none": lambda heads: nn.Identity(),
+}
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 
 
@@ -43,8 +49,9 @@ def build_stem(stem: Stem, width: int) -> nn.Sequential:
         side = stem.patch_size
         layers += [nn.PixelUnshuffle(side), LayerNorm2d(3 * side**2), nn.PixelShuffle(side)]
     previous = 3
-    for channels, kernel, stride in zip(stem.channels, stem.kernels, stem.strides, strict=True):
-        padding = 1 if kernel == 3 else 0
+    for channels, kernel, stride, padding in zip(
+        stem.channels, stem.kernels, stem.strides, stem.padded, strict=True
+    ):
         layers.append(nn.Conv2d(previous, channels, kernel, stride, padding, bias=stem.norm == "none"))
         layers += _after(channels, stem.norm, stem.activation)
         previous = channels
@@ -59,6 +66,17 @@ def build_stem(stem: Stem, width: int) -> nn.Sequential:
 def before_projection(stem: nn.Sequential) -> nn.Sequential:
     """Returns the layers before the last convolution, which projects to the width."""
     return stem[: max(place for place, layer in enumerate(stem) if isinstance(layer, nn.Conv2d))]
+
+
+def mix_heads(attention: Attention, config: ViTConfig) -> None:
+    """Gives an attention layer the mix of maps that a configuration describes."""
+    heads, kind = config.heads, config.attention
+    if isinstance(kind, TalkingHeads):
+        attention.scores, attention.maps = HeadMix(heads), HeadMix(heads)
+    elif isinstance(kind, Reattention):
+        norm = _HEAD_NORMS[kind.norm](heads)
+        scale = (config.width // heads) ** -0.5 if kind.scale_maps else 1.0
+        attention.maps = Reattend(heads, norm, scale, identity=kind.init == "identity")
 
 
 class VisionTransformer(nn.Module):
@@ -78,11 +96,17 @@ class VisionTransformer(nn.Module):
                     config.heads,
                     config.mlp_ratio,
                     drop_path=config.drop_path * index / max(config.num_blocks - 1, 1),
+                    branch_scale=config.branch_scale,
                     norm=layer_norm,
                 )
                 for index in range(config.num_blocks)
             )
         )
+        # What the mixes draw shifts no other initial weight, so that arms with and without them are paired.
+        with torch.random.fork_rng(devices=[]):
+            for index in config.mixing_blocks:
+                attention: Any = self.blocks[index].attn
+                mix_heads(attention, config)
         self.norm = layer_norm(config.width)
         self.head = nn.Linear(config.width, num_classes)
         init_weights(self, config.init)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainables.models.attention import AnyAttention, Mixing, Reattention, Softmax
 from trainables.models.base import Cost, ModelFamily
 from trainables.models.stems import STEMS, AnyStem, Stem
 
@@ -20,8 +21,9 @@ Positive = Field(gt=0)
 
 
 #: Width, depth, heads, MLP ratio. The four models of the paper's table 1, the deep and narrow one of its
-#: figure 8, the one of its appendix C, and one for 32-pixel images on a CPU.
-SIZES: dict[str, dict[str, float]] = {
+#: figure 8, the one of its appendix C, and one for 32-pixel images on a CPU. Then those of DeepViT, with what
+#: else belongs to them: Zhou et al. 2021, https://arxiv.org/abs/2103.11886, and its code.
+SIZES: dict[str, dict[str, Any]] = {
     "nano": {"width": 64, "depth": 4, "heads": 4, "mlp_ratio": 3},
     "1gf": {"width": 192, "depth": 12, "heads": 3, "mlp_ratio": 3},
     "4gf": {"width": 384, "depth": 12, "heads": 6, "mlp_ratio": 3},
@@ -29,7 +31,37 @@ SIZES: dict[str, dict[str, float]] = {
     "16gf": {"width": 384, "depth": 48, "heads": 6, "mlp_ratio": 3},
     "36gf": {"width": 1024, "depth": 14, "heads": 16, "mlp_ratio": 4},
     "72gf": {"width": 1152, "depth": 22, "heads": 18, "mlp_ratio": 4},
+    **{
+        f"deepvit_{depth}b": {
+            **{"width": 384, "depth": depth, "heads": 12, "mlp_ratio": 3},
+            "attention": {"name": "reattention"},
+        }
+        for depth in (16, 24, 32)
+    },
+    "deepvit_s": {
+        **{"width": 396, "depth": 16, "heads": 12, "mlp_ratio": 3, "stem": "hybrid", "branch_scale": 2.0},
+        "attention": {"name": "reattention", "blocks": (12, 16), "scale_maps": True},
+    },
+    "deepvit_l": {
+        **{"width": 420, "depth": 32, "heads": 12, "mlp_ratio": 3, "stem": "hybrid", "branch_scale": 2.0},
+        "attention": {"name": "reattention", "blocks": (21, 32)},
+    },
 }
+
+Size = Literal[
+    "nano",
+    "1gf",
+    "4gf",
+    "16gf",
+    "18gf",
+    "36gf",
+    "72gf",
+    "deepvit_16b",
+    "deepvit_24b",
+    "deepvit_32b",
+    "deepvit_s",
+    "deepvit_l",
+]
 
 Init = Literal["pycls_2021", "pycls_2022", "torchvision"]
 
@@ -40,8 +72,10 @@ class ViTConfig(ModelFamily):
     head: ClassVar[tuple[str, ...]] = ("head",)
 
     family: Literal["vit"] = "vit"
-    size: Literal["nano", "1gf", "4gf", "16gf", "18gf", "36gf", "72gf"] | None = Field(
-        None, description="Named sizes fill width, depth, heads and mlp_ratio where these are not given."
+    size: Size | None = Field(
+        None,
+        description="Named sizes fill width, depth, heads and mlp_ratio where these are not given; those of "
+        "DeepViT also attention, and S and L stem and branch_scale.",
     )
     stem: AnyStem = Field(
         "patchify",
@@ -62,6 +96,13 @@ class ViTConfig(ModelFamily):
     )
     heads: int = Field(gt=0, le=65_536, description="Attention heads.")
     mlp_ratio: float = Field(gt=0, le=1000, description="Hidden width of the MLP over width.")
+    attention: AnyAttention = Field(
+        default_factory=Softmax,
+        description="softmax, or with maps mixed across heads: reattention, talking_heads.",
+    )
+    branch_scale: float = Field(
+        1.0, gt=0, le=100, description="Factor on what attention and MLP add; 2 in DeepViT-S and -L."
+    )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth."
     )
@@ -111,6 +152,15 @@ class ViTConfig(ModelFamily):
                     )
             if self.depth <= stem.replaces_blocks:
                 faults.append(f"depth must exceed the {stem.replaces_blocks} block(s) the stem replaces")
+            elif self.recompute and self._blocks_have_batch_norm:
+                faults.append(
+                    "recompute would take the statistics of re-attention's batch norm twice: set "
+                    "attention.norm to layer or none"
+                )
+            elif isinstance(self.attention, Mixing) and not self.mixing_blocks:
+                faults.append(
+                    f"attention.blocks names no block of {self.num_blocks}, got {list(self.attention.blocks)}"
+                )
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -133,6 +183,11 @@ class ViTConfig(ModelFamily):
         return self.depth - self.layers.replaces_blocks
 
     @property
+    def mixing_blocks(self) -> range:
+        """The indices of blocks whose attention maps are mixed across heads."""
+        return self.attention.mixing_blocks(self.num_blocks)
+
+    @property
     def num_tokens(self) -> int:
         """Number of patches plus one for the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
@@ -143,7 +198,7 @@ class ViTConfig(ModelFamily):
         return int(self.width * self.mlp_ratio)
 
     def block_cost(self) -> Cost:
-        """Computes the cost of one transformer block."""
+        """Computes the cost of one transformer block with plain attention."""
         width, tokens, hidden = self.width, self.num_tokens, self.hidden
         matrices = 4 * width**2 + 2 * width * hidden
         return Cost(
@@ -160,7 +215,12 @@ class ViTConfig(ModelFamily):
         head = Cost(self.width * num_classes + num_classes, self.width * num_classes, num_classes)
         # Class token, positions and the last layer norm.
         loose = Cost(self.width + self.num_tokens * self.width + 2 * self.width, 0, 0)
-        blocks = Cost(n * block.params, n * block.flops, n * block.activations)
+        mix, m = self.attention.cost(self.heads, self.num_tokens), len(self.mixing_blocks)
+        blocks = Cost(
+            n * block.params + m * mix.params,
+            n * block.flops + m * mix.flops,
+            n * block.activations + m * mix.activations,
+        )
         return self.layers.cost(self.image_size, self.width) + blocks + head + loose
 
     def network(self, num_classes: int) -> "VisionTransformer":
@@ -168,6 +228,16 @@ class ViTConfig(ModelFamily):
         from trainables.models.vision_transformer import VisionTransformer
 
         return VisionTransformer(self, num_classes)
+
+    @property
+    def _blocks_have_batch_norm(self) -> bool:
+        return isinstance(self.attention, Reattention) and self.attention.norm == "batch"
+
+    def recomputing(self) -> Self | None:
+        """Returns the same model with `recompute`, if it is off and blocks have no batch norm."""
+        if self.recompute or self._blocks_have_batch_norm:
+            return None
+        return self.model_copy(update={"recompute": True})
 
     def channels_inside(self, network: "nn.Module") -> "tuple[nn.Module, ...]":
         """Returns a stem of several convolutions; a single one with large patches is slower so."""

@@ -14,6 +14,8 @@ from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, pad, relu
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config import NAMED_MODELS
+from trainables.models.attention import Softmax
+from trainables.models.block import HeadMix, Reattend
 from trainables.models.stems import STEMS, StemWord, conv_stem
 from trainables.models.vision_transformer import build_stem
 from trainables.models.vit import SIZES, ViTConfig
@@ -30,6 +32,16 @@ PAPER = {
     "vit_c_4gf": (17.75, 3.97, 11.3),
     "vit_c_18gf": (81.57, 17.73, 24.1),
     "vit_c_36gf": (167.80, 35.03, 36.7),
+}
+
+
+# Zhou et al. 2021, DeepViT: parameters and multiply-adds by the authors' code, for 1000 classes.
+DEEPVIT = {
+    "deepvit_16b": (24_426_664, 5.27),
+    "deepvit_24b": (36_261_448, 7.88),
+    "deepvit_32b": (48_096_232, 10.49),
+    "deepvit_s": (27_312_632, 6.36),
+    "deepvit_l": (58_883_708, 13.15),
 }
 
 
@@ -65,7 +77,7 @@ def watched_activations(config: ViTConfig, num_classes: int) -> int:
     tokens = []
     model.blocks.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
     model(torch.zeros(1, 3, config.image_size, config.image_size, device="meta"))
-    # Logits of every head, T x T; weights times v, T x D.
+    # Logits of every head, T x T; weights times v, T x D. A head mix is a linear layer or convolution above.
     [count] = tokens
     return total + len(model.blocks) * (config.heads * count**2 + count * config.width)
 
@@ -77,6 +89,19 @@ def test_costs_are_those_of_the_papers_table(name):
     assert cost.params_m == pytest.approx(params, abs=0.01)
     assert cost.flops_g == pytest.approx(flops, abs=0.03)
     assert cost.activations_m == pytest.approx(activations, abs=0.2)
+
+
+@pytest.mark.parametrize("name", DEEPVIT)
+def test_deepvits_are_those_of_the_authors_code(name):
+    params, flops = DEEPVIT[name]
+    config = NAMED_MODELS[name]
+    cost = config.cost(1000)
+    assert cost.params == params
+    assert cost.flops_g == pytest.approx(flops, abs=0.006)
+    assert (cost.params, cost.flops) == counted(config, 1000)
+    # Without re-attention: 144 weights, 12 biases and a batch norm of 12 fewer in each block that has it.
+    plain = config.model_copy(update={"attention": Softmax()}).cost(1000)
+    assert cost.params - plain.params == 180 * {"deepvit_s": 5, "deepvit_l": 12}.get(name, config.depth)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -100,6 +125,19 @@ def test_closed_forms_are_what_torch_counts_for_the_papers_models(name):
         {"stem": {"channels": [4, 8, 16], "replaces_blocks": 0}},
         {"stem": {"projection": 8, "replaces_blocks": 0}},
         {"image_size": 40, "patch_size": 8, "stem": "conv", "mlp_ratio": 2.9},
+        {
+            "stem": {
+                "channels": [4, 8],
+                "kernels": [7, 3],
+                "strides": [2, 1],
+                "paddings": [3, 1],
+                "projection": 4,
+            }
+        },
+        {"attention": "talking_heads"},
+        {"attention": "reattention", "heads": 4},
+        {"attention": {"name": "reattention", "norm": "layer", "blocks": [2, 9]}, "depth": 4, "stem": "conv"},
+        {"attention": {"name": "reattention", "norm": "none", "blocks": [1, 1]}},
         {"image_size": 14, "patch_size": 7},
         {"image_size": 36, "patch_size": 4, "stem": "conv", "width": 12, "heads": 3, "depth": 5},
         {"image_size": 6, "patch_size": 2, "stem": "conv"},
@@ -329,6 +367,15 @@ def by_hand_hmlp(*weights):
     return batch_norm(x, None, None, gain, shift, training=True).movedim(1, -1)
 
 
+def by_hand_hybrid(*weights):
+    x = IMAGES
+    for at, (stride, padding) in ((0, (2, 3)), (3, (1, 1))):
+        w, gain, shift = weights[at : at + 3]
+        x = relu(batch_norm(conv2d(x, w, None, stride, padding), None, None, gain, shift, training=True))
+    w, b = weights[6:]
+    return patches_of(x, 8) @ w.flatten(1).T + b
+
+
 def by_hand_s2(*weights):
     x = IMAGES
     for index, (kernel, stride) in enumerate(((3, 2), (3, 2), (3, 1), (4, 4))):
@@ -349,6 +396,7 @@ def by_hand_s2(*weights):
         ("conv_ln", by_hand_conv_ln),
         ("conv_bare", by_hand_conv_bare),
         ("hmlp", by_hand_hmlp),
+        ("hybrid", by_hand_hybrid),
         ("s2", by_hand_s2),
     ],
 )
@@ -525,6 +573,16 @@ def test_a_size_fills_only_what_is_not_given():
         ({"stem": "s3"}, ["s1 to s4 are for a patch_size of 16, got 8"]),
         ({"stem": "hmlp", "patch_size": 4}, ["power of two from 8 on, got 4"]),
         ({"stem": "hmlp", "width": 18}, ["width divisible by 4, got 18"]),
+        ({"stem": "hybrid", "patch_size": 1}, ["an even patch_size", "got 1 and 16"]),
+        (
+            {"stem": {"channels": [8], "kernels": [3], "strides": [8], "paddings": [2]}},
+            ["0 to half of their kernels", "[2]", "[3]"],
+        ),
+        ({"attention": "reatention"}, ["'softmax', 'talking_heads', 'reattention'"]),
+        ({"attention": {"name": "reattention", "blocks": [3, 4]}}, ["names no block of 2, got [3, 4]"]),
+        ({"attention": {"name": "talking_heads", "blocks": [2, 1]}}, ["names no block of 2, got [2, 1]"]),
+        ({"attention": {"name": "softmax", "blocks": "all"}}, ["Extra inputs"]),
+        ({"attention": "reattention", "recompute": True}, ["batch norm twice", "layer or none"]),
         ({"width": 0}, ["greater than 0"]),
         ({"drop_path": 1.0}, ["less than 1"]),
         ({"init": "mine"}, ["pycls_2021"]),
@@ -541,3 +599,61 @@ def test_bad_shapes_are_refused_with_the_rule_and_the_values(settings, words):
 def test_all_that_is_wrong_with_a_shape_is_said_at_once():
     with pytest.raises(ValidationError, match=r"image_size=30.*heads=3"):
         vit(image_size=30, heads=3)
+
+
+# --- attention ----------------------------------------------------------------------------------------
+
+
+def mixes(**settings):
+    """Which blocks have what between softmax and values."""
+    model = vit(depth=6, **settings).network(3)
+    return [type(block.attn.maps) for block in model.blocks]
+
+
+def test_maps_are_mixed_in_the_blocks_that_are_named():
+    none = type(None)
+    assert mixes() == [none] * 6
+    assert mixes(attention="talking_heads") == [HeadMix] * 6
+    assert mixes(attention={"name": "reattention", "blocks": [4, 5]}) == [none] * 3 + [Reattend] * 2 + [none]
+    # A conv stem replaces one of the six.
+    assert (
+        mixes(attention={"name": "reattention", "blocks": [4, 6]}, stem="conv") == [none] * 3 + [Reattend] * 2
+    )
+    sizes = {name: NAMED_MODELS[name].mixing_blocks for name in ("deepvit_16b", "deepvit_s", "deepvit_l")}
+    assert sizes == {"deepvit_16b": range(16), "deepvit_s": range(11, 16), "deepvit_l": range(20, 32)}
+
+
+def test_reattention_that_begins_as_the_identity_begins_as_plain_attention():
+    images = torch.rand(2, 3, 32, 32)
+    outputs = []
+    for attention in ("softmax", {"name": "reattention", "norm": "none", "init": "identity"}):
+        torch.manual_seed(0)
+        model = vit(attention=attention).network(3)
+        torch.manual_seed(1)
+        for parameter in (model.head.weight, model.head.bias):
+            nn.init.normal_(parameter)
+        outputs.append(model(images))
+    assert torch.allclose(*outputs, atol=2e-6)
+
+
+def test_a_word_and_its_name_are_one_attention():
+    assert vit(attention="reattention") == vit(attention={"name": "reattention"})
+    assert vit(attention="softmax") == vit()
+    assert NAMED_MODELS["deepvit_s"].attention.scale_maps
+    [block] = vit(depth=1, attention={"name": "reattention", "scale_maps": True}).network(3).blocks
+    # Heads of 16 / 2 channels.
+    assert block.attn.maps.scale == pytest.approx(8**-0.5)
+
+
+def test_a_model_is_computed_again_unless_that_would_change_it():
+    assert vit().recomputing() == vit(recompute=True)
+    assert vit(recompute=True).recomputing() is None
+    assert vit(attention="reattention").recomputing() is None
+    layer = {"name": "reattention", "norm": "layer"}
+    assert vit(attention=layer).recomputing() == vit(attention=layer, recompute=True)
+    assert NAMED_MODELS["resnet_50"].recomputing() is None
+
+
+def test_depths_of_deepvit_are_those_of_plain_vits_too():
+    plain = ViTConfig.model_validate({"size": "deepvit_24b", "attention": "softmax"})
+    assert (plain.depth, plain.heads, plain.width, list(plain.mixing_blocks)) == (24, 12, 384, [])

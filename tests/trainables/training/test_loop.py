@@ -84,8 +84,8 @@ def assert_equal(one, two):
 
 @pytest.mark.parametrize(
     "settings",
-    [FULL, SGD, FULL | {"micro_batch": 50}],
-    ids=["adamw-ema-mixup-precise-bn", "sgd", "parts of a batch"],
+    [FULL, SGD, FULL | {"micro_batch": 50}, FULL | {"model.attention": "reattention"}],
+    ids=["adamw-ema-mixup-precise-bn", "sgd", "parts of a batch", "re-attention"],
 )
 def test_a_run_taken_up_from_a_checkpoint_ends_exactly_like_one_left_alone(settings, config_of):
     config = config_of(settings)
@@ -455,7 +455,8 @@ def test_a_run_in_parts_has_other_statistics(config_of):
     assert run(config_of(FULL | {"micro_batch": 50}))[0] != run(config_of(FULL))[0]
 
 
-def test_activations_that_are_computed_again_change_no_bit(config_of):
+@pytest.mark.parametrize("attention", ["softmax", "talking_heads"])
+def test_activations_that_are_computed_again_change_no_bit(attention, config_of):
     def forwards(settings):
         config = config_of(settings)
         training = loop.TrainingRun(config, Context(), config.data.info(), config.data.open()["train"])
@@ -465,9 +466,10 @@ def test_activations_that_are_computed_again_change_no_bit(config_of):
         training.train_step(batch, 0.1, 0, len(batch[0]))
         return len(calls)
 
-    again = FULL | {"model.recompute": True}
-    assert (forwards(FULL), forwards(again)) == (1, 2)
-    (rows, content), (plain_rows, plain_content) = run(config_of(again)), run(config_of(FULL))
+    settings = FULL | {"model.attention": attention}
+    again = settings | {"model.recompute": True}
+    assert (forwards(settings), forwards(again)) == (1, 2)
+    (rows, content), (plain_rows, plain_content) = run(config_of(again)), run(config_of(settings))
     assert rows == plain_rows
     del content["run"], plain_content["run"]
     assert_equal(content, plain_content)
