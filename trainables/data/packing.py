@@ -308,14 +308,18 @@ def _held(plan: _Plan, say: Callable[[str], None]) -> Iterator[None]:
             say(f"an import was stopped here before, but {fault}: begins anew")
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             done = [part for several in plan.parts.values() for part in several if plan.packer.packed(part)]
             if done and plan.has_several_parts:
                 state.release()
-                say(
+                rest = (
                     f"{len(done):,} parts that are done stay in {state.folder}: the same command goes on "
                     "from there; to give up, delete that folder"
                 )
+                if isinstance(error, DataError):
+                    # What is wrong comes first.
+                    raise DataError(f"{error}\n{rest}") from error
+                say(rest)
             else:
                 state.discard()
             raise
