@@ -1,10 +1,11 @@
 """Writes docs/results.md: the results of finished sweeps next to the claims of the paper.
 
-    python -m benchmarks.results runs/lr_wd runs/optimizer_gap [--out docs/results.md]
+    python -m benchmarks.results runs/lr_wd runs/optimizer_gap [--out docs/results.md] [--extend]
 
 Questions, verdicts with intervals, and costs are computed from the folders' journals. The paper's claims are
 in the sweep files (`paper.claims`). Figures are copied from the folders' reports to a folder next to the
-document. An unfinished sweep is listed without a verdict.
+document. An unfinished sweep is listed without a verdict. With --extend, sections of other sweeps in the
+document stay as they are, so that not all folders have to be kept.
 """
 
 import argparse
@@ -108,11 +109,19 @@ def _outcome(better: str | None, claim: Claim, alike: bool = False) -> Outcome:
     return "holds" if better == claim.better else "the other way round"
 
 
-def document(folders: Sequence[Path], figures: Path) -> str:
-    """Returns the whole document. Copies figures to the folder that its links lead to."""
-    sections = [_section(path, figures) for path in folders]
-    command = " ".join(["python -m benchmarks.results", *(f"runs/{path.name}" for path in folders)])
-    return "\n\n".join([_HEAD.format(command=command), *sections]) + "\n"
+def document(folders: Sequence[Path], figures: Path, before: str = "") -> str:
+    """Returns the whole document. Copies figures to the folder that its links lead to.
+
+    Args:
+      folders: of the sweeps.
+      figures: the folder for figures.
+      before: an earlier document, whose other sections stay.
+    """
+    _, *old = before.split("\n## ")
+    sections = {text.partition("\n")[0]: f"## {text.rstrip()}" for text in old}
+    sections |= {path.name: _section(path, figures) for path in folders}
+    command = " ".join(["python -m benchmarks.results", *(f"runs/{name}" for name in sections)])
+    return "\n\n".join([_HEAD.format(command=command), *sections.values()]) + "\n"
 
 
 _HEAD = """\
@@ -125,8 +134,8 @@ What the sweeps of `search_spaces/` found, beside what Xiao et al. 2021
 {command}
 ```
 
-from the journals of finished sweeps. A claim *holds* where the sweep settles its contrast in favour of the
-arm that the paper says is better. The arms are *alike* where they differ by less than the margin, and a claim
+from the journals of finished sweeps, together or, with `--extend`, one after the other. A claim *holds* where
+the sweep settles its contrast in favour of the arm that the paper says is better. The arms are *alike* where they differ by less than the margin, and a claim
 is *not settled* where so many runs cannot tell. Difference and interval are those of the test that decides,
 at the level that the declared looks and the other contrasts leave it. So an interval excludes 0 exactly where
 an arm is better ([statistics.md](statistics.md)). What holds at this size need not hold at the paper's, nor
@@ -139,7 +148,7 @@ def _section(path: Path, figures: Path) -> str:
     sweep = found.plan.sweep
     trials = {result.trial.id: result for result in found.results}
     ended = sum(result.state in RULES for result in trials.values())
-    lines = [f"## {sweep.name}", "", f"*{sweep.question}*" if sweep.question else "", ""]
+    lines = [f"## {path.name}", "", f"*{sweep.question}*" if sweep.question else "", ""]
     if ended < len(trials):
         return "\n".join([*lines, f"Not finished: {ended} of {len(trials)} trials have ended."])
     rows = list(beside(found))
@@ -200,8 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished sweeps")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--extend", action="store_true", help="keep the sections of other sweeps in OUT")
     arguments = parser.parse_args()
-    text = document(arguments.folders, arguments.out.with_suffix(""))
+    before = arguments.out.read_text("utf-8") if arguments.extend else ""
+    text = document(arguments.folders, arguments.out.with_suffix(""), before)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text, encoding="utf-8")
     print(arguments.out)

@@ -186,3 +186,23 @@ def test_the_report_sets_the_papers_errors_beside_its_own():
     assert [line.texts[-1].main for line in table.rows] == ["+2.5", "-2.7"]
     assert table.section == "Compared with the paper"
     assert not tables_of(gather(plan, {}))["paper"].rows
+
+
+def test_a_document_is_extended_by_a_sweep_and_keeps_the_others(tmp_path):
+    before = "# Results\n\nolder words\n\n## first\n\none\n\n## tiny\n\ntwo\n\n### part\n\n## last\n\nthree\n"
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    save_question(folder, make(4), set())
+    text = document([folder], tmp_path / "figures", before)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## first",
+        "## tiny",
+        "## last",
+    ]
+    assert "python -m benchmarks.results runs/first runs/tiny runs/last" in text
+    assert "one" in text.split("## tiny")[0]
+    assert "two" not in text
+    assert "0 of 16 trials have ended" in text
+    assert text.endswith("## last\n\nthree\n")
+    # Once more: nothing changes.
+    assert document([folder], tmp_path / "figures", text) == text
