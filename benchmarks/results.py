@@ -138,8 +138,8 @@ from the journals of finished sweeps, together or, with `--extend`, one after th
 the sweep settles its contrast in favour of the arm that the paper says is better. The arms are *alike* where
 they differ by less than the margin, and a claim is *not settled* where so many runs cannot tell. Difference
 and interval are those of the test that decides, at the level that the declared looks and the other contrasts
-leave it. So an interval excludes 0 exactly where an arm is better ([statistics.md](statistics.md)). What holds
-at this size need not hold at the paper's, nor the other way round."""
+leave it. So an interval excludes 0 exactly where an arm is better ([statistics.md](statistics.md)). What
+holds at this size need not hold at the paper's, nor the other way round."""
 
 
 def _section(path: Path, figures: Path) -> str:
