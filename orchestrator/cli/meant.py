@@ -60,8 +60,9 @@ def results_folder(given: Path) -> Path:
     inside = _sweeps_in(given)
     if inside:
         shown = ", ".join(place.name for place in inside[:8]) + (", ..." if len(inside) > 8 else "")
+        held = "a folder" if len(inside) == 1 else f"{len(inside)} folders"
         raise UserError(
-            f"{given} holds {len(inside)} folders of results ({shown}); name one of them, as in  "
+            f"{given} holds {held} of results ({shown}): name {'it' if len(inside) == 1 else 'one'}, as in  "
             f"{_command('status', inside[0])}"
         )
     # The verb tells what is missing.
