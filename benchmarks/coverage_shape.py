@@ -3,8 +3,8 @@
     python -m benchmarks.coverage_shape [--draws 60]
 
 The star is the paper's (Alabdulmohsin et al. 2023, https://arxiv.org/abs/2305.13035): width, depth and MLP of
-(1968, 40, 6144), one at a time made smaller, each at 500,000, 1 and 2 million steps. Errors follow the law with
-the paper's exponents, times noise. Coverage is the share of draws whose 95 % interval holds the planted
+(1968, 40, 6144), one at a time made smaller, each at 500,000, 1 and 2 million steps. Errors follow the law
+with the paper's exponents, times noise. Coverage is the share of draws whose 95 % interval holds the planted
 exponent: that of the profile likelihood, and the usual one from the curvature at the best fit (Wald). An
 exponent is told if the ends of its interval differ by at most a factor of 2.
 """

@@ -101,7 +101,7 @@ class ShapeLaw:
 
     @property
     def exponents(self) -> dict[str, float]:
-        """How each dimension of the best shape grows with compute: as its power s_k."""
+        """The powers s_k of compute by which the dimensions of the best shape grow."""
         return {name: math.exp(own[1]) for name, own in self._own()}
 
     @property
