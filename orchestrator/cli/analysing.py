@@ -67,8 +67,12 @@ def analyse_collapse(
     counts = {trial.num_images for trial in found.trials}
     say(
         console,
-        f"similarity: of the maps of each block to those of the block before, mean over blocks and "
+        f"similarity of each block's maps to those of the block before, over "
         f"{' or '.join(map(str, sorted(counts)))} images",
+    )
+    say(
+        console,
+        "uniform, flat, peaky: what uniform and independent maps have, at as many tokens",
     )
     for path in written:
         say(console, f"written: {path}")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: The families whose attention maps can be observed.
 _WITH_MAPS = ("vit",)
 
+#: Images that are read at a time.
+_BATCH_IMAGES = 64
+
 #: Seconds until the first line of progress, and between two lines.
 _LINE_SECONDS = 3.0
 
@@ -141,11 +144,10 @@ class _Looks:
         from trainables.context import this_process
         from trainables.data.base import Images
         from trainables.gpu import visible_device
-        from trainables.io.machine import usable_cpus
 
         self._opened, self._num_images, self._threshold = opened, num_images, threshold
         self._states = WeightStore(opened.path, opened.plan.sweep.resources.checkpoints)
-        self._context = this_process(threads=usable_cpus(), device=visible_device())
+        self._context = this_process(threads=None, device=visible_device())
         self._data: dict[DataConfig, tuple[Images, Images]] = {}
         self._told = time.monotonic()
 
@@ -178,7 +180,7 @@ class _Looks:
                 show(f"{name_of(trial)} ({which}): {done:,} of {len(images):,} images", sys.stderr)
 
         try:
-            batches = (batch for batch, _ in run.pipeline.eval_batches(images, config.batch_size))
+            batches = (batch for batch, _ in run.pipeline.eval_batches(images, _BATCH_IMAGES))
             found = attention_similarity(run.judged_network(), batches, self._threshold, tell)
         finally:
             run.pipeline.close()

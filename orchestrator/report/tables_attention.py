@@ -160,7 +160,7 @@ def terminal_rows(arms: Sequence[ArmMaps], threshold: float) -> list[Row]:
     for num_tokens in dict.fromkeys(one.num_tokens for one in arms):
         for name, level in baselines(num_tokens, threshold).items():
             numbers = (level.similarity, level.share_similar, level.entropy)
-            rows.append(row("", LEVELS[name], str(num_tokens), "", numbers, ""))
+            rows.append(row("", name, str(num_tokens), "", numbers, ""))
     return rows
 
 
