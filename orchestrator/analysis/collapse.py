@@ -93,7 +93,7 @@ class TrialMaps(Frozen):
 
 
 class Collapse(Frozen):
-    """What collapse.json holds.
+    """The contents of collapse.json without what follows from them.
 
     Attributes:
       threshold: the similarity from which on two maps count as alike.
@@ -142,7 +142,7 @@ def _six_digits(values: NDArray[np.float64]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What maps without collapse have: similarity, share of similar triples, entropy over that of uniform."""
+    """The numbers of maps without collapse: similarity, share of similar triples, entropy over that of uniform."""
 
     similarity: float
     share_similar: float

@@ -9,7 +9,7 @@ from orchestrator.report.table import Table, Text
 from orchestrator.report.text import share_text
 from orchestrator.sweep.config import ONE_CELL
 
-#: Maps that need no collapse to have a similarity, for people.
+#: Names of the baselines for people.
 LEVELS = {"uniform": "uniform", "flat": "independent, flat", "peaky": "independent, peaky"}
 _TOKENS = {"all": "all", "patches": "patches"}
 _MAPS = {"softmax": "", "transformed": "transformed"}

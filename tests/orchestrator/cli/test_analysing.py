@@ -191,6 +191,10 @@ def test_the_report_takes_it_and_verifies_with_and_without_it(cli: Cli, folder: 
     ]
     first = np.mean([np.diagonal(cosines(folder, f"p/all/{point}"), 1).mean() for point in (0, 1)])
     assert rows[0]["similarity"] == pytest.approx(first, abs=1e-5)
+    told = set(re.findall(r"`(\w+)`", (Path(__file__).parents[3] / "docs" / "report.md").read_text()))
+    assert {"collapse", *rows[0]} <= told
+    code, out, _ = cli("bundle", folder, "--out", folder.parent / "small.tar.gz")
+    assert (code, "verified: " in out) == (OK, True)
     page = (folder / "report/report.html").read_text()
     assert '<h2 id="collapse">Attention maps</h2>' in page
     assert 'id="collapse~all"' in page
