@@ -142,7 +142,7 @@ def _six_digits(values: NDArray[np.float64]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """The numbers of maps without collapse: similarity, share of similar triples, entropy over that of uniform."""
+    """The numbers of maps without collapse: similarity, share of similar triples, entropy over log T."""
 
     similarity: float
     share_similar: float
