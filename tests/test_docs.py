@@ -71,7 +71,7 @@ def test_a_verb_that_is_gone_is_found_in_code_and_prose_is_let_be():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_shown_has_its_verb_and_options(path):
     command = typer.main.get_command(app)
-    shown = re.findall(r"vitc-sweep ((?:data )?[a-z]+)((?: [^\n`#]*)?)", path.read_text())
+    shown = re.findall(r"vitc-sweep ((?:data |analyse )?[a-z]+)((?: [^\n`#]*)?)", path.read_text())
     for verb, rest in shown:
         found = command
         for word in verb.split():

@@ -86,6 +86,7 @@ OWNERS = {
     "optuna": {"execution.samplers"},
     "mlflow": {"monitor.tracking"},
     "matplotlib": {"report.figures", "report.figures_parameters", "report.plotting", "report.page"}
+    | {"report.figures_attention"}
     | {"report.steady_matplotlib"},
     "jinja2": {"report.page"},
     "typer": {"cli"},

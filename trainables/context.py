@@ -35,7 +35,7 @@ class Context:
 def this_process(
     rank: int = 0,
     world_size: int = 1,
-    threads: int = 1,
+    threads: int | None = 1,
     device: DeviceKind = "cpu",
     cores: int | None = None,
 ) -> Context:
@@ -43,13 +43,14 @@ def this_process(
 
     Args:
       rank, world_size: see `Context`.
-      threads: part of a result, because a different number may round differently.
+      threads: part of a result, because a different number may round differently. None leaves torch's own.
       device: where the run computes; "cuda" is the current GPU. A GPU that is only visible is not used,
         because it may be another run's.
       cores: with a GPU, those on which images are decoded; as many as threads if left out.
     """
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     if device == "cuda":
         gpu = torch.device("cuda", torch.cuda.current_device())
-        return Context(gpu, rank, world_size, loader_workers=max((cores or threads) - 1, 0))
+        return Context(gpu, rank, world_size, loader_workers=max((cores or threads or 1) - 1, 0))
     return Context(torch.device("cpu"), rank, world_size)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.analysis.basin import Basin, basin, landscapes
+from orchestrator.analysis.collapse import ArmMaps, Collapse, arm_maps, outdated
 from orchestrator.analysis.contrasts import Contrast, PeakContrast, contrasts_of, looks_of, peak_contrasts
 from orchestrator.analysis.exchange import ArmExchange, exchanges
 from orchestrator.analysis.gaps import Gap, GapContrast, gaps
@@ -61,6 +62,9 @@ class Findings:
       planned: expected costs from before the first trial; None if the plan was not recorded.
       looks: the numbers of points at which verdicts are taken.
       declared: what was declared before the results, and what was changed after them; None if unknown.
+      collapse: the attention maps of trials, if they were looked at and the weights are still the same.
+      collapse_because: why they are left out although they were looked at, else empty.
+      arm_maps: the same by arm.
       The modules of their types describe the other attributes.
     """
 
@@ -84,6 +88,9 @@ class Findings:
     spent: Ledger | None = None
     planned: Planned | None = None
     declared: Declared | None = None
+    collapse: Collapse | None = None
+    collapse_because: str = ""
+    arm_maps: tuple[ArmMaps, ...] = ()
 
     def of(self, cell: str) -> list[Summary]:
         """Returns the summaries of the arms of a cell."""
@@ -109,8 +116,11 @@ def gather(
     spent: Ledger | None = None,
     planned: Planned | None = None,
     declared: Declared | None = None,
+    collapse: Collapse | None = None,
 ) -> Findings:
     """Computes all but the evidence, which several processes may compute cell by cell."""
+    if old := outdated(collapse, records) if collapse else []:
+        collapse = None
     results = results_of(plan, records)
     summaries = summarise(results)
     compared = contrasts_of(summaries, plan.sweep, declared)
@@ -138,6 +148,19 @@ def gather(
         planned=planned,
         looks=looks,
         declared=declared,
+        collapse=collapse,
+        collapse_because=_outdated_text(old),
+        arm_maps=tuple(arm_maps(collapse)) if collapse else (),
+    )
+
+
+def _outdated_text(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"Left out: {names[0]}{more} has other weights by the journal than those whose maps were looked at. "
+        "`vitc-sweep analyse collapse` looks again."
     )
 
 

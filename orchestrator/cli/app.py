@@ -34,7 +34,7 @@ def _print_version(wanted: bool) -> None:
 
 
 #: Verbs that load torch or keep copies of data.
-_LOADING = {"plan", "preflight", "run", "confirm", "retry", "data", "models"}
+_LOADING = {"plan", "preflight", "run", "confirm", "retry", "data", "models", "analyse"}
 
 
 @app.callback()

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from orchestrator.evidence.analyses import load_collapse
 from orchestrator.evidence.seal import report_details
 from orchestrator.monitor.progress import Progress
 from orchestrator.report.page import write_report
-from orchestrator.store.folder import open_folder
+from orchestrator.store.folder import ANALYSES, open_folder
 from orchestrator.store.lease import holder
 from trainables.io.children import own_program
 from trainables.io.files import write_atomically
@@ -57,7 +58,13 @@ def make(folder: Path, target: Path) -> None:
     write_atomically(target / "state.json", json.dumps(state))
     details = report_details(opened)
     write_report(
-        opened.plan, opened.records, target, details, planned=opened.planned, declared=opened.declared
+        opened.plan,
+        opened.records,
+        target,
+        details,
+        planned=opened.planned,
+        declared=opened.declared,
+        collapse=load_collapse(folder),
     )
 
 
@@ -178,13 +185,14 @@ class Pages:
 
 
 def _sign(folder: Path) -> tuple[Any, ...]:
-    """Returns a value that changes when the journal or the question does."""
+    """Returns a value that changes when the journal, the question or an analysis does."""
     found = []
     for path in [
         *sorted((folder / "journal").glob("*.jsonl")),
         folder / "sweep.yaml",
         folder / "search.json",
         folder / "confirm.json",
+        *(folder / name for name in ANALYSES),
     ]:
         try:
             stat = path.stat()

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from orchestrator.cost.ledger import ledger
+from orchestrator.evidence.analyses import load_collapse
 from orchestrator.report.document import device_rows
 from orchestrator.report.page import write_report
-from orchestrator.store.folder import Folder, open_folder
+from orchestrator.store.folder import ANALYSES, Folder, open_folder
 from orchestrator.store.journal import FolderError
 from orchestrator.store.provenance import provenance, source_root
 from trainables.base import Frozen
@@ -92,7 +93,7 @@ def fingerprint(folder: Path) -> str | None:
 
 def evidence_files(folder: Path) -> list[str]:
     """Returns the sorted paths, relative to the folder, of all files that count except the manifest."""
-    names = [name for name in QUESTION_FILES if (folder / name).is_file()]
+    names = [name for name in (*QUESTION_FILES, *ANALYSES) if (folder / name).is_file()]
     names += [f"journal/{path.name}" for path in (folder / "journal").glob("*.jsonl")]
     copies = (f"{COPIES}/{path.name}" for path in (folder / COPIES).glob("*.py") if path.is_file())
     names += [name for name in copies if belongs(name)]
@@ -163,14 +164,15 @@ def write_report_into(opened: Folder, copy: Path) -> None:
         spent if spent.total else None,
         opened.planned,
         opened.declared,
+        load_collapse(opened.path),
     )
 
 
 def write_sealed_report(folder: Path) -> Path:
     """Writes and seals the report of a sweep folder. The sweep may be running.
 
-    Question, record and journal are copied once, and the report is computed from the copy. Files that only an
-    earlier report has are removed. Files that no report wrote are not touched.
+    Question, record, analyses and journal are copied once, and the report is computed from the copy. Files
+    that only an earlier report has are removed. Files that no report wrote are not touched.
 
     Returns:
       The path of report.html.
@@ -185,8 +187,7 @@ def write_sealed_report(folder: Path) -> Path:
         for name in names:
             write_bytes(copy / name, (folder / name).read_bytes())
         with speaking_of(copy, folder):
-            opened = open_folder(copy)
-        write_report_into(opened, copy)
+            write_report_into(open_folder(copy), copy)
         seal(copy)
         new = [name for name in evidence_files(copy) if name.startswith("report/")]
         # The manifest is written last, so that `verify` detects a report that was interrupted before it.
@@ -246,7 +247,7 @@ def is_unsafe(name: str) -> bool:
 def belongs(name: str) -> bool:
     """Returns True if a path in a sweep folder is part of a bundle."""
     return (
-        name in QUESTION_FILES
+        name in (*QUESTION_FILES, *ANALYSES)
         or re.fullmatch(r"journal/[0-9]+\.jsonl", name) is not None
         or re.fullmatch(rf"{COPIES}/[0-9a-f]{{16}}\.py", name) is not None
         or re.fullmatch(r"report/([^/]+/)*[^/.][^/]*", name) is not None

@@ -1,10 +1,10 @@
 """Verification of a report against its manifest and its journal.
 
 `report/manifest.json` has SHA-256 digests from the time when the report was written: of the question, the
-choice of what to confirm, the record, the plan from before the run, each file of the journal at its length
-then, and every file of the report. `verify` compares the folder to the manifest. It also writes the report
-again from the journal, in a temporary folder, and compares every number. So it locates a change in a file. If
-the digest was changed as well, it finds the change by its effect on the report.
+choice of what to confirm, the record, the plan from before the run, what `analyse` found, each file of the
+journal at its length then, and every file of the report. `verify` compares the folder to the manifest. It
+also writes the report again from the journal, in a temporary folder, and compares every number. So it locates
+a change in a file. If the digest was changed as well, it finds the change by its effect on the report.
 
 A manifest is no signature, because a user with write access can seal the folder again. The `fingerprint` is
 the SHA-256 of the manifest, and identifies a seal. A paper that quotes it makes later changes detectable.
@@ -42,7 +42,7 @@ from orchestrator.evidence.seal import (
     write_bytes,
     write_report_into,
 )
-from orchestrator.store.folder import check_sweep, open_folder
+from orchestrator.store.folder import ANALYSES, check_sweep, open_folder
 from orchestrator.store.journal import FolderError, tree_of
 
 #: File types with the same bytes for the same input. Of other files only the hash is checked.
@@ -247,7 +247,11 @@ class _Check:
         for name in evidence_files(self.folder):
             if name in manifest.files:
                 continue
-            if name.startswith("journal/"):
+            if name in ANALYSES:
+                self.notes.append(
+                    f"{name}: was written after the report, which is checked without it; `report` adds it"
+                )
+            elif name.startswith("journal/"):
                 self.notes.append(f"{name}: was begun after the report was written; it is checked without it")
             else:
                 self.broken.add(name)
@@ -255,6 +259,8 @@ class _Check:
 
     def name_changed_lines(self, name: str, data: bytes, sealed: Sealed) -> None:
         rule = "is not what was sealed"
+        if name in ANALYSES:
+            rule += " (if `analyse` did this, `report` writes a report of it)"
         if name in QUESTION_FILES:
             rule += " (if a `run` did this, `report` writes a report of it)"
         if sealed.lines is None:
@@ -293,8 +299,8 @@ class _Check:
             try:
                 with speaking_of(copy, self.folder):
                     opened = open_folder(copy)
-                self.counts["trials"] = len({trial.id for trial in opened.plan.trials})
-                write_report_into(opened, copy)
+                    self.counts["trials"] = len({trial.id for trial in opened.plan.trials})
+                    write_report_into(opened, copy)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 # Many types of error, because a line with a forged checksum may have any content.
                 self.fault(
@@ -307,6 +313,8 @@ class _Check:
         """Copies question, record and journal as sealed, without damaged lines."""
         for name in evidence_files(self.folder):
             if name.startswith("report/"):
+                continue
+            if self.manifest and name in ANALYSES and name not in self.manifest.files:
                 continue
             data = (self.folder / name).read_bytes()
             if self.manifest and name.startswith("journal/"):

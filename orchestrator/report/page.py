@@ -27,15 +27,17 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from orchestrator.analysis.basin import Basin
+from orchestrator.analysis.collapse import Collapse
 from orchestrator.analysis.contrasts import headline
 from orchestrator.analysis.findings import CellDetails, Findings, evidence_of, gather
 from orchestrator.analysis.summary import Summary, by_arm
 from orchestrator.cost.actual import Planned
 from orchestrator.cost.ledger import Ledger
-from orchestrator.report import figures, figures_parameters, plotting
+from orchestrator.report import figures, figures_attention, figures_parameters, plotting
 from orchestrator.report.answer import asked_gaps
 from orchestrator.report.document import Row, csv_text, document_of, flat_tables, plain
 from orchestrator.report.table import Line, Table, to_latex, to_markdown
+from orchestrator.report.tables_attention import collapse_table
 from orchestrator.report.tables_exchange import exchange_table, exchange_text
 from orchestrator.report.tables_pooled import headline_pooled, pooled_sentence, pooled_table
 from orchestrator.report.tables_results import (
@@ -99,6 +101,7 @@ def write_report(
     spent: Ledger | None = None,
     planned: Planned | None = None,
     declared: Declared | None = None,
+    collapse: Collapse | None = None,
 ) -> Path:
     """Writes report.html, summary.json, tables/* and figures/* into a folder.
 
@@ -113,6 +116,7 @@ def write_report(
       spent: the use of the devices' time.
       planned: the estimate made before the first trial.
       declared: what was declared before the results, and what was changed after them.
+      collapse: the attention maps of trials, if they were looked at.
 
     Returns:
       The path of report.html.
@@ -120,7 +124,7 @@ def write_report(
     Raises:
       OSError: the folder cannot be written to.
     """
-    found = gather(plan, records, spent, planned, declared)
+    found = gather(plan, records, spent, planned, declared, collapse)
     drawings = _shared_drawings(found)
     parts = _each_cell(found)
     drawings += [drawing for part in parts for drawing in part.drawings]
@@ -187,7 +191,7 @@ def _each_cell(found: Findings) -> list[_Part]:
     cells = list(found.plan.sweep.all_cells())
     num_workers = min(usable_cpus(), len(cells))
     # No fork while Ray runs in this process, because the child would inherit locks that stay closed.
-    if num_workers < 2 or _num_figures(found.plan) < _MIN_POOLED or sys.platform != "linux" or _ray_runs():
+    if num_workers < 2 or _num_figures(found) < _MIN_POOLED or sys.platform != "linux" or _ray_runs():
         return [_part(found, cell) for cell in cells]
     # A forked process shares the findings without pickling, and is sent only the indices of cells.
     context = multiprocessing.get_context("fork")
@@ -237,18 +241,30 @@ class _Drawing:
 #: Most figures at the top of the page.
 MAX_TOP = 4
 
-_KINDS = ("common", "differences", "edf", "tuning", "paired", "parameter", "plane", "curves", "gaps")
+_KINDS = (
+    "common",
+    "differences",
+    "edf",
+    "tuning",
+    "paired",
+    "parameter",
+    "plane",
+    "curves",
+    "gaps",
+    "collapse",
+)
 
 
-def _num_figures(plan: Plan) -> int:
+def _num_figures(found: Findings) -> int:
     """Returns an upper bound of the number of figures. The results decide which are drawn."""
-    return len(plan.sweep.all_cells()) * (6 + len(plan.sweep.vary)) + 3
+    sweep = found.plan.sweep
+    return len(sweep.all_cells()) * (6 + len(sweep.vary) + (found.collapse is not None)) + 3
 
 
-def _drawing(plan: Plan, kind: str, names: Iterable[str], title: str, figure: Figure) -> _Drawing:
+def _drawing(found: Findings, kind: str, names: Iterable[str], title: str, figure: Figure) -> _Drawing:
     # A tilde, because no name of a cell contains one.
     name = "~".join((kind, *names)).replace("/", "~")
-    pdf = plotting.to_pdf(figure) if _num_figures(plan) <= MAX_PDFS else None
+    pdf = plotting.to_pdf(figure) if _num_figures(found) <= MAX_PDFS else None
     return _Drawing(kind, name, title, plotting.to_svg(figure), pdf)
 
 
@@ -262,10 +278,15 @@ def _shared_drawings(found: Findings) -> list[_Drawing]:
         figure = figures.differences(found.contrasts, measure, found.pooled)
         info = MEASURES[measure]
         title = info.means + ("" if info.decides else " (describes, does not decide)")
-        drawings.append(_drawing(found.plan, "differences", [measure], title, figure))
+        drawings.append(_drawing(found, "differences", [measure], title, figure))
     for kind in dict.fromkeys(gap.pair.kind for gap in found.gaps):
         mine = [gap for gap in found.gaps if gap.pair.kind == kind]
-        drawings.append(_drawing(found.plan, "gaps", [kind], _GAPS[kind], figures.gap_sizes(mine)))
+        drawings.append(_drawing(found, "gaps", [kind], _GAPS[kind], figures.gap_sizes(mine)))
+    for cell, arms in figures_attention.by_cell(found.arm_maps).items():
+        title = cell if found.plan.sweep.cells else found.plan.sweep.name
+        threshold = found.collapse.threshold if found.collapse else 0.0
+        figure = figures_attention.block_similarity(arms, threshold)
+        drawings.append(_drawing(found, "collapse", [cell], title, figure))
     return drawings
 
 
@@ -283,7 +304,7 @@ def _cell_drawings(found: Findings, cell: Cell, evidence: CellDetails) -> list[_
     drawings: list[_Drawing] = []
 
     def add(kind: str, names: Iterable[str], title: str, figure: Figure) -> None:
-        drawings.append(_drawing(plan, kind, names, title, figure))
+        drawings.append(_drawing(found, kind, names, title, figure))
 
     # The only cell has no name of its own.
     title = name if plan.sweep.cells else plan.sweep.name
@@ -388,7 +409,7 @@ def _page(found: Findings, document: Row) -> Row:
         "describes": DESCRIBES,
         "over_cells": pooled_sentence(headline_pooled(found)),
         "exchange": exchange_text(found),
-        "pdf": _num_figures(plan) <= MAX_PDFS,
+        "pdf": _num_figures(found) <= MAX_PDFS,
         "troubled": [r for r in distinct if r.state in RULES and r.state != "finished"],
         "open": [r for r in distinct if r.state not in RULES],
         "rates": _rates(plan),
@@ -573,6 +594,7 @@ TABLES: tuple[Callable[[Findings], Table], ...] = (
     planned_table,
     corruption_table,
     shifted_set_table,
+    collapse_table,
     paper_table,
 )
 

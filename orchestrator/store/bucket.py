@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.store.folder import ANALYSES
 from orchestrator.store.journal import FolderError, seal_of
 from trainables.io.files import replacing, write_atomically
 from trainables.io.json import parse_json
@@ -30,7 +31,7 @@ from trainables.io.storage import open_filesystem, redacted
 QUESTION = "sweep.yaml"
 RECORD = "record.json"
 #: What belongs to the question besides it and the record, in the order in which runs write it.
-CHOICES = ("planned.json", "search.json", "confirm.json")
+CHOICES = ("planned.json", "search.json", "confirm.json", *ANALYSES)
 MANIFEST = "report/manifest.json"
 INDEX = "sync.json"
 
@@ -463,7 +464,7 @@ class _Objects:
 
         with self._asking():
             top = self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._root, allow_not_found=True))
-            own = {QUESTION, RECORD, INDEX, *CHOICES, "code", "journal", "trials", "report"}
+            own = {QUESTION, RECORD, INDEX, *CHOICES, "analysis", "code", "journal", "trials", "report"}
             self.strangers = sorted(info.base_name for info in top if info.base_name not in own)
             if len(self.strangers) == len(top):
                 return {}

@@ -8,6 +8,7 @@ runs/<sweep>/
   planned.json   the cost that was expected before the first trial
   code/          copies of the user's files that make networks, by digest
   journal/       000001.jsonl, one file per `run`
+  analysis/      what was found out about kept weights
   trials/<id>/   tracebacks, the checkpoint of a trial that has not ended, kept weights
   report/        rebuilt from the files above
 """
@@ -50,6 +51,11 @@ from trainables.models.python_model import PythonConfig, known_costs, take_costs
 from trainables.presets import leaves
 
 _T = TypeVar("_T")
+
+
+#: What `analyse` found out about kept weights. A report depends on it as on the question.
+COLLAPSE = "analysis/collapse/collapse.json"
+ANALYSES = (COLLAPSE,)
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,10 @@ def load_planned(path: Path) -> Planned | None:
     Raises:
       FolderError: planned.json is damaged.
     """
-    return _parsed(path, "planned.json", Planned.model_validate)
+    return parsed(path, "planned.json", Planned.model_validate)
 
 
-def _parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
+def parsed(path: Path, name: str, parse: Callable[[Any], _T]) -> _T | None:
     """Returns the parsed content of a JSON file in a folder. None if there is no such file.
 
     Raises:
@@ -172,7 +178,7 @@ def load_suggestions(path: Path) -> list[Suggestion]:
     def parse(content: Any) -> list[Suggestion]:
         return [_SUGGESTION.validate_python(entry) for entry in content["suggestions"]]
 
-    return _parsed(path, "search.json", parse) or []
+    return parsed(path, "search.json", parse) or []
 
 
 _SUGGESTION = TypeAdapter(Suggestion)
@@ -201,7 +207,7 @@ def load_confirmation(path: Path) -> Confirmation | None:
         points = {(entry["cell"], entry["arm"]): tuple(entry["points"]) for entry in content["points"]}
         return Confirmation(points, content["seeds"])
 
-    return _parsed(path, "confirm.json", parse)
+    return parsed(path, "confirm.json", parse)
 
 
 def confirmed_plan(path: Path, plan: Plan) -> Plan:
@@ -222,7 +228,7 @@ def known_infos(path: Path, infos: Mapping[DataConfig, DataInfo]) -> dict[DataCo
     def parse(content: Any) -> set[str]:
         return {entry["info"]["fingerprint"] for entry in content["data"]}
 
-    recorded = _parsed(path, "record.json", parse) or set()
+    recorded = parsed(path, "record.json", parse) or set()
     return {
         config: dataclasses.replace(info, fingerprint=info.earlier_fingerprint)
         if info.earlier_fingerprint in recorded
@@ -360,7 +366,7 @@ def _recorded_shifted(path: Path) -> dict[str, list[str]]:
     def parse(content: Any) -> dict[str, list[str]]:
         return {name: list(marks) for name, marks in content.get("shifted", {}).items()}
 
-    return _parsed(path, "record.json", parse) or {}
+    return parsed(path, "record.json", parse) or {}
 
 
 def save_record(path: Path, plan: Plan, shifted: Mapping[str, Sequence[str]] | None = None) -> None:

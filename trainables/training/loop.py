@@ -399,6 +399,10 @@ class TrainingRun:
         scores = self.evaluate_as_they_are(self._with_precise_bn(models), images)
         return scores[0], scores[-1]
 
+    def judged_network(self) -> nn.Module:
+        """Returns the network whose error counts, with the BN statistics that it is evaluated with."""
+        return self._with_precise_bn([self.state.evaluated])[0]
+
     def shift_errors(self, images: Images, shifted: Mapping[str, Shifted]) -> dict[str, float]:
         """Errors in percent of the evaluated network under each kind of corruption and on each shifted set.
 
@@ -407,7 +411,7 @@ class TrainingRun:
         """
         evaluation = self.config.evaluate
         assert evaluation is not None
-        [model] = self._with_precise_bn([self.state.evaluated])
+        model = self.judged_network()
         errors = {}
         if (corruptions := evaluation.corruptions) is not None:
             if corruptions.images is not None and corruptions.images < len(images):
@@ -519,6 +523,29 @@ class _SideBySide(nn.Module):
             put(self._generators[number])
             model(images_BCHW)
             self._generators[number] = get()
+
+
+def finished_run(
+    config: TrainConfig, context: Context, info: DataInfo, images: Images, weights: Mapping[str, Tensor]
+) -> TrainingRun:
+    """Returns a run with its final weights, as it stood when the selection split was evaluated last.
+
+    Args:
+      config, context, info, images: see `TrainingRun`.
+      weights: from `final_weights`.
+
+    Raises:
+      Invalid: the weights are of another model.
+    """
+    run = TrainingRun(config, context, info, images)
+    try:
+        for network in (run.state.model, *([run.state.ema.module] if run.state.ema else [])):
+            network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise Invalid(f"the weights are of another model: {str(error).splitlines()[0]}") from error
+    # The images that BN statistics are computed from depend on it.
+    run.state.epoch = config.schedule.epochs - 1
+    return run
 
 
 def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -13,17 +13,20 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
+from orchestrator.analysis.collapse import Collapse
 from orchestrator.cli import main
 from orchestrator.evidence.seal import MANIFEST, write_sealed_report
 from orchestrator.evidence.verify import verify
 from orchestrator.store import bucket
 from orchestrator.store.bucket import StoreFault, sync_down, sync_up
-from orchestrator.store.folder import open_folder, save_question
+from orchestrator.store.folder import COLLAPSE, open_folder, save_question
 from orchestrator.store.journal import FolderError, Writer, read_journal
 from orchestrator.store.lease import Onlooker, held
 from orchestrator.store.weights import KeptWeights, WeightStore
 from orchestrator.trials.events import AttemptBegan, AttemptEnded
 from orchestrator.trials.trial import Plan
+from tests.orchestrator.analysis.test_collapse import found as block_maps
+from tests.orchestrator.analysis.test_collapse import trial as trial_maps
 from tests.support.s3 import KEYS, S3, s3_server
 from tests.support.sweeps import plan_from, sweep_tree
 
@@ -465,12 +468,16 @@ def test_a_copy_writes_nothing_to_the_folder(tmp_path, s3):
 
 def test_results_that_were_brought_back_verify_with_the_same_fingerprint(tmp_path, s3, no_pdfs):
     source = shutil.copytree(SMALL, tmp_path / "small")
+    (source / COLLAPSE).parent.mkdir(parents=True)
+    analysis = Collapse(threshold=0.9, trials=(trial_maps(0, block_maps([0.5])),))
+    (source / COLLAPSE).write_text(analysis.model_dump_json())
     write_sealed_report(source)
     sync_up(source, s3.address("deep/er/small"))
     copied = sync_down(s3.address("deep/er/small"), down := tmp_path / "a" / "down")
     assert copied.has_report
     theirs, ours = verify(down), verify(source)
     assert theirs.ok
+    assert (down / COLLAPSE).is_file()
     assert (theirs.fingerprint, theirs.counts) == (ours.fingerprint, ours.counts)
     assert copied_files(down) == copied_files(source)
     assert down.stat().st_mode == source.stat().st_mode

@@ -1,0 +1,79 @@
+"""Verbs of `analyse`, which look into the networks that a sweep has trained."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.app import ANSWER, app
+from orchestrator.cli.options import AsJson, SweepFolder, finite, make_console, say, say_reading, trial_ids
+
+analyse_app = typer.Typer(no_args_is_help=True, help="Look into the networks that a sweep has trained.")
+app.add_typer(analyse_app, name="analyse", rich_help_panel=ANSWER)
+
+Trials = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TRIAL]...",
+        help="Trials as in `logs`, such as vit_c/adamw/3; without any, all whose weights are kept.",
+        show_default=False,
+        autocompletion=trial_ids,
+    ),
+]
+
+
+def _threshold(number: float) -> float:
+    """Returns what `--threshold` was given. Raises `BadParameter` for what no similarity can be above."""
+    finite(number)
+    if not 0 < number < 1:
+        raise typer.BadParameter(f"must be above 0 and below 1, is {number:g}")
+    return number
+
+
+@analyse_app.command("collapse", epilog="Example: vitc-sweep analyse collapse runs/lr_wd")
+def analyse_collapse(
+    folder: SweepFolder,
+    trials: Trials = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images of the selection split; all of them if it has fewer.")
+    ] = 256,
+    threshold: Annotated[
+        float, typer.Option(callback=_threshold, help="Similarity from which on two maps count as alike.")
+    ] = 0.9,
+    as_json: AsJson = False,
+) -> None:
+    """Measures how alike the attention maps of successive blocks are, in trials whose weights were kept.
+
+    Needs `resources: {keep: best}` (or last) in the sweep file, and the data. Writes tables and a figure to
+    analysis/collapse in the folder, from where `report` takes them.
+    """
+    from orchestrator.analysis.collapse import arm_maps
+    from orchestrator.cli.kept_networks import chosen_trials, look_at_maps
+    from orchestrator.evidence.analyses import collapse_document, save_collapse
+    from orchestrator.monitor.terminal import rows_table
+    from orchestrator.report.tables_attention import terminal_rows
+    from orchestrator.store.folder import open_folder
+
+    opened = open_folder(folder, to_run=True)
+    chosen = chosen_trials(opened, trials or [])
+    say_reading(folder)
+    found = look_at_maps(opened, chosen, images, threshold)
+    written = list(save_collapse(folder, found))
+    if as_json:
+        print(json.dumps(collapse_document(found), allow_nan=False))
+        return
+    console, arms = make_console(), arm_maps(found)
+    console.print(rows_table(terminal_rows(arms, threshold), ("trials",)))
+    counts = {trial.num_images for trial in found.trials}
+    say(
+        console,
+        f"similarity of each block's maps to those of the block before, over "
+        f"{' or '.join(map(str, sorted(counts)))} images",
+    )
+    say(
+        console,
+        "uniform, flat, peaky: what uniform and independent maps have, at as many tokens",
+    )
+    for path in written:
+        say(console, f"written: {path}")
+    say(console, f"next: vitc-sweep report {folder}   (adds the section Attention maps)")
