@@ -1,4 +1,4 @@
-"""Verbs of `analyse`, which look into the networks that a sweep has trained."""
+"""Verbs of `analyse`, which look into the networks that a sweep has trained, or into their shapes."""
 
 import json
 from typing import Annotated
@@ -27,6 +27,14 @@ def _threshold(number: float) -> float:
     finite(number)
     if not 0 < number < 1:
         raise typer.BadParameter(f"must be above 0 and below 1, is {number:g}")
+    return number
+
+
+def _ahead(number: float) -> float:
+    """Returns what `--ahead` was given. Raises `BadParameter` for what is no factor."""
+    finite(number)
+    if not 0 < number <= 1e6:
+        raise typer.BadParameter(f"must be above 0 and at most 1,000,000, is {number:g}")
     return number
 
 
@@ -77,3 +85,43 @@ def analyse_collapse(
     for path in written:
         say(console, f"written: {path}")
     say(console, f"next: vitc-sweep report {folder}   (adds the section Attention maps)")
+
+
+@analyse_app.command("shape", epilog="Example: vitc-sweep analyse shape runs/sovit --ahead 10")
+def analyse_shape(
+    folder: SweepFolder,
+    ahead: Annotated[
+        float,
+        typer.Option(callback=_ahead, help="For how many times the largest compute the best shape is asked."),
+    ] = 4.0,
+    as_json: AsJson = False,
+) -> None:
+    """Fits the scaling law of SoViT to the shapes of each arm: how the best width, depth and MLP grow.
+
+    Needs at least 4 sizes of each dimension that varies and 3 lengths of training (schedule.epochs), as cells
+    or under vary. An exponent whose interval is wider than a factor of 2 is not told.
+    """
+    from orchestrator.analysis.shape import shapes
+    from orchestrator.monitor.terminal import rows_table
+    from orchestrator.report.document import plain
+    from orchestrator.report.tables_shape import terminal_rows, told_lines
+    from orchestrator.store.folder import open_folder
+    from orchestrator.trials.records import results_of
+
+    opened = open_folder(folder)
+    plan = opened.plan
+    say_reading(folder)
+    found = shapes(
+        results_of(plan, opened.records),
+        plan.cost,
+        lambda trial: plan.infos[trial.config.data].sizes["train"],
+        ahead,
+    )
+    if as_json:
+        print(json.dumps(plain(found), allow_nan=False))
+        return
+    console = make_console()
+    if rows := terminal_rows(found):
+        console.print(rows_table(rows, ("runs",)))
+    for line in told_lines(found):
+        say(console, line)

@@ -1,0 +1,62 @@
+"""Words and rows for the law of shapes."""
+
+from typing import Any
+
+from orchestrator.analysis.shape import MOST_MISS, ArmShape, Growth, Shapes
+from orchestrator.stats.shape_law import MOST_RATIO, Profile
+from orchestrator.trials.numerals import short
+
+
+def terminal_rows(found: Shapes) -> list[dict[str, Any]]:
+    """Returns a row per arm with a law and dimension."""
+    return [
+        {
+            "arm": one.arm,
+            "runs": one.runs,
+            "dimension": name,
+            "exponent": _text(growth.exponent, growth.exponent.is_told, ".2f"),
+            f"best at {short(1e9 * found.reference)}": _text(growth.best, _tells_best(one, growth), ".0f"),
+        }
+        for one in found.arms
+        for name, growth in one.growth.items()
+    ]
+
+
+def _tells_best(one: ArmShape, growth: Growth) -> bool:
+    return one.is_believed and growth.is_told
+
+
+def _text(found: Profile, is_told: bool, digits: str) -> str:
+    low, high = ("?" if end is None else format(end, digits) for end in (found.low, found.high))
+    interval = f"{low} to {high}"
+    return f"{found.value:{digits}} ({interval})" if is_told else f"not told ({interval})"
+
+
+def told_lines(found: Shapes) -> list[str]:
+    """Returns sentences: what there is no law for, how well the laws hold, and whether arms grow alike."""
+    lines = []
+    for one in found.arms:
+        if one.because:
+            lines.append(f"{one.arm}: no law: {one.because}")
+            continue
+        text = f"{one.arm}: the law misses its own runs by {one.residual_pct:.2g} %"
+        if one.miss_pct is not None:
+            text += f", and the largest compute by {one.miss_pct:.2g} % if fitted to all other runs"
+        if not one.is_believed:
+            text += f": above {100 * MOST_MISS:.0f} %, so that no best size is told"
+        lines.append(text)
+    laws = [one for one in found.arms if not one.because]
+    if any(not growth.exponent.is_told for one in laws for growth in one.growth.values()):
+        lines.append(
+            f"not told: the ends of the 95 % interval differ by more than a factor of {MOST_RATIO:g}; longer "
+            "and shorter training, and more seeds, narrow it"
+        )
+    if found.p_shared is not None:
+        verb = "do not grow alike" if found.p_shared < 0.05 else "may grow alike"
+        lines.append(f"{', '.join(one.arm for one in laws)} {verb} (nested F test, p = {found.p_shared:.2g})")
+    if laws:
+        lines.append(
+            f"compute is in multiply-adds of forward passes over all training images; the largest run has "
+            f"{short(1e9 * found.largest)}"
+        )
+    return lines
