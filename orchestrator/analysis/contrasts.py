@@ -31,7 +31,7 @@ from orchestrator.stats.measures import MEASURES, UNCONFIRMED, Measure, Referenc
 from orchestrator.stats.paired import NetShare, PairedTest, SignedRanks
 from orchestrator.stats.significance import holm, holm_factor
 from orchestrator.sweep.config import Primary, Sweep
-from orchestrator.sweep.design import GridDesign, LatinDesign
+from orchestrator.sweep.design import LatinDesign, Listing
 from orchestrator.trials.declared import Declaration, Declared
 
 Decision = Literal["better", "alike", "open"]
@@ -193,11 +193,11 @@ def contrasts_of(
 def looks_of(sweep: Sweep, declared: Declared | None = None) -> Looks:
     """Returns the looks of a sweep: those that were declared before the results, if that is known.
 
-    A grid and a Latin hypercube cannot grow, so they have one look.
+    A grid, a star and a Latin hypercube cannot grow, so they have one look.
     """
     # A version that recorded no declaration took its verdicts once, at all points that there were.
     undeclared = declared is not None and not declared.in_time
-    if undeclared or isinstance(sweep.design, GridDesign | LatinDesign):
+    if undeclared or isinstance(sweep.design, Listing | LatinDesign):
         return Looks.once(sweep.design.num_points(sweep.levels()))
     first = declared.declaration if declared else Declaration.of(sweep)
     return Looks.of(first.points, first.max_points)

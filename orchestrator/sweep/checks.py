@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.sweep.config import Layers, Resources, Sweep, draws_data, source_of, touches
 from orchestrator.sweep.constraints import FOLLOWS, MEMORY, ConstraintError
-from orchestrator.sweep.design import GridDesign
+from orchestrator.sweep.design import Listing, StarDesign
 from orchestrator.sweep.space import DOMAIN_WORDS, Cell, Domain, Listed, Window
 from trainables.config import TrainConfig, setting
 from trainables.io.faults import Fault, faults_in, nearest, nearest_path, paths_of, shorten
@@ -104,7 +104,7 @@ def _search_faults(sweep: Sweep) -> Iterator[Fault]:
     if search.sampler == "design" and search.halving is None:
         rule = "`design` without `halving` is no search; leave `search` out, or choose a sampler"
         yield Fault("search.sampler", rule, search.sampler)
-    if search.sampler != "design" and isinstance(sweep.design, GridDesign):
+    if search.sampler != "design" and isinstance(sweep.design, Listing):
         rule = "the first round of a search is drawn: sobol, random or latin"
         yield Fault("design.kind", rule, sweep.design.kind)
     if (most := getattr(sweep.design, "max_points", None)) is not None:
@@ -161,8 +161,15 @@ def _setting_faults(sweep: Sweep) -> list[Fault]:
         faults.setdefault((fault.path, fault.rule), fault)
 
     for path, window in sweep.vary.items():
-        if isinstance(sweep.design, GridDesign) and len({d.num_levels for d in window.domains()}) > 1:
-            add(Fault(f"vary.{path}", "a grid needs equally many values in every window"))
+        if isinstance(sweep.design, Listing) and len({d.num_levels for d in window.domains()}) > 1:
+            rule = f"a {sweep.design.kind} needs equally many values in every window"
+            add(Fault(f"vary.{path}", rule))
+        if isinstance(sweep.design, StarDesign) and any(d.num_levels is None for d in window.domains()):
+            add(Fault(f"vary.{path}", "a star needs listed values: choice or ordinal"))
+    if isinstance(sweep.design, StarDesign):
+        for name in sweep.design.cross:
+            if name not in sweep.levels():
+                add(Fault("design.cross", "names no varied parameter", name))
     existed: set[str] = set()
     for cell, arm in itertools.product(sweep.all_cells(), sweep.arms):
         domains = sweep.windows(arm, cell)

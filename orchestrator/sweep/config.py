@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from orchestrator.sweep.constraints import Constraint, ConstraintError
-from orchestrator.sweep.design import Design, GridDesign
+from orchestrator.sweep.design import Design, Listing
 from orchestrator.sweep.paper import PaperSays
 from orchestrator.sweep.space import Cell, Domain, Settings, Window
 from trainables.base import Frozen
@@ -259,7 +259,7 @@ class Sweep(Frozen):
     @property
     def drawn(self) -> Design:
         """The part of the design that is drawn. For a search with a sampler, this is its first round."""
-        if self.search is None or self.sampler is None or isinstance(self.design, GridDesign):
+        if self.search is None or self.sampler is None or isinstance(self.design, Listing):
             return self.design
         return self.design.model_copy(update={"points": min(self.search.round, self.design.points)})
 

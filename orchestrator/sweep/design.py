@@ -179,12 +179,21 @@ class SobolDesign(_Extendable):
         return np.asarray(engine.random_base2((num_points - 1).bit_length())[:num_points])
 
 
-class GridDesign(Frozen):
+class Listing(Frozen):
+    """A design whose points are combinations of listed values, so that it cannot be extended."""
+
+    seed: int = Field(0, ge=0, description="Seeds of the trials follow from it; the points do not.")
+
+    def block(self, point: int) -> int:
+        """Returns 0, because a listing is one block."""
+        return 0
+
+
+class GridDesign(Listing):
     """Every combination: all values of a choice, and `levels` values of an interval with both ends."""
 
     kind: Literal["grid"] = "grid"
     levels: int = Field(4, gt=0, description="Values per interval, evenly spaced in quantile.")
-    seed: int = Field(0, ge=0, description="Seeds of the trials follow from it; the points do not.")
 
     def _values(self, levels: int | None) -> NDArray[np.float64]:
         if levels is not None:
@@ -195,14 +204,55 @@ class GridDesign(Frozen):
         """Returns the number of points."""
         return math.prod(self.levels if count is None else count for count in levels.values())
 
-    def block(self, point: int) -> int:
-        """Returns 0, because a grid is one block."""
-        return 0
-
     def quantiles(self, levels: Levels) -> Quantiles:
         """Returns a quantile in [0, 1] of each parameter for each point."""
         rows = np.array(list(itertools.product(*(self._values(count) for count in levels.values()))))
         return {name: rows[:, column] for column, name in enumerate(levels)}
+
+
+class StarDesign(Listing):
+    """A centre, and one parameter at a time at each of its other values; some parameters cross all of these.
+
+    It needs 1 + sum(n - 1) points where a grid needs their product. Every parameter has listed values.
+
+    Source: Alabdulmohsin et al. 2023, https://arxiv.org/abs/2305.13035, section 4: width, depth and MLP one
+    at a time below the centre, at three lengths of training each.
+    """
+
+    kind: Literal["star"] = "star"
+    centre: Literal["first", "last"] = Field(
+        "last", description="The value of each list that the centre has; the paper's is the largest."
+    )
+    cross: tuple[str, ...] = Field(
+        (), description="Parameters that take each value with each shape of the star, as [schedule.epochs]."
+    )
+
+    def num_points(self, levels: Levels) -> int:
+        """Returns the number of points."""
+        return len(self._rows(levels))
+
+    def quantiles(self, levels: Levels) -> Quantiles:
+        """Returns a quantile in (0, 1) of each parameter for each point."""
+        rows = self._rows(levels)
+        return {name: (np.array([row[name] for row in rows]) + 0.5) / (levels[name] or 1) for name in levels}
+
+    def _rows(self, levels: Levels) -> list[dict[str, int]]:
+        """Returns the number of the value of each parameter at each point."""
+        counts = {name: count or 1 for name, count in levels.items()}
+        centre = {name: 0 if self.centre == "first" else count - 1 for name, count in counts.items()}
+        arms = [
+            centre | {name: value}
+            for name, count in counts.items()
+            if name not in self.cross
+            for value in range(count)
+            if value != centre[name]
+        ]
+        crossed = [name for name in counts if name in self.cross]
+        return [
+            shape | dict(zip(crossed, values, strict=True))
+            for shape in [centre, *arms]
+            for values in itertools.product(*(range(counts[name]) for name in crossed))
+        ]
 
 
 class LatinDesign(_Drawn):
@@ -229,4 +279,6 @@ class LatinDesign(_Drawn):
         return np.minimum(column, np.nextafter(1, 0))
 
 
-Design = Annotated[RandomDesign | SobolDesign | GridDesign | LatinDesign, Field(discriminator="kind")]
+Design = Annotated[
+    RandomDesign | SobolDesign | GridDesign | StarDesign | LatinDesign, Field(discriminator="kind")
+]

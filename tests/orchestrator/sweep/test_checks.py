@@ -222,7 +222,7 @@ def base_with(**changes) -> dict:
         ({"design": {"kind": "sobol", "points": 0}}, "design.points: must be greater than 0 (got 0)"),
         (
             {"design": {"kind": "halton"}},
-            "design.kind: must be one of 'random', 'sobol', 'grid', 'latin' (got 'halton')",
+            "design.kind: must be one of 'random', 'sobol', 'grid', 'star', 'latin' (got 'halton')",
         ),
         ({"arms": {}}, "arms: must have at least 1 entry, not 0 (got {})"),
         ({"base": base_with(bach_size=3)}, "base.bach_size: unknown key (got 3)"),
@@ -322,6 +322,20 @@ def base_with(**changes) -> dict:
                 "vary": {"optim.lr": {"p": {"choice": [1, 2]}, "c": {"choice": [1]}}},
             },
             "vary.optim.lr: a grid needs equally many values in every window",
+        ),
+        (
+            {
+                "design": {"kind": "star"},
+                "vary": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"choice": [2, 3]}},
+            },
+            "vary.optim.lr: a star needs listed values: choice or ordinal",
+        ),
+        (
+            {
+                "design": {"kind": "star", "cross": ["schedule.epochs"]},
+                "vary": {"optim.lr": {"choice": [1e-3]}, "model.depth": {"choice": [2, 3]}},
+            },
+            "design.cross: names no varied parameter (got schedule.epochs)",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

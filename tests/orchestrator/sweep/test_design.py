@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats as scipy_stats
 from scipy.stats import qmc
 
-from orchestrator.sweep.design import Design, GridDesign, RandomDesign, SobolDesign
+from orchestrator.sweep.design import Design, GridDesign, RandomDesign, SobolDesign, StarDesign
 
 DRAWN = [RandomDesign, SobolDesign]
 LEVELS = {"optim.lr": None, "optim.weight_decay": None, "model.depth": 4}
@@ -181,6 +181,28 @@ def test_a_grid_is_every_combination_once():
     rows = list(zip(*quantiles.values(), strict=True))
     assert sorted(rows) == sorted(itertools.product([0.25, 0.75], [0, 0.5, 1], [0.5]))
     assert design.num_points(levels) == len(rows) == 6
+
+
+def test_a_star_is_a_centre_and_one_parameter_at_a_time_at_every_length():
+    levels = {"width": 4, "epochs": 2, "depth": 3}
+    design = StarDesign(cross=("epochs",))
+    quantiles = design.quantiles(levels)
+    rows = {
+        tuple(int(quantile * levels[name]) for name, quantile in zip(levels, row, strict=True))
+        for row in zip(*(quantiles[name] for name in levels), strict=True)
+    }
+    everywhere = itertools.product(range(4), range(2), range(3))
+    # At most one of width and depth is off the last value.
+    assert rows == {(w, e, d) for w, e, d in everywhere if (w != 3) + (d != 2) <= 1}
+    assert design.num_points(levels) == len(rows) == (1 + 3 + 2) * 2
+    first = StarDesign(centre="first").quantiles({"width": 4, "depth": 3})
+    assert (first["width"][0], first["depth"][0]) == (0.125, pytest.approx(1 / 6))
+    assert StarDesign().num_points({}) == 1
+
+
+def test_the_papers_star_has_its_19_shapes():
+    levels = {"width": 7, "depth": 7, "mlp": 7, "epochs": 3}
+    assert StarDesign(cross=("epochs",)).num_points(levels) == 19 * 3
 
 
 def test_a_grid_of_one_level_takes_the_middle_and_of_nothing_has_one_point():
