@@ -8,7 +8,9 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
@@ -267,15 +269,16 @@ def again(verb: str, place: Path, options: "Mapping[str, object]") -> str:
 
 def example_files() -> dict[str, str]:
     """The texts of the sweep files that come with the program, by name: `lr_wd`, `paper/edf_vit`, ..."""
-    root = resources.files("search_spaces")
-    files = [entry for entry in root.iterdir() if entry.name.endswith(".yaml")]
-    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("_")]
-    texts = {file.name.removesuffix(".yaml"): file.read_text("utf-8") for file in files}
-    for folder in folders:
-        for file in folder.iterdir():
-            if file.name.endswith(".yaml"):
-                texts[f"{folder.name}/{file.name.removesuffix('.yaml')}"] = file.read_text("utf-8")
+    texts = dict(_files_in(resources.files("search_spaces"), ""))
     return dict(sorted(texts.items(), key=lambda item: (item[0].count("/"), item[0])))
+
+
+def _files_in(place: Traversable, prefix: str) -> Iterator[tuple[str, str]]:
+    for entry in place.iterdir():
+        if entry.is_dir() and not entry.name.startswith("_"):
+            yield from _files_in(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml"), entry.read_text("utf-8")
 
 
 def asked_file(
