@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -201,6 +201,28 @@ def staying_nodes() -> dict[str, Node]:
     }
 
 
+class MachineGone(Exception):
+    """A machine has left the cluster."""
+
+
+def on_machine(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a process of one machine, by the id of its node, and returns its answer.
+
+    Raises:
+      MachineGone: the machine has left. Ray lists a machine that died for some seconds more.
+    """
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    try:
+        return ray.get(task.remote(*arguments))
+    except (
+        ray.exceptions.TaskUnschedulableError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.WorkerCrashedError,
+    ) as error:
+        raise MachineGone(node) from error
+
+
 def clocks() -> "list[Clock]":
     """Reads the clock of every machine of the connected cluster."""
     from orchestrator.backends.base import Clock
@@ -208,12 +230,12 @@ def clocks() -> "list[Clock]":
     found = []
     for node in ray.nodes():
         if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(_now).options(num_cpus=0, scheduling_strategy=there)
-            # The first call starts a process, which may take longer than the tolerance for clocks.
-            ray.get(task.remote())
-            asked = time.time()
-            found.append(Clock(node["NodeManagerAddress"], asked, ray.get(task.remote()), time.time()))
+            with contextlib.suppress(MachineGone):
+                # The first call starts a process, which may take longer than the tolerance for clocks.
+                on_machine(node["NodeID"], _now)
+                asked = time.time()
+                read = on_machine(node["NodeID"], _now)
+                found.append(Clock(node["NodeManagerAddress"], asked, read, time.time()))
     return found
 
 

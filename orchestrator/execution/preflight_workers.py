@@ -1,12 +1,12 @@
 """Processes that try a shape before the first trial, on this machine or on a cluster."""
 
+import contextlib
 import signal
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.backends.ray_cluster import NO_GPU
+from orchestrator.backends.ray_cluster import NO_GPU, MachineGone, on_machine
 from orchestrator.execution.preflight_child import died
 from orchestrator.execution.waiting import Watch
 from orchestrator.trials.gang import Gang
@@ -52,10 +52,10 @@ def machines_without(address: str, content: str) -> list[str]:
     found = []
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU", 0):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(_holds).options(num_cpus=0, scheduling_strategy=there)
-            if not ray.get(task.remote(address, content)):
-                found.append(node["NodeManagerAddress"])
+            # One that has left needs no place.
+            with contextlib.suppress(MachineGone):
+                if not on_machine(node["NodeID"], _holds, address, content):
+                    found.append(node["NodeManagerAddress"])
     return found
 
 

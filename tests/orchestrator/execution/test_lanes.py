@@ -248,6 +248,26 @@ def test_stopping_records_what_was_in_flight_within_seconds(lanes, tmp_path):
         time.sleep(0.2)
 
 
+def test_a_machine_that_has_died_and_is_still_listed_is_passed_over(lanes, tmp_path, monkeypatch):
+    import ray
+
+    from orchestrator.backends.ray_cluster import MachineGone, clocks, on_machine
+    from orchestrator.execution.preflight_workers import machines_without
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    gone = alive[0] | {"NodeID": "0f" * 28, "NodeManagerAddress": "192.0.2.1"}
+    monkeypatch.setattr(ray, "nodes", lambda: [gone, *alive])
+    with pytest.raises(MachineGone):
+        on_machine(gone["NodeID"], time.time)
+    assert len(clocks()) == len(alive)
+    mark = tmp_path / "mark"
+    mark.write_text("this")
+    assert machines_without(str(mark), "this") == []
+    # What a machine that is there answers counts.
+    with_cores = [node for node in alive if node["Resources"].get("CPU")]
+    assert machines_without(str(mark), "that") == [node["NodeManagerAddress"] for node in with_cores]
+
+
 def test_what_a_killed_lane_has_reserved_is_free_again_and_nothing_else(lanes):
     import ray
     from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
@@ -290,7 +310,7 @@ def test_what_a_killed_lane_has_reserved_is_free_again_and_nothing_else(lanes):
 #: Networks that say in which process and on which device they train, and of which some lose their device.
 #: Once trained in a process, they make it one that sees a GPU.
 NETS = """
-import os
+
 import torch
 from torch import nn
 
