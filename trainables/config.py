@@ -214,6 +214,17 @@ class TrainConfig(Frozen):
             )
         return data
 
+    @field_validator("optim")
+    @classmethod
+    def _optimizer_knows_rates(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
+        # Absent if the model itself is faulty.
+        model = info.data.get("model")
+        if getattr(model, "parametrization", "standard") == "mup" and not isinstance(optim, AdamW | Lion):
+            raise ValueError(f"the rates of mup are those of adamw and lion (got {optim.name})")
+        if getattr(optim, "independent_decay", False) and getattr(model, "parametrization", "") != "mup":
+            raise ValueError("independent_decay is of `model.parametrization: mup` (got true)")
+        return optim
+
 
 Start.model_rebuild()
 TrainConfig.model_rebuild()

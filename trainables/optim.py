@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # settings are read without torch
     from torch.optim import Optimizer
 
 
+_INDEPENDENT = "With mup: weights of all widths decay alike, instead of as their scaled learning rate."
+
+
 class _Base(Frozen):
     lr: float = Field(gt=0, le=1e30, description="Peak learning rate, for a batch of `lr_batch_size`.")
     lr_batch_size: int | None = Field(
@@ -58,7 +61,23 @@ class _Base(Frozen):
         assert sum(len(group["params"]) for group in groups) == sum(
             p.requires_grad for p in model.parameters()
         )
-        return groups
+        return [part for group in groups for part in self._by_rate(group)]
+
+    def _by_rate(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """Splits a group by the factor on the learning rate that a network gave its weights (`lr_scale`)."""
+        parts: dict[float, list[Any]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(getattr(parameter, "lr_scale", 1.0), []).append(parameter)
+        if set(parts) <= {1.0}:
+            return [group]
+        independent = getattr(self, "independent_decay", False)
+        return [
+            group
+            | {"params": parameters, "lr_scale": scale}
+            # A step shrinks weights by lr times weight_decay.
+            | {"weight_decay": group["weight_decay"] / (scale if independent else 1.0)}
+            for scale, parameters in parts.items()
+        ]
 
 
 class AdamW(_Base):
@@ -67,6 +86,7 @@ class AdamW(_Base):
     name: Literal["adamw"] = "adamw"
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    independent_decay: bool = Field(False, description=_INDEPENDENT)
 
     def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""
@@ -103,6 +123,7 @@ class Lion(_Base):
     name: Literal["lion"] = "lion"
     beta1: float = Field(0.9, ge=0, lt=1, description="Weight of the momentum in the step.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
+    independent_decay: bool = Field(False, description=_INDEPENDENT)
 
     def build(self, model: "nn.Module", batch_size: int, outer: Collection[str]) -> "Optimizer":
         """Builds the optimizer of a model, at its peak learning rate. See `_Base.build`."""

@@ -77,20 +77,25 @@ class Attention(TimmAttention):
         self.rows: Tensor | None = None
         self.channels: Tensor | None = None
         self.observer: Observer | None = None
+        self._is_rescaled = False
+
+    def rescale(self, scale: float) -> None:
+        """Makes `scale` the factor on products of queries and keys, which is else 1 / sqrt(head width)."""
+        self.scale, self._is_rescaled = scale, True
 
     def forward(self, x_BTD: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Returns (B, T, D)."""
         assert attn_mask is None
         assert not is_causal
         needs_map = any(hook is not None for hook in (self.scores, self.maps, self.rows, self.observer))
-        if not needs_map and self.channels is None:
+        if not needs_map and self.channels is None and not self._is_rescaled:
             return super().forward(x_BTD)
         qkv = self.qkv(x_BTD)
         if self.channels is not None:
             qkv = qkv * self.channels.repeat(3)
         q, k, v = qkv.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         fused = nn.functional.scaled_dot_product_attention
-        x_BHTd = self._weights(q, k) @ v if needs_map else fused(q, k, v)
+        x_BHTd = self._weights(q, k) @ v if needs_map else fused(q, k, v, scale=self.scale)
         return cast(Tensor, self.proj(x_BHTd.transpose(1, 2).flatten(2)))
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:

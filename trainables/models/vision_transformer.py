@@ -110,6 +110,8 @@ class VisionTransformer(nn.Module):
         self.norm = layer_norm(config.width)
         self.head = nn.Linear(config.width, num_classes)
         init_weights(self, config.init)
+        if config.parametrization == "mup":
+            _apply_mup(self, config)
         # A frozen stem gets no gradient and is not given to the optimizer. Source: Chen et al. 2021, MoCo v3,
         # https://arxiv.org/abs/2104.02057, with a random patch projection.
         for layer in self.stem if config.freeze_stem is True else before_projection(self.stem):
@@ -130,6 +132,32 @@ class VisionTransformer(nn.Module):
             # Stochastic depth draws the same numbers again, because the state of the generator is kept.
             x_BTD = cast(Tensor, checkpoint(block, x_BTD, use_reentrant=False))
         return x_BTD
+
+
+def _apply_mup(model: VisionTransformer, config: ViTConfig) -> None:
+    """Gives weights the factor on their learning rate, as `lr_scale`, and attention its scale.
+
+    The initial weights already have the variances that the parametrization asks for: 1 / fan-in, or zero at
+    the head. What only adds or multiplies (biases, gains, positions, class token) and layers of a fixed
+    fan-in keep their rate.
+
+    Source: Yang et al. 2022, "Tensor Programs V", https://arxiv.org/abs/2203.03466, table 3, Adam, and
+    definition 4.1 for attention; equal to the standard parametrization at `mup_width`.
+    """
+    base = config.at_mup_width()
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        small = VisionTransformer(base, model.head.out_features)
+    layers = dict(small.named_modules())
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            ratio = layer.weight[0].numel() / layers[name].weight[0].numel()
+            if ratio != 1:
+                layer.weight.lr_scale = 1 / ratio  # type: ignore[attr-defined]
+    width, base_width = config.width // config.heads, base.width // base.heads
+    if width != base_width:
+        for block in model.blocks:
+            attention: Any = block.attn
+            attention.rescale(math.sqrt(base_width) / width)
 
 
 @torch.no_grad()

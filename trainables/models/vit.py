@@ -6,7 +6,7 @@ with the authors' code (pycls) for details that the paper leaves out.
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trainables.models.attention import AnyAttention, Mixing, Reattention, Softmax
 from trainables.models.base import Cost, ModelFamily
@@ -66,6 +66,13 @@ Size = Literal[
 Init = Literal["pycls_2021", "pycls_2022", "torchvision"]
 
 
+def _rule(error: ValueError) -> str:
+    """Returns the rules that a model breaks, without pydantic's words around them."""
+    if isinstance(error, ValidationError):
+        return "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+    return str(error)
+
+
 class ViTConfig(ModelFamily):
     """A pre-norm vision transformer with a class token and learned positions."""
 
@@ -105,6 +112,17 @@ class ViTConfig(ModelFamily):
     )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth of the last block, linear in depth."
+    )
+    parametrization: Literal["standard", "mup"] = Field(
+        "standard",
+        description="mup: weights learn at a rate that falls as their fan-in grows, and scores of attention "
+        "as the width of a head does, so that the best lr is the same at all widths. For AdamW and Lion.",
+    )
+    mup_width: int = Field(
+        64, gt=0, le=65_536, description="The width at which mup is the standard parametrization."
+    )
+    mup_heads: int | None = Field(
+        None, gt=0, le=65_536, description="Heads at mup_width; as many as here if left out."
     )
     recompute: bool = Field(
         False,
@@ -150,6 +168,11 @@ class ViTConfig(ModelFamily):
                         f"the stem turns {self.image_size} pixels into {side}, not {wanted}: kernels "
                         f"{list(stem.kernels)} do not fit strides {list(stem.strides)}"
                     )
+            if not faults and self.parametrization == "mup":
+                try:
+                    self.at_mup_width()
+                except ValueError as error:
+                    faults.append(f"mup_width and mup_heads make no model: {_rule(error)}")
             if self.depth <= stem.replaces_blocks:
                 faults.append(f"depth must exceed the {stem.replaces_blocks} block(s) the stem replaces")
             elif self.recompute and self._blocks_have_batch_norm:
@@ -164,6 +187,15 @@ class ViTConfig(ModelFamily):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def at_mup_width(self) -> Self:
+        """Returns the model of `mup_width` that has the same learning rates.
+
+        Raises:
+          ValueError: there is none.
+        """
+        changes = {"parametrization": "standard", "width": self.mup_width, "size": None}
+        return self.model_validate(self.model_dump() | changes | {"heads": self.mup_heads or self.heads})
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

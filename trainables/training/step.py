@@ -61,7 +61,7 @@ def training_step(
     """
     optimizer, scaler = learner.optimizer, learner.scaler
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss_sums = [
         _add_gradients(learner, *part, scale, number == parts)

@@ -84,8 +84,14 @@ def assert_equal(one, two):
 
 @pytest.mark.parametrize(
     "settings",
-    [FULL, SGD, FULL | {"micro_batch": 50}, FULL | {"model.attention": "reattention"}],
-    ids=["adamw-ema-mixup-precise-bn", "sgd", "parts of a batch", "re-attention"],
+    [
+        FULL,
+        SGD,
+        FULL | {"micro_batch": 50},
+        FULL | {"model.attention": "reattention"},
+        FULL | {"model.parametrization": "mup", "model.mup_width": 8},
+    ],
+    ids=["adamw-ema-mixup-precise-bn", "sgd", "parts of a batch", "re-attention", "mup"],
 )
 def test_a_run_taken_up_from_a_checkpoint_ends_exactly_like_one_left_alone(settings, config_of):
     config = config_of(settings)
