@@ -18,7 +18,7 @@ Unlike a bootstrap of the best fit, the interval is unbounded where the data do 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,6 +257,22 @@ def _cost(parameters: Array, shapes: Array, compute: Array, errors: Array) -> fl
 _LOWEST, _HIGHEST = -25.0, 12.0
 
 
+def _solved(residuals: Callable[[Array], Array], start: Array, steps: int = 300) -> Any:
+    """Returns scipy's solution for the least squares of some residuals, near a start."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return optimize.least_squares(
+            residuals,
+            np.clip(start, _LOWEST + 1e-6, _HIGHEST - 1e-6),
+            jac="cs",
+            bounds=(_LOWEST, _HIGHEST),
+            x_scale="jac",
+            ftol=1e-14,
+            xtol=1e-14,
+            gtol=1e-14,
+            max_nfev=steps,
+        )
+
+
 def _minimum(start: Array, normal: tuple[Array, Array, Array], fixed: int | None = None) -> Array:
     """Returns the minimum of the squared relative errors near a start, with one parameter held if wanted."""
     moving = np.array([place for place in range(len(start)) if place != fixed])
@@ -266,19 +282,7 @@ def _minimum(start: Array, normal: tuple[Array, Array, Array], fixed: int | None
         parameters[moving] = some
         return parameters
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        solved = optimize.least_squares(
-            lambda some: _residuals(whole(some), *normal),
-            np.clip(start[moving], _LOWEST + 1e-6, _HIGHEST - 1e-6),
-            jac="cs",
-            bounds=(_LOWEST, _HIGHEST),
-            x_scale="jac",
-            ftol=1e-14,
-            xtol=1e-14,
-            gtol=1e-14,
-            max_nfev=300,
-        )
-    return whole(solved.x)
+    return whole(_solved(lambda some: _residuals(whole(some), *normal), start[moving]).x)
 
 
 def _start(runs: Runs, reference: float, rng: np.random.Generator) -> Array:
@@ -330,19 +334,7 @@ def shared_exponents_test(families: Sequence[Runs], reference: float, seed: int 
                 parts.append(_residuals(parameters, *normal))
             return np.concatenate(parts)
 
-        with np.errstate(over="ignore", invalid="ignore"):
-            solved = optimize.least_squares(
-                residuals,
-                np.clip(start, _LOWEST + 1e-6, _HIGHEST - 1e-6),
-                jac="cs",
-                bounds=(_LOWEST, _HIGHEST),
-                x_scale="jac",
-                ftol=1e-14,
-                xtol=1e-14,
-                gtol=1e-14,
-                max_nfev=1000,
-            )
-        best = min(best, float(solved.cost))
+        best = min(best, float(_solved(residuals, start, steps=1000).cost))
     restrictions = len(common) * (len(families) - 1)
     free = sum(len(runs.errors) - size for runs in families)
     ratio = (best - apart) / restrictions / (apart / free)
