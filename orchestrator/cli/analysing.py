@@ -1,7 +1,7 @@
 """Verbs of `analyse`, which look into the networks that a sweep has trained, or into their shapes."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -124,4 +124,36 @@ def analyse_shape(
     if rows := terminal_rows(found):
         console.print(rows_table(rows, ("runs",)))
     for line in told_lines(found):
+        say(console, line)
+
+
+@analyse_app.command("lr", epilog="Example: vitc-sweep analyse lr runs/lr_transfer")
+def analyse_lr(
+    folder: SweepFolder,
+    of: Annotated[
+        Literal["width", "depth"], typer.Option("--of", help="What grows from size to size.")
+    ] = "width",
+    as_json: AsJson = False,
+) -> None:
+    """Measures whether the best learning rate carries over from size to size: its shift per doubling, by arm.
+
+    Needs 3 sizes (cells, or under vary) with at least 4 learning rates each. A shift of 0 carries over; -1
+    halves the best lr whenever the size doubles.
+    """
+    from orchestrator.analysis.lr_shift import lr_shifts
+    from orchestrator.monitor.terminal import rows_table
+    from orchestrator.report.document import plain
+    from orchestrator.report.tables_shape import shift_lines, shift_rows
+    from orchestrator.store.folder import open_folder
+    from orchestrator.trials.records import results_of
+
+    opened = open_folder(folder)
+    say_reading(folder)
+    found = lr_shifts(results_of(opened.plan, opened.records), of)
+    if as_json:
+        print(json.dumps(plain(found), allow_nan=False))
+        return
+    console = make_console()
+    console.print(rows_table(shift_rows(found, of)))
+    for line in shift_lines(found, of):
         say(console, line)

@@ -1,8 +1,11 @@
-"""Words and rows for the law of shapes."""
+"""Words and rows for the law of shapes, and for the shift of the best learning rate."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.analysis.lr_shift import ArmShift
 from orchestrator.analysis.shape import MOST_MISS, ArmShape, Growth, Shapes
+from orchestrator.stats.lr_shift import MOST_WIDE, Shift
 from orchestrator.stats.shape_law import MOST_RATIO, Profile
 from orchestrator.trials.numerals import short
 
@@ -59,4 +62,52 @@ def told_lines(found: Shapes) -> list[str]:
             f"compute is in multiply-adds of forward passes over all training images; the largest run has "
             f"{short(1e9 * found.largest)}"
         )
+    return lines
+
+
+def shift_rows(found: Sequence[ArmShift], dimension: str) -> list[dict[str, Any]]:
+    """Returns a row per arm: its best learning rate at each size, and the shift."""
+    sizes = sorted({size for one in found for size in one.sizes})
+    return [
+        {
+            "arm": one.arm,
+            **{
+                f"best lr at {dimension} {size:g}": short(dict(zip(one.sizes, one.best, strict=True))[size])
+                if size in one.sizes
+                else "–"
+                for size in sizes
+            },
+            "octaves per doubling": _shift_text(one.shift),
+        }
+        for one in found
+    ]
+
+
+def _shift_text(shift: Shift | None) -> str:
+    if shift is None:
+        return "–"
+    low, high = ("?" if end is None else f"{end:+.2f}" for end in (shift.low, shift.high))
+    value = f"{shift.value:+.2f}" if shift.is_told else "not told"
+    return f"{value} ({low} to {high})"
+
+
+def shift_lines(found: Sequence[ArmShift], dimension: str) -> list[str]:
+    """Returns sentences: whether the best lr carries over, by arm, and why not if nobody knows."""
+    lines = []
+    for one in found:
+        shift = one.shift
+        if shift is None:
+            lines.append(f"{one.arm}: no shift: {one.because}")
+        elif not shift.is_told:
+            lines.append(f"{one.arm}: not settled: the interval is wider than {MOST_WIDE:g} octave")
+        elif shift.high is not None and shift.high < 0:
+            lines.append(f"{one.arm}: the best lr falls as the {dimension} grows")
+        elif shift.low is not None and shift.low > 0:
+            lines.append(f"{one.arm}: the best lr rises with the {dimension}")
+        else:
+            lines.append(f"{one.arm}: the best lr may be the same at every {dimension}")
+    lines.append(
+        "octaves per doubling: 0 carries over, -1 halves the best lr when the "
+        f"{dimension} doubles; 95 % intervals by a parabola of log error in log lr, shared by all sizes"
+    )
     return lines

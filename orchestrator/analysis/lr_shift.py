@@ -1,0 +1,65 @@
+"""The shift of each arm's best learning rate with the size of its network. See `stats.lr_shift`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+
+from orchestrator.stats.lr_shift import Shift, shift_of
+from orchestrator.trials.records import Result
+
+#: What a network grows in, and where it is in a ViT's configuration.
+Dimension = Literal["width", "depth"]
+_FIELDS: dict[Dimension, str] = {"width": "width", "depth": "depth"}
+
+
+@dataclass(frozen=True, slots=True)
+class ArmShift:
+    """The shift of an arm's best learning rate.
+
+    Attributes:
+      arm: its name.
+      sizes: sizes with a result, smallest first.
+      best: the learning rate of the lowest error at each of these sizes.
+      shift: in octaves per doubling of the size; None if there is none.
+      because: the reason if there is none, else empty.
+    """
+
+    arm: str
+    sizes: tuple[float, ...]
+    best: tuple[float, ...]
+    shift: Shift | None
+    because: str = ""
+
+
+def lr_shifts(results: Iterable[Result], dimension: Dimension) -> list[ArmShift]:
+    """Returns the shift of each arm over its finished trials, those of one size and lr as their mean.
+
+    Args:
+      results: the trials of a sweep. Settings other than size and lr should be the same in all trials of an
+        arm, or drawn alike at every size.
+      dimension: what the size is.
+    """
+    errors: dict[str, dict[tuple[float, float], list[float]]] = {}
+    for result in results:
+        config, found = result.trial.config, errors.setdefault(result.trial.arm, {})
+        size = getattr(config.model, _FIELDS[dimension], None)
+        if size is None or result.state != "finished" or result.trial.role == "first_stage":
+            continue
+        if result.error_pct:
+            found.setdefault((float(size), config.optim.lr), []).append(result.error_pct)
+    return [_arm(arm, {key: fmean(values) for key, values in found.items()}) for arm, found in errors.items()]
+
+
+def _arm(arm: str, errors: dict[tuple[float, float], float]) -> ArmShift:
+    if not errors:
+        return ArmShift(arm, (), (), None, "no trial of a network with such a size has finished")
+    sizes = tuple(sorted({size for size, _ in errors}))
+    best = tuple(min((error, lr) for (own, lr), error in errors.items() if own == size)[1] for size in sizes)
+    table = np.array([(*key, error) for key, error in errors.items()])
+    found = shift_of(*table.T)
+    if isinstance(found, Shift):
+        return ArmShift(arm, sizes, best, found)
+    return ArmShift(arm, sizes, best, None, found)

@@ -1,0 +1,84 @@
+"""The shift of the best learning rate over planted records of a sweep."""
+
+import json
+
+import numpy as np
+import pytest
+
+from orchestrator.analysis.lr_shift import lr_shifts
+from orchestrator.report.tables_shape import shift_lines, shift_rows
+from orchestrator.store.folder import save_question
+from orchestrator.store.journal import Writer
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
+from orchestrator.trials.records import Record, results_of
+from orchestrator.trials.trial import unique_trials
+from tests.support.sweeps import TINY, epoch_row, plan_of, tiny_base
+
+WIDTHS = (16, 32, 64)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Two stems at three widths, eight learning rates each."""
+    return plan_of(
+        base=tiny_base(model=TINY, schedule={"epochs": 1}),
+        cells={"width": {f"w{width}": {"model.width": width} for width in WIDTHS}},
+        vary={"optim.lr": {"log_uniform": [2**-12, 2**-4]}},
+        design={"kind": "sobol", "points": 8},
+    )
+
+
+def planted(made, shifts):
+    """Valleys whose lowest point moves by so many octaves per doubling, by arm."""
+    records = {}
+    for trial in unique_trials(made.trials):
+        doublings = np.log2(trial.config.model.width / WIDTHS[0])
+        y = np.log2(trial.config.optim.lr) + 8 - shifts[trial.arm] * doublings
+        row = epoch_row(1, float(2 ** (2 - 0.2 * doublings + 0.1 * y**2)), test_pct=50.0)
+        records[trial.id] = Record(outcome="finished", attempts=1, rows={1: row}, busy_seconds=1.0)
+    return records
+
+
+def test_each_arm_has_its_own_shift(made):
+    found = lr_shifts(results_of(made, planted(made, {"p": -1.0, "c": 0.0})), "width")
+    assert [one.arm for one in found] == ["p", "c"]
+    assert [one.shift.value for one in found] == pytest.approx([-1.0, 0.0], abs=0.011)
+    assert found[0].sizes == WIDTHS
+    assert found[0].best[0] > found[0].best[-1]
+    assert shift_lines(found, "width")[:2] == [
+        "p: the best lr falls as the width grows",
+        "c: the best lr may be the same at every width",
+    ]
+    rows = shift_rows(found, "width")
+    assert rows[0]["octaves per doubling"].startswith("-1.00 (-1.0")
+    assert set(rows[0]) == {"arm", *(f"best lr at width {width}" for width in WIDTHS), "octaves per doubling"}
+
+
+def test_without_results_or_sizes_the_reason_is_said(made):
+    nothing = lr_shifts(results_of(made, {}), "width")
+    assert {one.because for one in nothing} == {"no trial of a network with such a size has finished"}
+    # All depths are one.
+    same = lr_shifts(results_of(made, planted(made, {"p": -1.0, "c": 0.0})), "depth")
+    assert all("3 sizes" in one.because for one in same)
+    assert shift_lines(same, "depth")[0].startswith("p: no shift: 3 sizes with 4 errors")
+
+
+def test_the_command_tells_it(made, tmp_path, cli):
+    folder = tmp_path / "small"
+    save_question(folder, made, made=0.0)
+    writer = Writer(folder)
+    for name, record in planted(made, {"p": -0.5, "c": 0.5}).items():
+        end = {"end": "finished", "detail": "", "seconds": 1.0, "time": 1.0, "final": True}
+        writer.append(
+            [
+                AttemptBegan(trial=name, attempt=1, lane="lane", time=0.0),
+                EpochDone(trial=name, attempt=1, row=record.rows[1]),
+                AttemptEnded(trial=name, attempt=1, weights="w", **end),
+            ]
+        )
+    writer.close()
+    code, out, err = cli("analyse", "lr", folder)
+    assert code == 0, err
+    assert "c: the best lr rises with the width" in out
+    code, out, _ = cli("analyse", "lr", folder, "--json")
+    assert [one["shift"]["value"] for one in json.loads(out)] == pytest.approx([-0.5, 0.5], abs=0.011)
