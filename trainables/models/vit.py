@@ -195,7 +195,11 @@ class ViTConfig(ModelFamily):
           ValueError: there is none.
         """
         changes = {"parametrization": "standard", "width": self.mup_width, "size": None}
-        return self.model_validate(self.model_dump() | changes | {"heads": self.mup_heads or self.heads})
+        base = self.model_validate(self.model_dump() | changes | {"heads": self.mup_heads or self.heads})
+        own, theirs = self.layers, base.layers
+        if (own.kernels, own.strides) != (theirs.kernels, theirs.strides):
+            raise ValueError(f"its {self.stem} stem has other layers than that of width {self.width}")
+        return base
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -144,6 +144,10 @@ def test_what_makes_no_model_or_has_no_rates_is_refused(run_tree):
         ValidationError, match="mup_heads make no model: heads must divide width, got heads=4, width=30"
     ):
         vit(mup_width=30)
+    # The paper's stem from 768 channels on, against the halving one.
+    large = {"width": 768, "heads": 12, "image_size": 224, "patch_size": 16, "stem": "conv"}
+    with pytest.raises(ValidationError, match="its conv stem has other layers than that of width 768"):
+        vit(**large, mup_width=192)
     with pytest.raises(ValidationError, match="the rates of mup are those of adamw and lion"):
         TrainConfig.model_validate(
             run_tree(
