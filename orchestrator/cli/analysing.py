@@ -157,3 +157,30 @@ def analyse_lr(
     console.print(rows_table(shift_rows(found, of)))
     for line in shift_lines(found, of):
         say(console, line)
+
+
+@analyse_app.command("scale", epilog="Example: vitc-sweep analyse scale runs/my")
+def analyse_scale(folder: SweepFolder, as_json: AsJson = False) -> None:
+    """Tells whether the difference between arms survives scale: its change per doubling, and the next size.
+
+    Needs cells with networks of 4 sizes or more. Differences are means over points at which both arms have
+    finished.
+    """
+    from orchestrator.analysis.scale import ladders
+    from orchestrator.monitor.terminal import rows_table
+    from orchestrator.report.document import plain
+    from orchestrator.report.tables_shape import ladder_lines, ladder_rows
+    from orchestrator.store.folder import open_folder
+    from orchestrator.trials.records import results_of
+
+    opened = open_folder(folder)
+    say_reading(folder)
+    found = ladders(results_of(opened.plan, opened.records), opened.plan.cost)
+    if as_json:
+        print(json.dumps(plain(found), allow_nan=False))
+        return
+    console = make_console()
+    if rows := ladder_rows(found):
+        console.print(rows_table(rows, ("points",)))
+    for line in ladder_lines(found) or ["there is one arm, so there is no difference"]:
+        say(console, line)

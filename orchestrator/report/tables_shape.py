@@ -1,9 +1,10 @@
-"""Words and rows for the law of shapes, and for the shift of the best learning rate."""
+"""Words and rows for what `analyse` finds in errors over shapes and sizes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.analysis.lr_shift import ArmShift
+from orchestrator.analysis.scale import ArmLadder
 from orchestrator.analysis.shape import MOST_MISS, ArmShape, Growth, Shapes
 from orchestrator.stats.lr_shift import MOST_WIDE, Shift
 from orchestrator.stats.shape_law import MOST_RATIO, Profile
@@ -110,4 +111,37 @@ def shift_lines(found: Sequence[ArmShift], dimension: str) -> list[str]:
         "octaves per doubling: 0 carries over, -1 halves the best lr when the "
         f"{dimension} doubles; 95 % intervals by a parabola of log error in log lr, shared by all sizes"
     )
+    return lines
+
+
+def ladder_rows(found: Sequence[ArmLadder]) -> list[dict[str, Any]]:
+    """Returns a row per arm and size: its difference to the first arm."""
+    return [
+        {
+            "arm": one.arm,
+            "cells": ", ".join(rung.cells),
+            "G multiply-adds": short(rung.flops_g),
+            f"error minus {one.base_arm}'s (pp)": f"{rung.difference_pp:+.2f}",
+            "points": rung.pairs,
+        }
+        for one in found
+        for rung in one.rungs
+    ]
+
+
+def ladder_lines(found: Sequence[ArmLadder]) -> list[str]:
+    """Returns sentences: how each difference changes as networks grow, and what to expect at the next size."""
+    lines = []
+    for one in found:
+        if (line := one.found) is None:
+            lines.append(f"{one.arm}: no next size: {one.because}")
+            continue
+        slope, half = line.per_doubling, line.per_doubling_half
+        changes = f"changes by {slope:+.2f} pp per doubling ({slope - half:+.2f} to {slope + half:+.2f})"
+        expected = f"{line.expected:+.2f} pp ({line.low:+.2f} to {line.high:+.2f})"
+        sign = "its sign is not settled" if line.low < 0 < line.high else "the gap is expected to stay"
+        lines.append(
+            f"{one.arm} minus {one.base_arm}: {changes}; at {short(line.next_size)} G multiply-adds "
+            f"{expected} is to be expected: {sign}"
+        )
     return lines
