@@ -130,7 +130,7 @@ def ladder_rows(found: Sequence[ArmLadder]) -> list[dict[str, Any]]:
 
 
 def ladder_lines(found: Sequence[ArmLadder]) -> list[str]:
-    """Returns sentences: how each difference changes as networks grow, and what to expect at the next size."""
+    """Returns sentences: how each difference changes as networks grow, and what to expect next."""
     lines = []
     for one in found:
         if (line := one.found) is None:
