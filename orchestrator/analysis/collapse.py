@@ -290,15 +290,15 @@ def _arm(
         share_similar=_over_trials([found.share_similar for found in alike]),
         entropy=_over_trials(entropies) if entropies else None,
         onsets=onsets,
-        onset=onset_estimate(onsets),
+        onset=onset_estimate(onsets, shape[0]),
         baselines=baselines(shape[2], threshold),
     )
 
 
-def onset_estimate(onsets: Sequence[int]) -> Estimate | None:
+def onset_estimate(onsets: Sequence[int], num_blocks: int) -> Estimate | None:
     """Returns the mean onset block with Student's interval over trials. None below MIN_ONSETS onsets.
 
-    There is no interval if all are alike, because then nothing is known of their spread.
+    The interval ends where onsets can lie: at the second block, and at the last of `num_blocks`. There is no interval if all are alike, because then nothing is known of their spread.
     """
     count = len(onsets)
     if count < MIN_ONSETS:
@@ -307,7 +307,7 @@ def onset_estimate(onsets: Sequence[int]) -> Estimate | None:
     if sd == 0:
         return Estimate(mean, because="all values are alike")
     half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, max(mean - half, 2.0), min(mean + half, float(num_blocks)))
 
 
 def _over_trials(values: Sequence[Any]) -> Any:

@@ -59,14 +59,16 @@ def block_similarity(arms: Sequence[ArmMaps], threshold: float) -> Figure:
     colours = ScalarMappable(scale, "viridis")
     panels: list[Axes] = []
     names = [one.arm + (", transformed" if one.maps == "transformed" else "") for one in arms]
-    for place, (one, name) in enumerate(zip(arms, names, strict=True)):
+    for place, one in enumerate(arms):
         axes = figure.add_subplot(grid[divmod(place, columns)])
         panels.append(axes)
         edges = [block + 0.5 for block in range(one.num_blocks + 1)]
         axes.pcolormesh(edges, edges, one.matrix, norm=scale, cmap=colours.cmap)
         axes.set(aspect="equal", xlabel="block")
         axes.invert_yaxis()
-        axes.set_title(f"{clipped(name, 24)} (n = {one.num_averaged})", loc="left")
+        # On a line of its own, because a heat map is narrow.
+        kind = "transformed\n" if one.maps == "transformed" else ""
+        axes.set_title(f"{kind}{clipped(one.arm, 18)} (n = {one.num_averaged})", loc="left")
         axes.grid(visible=False)
         if place % columns == 0:
             axes.set_ylabel("block")

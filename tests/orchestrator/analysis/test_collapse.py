@@ -69,16 +69,18 @@ def test_the_onset_is_the_first_block_from_which_on_all_are_alike(similarity, ex
 
 @pytest.mark.parametrize("onsets", [[5, 6, 9], [3, 4, 4, 8, 12]])
 def test_the_mean_onset_has_students_interval(onsets):
-    estimate = onset_estimate(onsets)
+    estimate = onset_estimate(onsets, 99)
     expected = stats.t.interval(0.95, len(onsets) - 1, np.mean(onsets), stats.sem(onsets))
     assert estimate is not None
     assert estimate.value == pytest.approx(np.mean(onsets))
-    assert (estimate.low, estimate.high) == pytest.approx(expected)
+    assert (estimate.low, estimate.high) == pytest.approx((max(expected[0], 2), expected[1]))
+    # There is no block beyond the last.
+    assert onset_estimate(onsets, 12).high == pytest.approx(min(expected[1], 12))
 
 
 def test_two_onsets_have_no_mean_and_equal_ones_no_interval():
-    assert onset_estimate([4, 5]) is None
-    estimate = onset_estimate([4, 4, 4])
+    assert onset_estimate([4, 5], 12) is None
+    estimate = onset_estimate([4, 4, 4], 12)
     assert estimate is not None
     assert (estimate.value, estimate.low, estimate.because) == (4, None, "all values are alike")
 
