@@ -298,7 +298,8 @@ def _arm(
 def onset_estimate(onsets: Sequence[int], num_blocks: int) -> Estimate | None:
     """Returns the mean onset block with Student's interval over trials. None below MIN_ONSETS onsets.
 
-    The interval ends where onsets can lie: at the second block, and at the last of `num_blocks`. There is no interval if all are alike, because then nothing is known of their spread.
+    The interval ends where onsets can lie: at the second block, and at the last of `num_blocks`. There is no
+    interval if all are alike, because then nothing is known of their spread.
     """
     count = len(onsets)
     if count < MIN_ONSETS:
