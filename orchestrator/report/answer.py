@@ -97,8 +97,53 @@ def answer(
         return "The sweep has one arm, so nothing is compared.", _second_sentence(summaries, peaks), ""
     cells = {contrast.cell for contrast in asked}
     mine = [summary for summary in summaries if summary.cell in cells]
-    claims = [_claim(asked, compared, arm) for arm in dict.fromkeys(contrast.arm for contrast in asked)]
-    return " ".join(claims), _second_sentence(mine, peaks), _how(asked)
+    return " ".join(_claims(asked, compared)), _second_sentence(mine, peaks), _how(asked)
+
+
+def _claims(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> list[str]:
+    """Returns the verdicts by arm, and in one sentence those of several arms of which nothing is settled."""
+    arms = list(dict.fromkeys(contrast.arm for contrast in asked))
+    open_arms = [arm for arm in arms if all(c.decision == "open" for c in asked if c.arm == arm)]
+    if len(open_arms) < 2:
+        return [_claim(asked, compared, arm) for arm in arms]
+    settled = [_claim(asked, compared, arm) for arm in arms if arm not in open_arms]
+    return [
+        *settled,
+        _open_claim([c for c in asked if c.arm in open_arms], compared, len(arms) > len(open_arms)),
+    ]
+
+
+def _open_claim(asked: Sequence[Contrast], compared: Sequence[Contrast], has_others: bool) -> str:
+    """Returns one sentence about several arms of which nothing is settled."""
+    base, by_error = asked[0].base_arm, asked[0].measure == "error"
+    shown: Measure = "error" if by_error else "within_common_bar"
+    wanted = {(c.cell, c.arm) for c in asked}
+    rows = [c for c in compared if c.measure == shown and (c.cell, c.arm) in wanted and c.num_pairs]
+    cells = list(dict.fromkeys(c.cell for c in asked))
+    arms = list(dict.fromkeys(c.arm for c in asked))
+    whose = f" for {', '.join(arms)}" if has_others else ""
+    where = _in_cell(cells[0]) if len(cells) == 1 else " in any cell"
+    said = f"Nothing is settled against {base}{whose}{where}"
+    totals = {arm: sum(c.num_pairs for c in rows if c.arm == arm) for arm in arms}
+    if not all(totals.values()):
+        return f"{said}: some arms have no setting with a result in both."
+    sums = {arm: sum((c.value or 0) * c.num_pairs for c in rows if c.arm == arm) for arm in arms}
+    # The first arm has the most pairs with the arm that has most of them.
+    most = max(arms, key=lambda arm: totals[arm])
+    totals[base] = totals[most]
+    sums[base] = sum((c.base_value or 0) * c.num_pairs for c in rows if c.arm == most)
+    order = sorted(sums, key=lambda arm: sums[arm] / totals[arm], reverse=not by_error)
+    if by_error:
+        told = ", ".join(f"{arm} {percent(sums[arm] / totals[arm])}{PERCENT}" for arm in order)
+        said += f": mean errors are {told}"
+    else:
+        told = ", ".join(f"{arm} {sums[arm]:.0f} of {totals[arm]}" for arm in order)
+        within = MEASURES[shown].within_pp
+        said += f": settings within {within:g} points of the best error are {told}"
+    following = {c.next_look for c in asked if c.look is not None}
+    if len(following) == 1 and (next_look := following.pop()) is not None:
+        said += f"; the next verdict is at {next_look} points"
+    return f"{said}."
 
 
 def verdict_sentence(contrast: Contrast, compared: Sequence[Contrast]) -> str:

@@ -408,6 +408,28 @@ def test_the_answer_can_be_that_it_is_not_settled():
     assert answer_of(plan, {})[0] == "There is no answer yet: no trial has a result."
 
 
+def test_several_arms_of_which_nothing_is_settled_are_told_in_one_sentence():
+    arms = {"vit_p": {}, "vit_c": {"model.stem": "conv"}, "other": {"model.depth": 3}}
+    plan = make(points=8, arms=arms)
+    robust, _, how = answer_of(plan, fabricated(plan, lambda t: 10.0 + t.point))
+    # Of 10 to 17 %, five are within 4 points of 10 %.
+    assert robust == (
+        "Nothing is settled against vit_p in adamw: settings within 4 points of the best error are "
+        "vit_c 5 of 8, other 5 of 8, vit_p 5 of 8."
+    )
+    assert "adjusted by Holm over 2" in how
+    # One that is settled has a sentence of its own, and leaves a single open one its own, too.
+    plan = make(points=16, arms=arms | {"fourth": {"model.depth": 5}})
+    spread = {"vit_p": 2.0, "vit_c": 0.1}
+    robust, *_ = answer_of(plan, fabricated(plan, lambda t: 10 + spread.get(t.arm, 2.0) * t.point))
+    settled, unsettled = robust.split(". ")
+    assert settled.startswith("vit_c is more robust than vit_p in adamw: vit_c comes within 4 points")
+    assert unsettled == (
+        "Nothing is settled against vit_p for other, fourth in adamw: settings within 4 points of the best "
+        "error are other 3 of 16, fourth 3 of 16, vit_p 3 of 16."
+    )
+
+
 def test_without_a_primary_contrast_the_answer_speaks_of_every_cell():
     plan = make(points=16, primary=None)
 
