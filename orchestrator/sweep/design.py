@@ -29,6 +29,8 @@ Quantiles = dict[str, NDArray[np.float64]]
 class _Drawn(Frozen):
     #: Whether a longer design begins with the shorter one.
     extendable: ClassVar[bool] = True
+    #: What the report calls the points.
+    words: ClassVar[str]
 
     points: int = Field(gt=0, description="Points per arm and cell.")
     seed: int = Field(0, ge=0, description="Another seed gives other points.")
@@ -112,6 +114,7 @@ class _Extendable(_Drawn):
 class RandomDesign(_Extendable):
     """Independent uniform draws: the paper's design."""
 
+    words: ClassVar[str] = "independent random draws"
     kind: Literal["random"] = "random"
 
     def quantiles(self, levels: Levels) -> Quantiles:
@@ -143,6 +146,7 @@ class SobolDesign(_Extendable):
     more blocks, the spread between them shows how well a difference is known (`stats.intervals.block_mean`).
     """
 
+    words: ClassVar[str] = "a scrambled Sobol sequence"
     kind: Literal["sobol"] = "sobol"
     scrambles: int = Field(
         1, gt=0, description="Independent scrambles of the sequence; 6 or more give intervals over them."
@@ -182,6 +186,8 @@ class SobolDesign(_Extendable):
 class Listing(Frozen):
     """A design whose points are combinations of listed values, so that it cannot be extended."""
 
+    words: ClassVar[str]
+
     seed: int = Field(0, ge=0, description="Seeds of the trials follow from it; the points do not.")
 
     def block(self, point: int) -> int:
@@ -192,6 +198,7 @@ class Listing(Frozen):
 class GridDesign(Listing):
     """Every combination: all values of a choice, and `levels` values of an interval with both ends."""
 
+    words: ClassVar[str] = "a grid"
     kind: Literal["grid"] = "grid"
     levels: int = Field(4, gt=0, description="Values per interval, evenly spaced in quantile.")
 
@@ -219,6 +226,7 @@ class StarDesign(Listing):
     at a time below the centre, at three lengths of training each.
     """
 
+    words: ClassVar[str] = "a star"
     kind: Literal["star"] = "star"
     centre: Literal["first", "last"] = Field(
         "last", description="The value of each list that the centre has; the paper's is the largest."
@@ -265,6 +273,7 @@ class LatinDesign(_Drawn):
     `scipy.stats.qmc.LatinHypercube`, seeded by its name. Independent permutations make a Latin hypercube.
     """
 
+    words: ClassVar[str] = "a Latin hypercube"
     kind: Literal["latin"] = "latin"
     extendable: ClassVar[bool] = False
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -29,6 +30,7 @@ from orchestrator.report.document import FORMAT, results_rows, summary_table
 from orchestrator.report.page import write_report
 from orchestrator.report.table import Table, Text, to_latex, to_markdown
 from orchestrator.stats.measures import MEASURES
+from orchestrator.sweep.design import Design
 from orchestrator.trials.confirm import Confirmation, with_confirmation
 from orchestrator.trials.outcomes import RULES
 from orchestrator.trials.records import Record, results_of
@@ -445,6 +447,16 @@ def test_without_a_primary_contrast_the_answer_speaks_of_every_cell():
     )
     assert how.endswith("not declared beforehand: Wilcoxon tests, adjusted by Holm over 2.")
     assert peak.startswith("In both cells")
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Design)[0]), ids=lambda kind: kind.__name__)
+def test_there_is_a_page_for_every_kind_of_design(kind, tmp_path):
+    points = {"points": 4} if "points" in kind.model_fields else {}
+    design = {"kind": kind.model_fields["kind"].default} | points
+    listed = {"optim.lr": {"choice": [1e-3, 2e-3]}, "optim.weight_decay": {"choice": [0.1, 0.2]}}
+    plan = make(vary=listed, design=design)
+    html = write_report(plan, fabricated(plan), tmp_path, {}).read_text()
+    assert f"per arm and cell, {kind.words} " in " ".join(html.split())
 
 
 def test_the_page_tells_what_lr_is_quoted_for_and_which_split_is_final(tmp_path):
