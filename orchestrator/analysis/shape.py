@@ -7,7 +7,6 @@ from statistics import fmean
 import numpy as np
 
 from orchestrator.stats.shape_law import (
-    NUM_STARTS,
     Profile,
     Runs,
     ShapeLaw,
@@ -133,10 +132,15 @@ def shapes(
         or _runs({key: (compute[arm, key], _lowest(found)) for key, found in by_key.items()})
         for arm, by_key in groups.items()
     }
-    arms = tuple(_arm(arm, len(groups[arm]), found, largest, reference) for arm, found in runs.items())
-    fitted = [found for found in runs.values() if isinstance(found, Runs)]
-    comparable = len(fitted) > 1 and len({one.dimensions for one in fitted}) == 1
-    p_shared = shared_exponents_test(fitted, largest) if comparable else None
+    laws = {arm: _law(found, largest) for arm, found in runs.items() if isinstance(found, Runs)}
+    arms = tuple(
+        ArmShape(arm, len(groups[arm]), found)
+        if isinstance(found, str)
+        else _arm(arm, len(groups[arm]), laws[arm], reference)
+        for arm, found in runs.items()
+    )
+    comparable = len(laws) > 1 and len({law.runs.dimensions for law in laws.values()}) == 1
+    p_shared = shared_exponents_test(list(laws.values())) if comparable else None
     return Shapes(reference, largest, arms, p_shared)
 
 
@@ -168,18 +172,20 @@ def _runs(found: dict[tuple[float, ...], tuple[float, float]]) -> Runs | str:
     return runs
 
 
-def _arm(arm: str, count: int, found: Runs | str, largest: float, reference: float) -> ArmShape:
-    if isinstance(found, str):
-        return ArmShape(arm, count, found)
-    # Fitted in a unit within the data, and then asked elsewhere.
-    law = fit(found, largest, starts=NUM_STARTS)
+def _law(runs: Runs, largest: float) -> ShapeLaw:
+    # In a unit within the data.
+    law = fit(runs, largest)
     assert law is not None
+    return law
+
+
+def _arm(arm: str, count: int, law: ShapeLaw, reference: float) -> ArmShape:
     there = with_reference(law, reference)
-    miss = extrapolation_error(found, largest)
+    miss = extrapolation_error(law)
     return ArmShape(
         arm,
         count,
-        growth={name: _growth(law, there, name) for name in found.dimensions},
+        growth={name: _growth(law, there, name) for name in law.runs.dimensions},
         compute_exponent=law.compute_exponent,
         residual_pct=100 * law.residual,
         miss_pct=None if miss is None else 100 * miss,

@@ -29,7 +29,10 @@ from scipy import optimize, stats
 Array = NDArray[Any]
 
 #: Random starts of the first fit; most end in a worse minimum or far from one.
-NUM_STARTS = 40
+NUM_STARTS = 24
+
+#: Random starts of further fits, which also start from the first.
+_FURTHER_STARTS = 6
 
 #: An exponent or a best size is told if its interval's ends differ by at most this factor.
 MOST_RATIO = 2.0
@@ -191,7 +194,9 @@ class ShapeLaw:
         return centre + sign * inside
 
 
-def fit(runs: Runs, reference: float, seed: int = 0, starts: int = NUM_STARTS) -> ShapeLaw | None:
+def fit(
+    runs: Runs, reference: float, seed: int = 0, starts: int = NUM_STARTS, near: Sequence[Array] = ()
+) -> ShapeLaw | None:
     """Fits the law by least squares of relative errors. None with too few runs for its parameters.
 
     Args:
@@ -199,13 +204,16 @@ def fit(runs: Runs, reference: float, seed: int = 0, starts: int = NUM_STARTS) -
       reference: compute for which the best shape is asked.
       seed: of the random starts.
       starts: number of them.
+      near: parameters of other laws with this reference, to start from as well.
     """
     free = len(runs.errors) - runs.num_parameters
     if free < 1:
         return None
     normal = _normal(runs, reference)
     rng = np.random.default_rng(seed)
-    found = [_minimum(_start(runs, reference, rng), normal) for _ in range(starts)]
+    found = [
+        _minimum(start, normal) for start in (*near, *(_start(runs, reference, rng) for _ in range(starts)))
+    ]
     best = min(found, key=lambda parameters: _cost(parameters, *normal))
     # Once more from the best, because a start may have run out of steps.
     best = _minimum(best, normal)
@@ -303,17 +311,17 @@ def _start(runs: Runs, reference: float, rng: np.random.Generator) -> Array:
     return np.array([*np.ravel(own), *shared])
 
 
-def shared_exponents_test(families: Sequence[Runs], reference: float, seed: int = 0) -> float | None:
+def shared_exponents_test(laws: Sequence[ShapeLaw]) -> float:
     """Returns the p-value of the hypothesis that several families of shapes grow by the same exponents.
 
     Under it they share a_k, b_k and c, and have coefficients of their own. It is tested by F against separate
-    fits, nested in each other. None with too few runs.
+    fits, nested in each other.
+
+    Args:
+      laws: fits to each family, of the same dimensions and reference.
     """
-    fits = [fit(runs, reference, seed) for runs in families]
-    if any(one is None for one in fits):
-        return None
-    laws = [one for one in fits if one is not None]
-    normals = [_normal(runs, reference) for runs in families]
+    families = [law.runs for law in laws]
+    normals = [_normal(law.runs, law.reference) for law in laws]
     apart = sum(_cost(law.parameters, *normal) for law, normal in zip(laws, normals, strict=True))
     size = families[0].num_parameters
     dimensions = range(len(families[0].dimensions))
@@ -341,19 +349,20 @@ def shared_exponents_test(families: Sequence[Runs], reference: float, seed: int 
     return float(stats.f.sf(ratio, restrictions, free))
 
 
-def extrapolation_error(runs: Runs, reference: float, seed: int = 0) -> float | None:
+def extrapolation_error(law: ShapeLaw, seed: int = 0) -> float | None:
     """Returns the mean relative error of predictions at the largest compute by a fit to all other runs.
 
     None with too few runs at other computes.
     """
+    runs = law.runs
     held = runs.compute >= runs.compute.max() * (1 - 1e-9)
     # Runs of one length differ in compute, as their shapes do: a fifth of all is held out at least.
     if held.sum() < len(held) / 5:
         held = runs.compute >= np.quantile(runs.compute, 0.8)
-    law = fit(runs[~held], reference, seed)
-    if law is None:
+    shorter = fit(runs[~held], law.reference, seed, _FURTHER_STARTS, [law.parameters])
+    if shorter is None:
         return None
-    predicted = law.predicted(runs.shapes[held], runs.compute[held])
+    predicted = shorter.predicted(runs.shapes[held], runs.compute[held])
     return float(np.mean(np.abs(predicted / runs.errors[held] - 1)))
 
 
