@@ -24,6 +24,9 @@ DIMENSIONS = {"width": "width", "depth": "num_blocks", "mlp": "hidden"}
 #: Fewest sizes of a dimension, and fewest lengths of training, that a law is fitted to.
 MIN_SIZES, MIN_LENGTHS = 4, 3
 
+#: MLPs are of one ratio to the width if it differs by no more, as a share: hidden widths are whole numbers.
+_SAME_RATIO = 0.05
+
 #: The largest mean relative error of predictions at the largest compute with which a law is believed.
 MOST_MISS = 0.1
 
@@ -155,6 +158,11 @@ def _runs(found: dict[tuple[float, ...], tuple[float, float]]) -> Runs | str:
         return "no trial has finished"
     counts = {name: len(set(table[:, place])) for place, name in enumerate(DIMENSIONS)}
     varying = tuple(name for name, count in counts.items() if count >= MIN_SIZES)
+    ratios = table[:, 2] / table[:, 0]
+    if {"width", "mlp"} <= set(varying) and np.ptp(ratios) <= _SAME_RATIO * ratios.mean():
+        # The MLP follows the width, so that they are one dimension.
+        varying = tuple(name for name in varying if name != "mlp")
+        counts["mlp"] = 1
     if not varying:
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
         return f"a law needs {MIN_SIZES} sizes of a dimension or more; there are {told}"

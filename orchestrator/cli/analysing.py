@@ -1,12 +1,22 @@
 """Verbs of `analyse`, which look into the networks that a sweep has trained, or into their shapes."""
 
 import json
+import sys
 from typing import Annotated, Literal
 
 import typer
 
 from orchestrator.cli.app import ANSWER, app
-from orchestrator.cli.options import AsJson, SweepFolder, finite, make_console, say, say_reading, trial_ids
+from orchestrator.cli.options import (
+    AsJson,
+    SweepFolder,
+    finite,
+    make_console,
+    say,
+    say_reading,
+    show,
+    trial_ids,
+)
 
 analyse_app = typer.Typer(no_args_is_help=True, help="Look into the networks that a sweep has trained.")
 app.add_typer(analyse_app, name="analyse", rich_help_panel=ANSWER)
@@ -111,6 +121,7 @@ def analyse_shape(
     opened = open_folder(folder)
     plan = opened.plan
     say_reading(folder)
+    show("fitting the law of each arm, which takes up to a few minutes", sys.stderr)
     found = shapes(
         results_of(plan, opened.records),
         plan.cost,

@@ -238,19 +238,22 @@ def _predicted(parameters: Array, shapes: Array, compute: Array) -> Array:
     """
     log_xi, log_c, log_eps = parameters[-_SHARED:]
     c = np.exp(log_c)
-    constant = np.exp(log_eps)
-    by_compute = np.exp(log_xi)
     log_t, log_x = np.log(compute), np.log(shapes)
-    total: Array = constant + by_compute * np.exp(-c * log_t)
+    total: Array = _exp(log_eps) + _exp(log_xi - c * log_t)
     for place, (log_alpha, log_s, logit, log_best) in enumerate(parameters[:-_SHARED].reshape(-1, _OWN)):
         both = c / np.exp(log_s)
         share = 1 / (1 + np.exp(-logit))
         a, b = both * share, both * (1 - share)
         # Of beta x^b t^-c, where the derivative by x is 0 at the best size for compute 1.
         log_beta = log_alpha + np.log(a / b) - both * log_best
-        total = total + np.exp(log_alpha - a * log_x[:, place])
-        total = total + np.exp(log_beta + b * log_x[:, place] - c * log_t)
+        total = total + _exp(log_alpha - a * log_x[:, place])
+        total = total + _exp(log_beta + b * log_x[:, place] - c * log_t)
     return total
+
+
+def _exp(values: Array) -> Array:
+    """Returns exponentials that stay finite, also of complex numbers, whose real parts are limited."""
+    return np.asarray(np.exp(np.where(np.real(values) > _HIGHEST_EXPONENT, _HIGHEST_EXPONENT, values)))
 
 
 def _residuals(parameters: Array, shapes: Array, compute: Array, errors: Array) -> Array:
@@ -260,6 +263,9 @@ def _residuals(parameters: Array, shapes: Array, compute: Array, errors: Array) 
 def _cost(parameters: Array, shapes: Array, compute: Array, errors: Array) -> float:
     return float(np.sum(_residuals(parameters, shapes, compute, errors) ** 2) / 2)
 
+
+#: Beyond it an error is so large that it need not be exact.
+_HIGHEST_EXPONENT = 50.0
 
 #: Bounds of the logarithms, so that no start runs away to where the law is flat.
 _LOWEST, _HIGHEST = -25.0, 12.0

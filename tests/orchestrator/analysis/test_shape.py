@@ -101,6 +101,20 @@ def test_noise_leaves_an_exponent_untold(planted):
     assert any("factor of 2" in line for line in told_lines(found))
 
 
+def test_an_mlp_that_follows_the_width_is_no_dimension_of_its_own():
+    cells = {
+        "size": {f"w{width}": {"model.width": width} for width in (16, 24, 32, 48, 64)},
+        "length": {f"e{epochs}": {"schedule.epochs": epochs} for epochs in EPOCHS},
+    }
+    made = plan_of(
+        base=tiny_base(model=MODEL, schedule={"warmup": "10%"}),
+        cells=cells,
+        design={"kind": "sobol", "points": 1},
+    )
+    found = fitted(made, ended(made, lambda trial: 5.0 + trial.config.model.width / 64))
+    assert [list(one.growth) for one in found.arms] == [["width"], ["width"]]
+
+
 def test_what_gives_no_law_is_said():
     def reasons(**sizes):
         made = plan(**sizes)
