@@ -178,6 +178,9 @@ def error_over_plane(
     figure = Figure(figsize=(0.9 + 2.55 * columns, 0.55 + 2.55 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     across, up = (Scale([domain[arm] for arm in names]) for domain in domains)
+    if across.values or up.values:
+        # Between listed values there is nothing to draw a surface over.
+        surfaces = {}
     ran = [error for arm in names for error in errors_of(arms[arm])]
     # On the square root of the error: on a linear scale one bad arm would leave the others a single shade.
     colours = ScalarMappable(PowerNorm(0.5, min(ran, default=0.0), max(ran, default=WORST_PCT)), "cividis")

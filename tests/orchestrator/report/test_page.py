@@ -449,6 +449,26 @@ def test_without_a_primary_contrast_the_answer_speaks_of_every_cell():
     assert peak.startswith("In both cells")
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_no_surface_is_drawn_over_listed_values(tmp_path):
+    widths, depths = [16, 24, 32, 48, 64], [2, 3, 4, 6, 8]
+    plan = make(
+        vary={"model.width": {"ordinal": widths}, "model.depth": {"ordinal": depths}},
+        base=base_tree(model={"family": "vit", "heads": 4, "mlp_ratio": 2, "image_size": 32, "patch_size": 8})
+        | {"optim": {"lr": 1e-3, "weight_decay": 0.1}},
+        cells={"optimizer": {"adamw": {"optim.name": "adamw"}}},
+        points=24,
+    )
+
+    def error(trial):
+        model = trial.config.model
+        return 10 + 3 * widths.index(model.width) + 2 * (depths.index(model.depth) - 2) ** 2
+
+    write_report(plan, fabricated(plan, error), tmp_path, {})
+    plane = (tmp_path / "figures" / "plane~adamw.svg").read_text()
+    assert "surface's optimum" not in plane
+
+
 @pytest.mark.parametrize("kind", get_args(get_args(Design)[0]), ids=lambda kind: kind.__name__)
 def test_there_is_a_page_for_every_kind_of_design(kind, tmp_path):
     points = {"points": 4} if "points" in kind.model_fields else {}
