@@ -331,5 +331,10 @@ def _emptied(sweep: Sweep, fault: Fault, layers: Layers) -> Fault | None:
         chosen = f"{whole}.{word}"
         if fault.path in keys and chosen in keys and tells_apart(chosen):
             rule = f"another {word} empties `{whole}`, and `{fault.path}` is not set again"
-            return Fault(source_of(chosen, layers), rule, shorten(setting(sweep.merged(layers)[0], chosen)))
+            try:
+                value = setting(sweep.merged(layers)[0], chosen)
+            except KeyError:
+                # The whole was removed, as by `model: null`.
+                return None
+            return Fault(source_of(chosen, layers), rule, shorten(value))
     return None

@@ -98,6 +98,7 @@ OTHERS = [
             {"kind": "random", "points": 4},
             {"kind": "sobol", "points": 4, "scrambles": 2},
             {"kind": "latin", "points": 4},
+            {"kind": "star", "cross": ["schedule.epochs"]},
             {"kind": "grid", "levels": 3},
         )
     ),

@@ -305,6 +305,10 @@ def base_with(**changes) -> dict:
         ({"resources": {"workers": 0}}, "resources.workers: must be greater than 0 (got 0)"),
         ({"cells": {"size": {}}}, "cells.size: has no levels"),
         (
+            {"cells": {"size": {"none": {"model": None}}}},
+            "cells.size.none.model.family: is missing, and has no default",
+        ),
+        (
             {"cells": {"size": {"p": {}}}},
             "cells: names of arms and levels must all differ (got more than once: ['p'])",
         ),
