@@ -191,7 +191,7 @@ def test_two_workers_stop_together_and_go_on_exactly_and_one_can_go_on_for_both(
 
 @pytest.mark.timeout(900)
 def test_a_process_killed_at_random_moments_ends_like_one_left_alone(run_tree, tmp_path):
-    tree = run_tree(**ADAMW, **{"batch_size": 20, "schedule.epochs": 3})
+    tree = run_tree(**ADAMW, **{"batch_size": 8, "schedule.epochs": 3})
     file, place, said = tmp_path / "run.yaml", tmp_path / "state", tmp_path / "said.txt"
     file.write_text(yaml.safe_dump(tree))
     command = [str(file), "--checkpoint", str(place), "--checkpoint-share", "1", "--checkpoint-seconds", "0"]
