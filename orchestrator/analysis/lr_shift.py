@@ -10,9 +10,8 @@ import numpy as np
 from orchestrator.stats.lr_shift import Shift, shift_of
 from orchestrator.trials.records import Result
 
-#: What a network grows in, and where it is in a ViT's configuration.
+#: What a network grows in, as its configuration calls it.
 Dimension = Literal["width", "depth"]
-_FIELDS: dict[Dimension, str] = {"width": "width", "depth": "depth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,10 @@ def lr_shifts(results: Iterable[Result], dimension: Dimension) -> list[ArmShift]
     errors: dict[str, dict[tuple[float, float], list[float]]] = {}
     for result in results:
         config, found = result.trial.config, errors.setdefault(result.trial.arm, {})
-        size = getattr(config.model, _FIELDS[dimension], None)
-        if size is None or result.state != "finished" or result.trial.role == "first_stage":
-            continue
-        if result.error_pct:
-            found.setdefault((float(size), config.optim.lr), []).append(result.error_pct)
+        size, error_pct = getattr(config.model, dimension, None), result.finished_pct
+        # Without any error, a run has no place on a logarithmic scale.
+        if size is not None and error_pct:
+            found.setdefault((float(size), config.optim.lr), []).append(error_pct)
     return [_arm(arm, {key: fmean(values) for key, values in found.items()}) for arm, found in errors.items()]
 
 

@@ -58,9 +58,9 @@ def ladders(results: Iterable[Result], cost: Callable[[Trial], TrialCost]) -> li
         trial = result.trial
         found = errors.setdefault(trial.arm, {})
         base = next(iter(errors))
-        if trial.role == "first_stage" or result.state != "finished" or result.error_pct is None:
+        if (error_pct := result.finished_pct) is None:
             continue
-        found.setdefault((trial.cell_name, trial.point), []).append(result.error_pct)
+        found.setdefault((trial.cell_name, trial.point), []).append(error_pct)
         if trial.arm == base:
             flops[trial.cell_name, trial.point] = cost(trial).model.flops_g
     base, *others = errors or [""]

@@ -121,11 +121,11 @@ def shapes(
         arm = groups.setdefault(trial.arm, {})
         if model.family != "vit":
             unfit[trial.arm] = f"family {model.family} has no width, depth and MLP: only vit has"
-        elif result.state == "finished" and result.error_pct is not None and trial.role != "first_stage":
+        elif (error_pct := result.finished_pct) is not None:
             sizes = [float(getattr(model, name)) for name in DIMENSIONS.values()]
             key = (*sizes, float(trial.config.schedule.epochs))
             settings = (trial.cell_name, trial.point)
-            arm.setdefault(key, {}).setdefault(settings, []).append(result.error_pct)
+            arm.setdefault(key, {}).setdefault(settings, []).append(error_pct)
             images = trial.config.schedule.epochs * num_train(trial)
             compute[trial.arm, key] = cost(trial).model.flops_g * images
     largest = max(compute.values(), default=0.0)

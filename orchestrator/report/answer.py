@@ -115,10 +115,9 @@ def _claims(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> list[str
 
 def _open_claim(asked: Sequence[Contrast], compared: Sequence[Contrast], has_others: bool) -> str:
     """Returns one sentence about several arms of which nothing is settled."""
-    base, by_error = asked[0].base_arm, asked[0].measure == "error"
-    shown: Measure = "error" if by_error else "within_common_bar"
-    wanted = {(c.cell, c.arm) for c in asked}
-    rows = [c for c in compared if c.measure == shown and (c.cell, c.arm) in wanted and c.num_pairs]
+    base = asked[0].base_arm
+    shown, rows = _shown(asked, compared)
+    by_error = shown == "error"
     cells = list(dict.fromkeys(c.cell for c in asked))
     arms = list(dict.fromkeys(c.arm for c in asked))
     whose = f" for {', '.join(arms)}" if has_others else ""
@@ -190,14 +189,22 @@ def _claim(asked: Sequence[Contrast], compared: Sequence[Contrast], arm: str) ->
     return f"{'; '.join(parts)}: {_seen(mine, compared)}{_open_end(mine)}."
 
 
+def _shown(asked: Sequence[Contrast], compared: Sequence[Contrast]) -> tuple[Measure, list[Contrast]]:
+    """Returns the measure in which people are told of contrasts, and these contrasts by it."""
+    measure: Measure = "error" if asked[0].measure == "error" else "within_common_bar"
+    wanted = {(c.cell, c.arm) for c in asked}
+    return measure, [
+        c for c in compared if c.measure == measure and (c.cell, c.arm) in wanted and c.num_pairs
+    ]
+
+
 def _seen(mine: Sequence[Contrast], compared: Sequence[Contrast]) -> str:
     """Returns what was seen of both arms, in settings out of settings, or in percent of error.
 
     The arm that the verdict favours is named first, else the one that did better.
     """
-    by_error, wanted = mine[0].measure == "error", {(c.cell, c.arm) for c in mine}
-    shown: Measure = "error" if by_error else "within_common_bar"
-    rows = [c for c in compared if c.measure == shown and (c.cell, c.arm) in wanted and c.num_pairs]
+    shown, rows = _shown(mine, compared)
+    by_error = shown == "error"
     if not rows:
         return "no setting has a result in both arms"
     favoured = {c.better for c in mine} - {None}

@@ -191,6 +191,11 @@ class Result:
         return self.rule.error_pct if self.rule.error_pct is not None else self.own_error_pct
 
     @property
+    def finished_pct(self) -> float | None:
+        """The error on the selection split of a trial that has finished. None of others and first stages."""
+        return self.error_pct if self.state == "finished" and self.trial.role != "first_stage" else None
+
+    @property
     def own_error_pct(self) -> float | None:
         """The measured error on the selection split, whatever the outcome. None without an epoch."""
         if not self.record.rows:

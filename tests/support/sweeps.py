@@ -1,11 +1,15 @@
 """Sweep files as trees, their plans, and rows and records of trials that nobody ran."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from orchestrator.store.folder import save_question
+from orchestrator.store.journal import Writer
 from orchestrator.sweep.config import Sweep
 from orchestrator.sweep.load import build_sweep
+from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
 from orchestrator.trials.outcomes import Outcome
 from orchestrator.trials.plan import data_configs, make_plan
 from orchestrator.trials.records import Record
@@ -63,6 +67,24 @@ def plan_with_data(sweep: Sweep, suggestions: Sequence[Suggestion] = ()) -> Plan
 def plan_of(**changes: Any) -> Plan:
     """The plan of `sweep_tree`."""
     return plan_from(sweep_tree(**changes))
+
+
+def save_records(folder: Path, plan: Plan, records: Mapping[str, Record]) -> Path:
+    """Writes a folder of a sweep whose trials have finished with these records, of one epoch each."""
+    save_question(folder, plan, made=0.0)
+    writer = Writer(folder)
+    for name, record in records.items():
+        [row] = record.rows.values()
+        end = {"end": "finished", "detail": "", "seconds": 1.0, "time": 1.0, "final": True}
+        writer.append(
+            [
+                AttemptBegan(trial=name, attempt=1, lane="lane", time=0.0),
+                EpochDone(trial=name, attempt=1, row=row),
+                AttemptEnded(trial=name, attempt=1, weights="w", **end),
+            ]
+        )
+    writer.close()
+    return folder
 
 
 def epoch_row(

@@ -7,12 +7,9 @@ import pytest
 
 from orchestrator.analysis.lr_shift import lr_shifts
 from orchestrator.report.tables_shape import shift_lines, shift_rows
-from orchestrator.store.folder import save_question
-from orchestrator.store.journal import Writer
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
 from orchestrator.trials.records import Record, results_of
 from orchestrator.trials.trial import unique_trials
-from tests.support.sweeps import TINY, epoch_row, plan_of, tiny_base
+from tests.support.sweeps import TINY, epoch_row, plan_of, save_records, tiny_base
 
 WIDTHS = (16, 32, 64)
 
@@ -64,19 +61,7 @@ def test_without_results_or_sizes_the_reason_is_said(made):
 
 
 def test_the_command_tells_it(made, tmp_path, cli):
-    folder = tmp_path / "small"
-    save_question(folder, made, made=0.0)
-    writer = Writer(folder)
-    for name, record in planted(made, {"p": -0.5, "c": 0.5}).items():
-        end = {"end": "finished", "detail": "", "seconds": 1.0, "time": 1.0, "final": True}
-        writer.append(
-            [
-                AttemptBegan(trial=name, attempt=1, lane="lane", time=0.0),
-                EpochDone(trial=name, attempt=1, row=record.rows[1]),
-                AttemptEnded(trial=name, attempt=1, weights="w", **end),
-            ]
-        )
-    writer.close()
+    folder = save_records(tmp_path / "small", made, planted(made, {"p": -0.5, "c": 0.5}))
     code, out, err = cli("analyse", "lr", folder)
     assert code == 0, err
     assert "c: the best lr rises with the width" in out

@@ -6,12 +6,9 @@ import pytest
 
 from orchestrator.analysis.scale import ladders
 from orchestrator.report.tables_shape import ladder_lines, ladder_rows
-from orchestrator.store.folder import save_question
-from orchestrator.store.journal import Writer
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
 from orchestrator.trials.records import Record, results_of
 from orchestrator.trials.trial import unique_trials
-from tests.support.sweeps import TINY, epoch_row, plan_of, tiny_base
+from tests.support.sweeps import TINY, epoch_row, plan_of, save_records, tiny_base
 
 #: Planted differences of c to p by width, falling with the size.
 GAPS = {16: -4.0, 32: -3.1, 64: -2.0, 128: -1.2}
@@ -64,19 +61,7 @@ def test_three_sizes_are_refused():
 
 def test_the_command_tells_it(tmp_path, cli):
     plan = made(GAPS)
-    folder = tmp_path / "small"
-    save_question(folder, plan, made=0.0)
-    writer = Writer(folder)
-    for name, record in planted(plan).items():
-        end = {"end": "finished", "detail": "", "seconds": 1.0, "time": 1.0, "final": True}
-        writer.append(
-            [
-                AttemptBegan(trial=name, attempt=1, lane="lane", time=0.0),
-                EpochDone(trial=name, attempt=1, row=record.rows[1]),
-                AttemptEnded(trial=name, attempt=1, weights="w", **end),
-            ]
-        )
-    writer.close()
+    folder = save_records(tmp_path / "small", plan, planted(plan))
     code, out, err = cli("analyse", "scale", folder)
     assert code == 0, err
     assert "pp per doubling" in out

@@ -7,12 +7,9 @@ import pytest
 
 from orchestrator.analysis.shape import shapes
 from orchestrator.report.tables_shape import terminal_rows, told_lines
-from orchestrator.store.folder import save_question
-from orchestrator.store.journal import Writer
-from orchestrator.trials.events import AttemptBegan, AttemptEnded, EpochDone
 from orchestrator.trials.records import Record, results_of
 from orchestrator.trials.trial import unique_trials
-from tests.support.sweeps import TINY, epoch_row, plan_of, tiny_base
+from tests.support.sweeps import TINY, epoch_row, plan_of, save_records, tiny_base
 
 MODEL = TINY | {"heads": 1, "width": 64, "depth": 16}
 DEPTHS, EPOCHS = (3, 5, 7, 10, 13, 16), (2, 8, 32)
@@ -133,20 +130,7 @@ def test_what_gives_no_law_is_said():
 
 def test_the_command_tells_it_and_refuses_what_is_no_factor(planted, tmp_path, cli):
     made, records, unit = planted
-    folder = tmp_path / "small"
-    save_question(folder, made, made=0.0)
-    writer = Writer(folder)
-    for name, record in records.items():
-        [row] = record.rows.values()
-        end = {"end": "finished", "detail": "", "seconds": 1.0, "time": 1.0, "final": True}
-        writer.append(
-            [
-                AttemptBegan(trial=name, attempt=1, lane="lane", time=0.0),
-                EpochDone(trial=name, attempt=1, row=row),
-                AttemptEnded(trial=name, attempt=1, weights="w", **end),
-            ]
-        )
-    writer.close()
+    folder = save_records(tmp_path / "small", made, records)
     code, out, err = cli("analyse", "shape", folder)
     assert code == 0, err
     assert "depth" in out
