@@ -36,11 +36,14 @@ class ArmShift:
 def lr_shifts(results: Iterable[Result], dimension: Dimension) -> list[ArmShift]:
     """Returns the shift of each arm over its finished trials, those of one size and lr as their mean.
 
+    Cells of one size differ in something else, such as the optimizer, so that their rates have no common
+    valley: an arm that has such cells gets no shift.
+
     Args:
-      results: the trials of a sweep. Settings other than size and lr should be the same in all trials of an
-        arm, or drawn alike at every size.
+      results: the trials of a sweep.
       dimension: what the size is.
     """
+    cells: dict[tuple[str, float], dict[str, None]] = {}
     errors: dict[str, dict[tuple[float, float], list[float]]] = {}
     for result in results:
         config, found = result.trial.config, errors.setdefault(result.trial.arm, {})
@@ -48,7 +51,17 @@ def lr_shifts(results: Iterable[Result], dimension: Dimension) -> list[ArmShift]
         # Without any error, a run has no place on a logarithmic scale.
         if size is not None and error_pct:
             found.setdefault((float(size), config.optim.lr), []).append(error_pct)
-    return [_arm(arm, {key: fmean(values) for key, values in found.items()}) for arm, found in errors.items()]
+            cells.setdefault((result.trial.arm, float(size)), {})[result.trial.cell_name] = None
+    mixed = {arm: (size, names) for (arm, size), names in cells.items() if len(names) > 1}
+    found_shifts = []
+    for arm, of_arm in errors.items():
+        if arm in mixed:
+            size, names = mixed[arm]
+            because = f"cells {', '.join(names)} have {dimension} {size:g} and differ in something else"
+            found_shifts.append(ArmShift(arm, (), (), None, because))
+        else:
+            found_shifts.append(_arm(arm, {key: fmean(values) for key, values in of_arm.items()}))
+    return found_shifts
 
 
 def _arm(arm: str, errors: dict[tuple[float, float], float]) -> ArmShift:

@@ -168,11 +168,6 @@ class ViTConfig(ModelFamily):
                         f"the stem turns {self.image_size} pixels into {side}, not {wanted}: kernels "
                         f"{list(stem.kernels)} do not fit strides {list(stem.strides)}"
                     )
-            if not faults and self.parametrization == "mup":
-                try:
-                    self.at_mup_width()
-                except ValueError as error:
-                    faults.append(f"mup_width and mup_heads make no model: {_rule(error)}")
             if self.depth <= stem.replaces_blocks:
                 faults.append(f"depth must exceed the {stem.replaces_blocks} block(s) the stem replaces")
             elif self.recompute and self._blocks_have_batch_norm:
@@ -184,6 +179,11 @@ class ViTConfig(ModelFamily):
                 faults.append(
                     f"attention.blocks names no block of {self.num_blocks}, got {list(self.attention.blocks)}"
                 )
+        if not faults and self.parametrization == "mup":
+            try:
+                self.at_mup_width()
+            except ValueError as error:
+                faults.append(f"mup_width and mup_heads make no model: {_rule(error)}")
         if faults:
             raise ValueError("; ".join(faults))
         return self

@@ -54,10 +54,34 @@ def test_each_arm_has_its_own_shift(made):
 def test_without_results_or_sizes_the_reason_is_said(made):
     nothing = lr_shifts(results_of(made, {}), "width")
     assert {one.because for one in nothing} == {"no trial of a network with such a size has finished"}
-    # All depths are one.
-    same = lr_shifts(results_of(made, planted(made, {"p": -1.0, "c": 0.0})), "depth")
+    few = planted(made, {"p": -1.0, "c": 0.0})
+    two_widths = {trial.id: few[trial.id] for trial in made.trials if trial.config.model.width in WIDTHS[:2]}
+    same = lr_shifts(results_of(made, two_widths), "width")
     assert all("3 sizes" in one.because for one in same)
-    assert shift_lines(same, "depth")[0].startswith("p: no shift: 3 sizes with 4 errors")
+    assert shift_lines(same, "width")[0].startswith("p: no shift: 3 sizes with 4 errors")
+    # All depths are one, in cells of three widths.
+    mixed = lr_shifts(results_of(made, few), "depth")
+    assert all("have depth 2 and differ in something else" in one.because for one in mixed)
+
+
+def test_cells_that_differ_in_something_else_are_not_mixed(made):
+    plan = plan_of(
+        base=tiny_base(model=TINY, schedule={"epochs": 1}),
+        cells={
+            "width": {f"w{width}": {"model.width": width} for width in WIDTHS},
+            "decay": {"low": {"optim.weight_decay": 0.01}, "high": {"optim.weight_decay": 0.3}},
+        },
+        vary={"optim.lr": {"log_uniform": [2**-12, 2**-4]}},
+        design={"kind": "sobol", "points": 8},
+    )
+    found = lr_shifts(results_of(plan, planted(plan, {"p": -1.0, "c": 0.0})), "width")
+    assert all(one.shift is None and "and differ in something else" in one.because for one in found)
+    assert "low" in found[0].because
+    assert "high" in found[0].because
+    assert shift_rows(found, "width") == [
+        {"arm": "p", "octaves per doubling": "–"},
+        {"arm": "c", "octaves per doubling": "–"},
+    ]
 
 
 def test_the_command_tells_it(made, tmp_path, cli):
